@@ -1,0 +1,41 @@
+"""The command line: it parses and calls. Each group of commands has a module here; none imports torch to be parsed."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from bali_ds.cli import evaluate, export, graph, inference, preflight, report, shards
+from bali_ds.errors import InputError
+
+GROUPS = (graph, shards, preflight, export, evaluate, inference, report)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole program; each group adds its own commands."""
+    top = argparse.ArgumentParser(
+        prog="bali-ds",
+        description="Align biomedical language models with knowledge graphs. "
+        "Training itself starts with: deepspeed launch/train.py --config RECIPE",
+    )
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    for group in GROUPS:
+        group.add_commands(commands)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit status (0 success, 1 a finding, 2 a user's mistake)."""
+    options = parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int | None] = options.run
+    try:
+        return run(options) or 0
+    except InputError as error:
+        print(f"bali-ds: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bali-ds: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+

@@ -1,0 +1,107 @@
+"""Randomness as a pure function of a key: no generator, no state, the same on every machine.
+
+A key is an array of uint64. `derive` folds seeds, epochs, sample numbers and a word that names the purpose into
+keys; everything else reads numbers off keys. The mixing step is the finaliser of SplitMix64
+(Steele, Lea and Flood, OOPSLA 2014).
+"""
+
+import hashlib
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Keys = NDArray[np.uint64]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def derive(*parts: ArrayLike | str) -> Keys:
+    """Return keys from integers, integer arrays (broadcast together) and words.
+
+    Parts are ordered: `derive(a, b)` differs from `derive(b, a)`. The result has the broadcast shape of
+    the parts, at least one dimension, dtype uint64.
+    """
+    state = np.zeros(1, np.uint64)
+    for part in parts:
+        state = _mix((state ^ _as_key(part)) + _GOLDEN)
+    return state
+
+
+def _as_key(part: ArrayLike | str) -> Keys:
+    if isinstance(part, str):
+        digest = hashlib.blake2b(part.encode(), digest_size=8).digest()
+        return np.frombuffer(digest, "<u8").astype(np.uint64)
+    return _mix(np.atleast_1d(np.asarray(part)).astype(np.uint64) + _GOLDEN)
+
+
+def _mix(values: Keys) -> Keys:
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def uniform(keys: Keys) -> NDArray[np.float64]:
+    """Return numbers in [0, 1), one a key, with 53 random bits."""
+    return (keys >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def below(keys: Keys, bounds: ArrayLike) -> NDArray[np.int64]:
+    """Return integers in [0, bound), one a key; a bound of 0 gives 0.
+
+    The bias of a bound b is below b / 2**53.
+    """
+    return (uniform(keys) * np.asarray(bounds)).astype(np.int64)
+
+
+def choose(keys: Keys, sizes: ArrayLike, count: int) -> NDArray[np.int64]:
+    """Draw `count` distinct positions below each size, uniformly, by Floyd's method on all rows at once.
+
+    Args:
+        keys: uint64 [n], one a row.
+        sizes: int [n], how many there are to choose from.
+        count: how many to draw from each.
+
+    Returns:
+        int64 [n, count]; a row with fewer than `count` to choose from holds all of them in order, then -1.
+    """
+    sizes = np.broadcast_to(np.asarray(sizes, np.int64), keys.shape)
+    chosen = np.full((keys.shape[0], count), -1, np.int64)
+    for column in range(count):
+        highest = sizes - count + column
+        draw = below(derive(keys, column), highest + 1)
+        taken = (chosen[:, :column] == draw[:, None]).any(axis=1)
+        chosen[:, column] = np.where(taken, highest, draw)
+    few = sizes <= count
+    everything = np.arange(count)
+    chosen[few] = np.where(everything < sizes[few, None], everything, -1)
+    return chosen
+
+
+def permute(positions: ArrayLike, size: int | NDArray[np.int64], keys: Keys) -> NDArray[np.int64]:
+    """Return where each position lies under a keyed permutation of range(size).
+
+    A four-round Feistel network over the next power of four, walked until the result is in range: each
+    position is computed alone, so nothing of length `size` ever exists.
+
+    Args:
+        positions: int [n], each in [0, size).
+        size: the length of the permuted range, one for all or one a position.
+        keys: uint64 [1] or [n]; positions of equal key and size share one permutation.
+    """
+    values = np.array(positions, dtype=np.uint64, ndmin=1)
+    sizes = np.broadcast_to(np.asarray(size, np.uint64), values.shape)
+    keys = np.broadcast_to(keys, values.shape)
+    bits = np.ceil(np.log2(np.maximum(sizes, 2).astype(np.float64)) / 2).astype(np.uint64)
+    pending = np.arange(values.size)
+    while pending.size:
+        values[pending] = _feistel(values[pending], bits[pending], keys[pending])
+        pending = pending[values[pending] >= sizes[pending]]
+    return values.astype(np.int64)
+
+
+def _feistel(values: Keys, bits: Keys, keys: Keys) -> Keys:
+    mask = (np.uint64(1) << bits) - np.uint64(1)
+    left, right = values >> bits, values & mask
+    for turn in range(4):
+        left, right = right, left ^ (derive(keys, turn, right) & mask)
+    return (left << bits) | right

