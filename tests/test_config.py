@@ -1,0 +1,71 @@
+import pytest
+import yaml
+
+from bali_ds.config import Recipe, dump_recipe, load_recipe
+from bali_ds.errors import InputError
+
+SMALLEST = {"name": "a", "data": {"graph": "g", "shards": "s"}, "text_encoder": {"path": "e"}, "steps": 3}
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(SMALLEST))
+    return path
+
+
+def test_defaults_are_those_of_the_method(recipe_file):
+    recipe = load_recipe(recipe_file)
+    assert (recipe.masking.tokens, recipe.masking.mentions, recipe.masking.names) == (0.15, 0.15, 0.15)
+    assert recipe.objective.contrastive.kind == "ntxent"
+    assert recipe.objective.contrastive.temperature == 0.07
+    assert recipe.data.fan_out == 3
+
+
+def test_overrides_reach_nested_keys_and_keep_their_types(recipe_file):
+    recipe = load_recipe(recipe_file, ["optimiser.warmup=0.2", "deepspeed=ds_configs/zero3.json", "batch.passages=8"])
+    assert recipe.optimiser.warmup == 0.2
+    assert str(recipe.deepspeed) == "ds_configs/zero3.json"
+    assert recipe.batch.passages == 8
+
+
+def test_a_dumped_recipe_reads_back_equal(recipe_file, tmp_path):
+    recipe = load_recipe(recipe_file, ["evaluation.linking={dictionary: d, queries: q}"])
+    (tmp_path / "again.yaml").write_text(dump_recipe(recipe))
+    assert load_recipe(tmp_path / "again.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimiser.warmpu=0.1", "did you mean warmup?"),
+        ("optimizer.warmup=0.1", "did you mean optimiser?"),
+        ("evaluation.linking.dictonary=x", "did you mean dictionary?"),
+        ("zzzz=1", "known are"),
+        ("masking.tokens=1.5", "less than or equal to 1"),
+        ("epochs=2", "either steps or epochs"),
+        ("objective={contrastive: {weight: 0}, masked_language_model: {weight: 0}}", "weight 0"),
+        ("batch", "is no override"),
+        ("name.x=1", "not a section"),
+        ("seed=[", "no valid YAML"),
+    ],
+)
+def test_wrong_values_get_one_line(recipe_file, override, message):
+    with pytest.raises(InputError) as caught:
+        load_recipe(recipe_file, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["- a\n", "a: [1\n", ""])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"recipe\.yaml"):
+        load_recipe(path)
+
+
+def test_a_recipe_never_changes_after_reading(recipe_file):
+    with pytest.raises(ValueError, match="frozen"):
+        load_recipe(recipe_file).seed = 1
+    assert Recipe.model_config["extra"] == "forbid"
