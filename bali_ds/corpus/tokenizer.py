@@ -1,0 +1,143 @@
+"""A subword tokenizer by the `tokenizers` library alone: no torch, no transformers."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from bali_ds.errors import InputError
+from bali_ds.files import read_json
+
+_ROLES = {"cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>"), "pad": ("[PAD]", "<pad>"), "mask": ("[MASK]", "<mask>")}
+
+
+class Encoding(NamedTuple):
+    """A text in tokens, without special tokens.
+
+    Attributes:
+        ids: int32 [T].
+        starts, ends: int32 [T], the code points that each token covers, end exclusive.
+    """
+
+    ids: NDArray[np.int32]
+    starts: NDArray[np.int32]
+    ends: NDArray[np.int32]
+
+
+class Tokenizer:
+    """Text to token ids and code-point offsets.
+
+    Attributes:
+        name: what it was loaded from.
+        vocab_size: number of ids, added tokens included.
+        cls_id, sep_id, pad_id, mask_id, unk_id: ids of the special tokens (unk_id is pad_id where there is none).
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, name: str) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self.name = name
+        self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
+        self.cls_id, self.sep_id, self.pad_id, self.mask_id = (self._role(role) for role in _ROLES)
+        unknown = [tokenizer.token_to_id(token) for token in ("[UNK]", "<unk>")]
+        self.unk_id: int = next((token for token in unknown if token is not None), self.pad_id)
+
+    @classmethod
+    def load(cls, source: str | Path) -> "Tokenizer":
+        """Load a model directory (tokenizer.json, else vocab.txt), a tokenizer.json, or a name on the Hub.
+
+        Raises:
+            InputError: nothing there that can be read as a tokenizer with [CLS], [SEP], [PAD] and [MASK].
+        """
+        path = Path(source)
+        try:
+            if path.is_dir():
+                return cls(_from_directory(path), str(source))
+            if path.is_file():
+                return cls(tokenizers.Tokenizer.from_file(str(path)), str(source))
+            return cls(tokenizers.Tokenizer.from_pretrained(str(source)), str(source))
+        except InputError:
+            raise
+        except Exception as error:  # the library raises bare Exception for every fault
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InputError(
+                f"tokenizer {source}: cannot be loaded: {reason[:200]}; name a model directory with tokenizer.json or "
+                "vocab.txt, or a model on the Hub"
+            ) from error
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the canonical definition; truncation and padding, which are run-time settings, left out."""
+        definition = json.loads(self._tokenizer.to_str())
+        definition.pop("truncation", None)
+        definition.pop("padding", None)
+        return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids that stand for no text, ascending."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return tuple(sorted(number for number, token in added.items() if token.special))
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a shard index records of the tokenizer."""
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "vocab_size": self.vocab_size,
+            "cls_id": self.cls_id,
+            "sep_id": self.sep_id,
+            "pad_id": self.pad_id,
+            "mask_id": self.mask_id,
+            "special_ids": list(self.special_ids),
+        }
+
+    def encode(self, text: str) -> Encoding:
+        """Return the tokens of a text, without special tokens."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
+        """Return the tokens of each text, without special tokens, with offsets in code points."""
+        return [_encoding(item) for item in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+    def encode_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text, without special tokens and without the cost of offsets."""
+        return [item.ids for item in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return readable text for token ids."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def _role(self, role: str) -> int:
+        for token in _ROLES[role]:
+            number = self._tokenizer.token_to_id(token)
+            if number is not None:
+                return int(number)
+        raise InputError(f"tokenizer {self.name}: has no {_ROLES[role][0]} or {_ROLES[role][1]} token; use another one")
+
+
+def _encoding(item: tokenizers.Encoding) -> Encoding:
+    offsets = np.array(item.offsets, np.int32).reshape(-1, 2)
+    return Encoding(np.array(item.ids, np.int32), offsets[:, 0], offsets[:, 1])
+
+
+def _from_directory(path: Path) -> tokenizers.Tokenizer:
+    if (path / "tokenizer.json").is_file():
+        return tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+    if not (path / "vocab.txt").is_file():
+        raise InputError(f"tokenizer {path}: holds neither tokenizer.json nor vocab.txt; save the tokenizer there")
+    settings = read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
+    wordpiece = tokenizers.BertWordPieceTokenizer(
+        str(path / "vocab.txt"),
+        lowercase=bool(settings.get("do_lower_case", True)),
+        strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
+    )
+    return wordpiece._tokenizer

@@ -1,0 +1,60 @@
+"""One sample: a linked passage with the neighbourhoods of its concepts, and its bytes in a shard."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bali_ds.shards.layout import ARRAY_MEMBERS, META_MEMBER, npy_bytes, tar_member
+
+_LONGEST_ID = 64
+_UNSAFE = re.compile(r"[^A-Za-z0-9_\-]")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One passage as it is stored.
+
+    Attributes:
+        key: the name of its members before the first dot.
+        tokens: uint16 or int32 [T], special tokens included.
+        mentions: int32 [M, 3]: first token, one past the last token, concept id.
+        edges: int32 [E, 3]: concept id, relation id, neighbour id, grouped by concept in order of first mention.
+        meta: document id, passage number, character range.
+    """
+
+    key: str
+    tokens: NDArray[Any]
+    mentions: NDArray[np.int32]
+    edges: NDArray[np.int32]
+    meta: dict[str, Any]
+
+    @property
+    def num_views(self) -> int:
+        """How many distinct concepts the passage mentions."""
+        return len(set(self.mentions[:, 2].tolist()))
+
+    def to_bytes(self) -> bytes:
+        """Return the sample's members as they stand in a tar."""
+        arrays = (self.tokens, self.mentions, self.edges)
+        pairs = zip(ARRAY_MEMBERS, arrays, strict=True)
+        parts = [tar_member(f"{self.key}.{name}", npy_bytes(array)) for name, array in pairs]
+        meta = json.dumps(self.meta, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        return b"".join((*parts, tar_member(f"{self.key}.{META_MEMBER}", meta)))
+
+
+def sample_key(document: str, passage: int) -> str:
+    """Return the key of a passage: the document's id, safe as a file name, and the passage's number.
+
+    Dots and slashes become underscores. An id with other unsafe characters, or too long for a tar header, keeps
+    its beginning and gains a hash.
+    """
+    safe = _UNSAFE.sub("_", document)
+    if _UNSAFE.search(document.replace(".", "").replace("/", "")) or len(document) > _LONGEST_ID or not document:
+        digest = hashlib.blake2b(document.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+        safe = f"{safe[:_LONGEST_ID]}-{digest}"
+    return f"{safe}_{passage:03d}"

@@ -1,0 +1,97 @@
+"""Writes the files of a shard set: tars, the sample table, the index with its fingerprint."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bali_ds.files import published_file, sha256_file, write_json
+from bali_ds.shards.layout import END_OF_ARCHIVE, SAMPLE_DTYPE, npy_header, shard_opening
+from bali_ds.shards.sample import Sample
+from bali_ds.shards.store import SPLITS, Shard
+
+ROW_DTYPE = np.dtype([("size", "<i8"), ("tokens", "<i4"), ("mentions", "<i4"), ("edges", "<i4"), ("views", "<i4")])
+
+
+def sample_row(sample: Sample, size: int) -> tuple[int, int, int, int, int]:
+    """Return the ROW_DTYPE row of a sample whose members take `size` bytes."""
+    return size, len(sample.tokens), len(sample.mentions), len(sample.edges), sample.num_views
+
+
+def write_shard(
+    directory: Path, name: str, split: str, description: Mapping[str, Any], blocks: Iterable[bytes], samples: int
+) -> Shard:
+    """Publish one tar made of whole samples' bytes and return its entry for the index."""
+    digest, size = hashlib.sha256(), 0
+    with published_file(directory / name) as stream:
+        for block in (shard_opening(description), *blocks, END_OF_ARCHIVE):
+            stream.write(block)
+            digest.update(block)
+            size += len(block)
+    return Shard(name, split, samples, size, digest.hexdigest())
+
+
+def write_sample_table(directory: Path, description: Mapping[str, Any], rows: Sequence[NDArray[np.void]]) -> None:
+    """Publish samples.npy from the ROW_DTYPE rows of each shard, in shard order."""
+    opening = len(shard_opening(description))
+    with published_file(directory / "samples.npy") as stream:
+        stream.write(npy_header(SAMPLE_DTYPE, (sum(len(table) for table in rows),)))
+        for table in rows:
+            samples = np.empty(len(table), SAMPLE_DTYPE)
+            samples["offset"] = opening + np.cumsum(table["size"]) - table["size"]
+            for field in ("tokens", "mentions", "edges", "views"):
+                samples[field] = table[field]
+            stream.write(samples.tobytes())
+
+
+def write_index(
+    directory: Path, description: Mapping[str, Any], shards: Sequence[Shard], counts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Publish index.json, the last file of a shard set, and return it.
+
+    The fingerprint covers the description, every tar's hash, the sample table and the names.
+    """
+    entries = [asdict(shard) for shard in shards]
+    tables = {name: sha256_file(directory / name) for name in ("samples.npy", "names.tokens.npy", "names.offsets.npy")}
+    matter = json.dumps([description, entries, tables], sort_keys=True).encode()
+    index = {
+        **description,
+        "counts": dict(counts),
+        "shards": entries,
+        "tables": tables,
+        "fingerprint": hashlib.sha256(matter).hexdigest(),
+    }
+    write_json(directory / "index.json", index)
+    return index
+
+
+def write_samples(
+    directory: Path,
+    description: Mapping[str, Any],
+    splits: Mapping[str, Iterable[Sample]],
+    shard_samples: int,
+    counts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write samples straight into shards, a split after the other; the tables of names must be there already."""
+    shards: list[Shard] = []
+    rows: list[NDArray[np.void]] = []
+    for split in SPLITS:
+        samples = list(splits.get(split, ()))
+        for number, start in enumerate(range(0, len(samples), shard_samples)):
+            chosen = samples[start : start + shard_samples]
+            blocks = [sample.to_bytes() for sample in chosen]
+            pairs = zip(chosen, blocks, strict=True)
+            rows.append(np.array([sample_row(sample, len(block)) for sample, block in pairs], ROW_DTYPE))
+            shards.append(write_shard(directory, shard_name(split, number), split, description, blocks, len(chosen)))
+    write_sample_table(directory, description, rows)
+    return write_index(directory, description, shards, counts)
+
+
+def shard_name(split: str, number: int) -> str:
+    """Return the file name of a split's shard."""
+    return f"{split}-{number:06d}.tar"
