@@ -1,0 +1,93 @@
+"""Columns: one-dimensional little-endian .npy files that are mapped into memory, never loaded."""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bali_ds.errors import InputError
+
+Array = NDArray[Any]
+
+
+def write_column(folder: Path, name: str, values: Array) -> dict[str, object]:
+    """Write `values` as `folder/name.npy`; return its entry for the manifest (dtype, length, sha256).
+
+    Raises:
+        OSError: the disk refuses the bytes.
+    """
+    little = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+    digest = hashlib.sha256()
+    with open(folder / f"{name}.npy", "wb") as stream:
+        for block in (_header(little.dtype, little.size), memoryview(little.view(np.uint8))):
+            stream.write(block)
+            digest.update(block)
+    return {"dtype": little.dtype.str, "length": little.size, "sha256": digest.hexdigest()}
+
+
+def open_column(folder: Path, name: str, dtype: str, length: int) -> Array:
+    """Map `folder/name.npy` into memory, read-only.
+
+    The header must be byte for byte the one that such a column has, and the file exactly as long as the column:
+    nothing is allocated on the word of a file.
+
+    Raises:
+        InputError: the file is missing, or it is not this column.
+    """
+    path = folder / f"{name}.npy"
+    expected = _header(np.dtype(dtype), length)
+    try:
+        with open(path, "rb") as stream:
+            header = stream.read(len(expected))
+            size = stream.seek(0, io.SEEK_END)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}; build the graph again") from error
+    if header != expected or size != len(expected) + length * np.dtype(dtype).itemsize:
+        raise InputError(f"{path}: is not the column of {length} {dtype} that the manifest names; build the graph again")
+    return np.asarray(np.memmap(path, np.dtype(dtype), "r", len(expected), (length,)))
+
+
+def _header(dtype: np.dtype[Any], length: int) -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": dtype.newbyteorder("<").str, "fortran_order": False, "shape": (length,)}
+    )
+    return stream.getvalue()
+
+
+class TextColumn(Sequence[str]):
+    """Strings in one flat UTF-8 buffer.
+
+    Attributes:
+        text: uint8 [bytes].
+        offsets: uint32 or int64 [n + 1]; string i is text[offsets[i]:offsets[i + 1]].
+    """
+
+    def __init__(self, text: Array, offsets: Array, name: str) -> None:
+        self.text = text
+        self.offsets = offsets
+        self._name = name
+
+    def __len__(self) -> int:
+        return self.offsets.size - 1
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]
+        return self.bytes_at(index).decode("utf-8", "replace")
+
+    def bytes_at(self, index: int) -> bytes:
+        """Return the UTF-8 bytes of one string.
+
+        Raises:
+            IndexError: there is no such string.
+            InputError: the column is damaged.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self._name} {index} of {len(self)}")
+        start, end = int(self.offsets[index]), int(self.offsets[index + 1])
+        if not start <= end <= self.text.size:
+            raise InputError(f"{self._name}.offsets.npy: damaged at {index}; build the graph again")
+        return self.text[start:end].tobytes()

@@ -1,0 +1,115 @@
+"""Delimited text, read strictly and in blocks: every row has every column, every byte is UTF-8."""
+
+import gzip
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.csv
+
+from bali_ds.errors import InputError
+from bali_ds.files import open_text
+
+_BLOCK_BYTES = 32 * 2**20
+
+
+def read_delimited(
+    path: Path, wanted: Sequence[str], *, delimiter: str, columns: Sequence[str] | None = None, quoted: bool = False
+) -> Iterator[pl.DataFrame]:
+    """Yield the wanted columns of a plain or gzip-compressed file, block by block, as strings.
+
+    Args:
+        path: the file; compression is told by content.
+        wanted: the columns to read.
+        delimiter: one character.
+        columns: all columns in order; without them the first line names them.
+        quoted: whether double quotes enclose fields; otherwise a quote is a character like any other.
+
+    Raises:
+        InputError: a column is missing, a row has another number of fields, the bytes are not UTF-8, or the
+            compressed stream is cut off; the message names the line.
+    """
+    if columns is None:
+        columns = _header(path, delimiter, quoted)
+        missing = [name for name in wanted if name not in columns]
+        if missing:
+            raise InputError(f"{path}: line 1: no column {missing[0]}; it names {', '.join(columns)[:200]}")
+        skipped = 1
+    else:
+        skipped = 0
+    read = pa.csv.ReadOptions(
+        column_names=list(columns), skip_rows=skipped, block_size=_BLOCK_BYTES, use_threads=False
+    )
+    parse = pa.csv.ParseOptions(
+        delimiter=delimiter, quote_char='"' if quoted else False, ignore_empty_lines=False, newlines_in_values=False
+    )
+    convert = pa.csv.ConvertOptions(
+        include_columns=list(wanted), column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=False
+    )
+    if _is_empty(path, skipped):
+        return
+    try:
+        with pa.OSFile(str(path)) as file, _decompressed(file) as stream:
+            with pa.csv.open_csv(stream, read, parse, convert) as batches:
+                for batch in batches:
+                    yield pl.DataFrame(pl.from_arrow(batch))
+    except (pa.ArrowException, OSError) as error:
+        raise _diagnosis(path, delimiter, len(columns), quoted, error) from error
+
+
+def _decompressed(file: pa.NativeFile) -> pa.NativeFile:
+    compressed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    return pa.CompressedInputStream(file, "gzip") if compressed else file
+
+
+def _header(path: Path, delimiter: str, quoted: bool) -> list[str]:
+    with open_text(path) as lines:
+        try:
+            first = next(iter(lines), "")
+        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise _diagnosis(path, delimiter, 0, quoted, error) from error
+    names = first.removeprefix("\ufeff").rstrip("\r\n").split(delimiter)
+    return [name.strip('"') for name in names] if quoted else names
+
+
+def _is_empty(path: Path, skipped: int) -> bool:
+    try:
+        with open_text(path) as lines:
+            return not any(line for line, _ in zip(lines, range(skipped + 1), strict=False) if _ == skipped)
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error):
+        return False
+
+
+def _diagnosis(path: Path, delimiter: str, num_columns: int, quoted: bool, error: Exception) -> InputError:
+    """Read the file again, slowly, to tell the line that is wrong."""
+    number = 0
+    try:
+        with open(path, "rb") as plain:
+            compressed = plain.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if compressed else open(path, "rb") as lines:
+            for number, line in enumerate(lines, start=1):  # noqa: B007
+                problem = _line_problem(line, delimiter, num_columns, quoted)
+                if problem:
+                    return InputError(f"{path}: line {number}: {problem}")
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        return InputError(f"{path}: line {number + 1}: the compressed file is cut off or damaged; fetch it again")
+    except OSError as failure:
+        return InputError(f"{path}: cannot be read: {failure.strerror or failure}")
+    return InputError(f"{path}: cannot be parsed: {re.sub(r'\s+', ' ', str(error))[:300]}")
+
+
+def _line_problem(line: bytes, delimiter: str, num_columns: int, quoted: bool) -> str | None:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return f"byte {error.start + 1} is not UTF-8; convert the file to UTF-8"
+    if "\r" in text.rstrip("\r\n"):
+        return "a carriage return stands inside the line; end lines with a newline"
+    found = text.rstrip("\r\n").count(delimiter) + 1
+    if not quoted and num_columns and found != num_columns:
+        return f"{found} columns where there must be {num_columns}; the file is damaged or of another release"
+    return None
