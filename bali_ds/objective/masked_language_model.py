@@ -8,25 +8,39 @@ from torch import Tensor
 from bali_ds.objective.ranks import Ranks
 
 
-def masked_language_model_loss(logits: Tensor, labels: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Return the mean cross-entropy over the labelled tokens of all ranks.
-
-    The value is the same on every rank. Each rank's gradients are scaled so that averaging over ranks, as data
-    parallelism does, gives the gradient of the mean over all tokens, however unevenly they are spread.
+def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy summed over tokens: float32 scalar (float64 for float64 logits).
 
     Args:
-        logits: float [K, vocabulary], scores of the labelled tokens alone; K may be 0 on a rank, or on all.
+        logits: float [K, vocabulary], scores of the labelled tokens alone; K may be 0.
         labels: int64 [K], the token ids that stood there.
+    """
+    exact = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(exact, labels, reduction="sum")
+
+
+def mean_over_ranks(total: Tensor, count: int, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Return the sum of all ranks' totals over the sum of their counts.
+
+    The value is the same on every rank. Each rank's gradients are scaled so that averaging over ranks, as data
+    parallelism does, gives the gradient of the mean over everything, however unevenly it is spread.
+
+    Args:
+        total: float scalar, this rank's sum.
+        count: how many terms this rank's sum has; 0 is allowed, also on all ranks.
         group: the ranks that share the loss; None for the default group.
 
     Returns:
-        float32 scalar (float64 for float64 logits); 0 where no rank has a labelled token.
+        scalar of the dtype of `total`; 0 where no rank has a term.
     """
     ranks = Ranks.of(group)
-    exact = logits if logits.dtype == torch.float64 else logits.float()
-    local = F.cross_entropy(exact, labels, reduction="sum")
-    totals = ranks.sum(torch.stack([local.detach().double(), local.new_tensor(len(labels), dtype=torch.float64)]))
-    tokens = totals[1].clamp(min=1)
-    mean = (totals[0] / tokens).to(local.dtype)
-    share = local * (ranks.world_size / tokens).to(local.dtype)
+    sums = ranks.sum(torch.stack([total.detach().double(), total.new_tensor(count, dtype=torch.float64)]))
+    terms = sums[1].clamp(min=1)
+    mean = (sums[0] / terms).to(total.dtype)
+    share = total * (ranks.world_size / terms).to(total.dtype)
     return share + (mean - share).detach()
+
+
+def masked_language_model_loss(logits: Tensor, labels: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Return the mean cross-entropy over the labelled tokens of all ranks; see the functions above."""
+    return mean_over_ranks(summed_cross_entropy(logits, labels), len(labels), group)

@@ -1,0 +1,49 @@
+# bali-ds: `make train` and `make test` need Python 3.11, make, git and a C compiler, nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SAMPLE := shards/built/sample
+# Two ranks with one thread each; more threads than cores crawl.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: train test check bench install clean
+
+train: install $(SAMPLE)/shards/index.json
+	$(BIN)/deepspeed --num_accelerators 2 launch/train.py --config launch/recipes/sample.yaml
+
+$(SAMPLE)/graph/manifest.json: $(wildcard shards/sample/*.RRF) | install
+	$(BIN)/bali-ds graph build --rrf shards/sample --out $(SAMPLE)/graph
+
+$(SAMPLE)/shards/index.json: $(SAMPLE)/graph/manifest.json shards/sample/corpus.pubtator | install
+	$(BIN)/bali-ds shards build --graph $(SAMPLE)/graph --corpus pubtator:shards/sample/corpus.pubtator \
+		--tokenizer shards/sample/encoder --validation 0.05 --out $(SAMPLE)/shards
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/pip install -q -c constraints.txt -e ".[bench]"
+	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
+
+install: $(VENV)/installed
+
+$(VENV)/installed: setup.py constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is missing; install Python 3.11 (Debian: apt-get install python3 python3-venv)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than 3.11; name another: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: the venv module is missing (Debian: apt-get install python3-venv)"; exit 1; }
+	@command -v cc >/dev/null || { echo "make: a C compiler is missing (Debian: apt-get install gcc)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip setuptools wheel
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf runs shards/built

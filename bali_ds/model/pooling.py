@@ -1,0 +1,36 @@
+"""Means over tokens: of a mention, of a name."""
+
+import torch
+
+
+def segment_mean(values: torch.Tensor, segments: torch.Tensor, num_segments: int) -> torch.Tensor:
+    """Return the mean of the rows of each segment, summed in fp32.
+
+    Args:
+        values: float [P, d].
+        segments: int64 [P], the segment of each row, each in [0, num_segments).
+        num_segments: how many rows the result has; a segment without rows gives zeros.
+
+    Returns:
+        float32 [num_segments, d].
+    """
+    sums = values.new_zeros(num_segments, values.shape[1], dtype=torch.float32)
+    sums = sums.index_add(0, segments, values.float())
+    counts = torch.bincount(segments, minlength=num_segments).clamp(min=1)
+    return sums / counts[:, None]
+
+
+def mean_of_inner_tokens(hidden: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Return the mean over the tokens between the first and the last, which are special.
+
+    Args:
+        hidden: float [n, L, d].
+        lengths: int64 [n], tokens of each row without padding, special ones included.
+
+    Returns:
+        float32 [n, d]; a row of two tokens gives zeros.
+    """
+    positions = torch.arange(hidden.shape[1], device=hidden.device)
+    inner = (positions >= 1) & (positions < lengths[:, None] - 1)
+    sums = torch.where(inner[:, :, None], hidden, 0).sum(dim=1, dtype=torch.float32)
+    return sums / inner.sum(dim=1, keepdim=True).clamp(min=1)

@@ -1,0 +1,107 @@
+"""The text encoder: any Hugging Face encoder with its own masked-language-model head."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+
+from bali_ds.errors import InputError
+from bali_ds.model.pooling import mean_of_inner_tokens
+from bali_ds.stream.batch import TokenBlock
+
+logger = logging.getLogger(__name__)
+
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
+
+
+class TextEncoder(nn.Module):
+    """A pretrained encoder and its head, both called by blocks of similar length.
+
+    Attributes:
+        encoder: the Hugging Face base model.
+        head: maps hidden states [K, d] to logits [K, vocabulary]; its output weights are tied to the embeddings.
+    """
+
+    def __init__(self, encoder: PreTrainedModel, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+
+    @property
+    def width(self) -> int:
+        """The hidden size d."""
+        return int(self.encoder.config.hidden_size)
+
+    def hidden_states(self, block: TokenBlock) -> torch.Tensor:
+        """Return the last layer's hidden states of one block, [n, L, d]."""
+        return self.encoder(input_ids=block.input_ids, attention_mask=block.attention_mask).last_hidden_state
+
+    def flat_hidden_states(self, blocks: tuple[TokenBlock, ...]) -> torch.Tensor:
+        """Return the hidden states of all blocks along one token axis, padding included: [sum of n * L, d]."""
+        return torch.cat([self.hidden_states(block).flatten(0, 1) for block in blocks])
+
+    def name_vectors(self, blocks: tuple[TokenBlock, ...]) -> torch.Tensor:
+        """Return one float32 vector a row, the mean over its tokens without the special ones: [sum of n, d]."""
+        return torch.cat([mean_of_inner_tokens(self.hidden_states(block), block.lengths) for block in blocks])
+
+
+def load_text_encoder(path: str, *, seed: int, dropout: float | None = None) -> TextEncoder:
+    """Load a Hugging Face encoder with its masked-language-model head.
+
+    Where the checkpoint holds no head, the architecture's own is made afresh, tied to the embeddings, and the log
+    says so. A directory without any weights is initialised from its configuration. Both draw from `seed`.
+
+    Raises:
+        InputError: no such directory or hub name, or an architecture without a masked-language-model head.
+    """
+    torch.manual_seed(seed)
+    config = _configuration(path, dropout)
+    directory = Path(path)
+    if directory.is_dir() and not any(any(directory.glob(pattern)) for pattern in WEIGHT_FILES):
+        logger.info("%s: holds no weights, initialised from its configuration with seed %d", path, seed)
+        model = AutoModelForMaskedLM.from_config(config)
+    else:
+        model = _pretrained(path, config)
+    encoder = model.base_model
+    return TextEncoder(encoder, _head(model, path))
+
+
+def _configuration(path: str, dropout: float | None) -> PretrainedConfig:
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: is no Hugging Face encoder: {str(error).splitlines()[0]}") from error
+    if dropout is not None:
+        for key, value in config.to_dict().items():
+            if "dropout" in key and isinstance(value, int | float):
+                setattr(config, key, dropout)
+    return config
+
+
+def _pretrained(path: str, config: PretrainedConfig) -> PreTrainedModel:
+    loaded: Any
+    try:
+        loaded = AutoModelForMaskedLM.from_pretrained(
+            path, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be loaded: {str(error).splitlines()[0]}") from error
+    model, info = loaded
+    prefix = model.base_model_prefix + "."
+    missing = sorted(info["missing_keys"])
+    if damaged := [key for key in missing if key.startswith(prefix)]:
+        raise InputError(f"{path}: the weights lack {damaged[0]}; the checkpoint is of another architecture")
+    if missing:
+        logger.info("%s: holds no pretrained masked-language-model head; a fresh one, tied to the embeddings", path)
+    return model
+
+
+def _head(model: PreTrainedModel, path: str) -> nn.Module:
+    """Return what follows the base model: one module, or several applied in the order of their definition."""
+    modules = [module for name, module in model.named_children() if name != model.base_model_prefix]
+    if not modules:
+        raise InputError(f"{path}: {type(model).__name__} has no separate masked-language-model head")
+    return modules[0] if len(modules) == 1 else nn.Sequential(*modules)

@@ -1,0 +1,77 @@
+"""The DeepSpeed engine of a run, from recipe and DeepSpeed JSON."""
+
+from typing import Any
+
+import deepspeed
+import torch
+
+from bali_ds.config import Optimiser, Recipe
+from bali_ds.errors import InputError
+from bali_ds.model.aligner import Aligner
+from bali_ds.preflight.deepspeed_config import load_deepspeed_config
+
+
+def deepspeed_settings(recipe: Recipe, world_size: int) -> dict[str, Any]:
+    """Return the recipe's DeepSpeed JSON with everything that the recipe decides.
+
+    A rank's share of the batch is one engine call, cut into chunks inside it, so DeepSpeed itself never
+    accumulates gradients.
+
+    Raises:
+        InputError: the JSON is unusable, or the batch does not divide by ranks and chunks.
+    """
+    passages, chunks = recipe.batch.passages, recipe.batch.chunks
+    if passages % world_size:
+        raise InputError(
+            f"batch.passages: {passages} does not divide by {world_size} ranks; "
+            f"use {passages - passages % world_size or world_size} or {passages + -passages % world_size}"
+        )
+    share = passages // world_size
+    if share % chunks:
+        raise InputError(f"batch.chunks: the {share} passages of a rank do not divide by {chunks} chunks")
+    settings = load_deepspeed_config(recipe.deepspeed)
+    settings["train_batch_size"] = passages
+    settings["train_micro_batch_size_per_gpu"] = share
+    settings["gradient_accumulation_steps"] = 1
+    # DeepSpeed clips at 1.0 unless told otherwise, so 0 must be said too.
+    settings["gradient_clipping"] = recipe.optimiser.gradient_clipping
+    if recipe.precision != "fp32":
+        settings[recipe.precision] = {"enabled": True}
+    return settings
+
+
+def parameter_groups(aligner: Aligner, optimiser: Optimiser) -> list[dict[str, Any]]:
+    """Return AdamW's groups: text encoder and everything else, each with and without weight decay.
+
+    Vectors (biases, normalisation, scales) are not decayed. Each group holds its base learning rate as
+    `base_learning_rate`; the schedule multiplies it.
+    """
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in aligner.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((name.startswith("text."), parameter.ndim > 1), []).append(parameter)
+    rates = {True: optimiser.text_learning_rate, False: optimiser.graph_learning_rate}
+    return [
+        {
+            "params": parameters,
+            "lr": rates[is_text],
+            "base_learning_rate": rates[is_text],
+            "weight_decay": optimiser.weight_decay if is_matrix else 0.0,
+        }
+        for (is_text, is_matrix), parameters in groups.items()
+    ]
+
+
+def build_engine(aligner: Aligner, recipe: Recipe, settings: dict[str, Any]) -> deepspeed.DeepSpeedEngine:
+    """Return the ZeRO-sharded engine; every rank must call it with equal weights and `deepspeed_settings`."""
+    groups = parameter_groups(aligner, recipe.optimiser)
+    on_gpu = torch.cuda.is_available()
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=on_gpu)
+    engine, *_ = deepspeed.initialize(model=aligner, optimizer=optimiser, config=settings)
+    return engine
+
+
+def set_learning_rates(engine: deepspeed.DeepSpeedEngine, factor: float) -> None:
+    """Set every group's learning rate to its base times `factor`."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = group["base_learning_rate"] * factor

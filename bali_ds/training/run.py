@@ -1,0 +1,127 @@
+"""The directory of a run, and the data and numbers that a recipe leads to."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import AutoConfig, AutoTokenizer
+
+from bali_ds.config import Recipe, dump_recipe
+from bali_ds.corpus.tokenizer import Tokenizer
+from bali_ds.errors import InputError
+from bali_ds.files import published_file
+from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.model.aligner import Aligner
+from bali_ds.shards.store import ShardSet
+from bali_ds.stream.settings import StreamSettings
+from bali_ds.training.checkpoint import Progress
+from bali_ds.training.cluster import Cluster
+
+# What may differ between the recipe of a run and the one it is resumed with: it does not change what was learnt so far.
+FREE = {"runs", "steps", "epochs", "deepspeed", "checkpoints", "validation", "evaluation", "log_every"}
+
+
+@dataclass(frozen=True)
+class Data:
+    """The opened inputs of a run."""
+
+    graph: KnowledgeGraph
+    shards: ShardSet
+
+    @classmethod
+    def open(cls, recipe: Recipe) -> "Data":
+        """Open graph and shards and check that they and the encoder's tokenizer belong together.
+
+        Raises:
+            InputError: something is missing or damaged, or was not made for the others.
+        """
+        graph = KnowledgeGraph.open(recipe.data.graph)
+        shards = ShardSet.open(recipe.data.shards)
+        tokenizer = Tokenizer.load(recipe.text_encoder.path)
+        if tokenizer.fingerprint != shards.index["tokenizer"]["fingerprint"]:
+            raise InputError(
+                f"{recipe.data.shards}: was built with tokenizer {shards.index['tokenizer']['fingerprint'][:12]}, "
+                f"{recipe.text_encoder.path} has {tokenizer.fingerprint[:12]}; build the shards with --tokenizer "
+                f"{recipe.text_encoder.path}"
+            )
+        return cls(graph, shards)
+
+
+def stream_settings(recipe: Recipe) -> StreamSettings:
+    """Return what the recipe says about the stream."""
+    return StreamSettings(
+        seed=recipe.seed,
+        fan_out=recipe.data.fan_out,
+        token_masking=recipe.masking.tokens,
+        mention_masking=recipe.masking.mentions,
+        name_masking=recipe.masking.names,
+    )
+
+
+def total_steps(recipe: Recipe, passages: int) -> int:
+    """Return the optimiser steps of a run over a training split of `passages` passages.
+
+    Raises:
+        InputError: one batch is larger than the whole split.
+    """
+    if recipe.batch.passages > passages:
+        raise InputError(f"batch.passages: {recipe.batch.passages} is more than the {passages} passages there are")
+    if recipe.steps is not None:
+        return recipe.steps
+    assert recipe.epochs is not None
+    return max(1, round(recipe.epochs * (passages // recipe.batch.passages)))
+
+
+def prepare(recipe: Recipe) -> None:
+    """Make the run's directory, or check that an existing one belongs to this recipe.
+
+    Raises:
+        InputError: the run was started with another recipe.
+    """
+    run = recipe.directory
+    written = run / "recipe.yaml"
+    if written.exists():
+        _compare(yaml.safe_load(written.read_text(encoding="utf-8")), recipe, written)
+    encoder = run / "encoder"
+    shutil.rmtree(encoder, ignore_errors=True)
+    AutoConfig.from_pretrained(recipe.text_encoder.path).save_pretrained(encoder)
+    AutoTokenizer.from_pretrained(recipe.text_encoder.path).save_pretrained(encoder)
+    with published_file(written, "w") as stream:
+        stream.write(dump_recipe(recipe))
+
+
+def _compare(before: dict[str, object], recipe: Recipe, written: Path) -> None:
+    for key, value in recipe.model_dump(mode="json").items():
+        if key not in FREE and before.get(key) != value:
+            raise InputError(
+                f"{written}: the run was started with {key}: {before.get(key)}, now it is {value}; "
+                "give the run another name, or start it afresh with --resume never"
+            )
+
+
+def announcement(recipe: Recipe, data: Data, aligner: Aligner, cluster: Cluster, progress: Progress, steps: int) -> str:
+    """Return every derived number of a run, to be read before its first step."""
+    passages = len(data.shards.split("train"))
+    share = recipe.batch.passages // cluster.world_size
+    text = sum(_size(parameter) for parameter in aligner.text.parameters())
+    graph = sum(_size(parameter) for parameter in aligner.graph.parameters())
+    rows = {
+        "run": str(recipe.directory),
+        "graph": f"{data.graph.num_concepts:,} concepts, {data.graph.num_names:,} names, {data.graph.num_edges:,} edges",
+        "shards": f"{passages:,} training passages, fingerprint {data.shards.fingerprint[:12]}",
+        "model": f"{text / 1e6:.1f} M parameters in the text encoder, {graph / 1e6:.1f} M in the graph encoder",
+        "ranks": f"{cluster.world_size} on {cluster.device.type}, {recipe.precision}, {recipe.deepspeed}",
+        "batch": f"{recipe.batch.passages} passages = {cluster.world_size} ranks x {recipe.batch.chunks} chunks x "
+        f"{share // recipe.batch.chunks}",
+        "length": f"{steps:,} steps of {passages // recipe.batch.passages:,} an epoch = "
+        f"{steps * recipe.batch.passages / passages:.2f} epochs",
+        "start": f"step {progress.step}" + (f", resumed at {progress.position}" if progress.step else ""),
+    }
+    return "\n".join(f"{name:>8}  {value}" for name, value in rows.items())
+
+
+def _size(parameter: torch.nn.Parameter) -> int:
+    # ZeRO-3 leaves an empty tensor in place of a parameter and keeps its size aside.
+    return getattr(parameter, "ds_numel", parameter.numel())

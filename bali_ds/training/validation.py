@@ -1,0 +1,31 @@
+"""Text-graph retrieval on held-out passages, by all ranks together."""
+
+import deepspeed
+import numpy as np
+import torch
+
+from bali_ds.evaluation.retrieval import retrieval
+from bali_ds.stream.batch import Batch
+from bali_ds.training.cluster import Cluster
+
+
+def validate(engine: deepspeed.DeepSpeedEngine, batches: list[Batch], cluster: Cluster) -> dict[str, float]:
+    """Return retrieval measures over the views of all batches, the same on every rank.
+
+    Batches are shared out over the ranks. Every rank calls the model equally often: where the batches do not
+    divide, the last one is computed again and its repetition left out.
+    """
+    turns = -(-len(batches) // cluster.world_size)
+    own: dict[int, tuple[np.ndarray, ...]] = {}
+    engine.eval()
+    with torch.no_grad():
+        for turn in range(turns):
+            index = min(turn * cluster.world_size + cluster.rank, len(batches) - 1)
+            _, parts = engine((batches[index].to(cluster.device),))
+            own[index] = tuple(parts[name].cpu().numpy() for name in ("text_views", "graph_views", "concept_ids"))
+    engine.train()
+    views: dict[int, tuple[np.ndarray, ...]] = {}
+    for shares in cluster.collect(own):
+        views.update(shares)
+    text, graph, concepts = (np.concatenate([views[i][column] for i in sorted(views)]) for column in range(3))
+    return retrieval(text, graph, concepts)

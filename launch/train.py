@@ -1,0 +1,64 @@
+"""The main job: recipe in, trained and evaluated encoder out.
+
+deepspeed [--hostfile HOSTS] launch/train.py --config RECIPE [key=value ...]
+"""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+from bali_ds.config import Recipe, load_recipe
+from bali_ds.errors import InputError
+
+
+def main() -> int:
+    """Train, then, on rank 0, export, evaluate and report. Returns the exit status."""
+    options = _options()
+    first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s", force=True)
+    for library in ("httpx", "httpcore", "urllib3", "DeepSpeed", "transformers", "matplotlib"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    try:
+        recipe = load_recipe(options.config, options.overrides)
+        return _job(recipe, resume=options.resume == "auto", first=first)
+    except InputError as error:
+        if first:
+            print(f"train: {error}", file=sys.stderr, flush=True)
+        return 2
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="launch/train.py", description="Train as a recipe says.")
+    parser.add_argument("--config", type=Path, required=True, metavar="RECIPE", help="YAML file of the run")
+    parser.add_argument(
+        "--resume",
+        choices=("auto", "never"),
+        default="auto",
+        help="auto: go on from the newest complete checkpoint; never: remove an existing run first",
+    )
+    parser.add_argument("--local_rank", type=int, default=0, help="set by the launcher")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="change the recipe, e.g. optimiser.warmup=0.1"
+    )
+    return parser.parse_intermixed_args()
+
+
+def _job(recipe: Recipe, *, resume: bool, first: bool) -> int:
+    # Heavy imports wait until the recipe is known to be sound.
+    from bali_ds.export.conclusion import conclude, concluded
+    from bali_ds.training.loop import train
+
+    if resume and concluded(recipe):
+        if first:
+            print(f"{recipe.directory} is complete; --resume never trains it afresh\n\n{conclude(recipe)}")
+        return 0
+    train(recipe, resume=resume)
+    if first:
+        print(conclude(recipe), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bali_ds.model.graph import GraphEncoder
+
+
+def slow_layer(layer, nodes, sources, targets, features):
+    """GATv2 with edge features written out edge by edge: e = a . LeakyReLU(W h_u + W h_v + W_e r)."""
+    attention = layer.attention
+    heads, width = attention.heads, attention.out_channels
+    normed = layer.norm(nodes)
+    projected = attention.lin_l(normed).view(-1, heads, width)
+    edges = attention.lin_edge(features).view(-1, heads, width)
+    rows = []
+    for node in range(len(nodes)):
+        incoming = [edge for edge in range(len(targets)) if targets[edge] == node]
+        per_head = []
+        for head in range(heads):
+            scores = []
+            for edge in incoming:
+                inner = projected[sources[edge], head] + projected[node, head] + edges[edge, head]
+                scores.append((attention.att[0, head] * F.leaky_relu(inner, 0.2)).sum())
+            weights = torch.softmax(torch.stack(scores), 0)
+            per_head.append(
+                sum(weight * projected[sources[edge], head] for weight, edge in zip(weights, incoming, strict=True))
+            )
+        rows.append(torch.cat(per_head) + attention.bias)
+    update = torch.stack(rows)
+    gelu = update * 0.5 * (1 + torch.erf(update / math.sqrt(2)))
+    return nodes + layer.scale * gelu
+
+
+def star(num_neighbours, first=0):
+    centre = torch.full((num_neighbours,), first)
+    neighbours = torch.arange(num_neighbours) + first + 1
+    return torch.stack([torch.cat([neighbours, centre]), torch.cat([centre, neighbours])])
+
+
+@pytest.fixture
+def encoder():
+    torch.manual_seed(0)
+    return GraphEncoder(8, 6, layers=2, heads=2, dropout=0.0).eval()
+
+
+def test_layers_equal_the_formula_written_out(encoder):
+    nodes = torch.randn(6, 8)
+    edge_index = torch.cat([star(3), star(1, first=4)], dim=1)
+    relations = torch.tensor([0, 1, 5, 3, 4, 2, 0, 3])
+    expected = nodes
+    loops = torch.arange(6)
+    sources, targets = torch.cat([edge_index, loops.expand(2, -1)], dim=1)
+    features = encoder.relations(torch.cat([relations, torch.full((6,), 6)]))
+    for layer in encoder.layers:
+        expected = slow_layer(layer, expected, sources, targets, features)
+    torch.testing.assert_close(encoder(nodes, edge_index, relations), expected)
+
+
+def test_concepts_of_stars_differ_and_neighbours_matter(encoder):
+    nodes = torch.randn(8, 8)
+    edge_index = torch.cat([star(3), star(3, first=4)], dim=1)
+    relations = torch.zeros(12, dtype=torch.long)
+    vectors = encoder(nodes, edge_index, relations)
+    assert (vectors[0] - vectors[4]).abs().max() > 0.1
+    changed = nodes.clone()
+    changed[1, 0] += 1
+    assert (encoder(changed, edge_index, relations)[0] - vectors[0]).abs().max() > 1e-4
+    assert (encoder(nodes, edge_index, relations + 1)[0] - vectors[0]).abs().max() > 1e-4
+
+
+def test_isolated_concepts_are_not_constant(encoder):
+    nodes = torch.randn(2, 8)
+    nothing = torch.zeros(2, 0, dtype=torch.long)
+    vectors = encoder(nodes, nothing, nothing[0])
+    assert (vectors[0] - vectors[1]).abs().max() > 0.1
+
+
+def test_no_nodes_give_no_vectors_and_zero_gradients(encoder):
+    nothing = torch.zeros(2, 0, dtype=torch.long)
+    encoder(torch.zeros(0, 8), nothing, nothing[0]).sum().backward()
+    for name, parameter in encoder.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.eq(0).all(), name
+
+
+def test_a_hub_of_thousands_of_neighbours_stays_finite(encoder):
+    vectors = encoder(torch.randn(4001, 8), star(4000), torch.zeros(8000, dtype=torch.long))
+    assert vectors.isfinite().all()
+
+
+def test_width_must_divide_by_heads():
+    with pytest.raises(ValueError, match="does not divide"):
+        GraphEncoder(7, 2, layers=1, heads=2, dropout=0.0)

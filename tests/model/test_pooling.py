@@ -1,0 +1,35 @@
+import torch
+
+from bali_ds.model.pooling import mean_of_inner_tokens, segment_mean
+
+
+def test_segment_mean_keeps_every_token_of_every_mention():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(9, 5, generator=generator)
+    # three mentions of one concept, (0, 1), (4, 5, 6) and (8), and one of another, (2, 3, 7)
+    rows = torch.tensor([0, 1, 4, 5, 6, 8, 2, 3, 7])
+    views = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1])
+    means = segment_mean(values[rows], views, 3)
+    torch.testing.assert_close(means[0], (values[0] + values[1] + values[4] + values[5] + values[6] + values[8]) / 6)
+    torch.testing.assert_close(means[1], (values[2] + values[3] + values[7]) / 3)
+    assert means[2].eq(0).all()
+
+
+def test_segment_mean_sums_half_precision_in_full():
+    values = torch.full((4096, 1), 1.001, dtype=torch.bfloat16)
+    mean = segment_mean(values, torch.zeros(4096, dtype=torch.long), 1)
+    torch.testing.assert_close(mean, values[:1].float())
+
+
+def test_mean_of_inner_tokens_leaves_out_special_tokens_and_padding():
+    hidden = torch.arange(2 * 5 * 1, dtype=torch.float32).reshape(2, 5, 1)
+    means = mean_of_inner_tokens(hidden, torch.tensor([5, 3]))
+    torch.testing.assert_close(means, torch.tensor([[2.0], [6.0]]))
+
+
+def test_a_row_of_special_tokens_alone_gives_zeros_and_finite_gradients():
+    hidden = torch.randn(1, 2, 3, requires_grad=True)
+    means = mean_of_inner_tokens(hidden, torch.tensor([2]))
+    means.sum().backward()
+    assert means.eq(0).all()
+    assert hidden.grad.eq(0).all()
