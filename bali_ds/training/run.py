@@ -109,7 +109,8 @@ def announcement(recipe: Recipe, data: Data, aligner: Aligner, cluster: Cluster,
     graph = sum(_size(parameter) for parameter in aligner.graph.parameters())
     rows = {
         "run": str(recipe.directory),
-        "graph": f"{data.graph.num_concepts:,} concepts, {data.graph.num_names:,} names, {data.graph.num_edges:,} edges",
+        "graph": f"{data.graph.num_concepts:,} concepts, {data.graph.num_names:,} names, "
+        f"{data.graph.num_edges:,} edges",
         "shards": f"{passages:,} training passages, fingerprint {data.shards.fingerprint[:12]}",
         "model": f"{text / 1e6:.1f} M parameters in the text encoder, {graph / 1e6:.1f} M in the graph encoder",
         "ranks": f"{cluster.world_size} on {cluster.device.type}, {recipe.precision}, {recipe.deepspeed}",
