@@ -1,7 +1,107 @@
 """Commands that build, check and read training shards."""
 
 import argparse
+import sys
+from pathlib import Path
+
+from bali_ds.cli.common import emit
+from bali_ds.errors import InputError
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add this group's commands to the program."""
+    group = commands.add_parser("shards", help="build, check and read training shards")
+    shards = group.add_subparsers(metavar="COMMAND", required=True)
+    _add_build(shards)
+    for name, run, text in (("stats", _stats, "counts of a shard set"), ("lint", _lint, "check every sample")):
+        command = shards.add_parser(name, help=text)
+        command.add_argument("shards", type=Path, metavar="SHARDS")
+        command.add_argument("--json", action="store_true", help="print one JSON document")
+        command.set_defaults(run=run)
+        if name == "lint":
+            command.add_argument("--graph", type=Path, help="check concepts, relations and facts against this graph")
+    show = shards.add_parser("show", help="print one sample, readable")
+    show.add_argument("shards", type=Path, metavar="SHARDS")
+    show.add_argument("key", metavar="KEY", help="a sample's key or its row number")
+    show.add_argument("--graph", type=Path, help="print names instead of concept ids")
+    show.add_argument("--tokenizer", metavar="NAME", help="print text instead of token ids")
+    show.add_argument("--json", action="store_true", help="print one JSON document")
+    show.set_defaults(run=_show)
+    index = shards.add_parser("index", help="rebuild index and sample table from the tars alone")
+    index.add_argument("shards", type=Path, metavar="SHARDS")
+    index.set_defaults(run=_index)
+
+
+def _add_build(shards: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    build = shards.add_parser("build", help="documents to linked passages to tar shards and index")
+    build.add_argument("--graph", type=Path, required=True)
+    build.add_argument(
+        "--corpus", nargs="+", action="extend", required=True, metavar="FORMAT:PATH", help="input files, in order"
+    )
+    build.add_argument("--tokenizer", required=True, metavar="NAME", help="model directory or name on the Hub")
+    build.add_argument("--out", type=Path, required=True, metavar="SHARDS")
+    build.add_argument("--max-tokens", type=int, default=128, help="tokens of a passage, special ones included")
+    build.add_argument("--max-name-tokens", type=int, default=32, help="tokens of a concept name")
+    build.add_argument("--stored-fan-out", type=int, default=32, help="neighbours stored with each concept")
+    build.add_argument("--shard-samples", type=int, default=4096, help="samples in a tar")
+    build.add_argument("--validation", type=float, default=0.0, metavar="FRACTION", help="documents held out")
+    build.add_argument("--keep-unlinked", action="store_true", help="keep passages without a linked mention")
+    build.add_argument("--json", action="store_true", help="print one JSON document")
+    build.set_defaults(run=_build)
+
+
+def _build(options: argparse.Namespace) -> int:
+    from bali_ds.shards.build import build_shards
+    from bali_ds.shards.part import BuildSettings
+
+    names = BuildSettings.__dataclass_fields__
+    settings = BuildSettings(**{name: getattr(options, name) for name in names})
+    corpora = [_corpus(entry) for entry in options.corpus]
+    result = build_shards(corpora, options.graph, options.tokenizer, options.out, settings)
+    for failure in result.failures:
+        print(f"bali-ds: set aside: {failure}", file=sys.stderr)
+    summary = {**result.index["counts"], "shards": len(result.index["shards"]), "failures": result.failures}
+    summary["fingerprint"] = result.index["fingerprint"]
+    emit(summary, options.json, lambda: _table(f"{options.out}: built", summary))
+    return 1 if result.failures else 0
+
+
+def _corpus(entry: str) -> tuple[str, Path]:
+    name, separator, path = entry.partition(":")
+    if not separator or not path:
+        raise InputError(f"--corpus {entry}: is not FORMAT:PATH, for example pubtator:abstracts.txt.gz")
+    return name, Path(path)
+
+
+def _stats(options: argparse.Namespace) -> None:
+    from bali_ds.shards.statistics import statistics
+
+    values = statistics(options.shards)
+    emit(values, options.json, lambda: _table(str(options.shards), values))
+
+
+def _lint(options: argparse.Namespace) -> int:
+    from bali_ds.shards.lint import lint
+
+    findings = lint(options.shards, options.graph)
+    emit({"findings": findings}, options.json, lambda: "\n".join(findings) or f"{options.shards}: no findings")
+    return 1 if findings else 0
+
+
+def _show(options: argparse.Namespace) -> None:
+    from bali_ds.shards.show import readable, show
+
+    value = show(options.shards, options.key, options.graph, options.tokenizer)
+    emit(value, options.json, lambda: readable(value))
+
+
+def _index(options: argparse.Namespace) -> None:
+    from bali_ds.shards.reindex import reindex
+
+    print(f"{options.shards}: indexed, fingerprint {reindex(options.shards)['fingerprint']}")
+
+
+def _table(title: str, values: dict[str, object]) -> str:
+    width = max(len(name) for name in values)
+    lines = [f"  {name.replace('_', ' '):{width}}  {value}" for name, value in values.items() if value != []]
+    return "\n".join([title, *lines])

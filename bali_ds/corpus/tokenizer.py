@@ -34,7 +34,7 @@ class Tokenizer:
     """Text to token ids and code-point offsets.
 
     Attributes:
-        name: what it was loaded from.
+        name: what it was loaded from, without the folders above, so that equal input gives equal shards.
         vocab_size: number of ids, added tokens included.
         cls_id, sep_id, pad_id, mask_id, unk_id: ids of the special tokens (unk_id is pad_id where there is none).
     """
@@ -59,9 +59,9 @@ class Tokenizer:
         path = Path(source)
         try:
             if path.is_dir():
-                return cls(_from_directory(path), str(source))
+                return cls(_from_directory(path), path.resolve().name)
             if path.is_file():
-                return cls(tokenizers.Tokenizer.from_file(str(path)), str(source))
+                return cls(tokenizers.Tokenizer.from_file(str(path)), path.name)
             return cls(tokenizers.Tokenizer.from_pretrained(str(source)), str(source))
         except InputError:
             raise

@@ -4,6 +4,7 @@ shards/README.md describes the same on paper.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,7 +91,7 @@ def tar_member(name: str, data: bytes, kind: bytes = b"0") -> bytes:
     return tar_header(name, len(data), kind) + data + bytes(-len(data) % BLOCK)
 
 
-def shard_opening(description: dict[str, object]) -> bytes:
+def shard_opening(description: Mapping[str, Any]) -> bytes:
     """Return the pax global header that opens a tar; its comment is the shard set's description as JSON.
 
     Any tar reader skips it; `bali-ds shards index` rebuilds the index from it.

@@ -1,0 +1,115 @@
+"""PubTator text: `id|t|title`, `id|a|abstract`, then one row a mention: id, start, end, string, type, identifiers."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bali_ds.corpus.document import Document, Mention, ReadReport
+from bali_ds.corpus.lines import numbered_lines
+from bali_ds.corpus.surfaces import check_mention, check_share
+from bali_ds.errors import InputError
+
+_TEXT = re.compile(r"([^|\t]+)\|([ta])\|(.*)", re.DOTALL)
+_VARIANT = re.compile(r"(^|:)[cgmnpr]\|")
+_UNLINKED = frozenset(("", "-", "-1", "CUI-less", "None"))
+
+
+@dataclass
+class _Record:
+    id: str
+    title: str | None = None
+    abstract: str | None = None
+    rows: list[tuple[int, list[str]]] = field(default_factory=list)
+
+
+def read_pubtator(path: Path, report: ReadReport) -> Iterator[Document]:
+    """Yield the documents of a PubTator file, plain or gzip-compressed.
+
+    A record ends where the id changes; blank lines mean nothing. The text is title, one space, abstract; the title
+    alone where there is no abstract line. Rows whose second field is no number are relations (`CID`); they and
+    columns after the sixth are left out, and counted.
+
+    Raises:
+        InputError: a line is neither text, mention, nor relation; an offset is outside the text; no record has text;
+            too many mentions differ from the text.
+    """
+    own = ReadReport()
+    for record in _records(path):
+        if record.title is None and record.abstract is None:
+            own.remark("documents_without_text", f"{path}:{record.rows[0][0]}")
+            own.count("rows_without_text", len(record.rows))
+            continue
+        own.count("documents")
+        yield _document(path, record, own)
+    report.merge(own)
+    if own.counts["documents_without_text"] and not own.counts["documents"]:
+        raise InputError(f"{path}: holds mentions but no text lines (id|t|...); give the text with --text FORMAT:PATH")
+    check_share(path, own)
+
+
+def _records(path: Path) -> Iterator[_Record]:
+    record: _Record | None = None
+    for number, line in numbered_lines(path):
+        if not line.strip():
+            continue
+        match = _TEXT.fullmatch(line)
+        fields = [] if match else line.split("\t")
+        if not match and len(fields) < 4:
+            raise InputError(f"{path}:{number}: is neither id|t|title, id|a|abstract nor a row of tab-separated fields")
+        key = match[1] if match else fields[0]
+        if record is None or key != record.id or (match and match[2] == "t" and record.title is not None):
+            if record is not None:
+                yield record
+            record = _Record(key)
+        if not match:
+            record.rows.append((number, fields))
+        elif match[2] == "t":
+            record.title = match[3]
+        elif record.abstract is None:
+            record.abstract = match[3]
+        else:
+            raise InputError(f"{path}:{number}: a second abstract of {key}; separate the documents or drop one")
+    if record is not None:
+        yield record
+
+
+def _document(path: Path, record: _Record, report: ReadReport) -> Document:
+    text = record.title or ""
+    if record.abstract is None:
+        report.count("documents_without_abstract")
+    else:
+        text = f"{text} {record.abstract}"
+    mentions = []
+    for number, fields in record.rows:
+        where = f"{path}:{number}"
+        if not fields[1].lstrip("-").isdecimal():
+            report.count("relations")
+            continue
+        mention = _mention(fields, where)
+        check_mention(text, mention, where, report)
+        mentions.append(mention)
+    return Document(record.id, text, tuple(mentions))
+
+
+def _mention(fields: list[str], where: str) -> Mention:
+    try:
+        start, end = int(fields[1]), int(fields[2])
+    except ValueError:
+        raise InputError(f"{where}: offsets {fields[1][:20]!r} and {fields[2][:20]!r} are no two numbers") from None
+    kind = fields[4] if len(fields) > 4 else ""
+    return Mention(start, end, fields[3], kind, split_ids(fields[5]) if len(fields) > 5 else ())
+
+
+def split_ids(column: str) -> tuple[str, ...]:
+    """Return the identifiers of one column: none where it says unlinked, several where it is a composite.
+
+    `;`, `+` and `,` separate; `|` too, except inside a sequence variant such as `p|SUB|G|303|E`.
+    """
+    ids: list[str] = []
+    for piece in re.split(r"[;+,]", column):
+        for part in [piece] if _VARIANT.search(piece) else piece.split("|"):
+            name = part.strip()
+            if name not in _UNLINKED and name not in ids:
+                ids.append(name)
+    return tuple(ids)

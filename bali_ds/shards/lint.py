@@ -1,0 +1,133 @@
+"""Checks a shard set: every byte of every tar, every sample against the index and, where given, the graph."""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bali_ds.errors import InputError
+from bali_ds.files import sha256_file
+from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.shards.sample import Sample, sample_key
+from bali_ds.shards.scan import ScannedSample, TarScanner
+from bali_ds.shards.store import Shard, ShardSet
+
+_LARGEST_LIST = 100
+_DESCRIBED = (
+    "format_version", "graph_fingerprint", "graph", "tokenizer", "max_tokens", "max_name_tokens", "stored_fan_out",
+)  # fmt: skip
+
+
+def lint(path: Path, graph_path: Path | None = None) -> list[str]:
+    """Return what is wrong with a shard set, at most 100 findings, none where it is as it should be.
+
+    Raises:
+        InputError: the shard set or the graph cannot be opened at all.
+    """
+    shards = ShardSet.open(path)
+    graph = KnowledgeGraph.open(graph_path) if graph_path else None
+    return list(islice(_findings(shards, graph), _LARGEST_LIST))
+
+
+def _findings(shards: ShardSet, graph: KnowledgeGraph | None) -> Iterator[str]:
+    if graph and graph.fingerprint != shards.index["graph_fingerprint"]:
+        yield f"graph {graph.fingerprint} is not the shards' {shards.index['graph_fingerprint']}"
+        graph = None
+    yield from _name_findings(shards)
+    seen: set[str] = set()
+    for number, shard in enumerate(shards.shards):
+        try:
+            yield from _shard_findings(shards, number, shard, graph, seen)
+        except InputError as error:
+            yield str(error)
+
+
+def _shard_findings(
+    shards: ShardSet, number: int, shard: Shard, graph: KnowledgeGraph | None, seen: set[str]
+) -> Iterator[str]:
+    tar = shards.path / shard.name
+    if sha256_file(tar) != shard.sha256:
+        yield f"{tar}: its SHA-256 is not the one in the index"
+    scanner = TarScanner(tar)
+    if any(scanner.description.get(key) != shards.index[key] for key in _DESCRIBED):
+        yield f"{tar}: describes another shard set than the index"
+    rows = shards.samples[shards.starts[number] : shards.starts[number + 1]]
+    count = 0
+    for count, scanned in enumerate(scanner.samples(shards.token_dtype), 1):
+        sample = scanned.sample
+        where = f"{tar}: {sample.key}"
+        if count > len(rows) or rows[count - 1].item() != _expected_row(scanned):
+            yield f"{where}: the sample table says otherwise"
+        if sample.key in seen:
+            yield f"{where}: the key occurs twice"
+        seen.add(sample.key)
+        yield from (f"{where}: {finding}" for finding in sample_findings(sample, shards, graph))
+    if count != len(rows):
+        yield f"{tar}: holds {count} samples, the index says {len(rows)}"
+
+
+def _expected_row(scanned: ScannedSample) -> tuple[int, ...]:
+    sample = scanned.sample
+    return scanned.offset, len(sample.tokens), len(sample.mentions), len(sample.edges), sample.num_views
+
+
+def sample_findings(sample: Sample, shards: ShardSet, graph: KnowledgeGraph | None) -> Iterator[str]:
+    """Yield what is wrong with one sample."""
+    tokenizer, counts = shards.index["tokenizer"], shards.index["graph"]
+    tokens, mentions, edges = sample.tokens, sample.mentions, sample.edges
+    if not 2 <= len(tokens) <= shards.index["max_tokens"]:
+        yield f"{len(tokens)} tokens"
+    elif tokens[0] != tokenizer["cls_id"] or tokens[-1] != tokenizer["sep_id"]:
+        yield "does not begin and end with the special tokens"
+    if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < tokenizer["vocab_size"]:
+        yield "a token is outside of the vocabulary"
+    starts, ends, concepts = mentions[:, 0], mentions[:, 1], mentions[:, 2]
+    if ((starts < 1) | (ends <= starts) | (ends > len(tokens) - 1)).any():
+        yield "a mention lies outside of the passage"
+    if ((concepts < 0) | (concepts >= counts["concepts"])).any():
+        yield "a mention's concept is not in the graph"
+    yield from _edge_findings(concepts, edges, shards)
+    if graph and not _are_facts(edges, graph):
+        yield "an edge is no fact of the graph"
+    meta = sample.meta if isinstance(sample.meta, dict) else {}
+    document, passage = meta.get("document"), meta.get("passage")
+    if not isinstance(document, str) or not isinstance(passage, int) or sample_key(document, passage) != sample.key:
+        yield "its meta data name another sample"
+
+
+def _edge_findings(concepts: NDArray[np.int32], edges: NDArray[np.int32], shards: ShardSet) -> Iterator[str]:
+    counts = shards.index["graph"]
+    order = {concept: place for place, concept in enumerate(dict.fromkeys(concepts.tolist()))}
+    places = [order.get(concept, -1) for concept in edges[:, 0].tolist()]
+    if -1 in places or places != sorted(places):
+        yield "edges are not grouped by the passage's concepts in order of first mention"
+    elif places and int(np.bincount(places).max()) > shards.index["stored_fan_out"]:
+        yield "a concept has more edges than the stored fan-out"
+    relations, neighbours = edges[:, 1], edges[:, 2]
+    if ((relations < 0) | (relations >= 2 * counts["relations"])).any():
+        yield "an edge's relation is not in the graph"
+    if ((neighbours < 0) | (neighbours >= counts["concepts"])).any():
+        yield "an edge's neighbour is not in the graph"
+
+
+def _are_facts(edges: NDArray[np.int32], graph: KnowledgeGraph) -> bool:
+    for concept in np.unique(edges[:, 0]).tolist():
+        if not 0 <= concept < graph.num_concepts:
+            return False
+        row = slice(int(graph.edge_offsets[concept]), int(graph.edge_offsets[concept + 1]))
+        facts = graph.edge_targets[row].astype(np.int64) << 16 | graph.edge_relations[row]
+        own = edges[edges[:, 0] == concept].astype(np.int64)
+        if not np.isin(own[:, 2] << 16 | own[:, 1], facts).all():
+            return False
+    return True
+
+
+def _name_findings(shards: ShardSet) -> Iterator[str]:
+    lengths = np.diff(shards.names.offsets)
+    if shards.names.offsets[0] or not ((lengths > 0) & (lengths <= shards.index["max_name_tokens"])).all():
+        yield f"{shards.path / 'names.offsets.npy'}: a name is empty or longer than the limit"
+    tokens = shards.names.tokens
+    if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < shards.index["tokenizer"]["vocab_size"]:
+        yield f"{shards.path / 'names.tokens.npy'}: a token is outside of the vocabulary"
