@@ -1,0 +1,85 @@
+"""A step as bytes on a pipe: one JSON line that lists the arrays, then the arrays themselves."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bali_ds.errors import InputError
+from bali_ds.stream.blocks import Block
+from bali_ds.stream.collation import BLOCK_FIELDS, BatchArrays
+from bali_ds.stream.order import Position
+from bali_ds.stream.steps import StepArrays
+
+Named = tuple[str, NDArray[np.int64]]
+
+
+def send_step(stream: IO[bytes], step: StepArrays) -> None:
+    """Write a step; all its arrays are int64."""
+    chunks = [list(_arrays(chunk)) for chunk in step.chunks]
+    shapes = [[(name, array.shape) for name, array in chunk] for chunk in chunks]
+    _send_line(stream, {"position": list(vars(step.position_after).values()), "chunks": shapes})
+    for chunk in chunks:
+        for _, array in chunk:
+            stream.write(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"")
+    stream.flush()
+
+
+def send_error(stream: IO[bytes], error: InputError) -> None:
+    """Write what went wrong, for `receive_step` to raise on the other side."""
+    _send_line(stream, {"error": str(error)})
+    stream.flush()
+
+
+def receive_step(stream: IO[bytes]) -> StepArrays | None:
+    """Read one step; None where the stream ends before a step is complete.
+
+    Args:
+        stream: a buffered reader, whose `readinto` fills all it is given unless the stream ends.
+
+    Raises:
+        InputError: the sender met it.
+    """
+    line = stream.readline()
+    if not line.endswith(b"\n"):
+        return None
+    message = json.loads(line)
+    if "error" in message:
+        raise InputError(message["error"])
+    chunks, position = message["chunks"], Position(*message["position"])
+    buffer = np.empty(sum(math.prod(shape) for chunk in chunks for _, shape in chunk), np.int64)
+    if stream.readinto(buffer.view(np.uint8)) < buffer.nbytes:  # type: ignore[attr-defined]
+        return None
+    received = _split(buffer, [shape for chunk in chunks for _, shape in chunk])
+    return StepArrays(position, tuple(_chunk((name, next(received)) for name, _ in chunk) for chunk in chunks))
+
+
+def _send_line(stream: IO[bytes], message: dict[str, Any]) -> None:
+    stream.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+
+
+def _arrays(chunk: BatchArrays) -> Iterator[Named]:
+    for name, value in chunk.items():
+        for array in (value,) if isinstance(value, np.ndarray) else (array for block in value for array in block):
+            yield name, array
+
+
+def _split(buffer: NDArray[np.int64], shapes: list[list[int]]) -> Iterator[NDArray[np.int64]]:
+    begin = 0
+    for shape in shapes:
+        end = begin + math.prod(shape)
+        yield buffer[begin:end].reshape(shape)
+        begin = end
+
+
+def _chunk(named: Iterable[Named]) -> BatchArrays:
+    fields: dict[str, list[NDArray[np.int64]]] = {}
+    for name, array in named:
+        fields.setdefault(name, []).append(array)
+    return {
+        name: tuple(map(Block, arrays[::2], arrays[1::2])) if name in BLOCK_FIELDS else arrays[0]
+        for name, arrays in fields.items()
+    }

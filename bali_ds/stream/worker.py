@@ -1,0 +1,75 @@
+"""A worker process of the loader: makes every so-manieth step and writes it to its standard output.
+
+It is started as `python -m bali_ds.stream.worker` with a JSON description on standard input and imports no torch, so
+that it starts in a fraction of a second and stays small. It ends when its reader is gone, however that came about.
+"""
+
+import itertools
+import json
+import os
+import signal
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from bali_ds.errors import InputError
+from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.shards.store import ShardSet
+from bali_ds.stream.order import Position
+from bali_ds.stream.settings import StreamSettings
+from bali_ds.stream.steps import RankSteps, Share
+from bali_ds.stream.wire import send_error, send_step
+
+
+def description(
+    shards: ShardSet,
+    graph: KnowledgeGraph,
+    settings: StreamSettings,
+    share: Share,
+    start: Position,
+    worker: int,
+    of: int,
+) -> str:
+    """Return the line that tells a worker its work: the steps `worker`, `worker + of`, ... of a rank."""
+    return json.dumps(
+        {
+            "shards": str(shards.path),
+            "graph": str(graph.path),
+            "settings": asdict(settings),
+            "share": asdict(share),
+            "start": asdict(start),
+            "steps": [worker, of],
+        }
+    )
+
+
+def main() -> None:
+    """Serve one loader until it goes away. Signals to the process group are for the loader's process alone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    stream = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever else is printed must not get between the steps
+    try:
+        work = json.loads(sys.stdin.readline())
+        try:
+            steps = _open(work)
+            for step in itertools.count(*work["steps"]):
+                send_step(stream, steps[step])
+        except InputError as error:
+            send_error(stream, error)
+    except BrokenPipeError:
+        os._exit(0)
+
+
+def _open(work: dict[str, Any]) -> RankSteps:
+    return RankSteps(
+        ShardSet.open(work["shards"]),
+        KnowledgeGraph.open(work["graph"]),
+        StreamSettings(**work["settings"]),
+        Share(**work["share"]),
+        Position(**work["start"]),
+    )
+
+
+if __name__ == "__main__":
+    main()

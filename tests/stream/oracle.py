@@ -1,0 +1,123 @@
+"""The content of a batch, one sample, one concept, one token at a time: slow, plain, and free of the stream's code.
+
+Only the keyed randomness is shared, since which key decides what is part of the agreement.
+"""
+
+from bali_ds.randomness import below, choose, derive, uniform
+
+
+def chance(key):
+    return float(uniform(key)[0])
+
+
+def expected_sample(shards, graph, settings, row, epoch):
+    """What one sample contributes to a batch, as plain lists."""
+    tokens, mentions, edges = shards.arrays(row)
+    tokenizer = shards.index["tokenizer"]
+    visit = derive(settings.seed, epoch, row)
+    spans = {}
+    for start, end, concept in mentions.tolist():
+        spans.setdefault(concept, set()).update(range(start, end))
+    inputs, labels = expected_tokens(tokens.tolist(), set().union(*spans.values()), tokenizer, settings, visit)
+    views = [
+        expected_view(shards, graph, settings, derive(visit, concept), concept, sorted(places), edges.tolist())
+        for concept, places in spans.items()
+    ]
+    return {"row": row, "inputs": inputs, "labels": labels, "views": views}
+
+
+def expected_tokens(tokens, mentioned, tokenizer, settings, visit):
+    hide = chance(derive(visit, "mentions")) < settings.mention_masking
+    ordinary = [token for token in range(tokenizer["vocab_size"]) if token not in tokenizer["special_ids"]]
+    inputs, labels = list(tokens), {}
+    for place, token in enumerate(tokens):
+        key = derive(visit, place)
+        if hide and place in mentioned:
+            inputs[place] = tokenizer["mask_id"]
+        elif token not in tokenizer["special_ids"] and chance(key) < settings.token_masking:
+            labels[place] = token
+            fate = chance(derive(key, "fate"))
+            if fate < 0.8:
+                inputs[place] = tokenizer["mask_id"]
+            elif fate >= 0.9:
+                inputs[place] = ordinary[int(below(derive(key, "token"), len(ordinary))[0])]
+    return inputs, labels
+
+
+def expected_view(shards, graph, settings, key, concept, places, edges):
+    own = [(relation, neighbour) for head, relation, neighbour in edges if head == concept]
+    chosen = choose(derive(key, "neighbours"), len(own), settings.fan_out)[0].tolist()
+    drawn = [own[place] for place in chosen if place >= 0]
+    hide = len(own) >= 2 and chance(derive(key, "name")) < settings.name_masking
+    nodes = [concept, *(neighbour for _, neighbour in drawn)]
+    names = [name_tokens(shards, graph, derive(key, "synonym", slot), node) for slot, node in enumerate(nodes)]
+    mask = shards.index["tokenizer"]["mask_id"]
+    if hide:
+        names[0] = [mask] * len(names[0])
+    return {
+        "concept": concept,
+        "places": places,
+        "names": [name or [mask] for name in names],
+        "to_concept": [relation for relation, _ in drawn],
+        "from_concept": [
+            relation - graph.num_relations if relation >= graph.num_relations else relation + graph.num_relations
+            for relation, _ in drawn
+        ],
+    }
+
+
+def name_tokens(shards, graph, key, concept):
+    first, end = (int(offset) for offset in graph.name_offsets[concept : concept + 2])
+    if first == end:
+        return []
+    name = first + int(below(key, end - first)[0])
+    tokens, offsets = shards.names
+    return tokens[int(offsets[name]) : int(offsets[name + 1])].tolist() or [shards.index["tokenizer"]["mask_id"]]
+
+
+def found_samples(batch):
+    """The same lists, read back from a batch."""
+    rows = [
+        (block, row, flat)
+        for block, flat_start in zip(batch.passages, block_starts(batch.passages), strict=True)
+        for row, flat in enumerate(range(flat_start, flat_start + block.input_ids.numel(), block.input_ids.shape[1]))
+    ]
+    names = [
+        ids[1 : length - 1]
+        for block in batch.names
+        for ids, length in zip(block.input_ids.tolist(), block.lengths.tolist(), strict=True)
+    ]
+    passages = [
+        {"inputs": block.input_ids[row, : int(block.lengths[row])].tolist(), "begin": flat} for block, row, flat in rows
+    ]
+    for passage in passages:
+        inside = range(passage["begin"], passage["begin"] + len(passage["inputs"]))
+        passage["labels"] = {
+            position - inside.start: label
+            for position, label in zip(batch.labelled_tokens.tolist(), batch.labels.tolist(), strict=True)
+            if position in inside
+        }
+    return passages, [found_view(batch, names, view) for view in range(batch.num_views)]
+
+
+def block_starts(blocks):
+    starts = [0]
+    for block in blocks:
+        starts.append(starts[-1] + block.input_ids.numel())
+    return starts[:-1]
+
+
+def found_view(batch, names, view):
+    target = int(batch.targets[view])
+    messages = list(zip(*batch.edge_index.tolist(), batch.edge_relations.tolist(), strict=True))
+    incoming = [(source, relation) for source, goal, relation in messages if goal == target]
+    outgoing = [(goal, relation) for source, goal, relation in messages if source == target]
+    nodes = [target, *(node for node, _ in incoming)]
+    assert [node for node, _ in outgoing] == nodes[1:] == list(range(target + 1, target + len(nodes)))
+    return {
+        "concept": int(batch.concept_ids[view]),
+        "flat": batch.mention_tokens[batch.mention_views == view].tolist(),
+        "names": [names[int(batch.node_names[node])] for node in nodes],
+        "to_concept": [relation for _, relation in incoming],
+        "from_concept": [relation for _, relation in outgoing],
+    }
