@@ -24,6 +24,8 @@ from bali_ds.shards.layout import (
 )
 from bali_ds.shards.sample import Sample
 
+_TRIPLES = (np.dtype("<i4"), np.dtype("<i4"))
+
 
 @dataclass(frozen=True)
 class ScannedSample:
@@ -61,11 +63,12 @@ class TarScanner:
             offset = at
             key = self._key(at)
             arrays = []
-            for name, dtype, width in zip(ARRAY_MEMBERS, (token_dtype, "<i4", "<i4"), (1, 3, 3), strict=True):
+            for name, dtype, width in zip(ARRAY_MEMBERS, (token_dtype, *_TRIPLES), (1, 3, 3), strict=True):
                 data, at = self._member(at, f"{key}.{name}")
-                arrays.append(self._array(data, np.dtype(dtype), width, at))
+                arrays.append(self._array(data, dtype, width, at))
             data, at = self._member(at, f"{key}.{META_MEMBER}")
-            yield ScannedSample(Sample(key, *arrays, self._json(data, at)), offset, at - offset)
+            sample = Sample(key, arrays[0], arrays[1], arrays[2], self._json(data, at))
+            yield ScannedSample(sample, offset, at - offset)
         if self._bytes[at:] != END_OF_ARCHIVE:
             raise self._fault(at, "the end of the archive is not two empty blocks")
 
