@@ -23,7 +23,7 @@ def write_column(folder: Path, name: str, values: Array) -> dict[str, object]:
     little = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
     digest = hashlib.sha256()
     with open(folder / f"{name}.npy", "wb") as stream:
-        for block in (_header(little.dtype, little.size), memoryview(little.view(np.uint8))):
+        for block in (_header(little.dtype, little.size), little.data.cast("B") if little.size else b""):
             stream.write(block)
             digest.update(block)
     return {"dtype": little.dtype.str, "length": little.size, "sha256": digest.hexdigest()}
@@ -47,7 +47,9 @@ def open_column(folder: Path, name: str, dtype: str, length: int) -> Array:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}; build the graph again") from error
     if header != expected or size != len(expected) + length * np.dtype(dtype).itemsize:
-        raise InputError(f"{path}: is not the column of {length} {dtype} that the manifest names; build the graph again")
+        raise InputError(
+            f"{path}: is not the column of {length} {dtype} that the manifest names; build the graph again"
+        )
     return np.asarray(np.memmap(path, np.dtype(dtype), "r", len(expected), (length,)))
 
 

@@ -1,7 +1,6 @@
 """Delimited text, read strictly and in blocks: every row has every column, every byte is UTF-8."""
 
 import gzip
-import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,9 +39,7 @@ def read_delimited(
         skipped = 1
     else:
         skipped = 0
-    read = pa.csv.ReadOptions(
-        column_names=list(columns), skip_rows=skipped, block_size=_BLOCK_BYTES, use_threads=False
-    )
+    read = pa.csv.ReadOptions(column_names=list(columns), skip_rows=skipped, block_size=_BLOCK_BYTES, use_threads=False)
     parse = pa.csv.ParseOptions(
         delimiter=delimiter, quote_char='"' if quoted else False, ignore_empty_lines=False, newlines_in_values=False
     )
@@ -52,10 +49,13 @@ def read_delimited(
     if _is_empty(path, skipped):
         return
     try:
-        with pa.OSFile(str(path)) as file, _decompressed(file) as stream:
-            with pa.csv.open_csv(stream, read, parse, convert) as batches:
-                for batch in batches:
-                    yield pl.DataFrame(pl.from_arrow(batch))
+        with (
+            pa.OSFile(str(path)) as file,
+            _decompressed(file) as stream,
+            pa.csv.open_csv(stream, read, parse, convert) as batches,
+        ):
+            for batch in batches:
+                yield pl.DataFrame(pl.from_arrow(batch))
     except (pa.ArrowException, OSError) as error:
         raise _diagnosis(path, delimiter, len(columns), quoted, error) from error
 
@@ -91,7 +91,7 @@ def _diagnosis(path: Path, delimiter: str, num_columns: int, quoted: bool, error
         with open(path, "rb") as plain:
             compressed = plain.read(2) == b"\x1f\x8b"
         with gzip.open(path) if compressed else open(path, "rb") as lines:
-            for number, line in enumerate(lines, start=1):  # noqa: B007
+            for number, line in enumerate(lines, start=1):
                 problem = _line_problem(line, delimiter, num_columns, quoted)
                 if problem:
                     return InputError(f"{path}: line {number}: {problem}")
@@ -99,7 +99,7 @@ def _diagnosis(path: Path, delimiter: str, num_columns: int, quoted: bool, error
         return InputError(f"{path}: line {number + 1}: the compressed file is cut off or damaged; fetch it again")
     except OSError as failure:
         return InputError(f"{path}: cannot be read: {failure.strerror or failure}")
-    return InputError(f"{path}: cannot be parsed: {re.sub(r'\s+', ' ', str(error))[:300]}")
+    return InputError(f"{path}: cannot be parsed: {' '.join(str(error).split())[:300]}")
 
 
 def _line_problem(line: bytes, delimiter: str, num_columns: int, quoted: bool) -> str | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,22 @@ from numpy.typing import NDArray
 from bali_ds.errors import InputError
 from bali_ds.files import read_json, sha256_file
 from bali_ds.graph.columns import TextColumn, open_column
+from bali_ds.graph.identifiers import find
+from bali_ds.graph.vocabularies import split_code
 
 FORMAT_VERSION = 1
 _LARGEST_MANIFEST = 64 * 2**20
+_FINGERPRINTED_LISTS = ("format_version", "relations", "inverse_relations", "sources")
+_FINGERPRINTED_COLUMNS = (
+    "concepts.cuis",
+    "concepts.names",
+    "names.text",
+    "names.offsets",
+    "edges.offsets",
+    "edges.targets",
+    "edges.relations",
+    "edges.sources",
+)
 
 
 class KnowledgeGraph:
@@ -29,9 +43,9 @@ class KnowledgeGraph:
         num_names: N.
         num_edges: E, each fact counted once.
         num_relations: R, each relation counted in one direction.
-        fingerprint: hexadecimal SHA-256 over everything in the store.
+        fingerprint: hexadecimal SHA-256 over identifiers, names and facts.
         name_offsets: int64 [C + 1]; concept c has the names name_offsets[c] to name_offsets[c + 1] - 1, the
-            preferred one first, the others in byte order.
+            preferred one first.
         edge_offsets: int64 [C + 1]; row v of the neighbour lists is edge_offsets[v] to edge_offsets[v + 1] - 1.
         edge_targets: int32 [2E], the neighbour u of each entry of row v.
         edge_relations: uint16 [2E]; r < R stands for the fact (v, r, u), r + R for the fact (u, r, v).
@@ -50,9 +64,13 @@ class KnowledgeGraph:
             name: open_column(path, name, entry["dtype"], entry["length"])
             for name, entry in manifest["columns"].items()
         }
+        self._code_sources: list[str] = manifest["code_sources"]
         self._digests = {name: entry["sha256"] for name, entry in manifest["columns"].items()}
         self._cuis = self._columns["concepts.cuis"]
         self._names = self._text("names")
+        self._codes = self._text("codes")
+        self._definitions = self._text("definitions")
+        self._definition_offsets = self._columns["concepts.definitions"]
         self.name_offsets = self._columns["concepts.names"]
         self._type_offsets = self._columns["concepts.types"]
         self._type_ids = self._columns["types"]
@@ -95,14 +113,36 @@ class KnowledgeGraph:
         return self._cuis[concept].decode("utf-8", "replace")
 
     def lookup(self, cuis: Sequence[str]) -> NDArray[np.int32]:
-        """Return the concept ids of identifiers, int32 [n], -1 where the graph has none."""
-        width = self._cuis.dtype.itemsize
+        """Return the concept ids of identifiers, int32 [n], -1 where the graph has none.
+
+        A retired identifier gives the concept that it was merged into.
+        """
         wanted = [cui.encode() for cui in cuis]
-        keys = np.array([cui if len(cui) <= width else b"" for cui in wanted], self._cuis.dtype)
-        if not self.num_concepts:
-            return np.full(len(wanted), -1, np.int32)
-        found = np.minimum(np.searchsorted(self._cuis, keys), self.num_concepts - 1)
-        return np.where((self._cuis[found] == keys) & (keys != b""), found, -1).astype(np.int32)
+        found = _search(self._cuis, wanted)
+        retired = _search(self._columns["retired.cuis"], wanted)
+        merged = (found < 0) & (retired >= 0)
+        found[merged] = self._columns["retired.concepts"][retired[merged]]
+        return found
+
+    def code_to_cuis(self, source: str, code: str) -> list[str]:
+        """Return the identifiers of all concepts that a vocabulary's code may mean, the preferred one first.
+
+        Args:
+            source: the vocabulary as the UMLS or others abbreviate it ("MSH", "mesh"); "" where the code has a prefix.
+            code: the code, with or without a prefix ("D003920", "MESH:D003920").
+        """
+        source, code = split_code(source, code)
+        if source not in self._code_sources:
+            return []
+        number = self._code_sources.index(source)
+        first, last = np.searchsorted(self._columns["codes.sources"], [number, number + 1]).tolist()
+        start = bisect_left(self._codes, code, first, last)
+        end = bisect_right(self._codes, code, start, last)
+        return [self.cui(concept) for concept in self._columns["codes.concepts"][start:end]]
+
+    def definitions(self, concept: int) -> list[str]:
+        """Return the definitions of a concept."""
+        return [self._definitions[index] for index in range(*self._row(self._definition_offsets, concept))]
 
     def name(self, index: int) -> str:
         """Return one name by its id."""
@@ -142,6 +182,9 @@ class KnowledgeGraph:
             "concepts.types": (rows, self._type_ids.size),
             "edges.offsets": (rows, entries),
             "names.offsets": (self.num_names + 1, self._names.text.size),
+            "concepts.definitions": (rows, len(self._definitions)),
+            "definitions.offsets": (len(self._definitions) + 1, self._definitions.text.size),
+            "codes.offsets": (len(self._codes) + 1, self._codes.text.size),
         }
         for name, (length, last) in expected.items():
             column = self._columns[name]
@@ -152,9 +195,29 @@ class KnowledgeGraph:
 
 
 def manifest_fingerprint(manifest: dict[str, Any]) -> str:
-    """Return the SHA-256 of a manifest, its own fingerprint aside; column digests are part of it."""
-    content = {key: value for key, value in manifest.items() if key != "fingerprint"}
+    """Return the SHA-256 of what training sees: identifiers, names and facts.
+
+    Semantic types, codes, definitions and retired identifiers describe and find concepts; they are not part of it, so
+    that two spellings of one graph agree even where one of them says more about its concepts.
+    """
+    content: dict[str, Any] = {key: manifest[key] for key in _FINGERPRINTED_LISTS}
+    content["columns"] = {name: manifest["columns"][name] for name in _FINGERPRINTED_COLUMNS}
+    return _digest(content)
+
+
+def manifest_checksum(manifest: dict[str, Any]) -> str:
+    """Return the SHA-256 of a whole manifest, its own checksum aside; the digests of all columns are part of it."""
+    return _digest({key: value for key, value in manifest.items() if key != "checksum"})
+
+
+def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _search(ordered: NDArray[Any], wanted: Sequence[bytes]) -> NDArray[np.int32]:
+    width = ordered.dtype.itemsize
+    keys = np.array([cui if len(cui) <= width else b"" for cui in wanted], ordered.dtype)
+    return np.where(keys == b"", np.int32(-1), find(ordered, keys))
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -171,6 +234,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"{file}: has format version {manifest['format_version']}, this program reads {FORMAT_VERSION}; "
             "build the graph again"
         )
-    if manifest.get("fingerprint") != manifest_fingerprint(manifest):
-        raise InputError(f"{file}: does not match its fingerprint; build the graph again")
+    if manifest.get("checksum") != manifest_checksum(manifest):
+        raise InputError(f"{file}: does not match its checksum; build the graph again")
     return manifest

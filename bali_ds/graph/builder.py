@@ -1,0 +1,163 @@
+"""One store from any number of sources: same content, same bytes, whatever the order of rows."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from bali_ds.errors import InputError
+from bali_ds.files import published_directory, write_json
+from bali_ds.graph.columns import write_column
+from bali_ds.graph.edges import FactCollector, neighbour_lists
+from bali_ds.graph.identifiers import find, fixed_width
+from bali_ds.graph.relations import inverse_name
+from bali_ds.graph.source import TABLES, Source, Table
+from bali_ds.graph.store import FORMAT_VERSION, manifest_checksum, manifest_fingerprint
+
+
+def build_graph(sources: Sequence[Source], out: Path) -> dict[str, Any]:
+    """Merge sources on their concept identifiers and publish the store at `out`.
+
+    Returns:
+        A report: concepts, names, edges, relations, fingerprint; under "read" the counts of rows by file and of
+        what was dropped and why.
+
+    Raises:
+        InputError: a source cannot be read, there is no concept in any, or `out` cannot be written.
+    """
+    tables = _gather(sources)
+    cuis = _identifiers(tables)
+    with published_directory(Path(out)) as folder:
+        writer = _Writer(folder, cuis)
+        writer.column("concepts.cuis", cuis)
+        writer.names(tables.pop("names"))
+        writer.types(tables.pop("types"))
+        writer.codes(tables.pop("codes"))
+        writer.definitions(tables.pop("definitions"))
+        writer.retired(tables.pop("retired"))
+        writer.edges(sources)
+        manifest = writer.manifest()
+        write_json(folder / "manifest.json", manifest)
+    return {
+        "concepts": int(cuis.size),
+        "names": manifest["columns"]["names.offsets"]["length"] - 1,
+        "edges": manifest["columns"]["edges.targets"]["length"] // 2,
+        "relations": len(manifest["relations"]),
+        "fingerprint": manifest["fingerprint"],
+        "read": {name: dict(counts) for source in sources for name, counts in source.report.items()},
+        "dropped": dict(writer.dropped),
+    }
+
+
+def _gather(sources: Sequence[Source]) -> dict[Table, pl.DataFrame]:
+    frames: dict[Table, list[pl.DataFrame]] = {table: [pl.DataFrame(schema=TABLES[table])] for table in TABLES}
+    for source in sources:
+        for table, frame in source.concepts():
+            frames[table].append(frame.select(list(TABLES[table])))
+    return {table: pl.concat(frames.pop(table)) for table in TABLES}
+
+
+def _identifiers(tables: dict[Table, pl.DataFrame]) -> NDArray[Any]:
+    tables["names"] = tables["names"].filter(pl.col("name") != "")
+    cuis = pl.concat([tables.pop("concepts")["cui"], tables["names"]["cui"]]).unique()
+    if not cuis.len():
+        raise InputError("the sources name no concept; nothing was built")
+    if cuis.len() >= 2**31:
+        raise InputError(f"{cuis.len()} concepts are more than a graph can hold")
+    return np.sort(fixed_width(cuis))
+
+
+class _Writer:
+    """Writes the columns of one store and remembers what the manifest says of them."""
+
+    def __init__(self, folder: Path, cuis: NDArray[Any]) -> None:
+        self.folder = folder
+        self.cuis = cuis
+        self.dropped: Counter[str] = Counter()
+        self._columns: dict[str, Any] = {}
+        self._lists: dict[str, list[str]] = {}
+
+    def column(self, name: str, values: NDArray[Any]) -> None:
+        self._columns[name] = write_column(self.folder, name, values)
+
+    def names(self, names: pl.DataFrame) -> None:
+        frame = self._known(names, "names").group_by("concept", "name").agg(pl.col("preference").min())
+        frame = frame.sort("concept", "preference", "name")
+        self._offsets("concepts.names", frame["concept"])
+        self._text("names", frame["name"])
+
+    def types(self, types: pl.DataFrame) -> None:
+        frame = self._known(types, "semantic types").unique().sort("concept", "type")
+        self._lists["semantic_types"] = frame["type"].unique().sort().to_list()
+        self._offsets("concepts.types", frame["concept"])
+        self.column("types", self._numbers(frame["type"], self._lists["semantic_types"]))
+
+    def codes(self, codes: pl.DataFrame) -> None:
+        frame = self._known(codes, "codes").group_by("source", "code", "concept").agg(pl.col("preference").min())
+        frame = frame.sort("source", "code", "preference", "concept")
+        self._lists["code_sources"] = frame["source"].unique().sort().to_list()
+        self.column("codes.sources", self._numbers(frame["source"], self._lists["code_sources"]))
+        self._text("codes", frame["code"])
+        self.column("codes.concepts", frame["concept"].to_numpy())
+
+    def definitions(self, definitions: pl.DataFrame) -> None:
+        frame = self._known(definitions, "definitions").filter(pl.col("text") != "").unique().sort("concept", "text")
+        self._offsets("concepts.definitions", frame["concept"])
+        self._text("definitions", frame["text"])
+
+    def retired(self, retired: pl.DataFrame) -> None:
+        frame = self._known(retired, "retired identifiers").unique().sort("old", "concept")
+        frame = frame.unique("old", keep="first", maintain_order=True)
+        old = fixed_width(frame["old"])
+        gone = find(self.cuis, old) < 0
+        self.column("retired.cuis", old[gone])
+        self.column("retired.concepts", frame["concept"].to_numpy()[gone])
+
+    def edges(self, sources: Sequence[Source]) -> None:
+        collector = FactCollector(self.cuis)
+        for source in sources:
+            collector.add(source, self.dropped)
+        lists = neighbour_lists(collector.finish(), collector.labels, collector.sources, self.cuis.size)
+        self.column("edges.offsets", lists.offsets)
+        self.column("edges.targets", lists.targets)
+        self.column("edges.relations", lists.relations)
+        self.column("edges.sources", lists.sources)
+        self._lists["relations"] = lists.relation_names
+        inverses = collector.inverses
+        self._lists["inverse_relations"] = [inverses.get(name, inverse_name(name)) for name in lists.relation_names]
+        self._lists["sources"] = lists.source_names
+
+    def manifest(self) -> dict[str, Any]:
+        content = {"format_version": FORMAT_VERSION, "columns": self._columns, **self._lists}
+        content["fingerprint"] = manifest_fingerprint(content)
+        return {**content, "checksum": manifest_checksum(content)}
+
+    def _known(self, frame: pl.DataFrame, what: str) -> pl.DataFrame:
+        """Replace identifiers by concept ids; drop and count rows of unknown concepts."""
+        frame = frame.with_columns(concept=pl.Series(find(self.cuis, fixed_width(frame["cui"])))).drop("cui")
+        known = frame.filter(pl.col("concept") >= 0)
+        if known.height < frame.height:
+            self.dropped[f"{what} of unknown concepts"] += frame.height - known.height
+        return known
+
+    def _offsets(self, name: str, concepts: pl.Series) -> None:
+        rows = np.arange(self.cuis.size + 1, dtype=np.int32)
+        self.column(name, np.searchsorted(concepts.to_numpy(), rows).astype(np.int64))
+
+    def _text(self, name: str, strings: pl.Series) -> None:
+        array = strings.to_arrow().cast(pa.large_string())
+        offsets = np.frombuffer(array.buffers()[1], np.int64, len(array) + 1, array.offset * 8)
+        text = np.frombuffer(array.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
+        offsets = offsets - offsets[0]
+        self.column(f"{name}.text", text)
+        self.column(f"{name}.offsets", offsets.astype(np.uint32 if offsets[-1] < 2**32 else np.int64))
+
+    @staticmethod
+    def _numbers(strings: pl.Series, vocabulary: list[str]) -> NDArray[Any]:
+        numbers = strings.replace_strict(vocabulary, list(range(len(vocabulary))), return_dtype=pl.UInt16)
+        return numbers.to_numpy()

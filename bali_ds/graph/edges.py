@@ -1,0 +1,195 @@
+"""Facts gathered from sources, and the neighbour lists made of them."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from bali_ds.errors import InputError
+from bali_ds.graph.identifiers import find, fixed_width
+from bali_ds.graph.relations import canonical, inverse_name, pair_up
+from bali_ds.graph.source import Source
+
+
+class Codebook(dict[str, int]):
+    """Numbers for strings, in order of first sight."""
+
+    def encode(self, strings: pl.Series) -> NDArray[np.int32]:
+        """Return the number of each string, int32; new strings get the next numbers."""
+        distinct = strings.unique()
+        numbers = pl.Series([self.setdefault(string, len(self)) for string in distinct], dtype=pl.Int32)
+        return strings.replace_strict(distinct, numbers, return_dtype=pl.Int32).to_numpy()
+
+
+@dataclass
+class Facts:
+    """E facts: int32 columns heads, labels, tails, sources; labels and sources are numbers of codebooks."""
+
+    heads: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    tails: NDArray[np.int32]
+    sources: NDArray[np.int32]
+
+    @staticmethod
+    def join(parts: "list[Facts]") -> "Facts":
+        """Return the facts of all parts."""
+        nothing = [np.zeros(0, np.int32)]
+        return Facts(
+            *(
+                np.concatenate([getattr(part, name) for part in parts] or nothing)
+                for name in ("heads", "labels", "tails", "sources")
+            )
+        )
+
+
+class FactCollector:
+    """Gathers facts over known concepts; both directions of one fact become one.
+
+    Attributes:
+        labels: numbers of relation names.
+        sources: numbers of source names.
+        inverses: names of inverses that only the data tells, by relation name.
+    """
+
+    def __init__(self, cuis: NDArray[Any]) -> None:
+        self.labels = Codebook()
+        self.sources = Codebook()
+        self.inverses: dict[str, str] = {}
+        self._cuis = cuis
+        self._parts: list[Facts] = []
+
+    def add(self, source: Source, counts: Counter[str]) -> None:
+        """Read every fact of a source; count those dropped because an end is unknown or both are the same."""
+        facts = Facts.join([self._encoded(frame, counts) for frame in source.relations()])
+        if source.mirrored:
+            names = list(self.labels)
+            present = {names[label] for label in np.unique(facts.labels)}
+            pairs = pair_up(present, source.inverses())
+            pairs |= self._mirrored(facts, present - set(pairs))
+            self.inverses |= {name: partner for name, partner in pairs.items() if inverse_name(partner) != name}
+            self._fold(facts, pairs)
+        self._parts.append(facts)
+
+    def finish(self) -> Facts:
+        """Return all facts; what one source calls by a name and another by its inverse is the same fact."""
+        facts = Facts.join(self._parts)
+        self._parts.clear()
+        pairs = pair_up(self.labels)
+        self._fold(facts, {name: partner for name, partner in pairs.items() if name != partner})
+        return facts
+
+    def _encoded(self, frame: pl.DataFrame, counts: Counter[str]) -> Facts:
+        heads, tails = (find(self._cuis, fixed_width(frame[end])) for end in ("head", "tail"))
+        unknown = (heads < 0) | (tails < 0)
+        loops = (heads == tails) & ~unknown
+        counts["dropped: unknown concept"] += int(unknown.sum())
+        counts["dropped: self-relation"] += int(loops.sum())
+        kept = ~(unknown | loops)
+        labels, sources = self.labels.encode(frame["relation"]), self.sources.encode(frame["source"])
+        return Facts(heads[kept], labels[kept], tails[kept], sources[kept])
+
+    def _mirrored(self, facts: Facts, names: set[str]) -> dict[str, str]:
+        """Pair relations whose facts, source for source, are each other's facts turned around.
+
+        Sets of facts are compared by the sum of their hashes modulo 2**64, forwards and backwards.
+        """
+        forward, backward = (np.zeros(len(self.labels), np.uint64) for _ in range(2))
+        np.add.at(forward, facts.labels, _hash(facts.heads, facts.tails, facts.sources))
+        np.add.at(backward, facts.labels, _hash(facts.tails, facts.heads, facts.sources))
+        waiting: dict[tuple[int, int], list[str]] = {}
+        pairs: dict[str, str] = {}
+        for name in sorted(names):
+            sums = int(forward[self.labels[name]]), int(backward[self.labels[name]])
+            partners = waiting.get(sums[::-1], [])
+            if sums[0] == sums[1]:
+                pairs[name] = name
+            elif partners:
+                partner = partners.pop(0)
+                pairs[name], pairs[partner] = partner, name
+            else:
+                waiting.setdefault(sums, []).append(name)
+        return pairs
+
+    def _fold(self, facts: Facts, pairs: dict[str, str]) -> None:
+        """Turn facts around in place, so that of two inverse names only the canonical one remains."""
+        new = np.arange(len(self.labels), dtype=np.int32)
+        symmetric = np.zeros(len(self.labels), bool)
+        for name, partner in pairs.items():
+            new[self.labels[name]] = self.labels[canonical(name, partner)]
+            symmetric[self.labels[name]] = name == partner
+        turned = new[facts.labels] != facts.labels
+        turned |= symmetric[facts.labels] & (facts.heads > facts.tails)
+        facts.heads[turned], facts.tails[turned] = facts.tails[turned], facts.heads[turned]
+        facts.labels = new[facts.labels]
+
+
+def _hash(*columns: NDArray[np.int32]) -> NDArray[np.uint64]:
+    state = np.zeros(columns[0].size, np.uint64)
+    for column in columns:
+        state = (state ^ column.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        state ^= state >> np.uint64(29)
+    return state * np.uint64(0xBF58476D1CE4E5B9) ^ (state >> np.uint64(32))
+
+
+@dataclass(frozen=True)
+class NeighbourLists:
+    """The rows of the store: offsets int64 [C + 1], targets int32 [2E], relations uint16 [2E], sources [2E]."""
+
+    offsets: NDArray[np.int64]
+    targets: NDArray[np.int32]
+    relations: NDArray[np.uint16]
+    sources: NDArray[Any]
+    relation_names: list[str]
+    source_names: list[str]
+
+
+def neighbour_lists(facts: Facts, labels: Codebook, sources: Codebook, num_concepts: int) -> NeighbourLists:
+    """Return the neighbour lists of distinct facts; a row is sorted by relation, source and neighbour.
+
+    Raises:
+        InputError: concepts or relations are too many for 64-bit sort keys or 16-bit relation ids.
+    """
+    kinds, kind = np.unique(facts.labels.astype(np.int64) * len(sources) + facts.sources, return_inverse=True)
+    label_names, source_names = list(labels), list(sources)
+    spelled = [(label_names[value // len(sources)], source_names[value % len(sources)]) for value in kinds.tolist()]
+    order = sorted(range(len(spelled)), key=spelled.__getitem__)
+    spelled = [spelled[index] for index in order]
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    relation_names = sorted({label for label, _ in spelled})
+    used_sources = sorted({source for _, source in spelled})
+    if 2 * len(relation_names) > 2**16 or 2 * max(len(kinds), 1) * num_concepts**2 >= 2**64:
+        raise InputError(f"{num_concepts} concepts with {len(relation_names)} relations are more than a graph can hold")
+    entries = _entries(facts, rank[kind.ravel()], len(kinds), num_concepts)
+    targets = (entries % max(num_concepts, 1)).astype(np.int32)
+    entries //= max(num_concepts, 1)
+    kind = (entries % max(2 * len(kinds), 1)).astype(np.int64)
+    rows = entries // max(2 * len(kinds), 1)
+    offsets = np.searchsorted(rows, np.arange(num_concepts + 1)).astype(np.int64)
+    relation_of = np.array([relation_names.index(label) for label, _ in spelled], np.uint16)
+    source_of = np.array([used_sources.index(source) for _, source in spelled], np.min_scalar_type(len(used_sources)))
+    inverse_of = relation_of + np.uint16(len(relation_names))
+    return NeighbourLists(
+        offsets,
+        targets,
+        np.concatenate([relation_of, inverse_of])[kind],
+        np.concatenate([source_of, source_of])[kind],
+        relation_names,
+        used_sources,
+    )
+
+
+def _entries(facts: Facts, kind: NDArray[np.int64], num_kinds: int, num_concepts: int) -> NDArray[np.uint64]:
+    """Return one sorted key for each end of each distinct fact: (row, kind or inverse kind, neighbour)."""
+
+    def keys(rows: NDArray[np.int32], kinds: NDArray[np.int64], neighbours: NDArray[np.int32]) -> NDArray[np.uint64]:
+        coded = rows.astype(np.uint64) * np.uint64(2 * num_kinds) + kinds.astype(np.uint64)
+        coded *= np.uint64(num_concepts)
+        coded += neighbours.astype(np.uint64)
+        return coded
+
+    both = [keys(facts.heads, kind, facts.tails), keys(facts.tails, kind + num_kinds, facts.heads)]
+    return np.unique(np.concatenate(both))

@@ -1,0 +1,45 @@
+"""Concept identifiers as fixed-width bytes, so that thousands are looked up in one search."""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from bali_ds.errors import InputError
+
+LONGEST = 255
+
+
+def fixed_width(strings: pl.Series) -> NDArray[Any]:
+    """Return strings as an array of UTF-8 bytes, dtype S{longest}, that sorts in byte order.
+
+    Raises:
+        InputError: an identifier is longer than 255 bytes or holds a NUL.
+    """
+    array = strings.to_arrow().cast(pa.large_string())
+    offsets = np.frombuffer(array.buffers()[1], np.int64, len(array) + 1, array.offset * 8)
+    lengths = np.diff(offsets)
+    width = max(int(lengths.max(initial=0)), 1)
+    if width > LONGEST:
+        raise InputError(f"identifier {strings[int(lengths.argmax())][:60]}...: is longer than {LONGEST} bytes")
+    text = np.frombuffer(array.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
+    if not text.all():
+        raise InputError("an identifier holds a NUL character; remove it")
+    if (lengths == width).all():
+        return text.view(f"S{width}")
+    padded = np.zeros((len(array), width), np.uint8)
+    padded[np.arange(width) < lengths[:, None]] = text
+    return padded.view(f"S{width}").ravel()
+
+
+def find(ordered: NDArray[Any], wanted: NDArray[Any]) -> NDArray[np.int32]:
+    """Return the position of each of `wanted` in the sorted `ordered`, int32, -1 where it is missing."""
+    if not ordered.size:
+        return np.full(wanted.size, -1, np.int32)
+    if ordered.dtype.itemsize <= 8 and wanted.dtype.itemsize <= 8:
+        # Big-endian integers order like the bytes and compare much faster.
+        ordered, wanted = (keys.astype("S8").view(">u8").astype(np.uint64) for keys in (ordered, wanted))
+    found = np.minimum(np.searchsorted(ordered, wanted), ordered.size - 1)
+    return np.where(ordered[found] == wanted, found, -1).astype(np.int32)

@@ -1,0 +1,62 @@
+"""Relation names and their inverses: which two names tell one fact from its two ends."""
+
+from collections.abc import Iterable, Mapping
+
+_BARE = {"CHD": "PAR", "RN": "RB", "AQ": "QB", "SY": "SY", "SIB": "SIB", "RO": "RO", "RL": "RL", "RQ": "RQ", "RU": "RU"}
+_NAMED = {
+    "may_treat": "may_be_treated_by",
+    "may_prevent": "may_be_prevented_by",
+    "may_diagnose": "may_be_diagnosed_by",
+    "mapped_to": "mapped_from",
+    "same_as": "same_as",
+    "possibly_equivalent_to": "possibly_equivalent_to",
+    "sib_in_isa": "sib_in_isa",
+    "sib_in_part_of": "sib_in_part_of",
+}
+_INVERSES = {**_BARE, **_NAMED, **{inverse: name for name, inverse in (_BARE | _NAMED).items()}}
+
+
+def inverse_name(relation: str) -> str:
+    """Return the name of a relation read from its tail.
+
+    Table first (REL of the UMLS and a few of its RELA), then the patterns `inverse_X`, `inverse_of_X`, `has_X`
+    and `X_of`; any other name gets `inverse_` before it.
+    """
+    if relation in _INVERSES:
+        return _INVERSES[relation]
+    for prefix in ("inverse_of_", "inverse_"):
+        if relation.startswith(prefix):
+            return relation.removeprefix(prefix)
+    if relation.startswith("has_"):
+        return f"{relation.removeprefix('has_')}_of"
+    if relation.endswith("_of"):
+        return f"has_{relation.removesuffix('_of')}"
+    return f"inverse_{relation}"
+
+
+def pair_up(labels: Iterable[str], known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return for each label that has its inverse among the labels the name of that inverse.
+
+    A symmetric relation is its own inverse.
+
+    Args:
+        labels: relation names that occur.
+        known: inverses that the data itself documents; they go before the rules of `inverse_name`.
+    """
+    labels = set(labels)
+    pairs: dict[str, str] = {}
+    for rule in (lambda label: (known or {}).get(label, ""), inverse_name):
+        for label in sorted(labels):
+            partner = rule(label)
+            if partner in labels and label not in pairs and partner not in pairs:
+                pairs[label], pairs[partner] = partner, label
+    return pairs
+
+
+def canonical(label: str, partner: str) -> str:
+    """Return the one of two inverse names under which their facts are kept."""
+    return min(
+        label,
+        partner,
+        key=lambda name: (name.startswith("inverse_"), name in _BARE.values(), name.endswith("_of"), name),
+    )

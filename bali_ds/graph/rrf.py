@@ -1,0 +1,178 @@
+"""The Rich Release Format of the UMLS (reference manual, chapter 3), whole or in part."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from bali_ds.errors import InputError
+from bali_ds.graph.delimited import read_delimited
+from bali_ds.graph.source import Report, Table, keep
+from bali_ds.graph.vocabularies import split_code
+
+# Every column in order; each row ends in a bar, so that a last, empty column follows.
+COLUMNS = {
+    "MRCONSO": "CUI LAT TS LUI STT SUI ISPREF AUI SAUI SCUI SDUI SAB TTY CODE STR SRL SUPPRESS CVF",
+    "MRREL": "CUI1 AUI1 STYPE1 REL CUI2 AUI2 STYPE2 RELA RUI SRUI SAB SL RG DIR SUPPRESS CVF",
+    "MRSTY": "CUI TUI STN STY ATUI CVF",
+    "MRDEF": "CUI AUI ATUI SATUI SAB DEF SUPPRESS CVF",
+    "MRRANK": "RANK SAB TTY SUPPRESS",
+    "MRSAB": "VCUI RCUI VSAB RSAB SON SF SVER VSTART VEND IMETA RMETA SLC SCC SRL TFR CFR CXTY TTYL ATNL LAT CENC "
+    "CURVER SABIN SSN SCIT",
+    "MRCUI": "CUI1 VER REL RELA MAPREASON CUI2 MAPIN",
+    "MRDOC": "DOCKEY VALUE TYPE EXPL",
+}
+_UNRELATED = ("XR", "DEL")
+
+
+@dataclass(frozen=True)
+class RrfFilter:
+    """What to keep of a release.
+
+    Attributes:
+        languages: LAT codes of the names to keep, the first preferred; () keeps all.
+        sources: SABs to keep; () keeps all.
+        term_types: TTYs of the names to keep; () keeps all.
+        licence: highest SRL (source restriction level, 0 to 9) to keep.
+        suppressed: whether to keep what SUPPRESS marks as obsolete or suppressible.
+    """
+
+    languages: tuple[str, ...] = ("ENG",)
+    sources: tuple[str, ...] = ()
+    term_types: tuple[str, ...] = ()
+    licence: int = 9
+    suppressed: bool = False
+
+
+class RrfSource:
+    """A folder of RRF files, plain or gzip-compressed.
+
+    MRCONSO is needed; MRREL, MRSTY, MRDEF, MRRANK, MRSAB, MRCUI and MRDOC are used where they are there.
+
+    Raises:
+        InputError: the folder has no MRCONSO, or a file twice.
+    """
+
+    mirrored = True  # the UMLS states every relation from both ends
+
+    def __init__(self, folder: Path, kept: RrfFilter | None = None) -> None:
+        self.folder = Path(folder)
+        self.kept = kept or RrfFilter()
+        self.report: Report = {}
+        self._files = {name: path for name in COLUMNS if (path := _find(self.folder, name))}
+        if "MRCONSO" not in self._files:
+            raise InputError(
+                f"{self.folder}: holds no MRCONSO.RRF or MRCONSO.RRF.gz; name the META folder of a release"
+            )
+
+    def concepts(self) -> Iterator[tuple[Table, pl.DataFrame]]:
+        """Yield names and codes, semantic types, definitions and retired identifiers."""
+        yield from self._atoms()
+        for frame in self._read("MRSTY", "CUI", "TUI"):
+            yield "types", frame.select(cui="CUI", type="TUI")
+        for frame in self._read("MRDEF", "CUI", "SAB", "DEF", "SUPPRESS"):
+            frame = keep(frame, self._counts("MRDEF"), self._common_filters())
+            yield "definitions", frame.select(cui="CUI", text="DEF")
+        for frame in self._read("MRCUI", "CUI1", "REL", "CUI2"):
+            frame = keep(frame, self._counts("MRCUI"), {"not a synonym": pl.col("REL") == "SY"})
+            yield "retired", frame.select(old="CUI1", cui="CUI2")
+
+    def relations(self) -> Iterator[pl.DataFrame]:
+        """Yield facts: a row reads "CUI2 is RELA (or else REL) of CUI1"."""
+        for frame in self._read("MRREL", "CUI1", "REL", "CUI2", "RELA", "SAB", "SUPPRESS"):
+            filters = {"not related": ~pl.col("REL").is_in(_UNRELATED), **self._common_filters()}
+            label = pl.when(pl.col("RELA") != "").then("RELA").otherwise("REL")
+            frame = keep(frame, self._counts("MRREL"), filters)
+            yield frame.select(head="CUI2", relation=label, tail="CUI1", source="SAB")
+
+    def inverses(self) -> dict[str, str]:
+        """Return the inverse of each relation that MRDOC documents."""
+        pairs: dict[str, str] = {}
+        for frame in self._read("MRDOC", "VALUE", "TYPE", "EXPL"):
+            frame = frame.filter(pl.col("TYPE").is_in(["rela_inverse", "rel_inverse"]) & (pl.col("EXPL") != ""))
+            pairs |= dict(zip(frame["VALUE"], frame["EXPL"], strict=True))
+        return pairs
+
+    def _atoms(self) -> Iterator[tuple[Table, pl.DataFrame]]:
+        ranks = self._ranks()
+        wanted = ["CUI", "LAT", "TS", "STT", "ISPREF", "SAB", "TTY", "CODE", "STR", "SRL", "SUPPRESS"]
+        for frame in self._read("MRCONSO", *wanted):
+            frame = keep(frame, self._counts("MRCONSO"), self._atom_filters())
+            frame = frame.join(ranks, on=["SAB", "TTY", "SUPPRESS"], how="left", maintain_order="left")
+            frame = frame.with_columns(preference=self._preference())
+            yield "names", frame.select("preference", cui="CUI", name="STR")
+            codes = frame.filter(~pl.col("CODE").is_in(["", "NOCODE"])).select(
+                "preference", cui="CUI", source="SAB", code="CODE"
+            )
+            yield "codes", split_codes(codes)
+
+    def _preference(self) -> pl.Expr:
+        """Lower is better: language, not suppressed, rank of source and term type, preferred form."""
+        languages = pl.col("LAT").replace_strict(
+            list(self.kept.languages), list(range(len(self.kept.languages))), default=99, return_dtype=pl.Int64
+        )
+        form = (pl.col("TS") != "P").cast(pl.Int64) * 4 + (pl.col("STT") != "PF") * 2 + (pl.col("ISPREF") != "Y")
+        rank = 9999 - pl.col("rank").fill_null(0)
+        return ((languages * 2 + (pl.col("SUPPRESS") != "N")) * 10_000 + rank) * 8 + form
+
+    def _ranks(self) -> pl.DataFrame:
+        schema = {"SAB": pl.String, "TTY": pl.String, "SUPPRESS": pl.String, "rank": pl.Int64}
+        frames = [frame.rename({"RANK": "rank"}) for frame in self._read("MRRANK", "RANK", "SAB", "TTY", "SUPPRESS")]
+        if not frames:
+            return pl.DataFrame(schema=schema)
+        ranks = pl.concat(frames).with_columns(pl.col("rank").cast(pl.Int64, strict=False))
+        if ranks["rank"].is_null().any() or ranks["rank"].max() > 9999:  # type: ignore[operator]
+            raise InputError(f"{self._files['MRRANK']}: a rank is no number of up to four digits; fetch the file again")
+        return ranks.select(schema.keys()).unique(["SAB", "TTY", "SUPPRESS"], keep="first", maintain_order=True)
+
+    def _atom_filters(self) -> dict[str, pl.Expr]:
+        filters = {"no name": pl.col("STR") != "", **self._common_filters()}
+        if self.kept.languages:
+            filters["language"] = pl.col("LAT").is_in(self.kept.languages)
+        if self.kept.term_types:
+            filters["term type"] = pl.col("TTY").is_in(self.kept.term_types)
+        if self.kept.licence < 9:
+            filters["licence"] = pl.col("SRL").cast(pl.Int64, strict=False).fill_null(9) <= self.kept.licence
+        return filters
+
+    def _common_filters(self) -> dict[str, pl.Expr]:
+        filters = {}
+        if not self.kept.suppressed:
+            filters["suppressed"] = pl.col("SUPPRESS") == "N"
+        if self.kept.sources:
+            filters["source"] = pl.col("SAB").is_in(self.kept.sources)
+        return filters
+
+    def _read(self, name: str, *wanted: str) -> Iterator[pl.DataFrame]:
+        if name not in self._files:
+            return
+        columns = [*COLUMNS[name].split(), "end"]
+        for frame in read_delimited(self._files[name], wanted, delimiter="|", columns=columns):
+            self._counts(name)["rows"] += frame.height
+            yield frame
+
+    def _counts(self, name: str) -> Counter[str]:
+        return self.report.setdefault(f"{self.folder.name}/{name}", Counter())
+
+
+def split_codes(codes: pl.DataFrame) -> pl.DataFrame:
+    """Return codes with the prefix taken off where it repeats the source ("HPO", "HP:0000118")."""
+    prefixed = codes["code"].str.contains(":", literal=True)
+    if not prefixed.any():
+        return codes
+    pairs = [split_code(source, code) for source, code in codes.filter(prefixed).select("source", "code").iter_rows()]
+    split = codes.filter(prefixed).with_columns(
+        source=pl.Series([source for source, _ in pairs], dtype=pl.String),
+        code=pl.Series([code for _, code in pairs], dtype=pl.String),
+    )
+    return pl.concat([codes.filter(~prefixed), split])
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    found = [path for base in (folder, folder / "META") for path in sorted(base.glob(f"{name}.RRF*"))]
+    found = [path for path in found if path.name in (f"{name}.RRF", f"{name}.RRF.gz")]
+    if len(found) > 1:
+        raise InputError(f"{found[0]}: is there twice, also as {found[1]}; remove one")
+    return found[0] if found else None

@@ -1,0 +1,54 @@
+"""What every reader of concept graphs gives to the builder."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Literal, Protocol
+
+import polars as pl
+
+Table = Literal["concepts", "names", "types", "codes", "definitions", "retired"]
+Report = dict[str, Counter[str]]
+
+# Columns of each table; all strings but `preference` (int64, lower is better).
+TABLES: dict[Table, dict[str, type[pl.DataType]]] = {
+    "concepts": {"cui": pl.String},
+    "names": {"cui": pl.String, "name": pl.String, "preference": pl.Int64},
+    "types": {"cui": pl.String, "type": pl.String},
+    "codes": {"cui": pl.String, "source": pl.String, "code": pl.String, "preference": pl.Int64},
+    "definitions": {"cui": pl.String, "text": pl.String},
+    "retired": {"cui": pl.String, "old": pl.String},
+}
+
+
+class Source(Protocol):
+    """A reader that streams one graph.
+
+    A concept exists where the tables `concepts` or `names` name it; what else is said of unknown concepts is dropped
+    by the builder.
+
+    Attributes:
+        mirrored: whether every fact is stated from both ends, so that inverse names can be told from the data.
+        report: counts of rows by file, filled while reading.
+    """
+
+    mirrored: bool
+    report: Report
+
+    def concepts(self) -> Iterator[tuple[Table, pl.DataFrame]]:
+        """Yield rows of the tables above."""
+
+    def relations(self) -> Iterator[pl.DataFrame]:
+        """Yield facts with string columns head, relation, tail, source."""
+
+    def inverses(self) -> Mapping[str, str]:
+        """Return the inverses of relations that the source documents."""
+
+
+def keep(frame: pl.DataFrame, counts: Counter[str], filters: Mapping[str, pl.Expr]) -> pl.DataFrame:
+    """Return the rows that pass every filter; count the others under the name of the first that refuses them."""
+    for reason, passes in filters.items():
+        height = frame.height
+        frame = frame.filter(passes)
+        if frame.height < height:
+            counts[f"dropped: {reason}"] += height - frame.height
+    return frame

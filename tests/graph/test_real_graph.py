@@ -1,0 +1,68 @@
+"""The joined ontologies as RRF and as tables, against plain Python readings of the same files."""
+
+import csv
+import gzip
+from collections import defaultdict
+
+import pytest
+
+from bali_ds.graph.builder import build_graph
+from bali_ds.graph.rrf import RrfSource
+from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.graph.tables import TableSource
+
+
+@pytest.fixture(scope="module")
+def graphs(real_data, tmp_path_factory):
+    folder, out = real_data / "kg", tmp_path_factory.mktemp("graphs")
+    build_graph([RrfSource(folder / "kg_ext_umls_rrf")], out / "rrf")
+    tables = TableSource(*(folder / "kg_ext_umls" / f"{name}.tsv.gz" for name in ("nodes", "edges")))
+    build_graph([tables], out / "tsv")
+    return KnowledgeGraph.open(out / "rrf", verify=True), KnowledgeGraph.open(out / "tsv", verify=True)
+
+
+def rows(path):
+    with gzip.open(path, "rt", encoding="utf-8", newline="") as lines:
+        yield from csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def test_rrf_and_tables_give_one_graph(graphs):
+    first, second = graphs
+    assert first.fingerprint == second.fingerprint
+    for column in ("concepts.cuis", "names.text", "names.offsets", "edges.offsets", "edges.targets", "edges.relations"):
+        assert (first.path / f"{column}.npy").read_bytes() == (second.path / f"{column}.npy").read_bytes()
+
+
+def test_names_types_and_codes_are_those_of_the_table(graphs, real_data):
+    graph = graphs[1]
+    for row in rows(real_data / "kg/kg_ext_umls/nodes.tsv.gz"):
+        concept = int(graph.lookup([row["cui"]])[0])
+        assert graph.preferred_name(concept) == row["preferred_name"]
+        synonyms = set(filter(None, row["synonyms"].split("|"))) - {row["preferred_name"]}
+        assert sorted(synonyms, key=str.encode) == graph.names(concept)[1:]
+        assert list(graph.semantic_types(concept)) == sorted(filter(None, row["semantic_types"].split(";")))
+        for code in row["source_terms"].split(";"):
+            assert row["cui"] in graph.code_to_cuis("", code)
+
+
+def test_facts_are_those_of_the_relation_file(graphs, real_data):
+    graph = graphs[0]
+    expected = defaultdict(set)
+    with gzip.open(real_data / "kg/kg_ext_umls_rrf/MRREL.RRF.gz", "rt", encoding="utf-8") as lines:
+        for line in lines:
+            tail, _, _, rel, head, _, _, rela, _, _, source, *_ = line.split("|")
+            expected[head].add((rela or rel, tail, source))
+    for concept in range(0, graph.num_concepts, 7):
+        found = {
+            (
+                graph.relation_name(int(graph.edge_relations[entry])),
+                graph.cui(int(graph.edge_targets[entry])),
+                graph.sources[graph.edge_sources[entry]],
+            )
+            for entry in range(graph.edge_offsets[concept], graph.edge_offsets[concept + 1])
+        }
+        wanted = {
+            (name.replace("inverse_of_", "inverse_"), tail, source)
+            for name, tail, source in expected[graph.cui(concept)]
+        }
+        assert found == wanted
