@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from bali_ds.cli.common import emit
+from bali_ds.cli.order import add_order
 from bali_ds.errors import InputError
 
 
@@ -30,6 +31,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     index = shards.add_parser("index", help="rebuild index and sample table from the tars alone")
     index.add_argument("shards", type=Path, metavar="SHARDS")
     index.set_defaults(run=_index)
+    add_order(shards)
 
 
 def _add_build(shards: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -16,7 +16,7 @@ from bali_ds.stream.masking import Vocabulary, mask_names, mask_passages, visit_
 from bali_ds.stream.ragged import Ints, ranges, starts
 from bali_ds.stream.reader import SampleReader, Samples
 from bali_ds.stream.settings import StreamSettings
-from bali_ds.stream.stars import Stars, draw_names, draw_stars
+from bali_ds.stream.stars import draw_names, draw_stars
 
 BatchArrays = Mapping[str, NDArray[np.int64] | tuple[Block, ...]]
 """The fields of `bali_ds.stream.batch.Batch` by name, as numpy arrays."""

@@ -24,7 +24,7 @@ def send_step(stream: IO[bytes], step: StepArrays) -> None:
     _send_line(stream, {"position": list(vars(step.position_after).values()), "chunks": shapes})
     for chunk in chunks:
         for _, array in chunk:
-            stream.write(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"")
+            stream.write(array.tobytes())
     stream.flush()
 
 

@@ -27,7 +27,7 @@ def test_cuts_are_the_best_of_all_cuts(lengths, count):
 @given(LENGTHS, st.integers(1, 5))
 def test_every_sequence_is_found_where_pack_says(lengths, count):
     sequences = [list(range(100 * number, 100 * number + length)) for number, length in enumerate(lengths, 1)]
-    packed = pack(np.array(sum(sequences, [])), np.array(lengths), count, -1, (7, 8))
+    packed = pack(np.concatenate(sequences), np.array(lengths), count, -1, (7, 8))
     assert len(packed.blocks) == count
     flat = np.concatenate([block.input_ids.ravel() for block in packed.blocks])
     rows = [ids[:length].tolist() for block in packed.blocks for ids, length in zip(*block, strict=True)]

@@ -3,13 +3,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.stream.oracle import block_starts, expected_sample, found_samples
 
 from bali_ds.errors import InputError
 from bali_ds.stream.collation import Collator
 from bali_ds.stream.evaluation import evaluation_batches
 from bali_ds.stream.loader import as_batch
 from bali_ds.stream.settings import StreamSettings
+from tests.stream.oracle import block_starts, expected_sample, found_samples
 
 
 def batch_of(data, settings, rows, epoch=0):
@@ -73,7 +73,7 @@ def test_shapes_dtypes_and_order(data):
 
 
 def test_number_of_blocks_is_constant_even_without_a_single_mention(data):
-    shards, graph = data
+    shards, _ = data
     bare = next(row for row in range(100) if shards.samples[row]["mentions"] == 0)
     batch = batch_of(data, StreamSettings(passage_blocks=4, name_blocks=3), [bare])
     assert (len(batch.passages), len(batch.names)) == (4, 3)

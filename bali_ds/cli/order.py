@@ -1,0 +1,44 @@
+"""The command that answers: which samples did this rank see?"""
+
+import argparse
+import json
+from pathlib import Path
+
+from bali_ds.errors import InputError
+
+
+def add_order(shards: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `shards order` to the group of shards."""
+    command = shards.add_parser("order", help="print the sample keys of each step, one JSON list a line")
+    command.add_argument("shards", type=Path, metavar="SHARDS")
+    command.add_argument(
+        "--global-batch", type=int, required=True, metavar="G", help="samples of a step over all ranks"
+    )
+    command.add_argument("--world-size", type=int, default=1, metavar="W", help="ranks of the run")
+    command.add_argument("--rank", type=int, default=0, metavar="R", help="whose samples to print")
+    command.add_argument(
+        "--workers", type=int, default=0, metavar="K", help="of the run; the order does not depend on it"
+    )
+    command.add_argument("--seed", type=int, default=0, metavar="S", help="the run's seed")
+    command.add_argument("--epoch", type=int, default=0, metavar="E", help="epoch to start in")
+    command.add_argument("--start", type=int, default=0, metavar="N", help="samples of that epoch already seen")
+    command.add_argument("--steps", type=int, metavar="N", help="steps to print; to the end of the epoch by default")
+    command.add_argument("--window", type=int, default=1024, help="samples shuffled among each other in a lane")
+    command.set_defaults(run=_order)
+
+
+def _order(options: argparse.Namespace) -> None:
+    from bali_ds.shards.store import ShardSet
+    from bali_ds.stream.order import Position, Schedule, epoch_order, rank_share
+
+    if options.steps is not None and options.steps < 0:
+        raise InputError(f"--steps {options.steps}: take a whole number from 0 on")
+    shards = ShardSet.open(options.shards)
+    share = rank_share(options.global_batch, 1, options.rank, options.world_size)
+    size = len(shards.split("train"))
+    schedule = Schedule(size, options.global_batch, Position(options.epoch, options.start))
+    steps = (size - options.start) // options.global_batch if options.steps is None else options.steps
+    for step in range(steps):
+        begin = schedule.begin(step)
+        order = epoch_order(shards, "train", options.seed, begin.epoch, options.window)
+        print(json.dumps([shards.key(int(row)) for row in order.rows(begin.samples_seen + share)]))
