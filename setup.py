@@ -31,6 +31,7 @@ setup(
         "pydantic",
         "pyyaml",
         "safetensors",
+        "sentencex",
         "tensorboard",
         "tokenizers",
         "torch",

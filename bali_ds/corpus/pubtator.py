@@ -14,6 +14,8 @@ _TEXT = re.compile(r"([^|\t]+)\|([ta])\|(.*)", re.DOTALL)
 _VARIANT = re.compile(r"(^|:)[cgmnpr]\|")
 _UNLINKED = frozenset(("", "-", "-1", "CUI-less", "None"))
 
+_PLACEHOLDER = "NO ABSTRACT"  # some PubTator dumps annotate the words that stood for a missing abstract
+
 
 @dataclass
 class _Record:
@@ -85,6 +87,9 @@ def _document(path: Path, record: _Record, report: ReadReport) -> Document:
         where = f"{path}:{number}"
         if not fields[1].lstrip("-").isdecimal():
             report.count("relations")
+            continue
+        if fields[3] == _PLACEHOLDER and not record.abstract:
+            report.remark("mentions_of_placeholder", where)
             continue
         mention = _mention(fields, where)
         check_mention(text, mention, where, report)

@@ -10,7 +10,7 @@ LARGEST_MISMATCH = 0.25
 
 
 def check_mention(text: str, mention: Mention, where: str, report: ReadReport) -> None:
-    """Count a mention, and whether the text at its offsets is its string.
+    """Count a mention, and whether the text at its offsets is its string, upper and lower case aside.
 
     Raises:
         InputError: the offsets are no span of the text; `where` names file and line.
@@ -23,7 +23,7 @@ def check_mention(text: str, mention: Mention, where: str, report: ReadReport) -
     report.count("mentions")
     if not mention.ids:
         report.count("mentions_unlinked")
-    if text[mention.start : mention.end] != mention.text:
+    if text[mention.start : mention.end].lower() != mention.text.lower():
         report.remark("surface_mismatches", where)
 
 

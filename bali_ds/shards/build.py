@@ -51,6 +51,7 @@ def build_shards(
     parts, failures = _make_parts(tasks, working, graph, tokenizer)
     assembly = plan_shards(parts, settings)
     if not assembly.shards:
+        shutil.rmtree(working)
         raise InputError(
             f"{corpora[0][1]}: none of {assembly.counts['mentions']} mentions is a concept of {graph_path}; "
             "do the identifiers belong to the same vocabulary?"

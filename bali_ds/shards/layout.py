@@ -78,9 +78,7 @@ def tar_header(name: str, size: int, kind: bytes = b"0") -> bytes:
             kind,
             bytes(LONGEST_NAME),
             b"ustar\x0000",
-            bytes(64),
-            b"0000000\x000000000\x00",
-            bytes(167),
+            bytes(247),
         )
     )
     return body[:148] + b"%06o\x00 " % sum(body) + body[156:]

@@ -1,0 +1,180 @@
+import shutil
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import webdataset
+
+from bali_ds.corpus.document import ReadReport
+from bali_ds.corpus.readers import read_documents
+from bali_ds.corpus.tokenizer import Tokenizer
+from bali_ds.errors import InputError
+from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.shards.build import build_shards
+from bali_ds.shards.lint import lint
+from bali_ds.shards.part import BuildSettings
+from bali_ds.shards.reindex import reindex
+from bali_ds.shards.statistics import statistics
+from bali_ds.shards.store import ShardSet
+
+from .conftest import SETTINGS
+
+
+def contents(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_lint_finds_nothing(built, graph_directory):
+    assert lint(built, graph_directory) == []
+
+
+def test_equal_input_gives_equal_bytes_in_another_process_and_place(
+    built, tmp_path, corpora, graph_directory, tokenizer_directory
+):
+    out = tmp_path / "deeper" / "again"
+    arguments = [f"pubtator:{path}" for _, path in corpora]
+    values = {"max-tokens": 48, "stored-fan-out": 8, "shard-samples": 32, "validation": 0.2, "max-name-tokens": 6}
+    options = [f"--{name}={value}" for name, value in values.items()]
+    command = [sys.executable, "-m", "bali_ds", "shards", "build", "--graph", graph_directory, "--corpus", *arguments]
+    subprocess.run(
+        [*command, "--tokenizer", tokenizer_directory, "--out", out, *options],
+        check=True,
+        env={"PYTHONHASHSEED": "99", "PATH": "", "PYTHONPATH": ":".join(sys.path)},
+    )
+    assert contents(out) == contents(built)
+    assert [path.name for path in out.parent.iterdir()] == ["again"]
+
+
+def test_plain_tar_and_webdataset_read_what_the_store_reads(built):
+    shards = ShardSet.open(built)
+    row = 0
+    for shard in shards.shards:
+        with tarfile.open(built / shard.name) as archive:
+            names = archive.getnames()
+        assert len(names) == 4 * shard.samples
+        plain = webdataset.WebDataset(str(built / shard.name), shardshuffle=False).decode()
+        for sample in plain:
+            tokens, mentions, edges = shards.arrays(row)
+            assert sample["__key__"] == shards.key(row)
+            assert (sample["tokens.npy"] == tokens).all()
+            assert (sample["mentions.npy"] == mentions).all()
+            assert (sample["edges.npy"] == edges).all()
+            assert shards.samples[row]["views"] == len(set(mentions[:, 2].tolist()))
+            row += 1
+    assert row == len(shards.samples) > 100
+
+
+def test_samples_are_what_a_slow_reading_of_the_corpus_says(built, corpora, graph_directory, tokenizer_directory):
+    """Every linked mention's string, decoded from its tokens, with its concept, document by document."""
+    graph, tokenizer, shards = (
+        KnowledgeGraph.open(graph_directory),
+        Tokenizer.load(tokenizer_directory),
+        ShardSet.open(built),
+    )
+    expected = {}
+    for name, path in corpora:
+        for document in read_documents(name, path, ReadReport()):
+            for mention in document.mentions:
+                for cui in mention.ids:
+                    concept = int(graph.lookup([cui.removeprefix("UMLS:")])[0])
+                    if concept >= 0:
+                        surface = tokenizer.encode(mention.text).ids.tolist()
+                        expected.setdefault(document.id, []).append((surface, concept))
+    found = {}
+    for row in range(len(shards.samples)):
+        tokens, mentions, edges = shards.arrays(row)
+        document = shards.key(row).rsplit("_", 1)[0]
+        for start, end, concept in mentions.tolist():
+            found.setdefault(document, []).append((tokens[start:end].tolist(), concept))
+        for concept, relation, neighbour in edges.tolist():
+            whole = slice(graph.edge_offsets[concept], graph.edge_offsets[concept + 1])
+            facts = zip(graph.edge_relations[whole].tolist(), graph.edge_targets[whole].tolist(), strict=True)
+            assert (relation, neighbour) in set(facts)
+        for concept in dict.fromkeys(mentions[:, 2].tolist()):
+            degree = int(graph.edge_offsets[concept + 1] - graph.edge_offsets[concept])
+            own = edges[edges[:, 0] == concept]
+            assert len(own) == min(degree, 8)
+            assert len(np.unique(own, axis=0)) == len(own)
+    assert {key: sorted(value) for key, value in found.items()} == {k: sorted(v) for k, v in expected.items()}
+
+
+def test_splits_hold_whole_documents(built):
+    shards = ShardSet.open(built)
+    documents = [
+        {shards.key(row).rsplit("_", 1)[0] for row in shards.split(split)} for split in ("train", "validation")
+    ]
+    assert documents[1]
+    assert not documents[0] & documents[1]
+    assert len(shards.split("train")) + len(shards.split("validation")) == len(shards.samples)
+
+
+def test_names_are_all_names_of_the_graph_cut(built, graph_directory, tokenizer_directory):
+    graph, tokenizer, names = (
+        KnowledgeGraph.open(graph_directory),
+        Tokenizer.load(tokenizer_directory),
+        ShardSet.open(built).names,
+    )
+    assert len(names.offsets) == graph.num_names + 1
+    for number in range(graph.num_names):
+        expected = tokenizer.encode(graph.name(number)).ids.tolist()[:6]
+        assert names.tokens[names.offsets[number] : names.offsets[number + 1]].tolist() == expected
+
+
+def test_counts(built, corpora):
+    documents = [d for name, path in corpora for d in read_documents(name, path, ReadReport())]
+    values = statistics(built)
+    assert values["documents"] == len(documents) == 105
+    assert values["mentions"] == sum(len(d.mentions) for d in documents)
+    linked = [m for d in documents for m in d.mentions if m.ids and m.ids != ("C9999999",)]
+    assert values["linked_mentions"] == len(linked)
+    assert values["passages"] == len(ShardSet.open(built).samples)
+    assert values["shards"] == len(list(built.glob("*.tar")))
+
+
+def test_the_index_is_rebuilt_from_the_tars(built, tmp_path):
+    copy = shutil.copytree(built, tmp_path / "copy")
+    (copy / "index.json").unlink()
+    (copy / "samples.npy").unlink()
+    reindex(copy)
+    assert contents(copy) == contents(built)
+
+
+def test_keep_unlinked_keeps_every_passage(tmp_path, corpora, graph_directory, tokenizer_directory):
+    settings = BuildSettings(max_tokens=48, keep_unlinked=True)
+    build_shards(corpora[:1], graph_directory, str(tokenizer_directory), tmp_path / "all", settings)
+    shards = ShardSet.open(tmp_path / "all")
+    assert len({shards.key(row).rsplit("_", 1)[0] for row in range(len(shards.samples))}) == 60
+    assert lint(tmp_path / "all", graph_directory) == []
+
+
+def test_a_broken_input_among_others_is_set_aside_and_named(tmp_path, corpora, graph_directory, tokenizer_directory):
+    broken = tmp_path / "broken.txt"
+    broken.write_text("1|t|Short\n1\t3\t99\tx\ty\tC0000001\n")
+    result = build_shards(
+        [corpora[0], ("pubtator", broken), corpora[2]],
+        graph_directory,
+        str(tokenizer_directory),
+        tmp_path / "s",
+        SETTINGS,
+    )
+    assert len(result.failures) == 1
+    assert "broken.txt:2" in result.failures[0]
+    assert statistics(tmp_path / "s")["documents"] == 100
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1|t|Short\n1\t3\t99\tx\ty\tC0000001\n", r"broken.txt:2: .*lies outside"),
+        ("1|t|Short\n1\t0\t5\tShort\ty\tX1\n", r"none of 1 mentions is a concept"),
+        ("", r"none of 0 mentions is a concept"),
+    ],
+)
+def test_nothing_is_written_when_nothing_can_be(tmp_path, graph_directory, tokenizer_directory, text, message):
+    path = tmp_path / "broken.txt"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        build_shards([("pubtator", path)], graph_directory, str(tokenizer_directory), tmp_path / "s", SETTINGS)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["broken.txt"]

@@ -1,0 +1,109 @@
+"""Damaged shard sets: named in one line, never a traceback."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+
+from bali_ds.cli import main
+from bali_ds.errors import InputError
+from bali_ds.shards.lint import lint
+from bali_ds.shards.store import ShardSet
+
+
+@pytest.fixture
+def copy(built, tmp_path):
+    return shutil.copytree(built, tmp_path / "copy")
+
+
+def change_index(directory, **changes):
+    index = json.loads((directory / "index.json").read_text())
+    (directory / "index.json").write_text(json.dumps({**index, **changes}))
+
+
+def test_a_truncated_tar_is_refused_at_open(copy, capsys):
+    tar = copy / "train-000001.tar"
+    tar.write_bytes(tar.read_bytes()[:-700])
+    with pytest.raises(InputError, match=r"train-000001.tar: has \d+ bytes, the index says \d+"):
+        ShardSet.open(copy)
+    assert main(["shards", "lint", str(copy)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_missing_tar_is_refused_at_open(copy):
+    (copy / "train-000000.tar").unlink()
+    with pytest.raises(InputError, match=r"train-000000.tar: is missing"):
+        ShardSet.open(copy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_version": 99}, "format version 99"),
+        (
+            {"shards": [{"name": "../../etc/passwd.tar", "split": "train", "samples": 1, "bytes": 1, "sha256": ""}]},
+            "no plain file name",
+        ),
+        ({"shards": [{"name": "a.tar"}]}, "is damaged"),
+        ({"shards": []}, r"samples.npy: holds"),
+        ({"tokenizer": None}, "'tokenizer' is missing"),
+        ({"tokenizer": {}}, "is damaged"),
+    ],
+)
+def test_an_index_that_cannot_be_is_refused(copy, changes, message):
+    change_index(copy, **changes)
+    with pytest.raises(InputError, match=message) as caught:
+        ShardSet.open(copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pickled_sample_table_is_never_loaded(copy):
+    np.save(copy / "samples.npy", np.array([{"a": 1}], dtype=object))
+    with pytest.raises(InputError, match="is no valid npy file"):
+        ShardSet.open(copy)
+
+
+def test_lint_names_every_flipped_byte(copy, graph_directory):
+    draw = random.Random(3)
+    for _ in range(20):
+        tar = draw.choice(sorted(copy.glob("*.tar")))
+        whole = tar.read_bytes()
+        at = draw.randrange(len(whole))
+        tar.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << draw.randrange(8))]) + whole[at + 1 :])
+        assert any("SHA-256" in finding for finding in lint(copy, graph_directory))
+        tar.write_bytes(whole)
+
+
+def test_lint_sees_a_foreign_graph(copy):
+    change_index(copy, graph_fingerprint="0" * 64)
+    assert any("describes another shard set" in finding for finding in lint(copy))
+
+
+def test_the_commands_print_what_they_should(built, graph_directory, tokenizer_directory, capsys):
+    assert main(["shards", "stats", str(built), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert {"documents", "passages", "mentions", "linked_mentions", "concepts", "shards", "fingerprint"} <= set(values)
+    key = ShardSet.open(built).key(3)
+    assert (
+        main(
+            [
+                "shards",
+                "show",
+                str(built),
+                key,
+                "--graph",
+                str(graph_directory),
+                "--tokenizer",
+                str(tokenizer_directory),
+            ]
+        )
+        == 0
+    )
+    shown = capsys.readouterr().out
+    assert key in shown
+    assert "[CLS]" in shown
+    assert "C00000" in shown
+    assert main(["shards", "show", str(built), "nothing"]) == 2
+    assert main(["shards", "stats", str(built / "nowhere")]) == 2
