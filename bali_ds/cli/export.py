@@ -1,7 +1,37 @@
 """Commands that write a trained encoder as fp16 weights."""
 
 import argparse
+from pathlib import Path
+
+from bali_ds.cli.common import emit
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add this group's commands to the program."""
+    export = commands.add_parser(
+        "export",
+        help="write the trained encoder of a run as a Hugging Face directory",
+        description="Consolidate the newest checkpoint of a run, of any ZeRO stage and world size, into a Hugging Face "
+        "directory, and compare every tensor with the checkpoint.",
+    )
+    export.add_argument("path", type=Path, metavar="RUN", help="the run's directory, runs/NAME")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="the directory to write")
+    export.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
+    export.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest)")
+    export.add_argument("--json", action="store_true", help="print JSON")
+    export.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from bali_ds.export.run import export_run
+
+    report = export_run(options.path, options.out, options.dtype, step=options.step)
+    emit(
+        report,
+        options.json,
+        lambda: (
+            f"{report['out']}: step {report['step']}, {report['parameters'] / 1e6:.1f} M parameters "
+            f"as {report['dtype']}, {report['bytes'] / 1e6:.1f} MB; "
+            f"all {report['tensors']} tensors equal the checkpoint"
+        ),
+    )

@@ -1,0 +1,167 @@
+"""Zero-shot entity linking: each mention against every name of a dictionary, no training."""
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bali_ds.evaluation.bootstrap import intervals, paired_difference
+from bali_ds.evaluation.linking_data import Dictionary, Queries
+
+SCORE_BYTES = 256 * 2**20
+NOT_FOUND = np.iinfo(np.int64).max
+
+
+class Encodes(Protocol):
+    """Whatever turns strings into unit vectors."""
+
+    def encode(self, texts: list[str], *, progress: bool = False) -> NDArray[np.float32]:
+        """Return float32 [n, d]."""
+        ...
+
+
+def evaluate_linking(
+    encoder: Encodes, dictionary: Dictionary, queries: Queries, *, seed: int = 0, progress: bool = False
+) -> dict[str, Any]:
+    """Return Acc@1, Acc@5, Acc@20 and MRR with 95 % bootstrap intervals, by subset.
+
+    Concepts are ranked by their best name (cosine); a mention is right at k if a gold concept is among the k best.
+
+    Returns:
+        {subset: {"n": ..., "acc@1": {"value", "low", "high"}, ..., "mrr": ...}}, all in 0..1; subsets without
+        mentions are left out.
+    """
+    return summarise(rank_queries(encoder, dictionary, queries, progress=progress), dictionary, queries, seed=seed)
+
+
+def summarise(ranks: NDArray[np.int64], dictionary: Dictionary, queries: Queries, *, seed: int = 0) -> dict[str, Any]:
+    """Return the table of `evaluate_linking` from the rank of each query."""
+    return {
+        name: {"n": len(rows), **intervals(measures(ranks[rows]), seed)}
+        for name, rows in subsets(dictionary, queries).items()
+        if len(rows)
+    }
+
+
+def compare_linking(
+    first: NDArray[np.int64], second: NDArray[np.int64], dictionary: Dictionary, queries: Queries, seed: int = 0
+) -> dict[str, Any]:
+    """Return the paired bootstrap difference of two models' ranks, `second - first`, by subset and measure."""
+    table: dict[str, Any] = {}
+    for name, rows in subsets(dictionary, queries).items():
+        if len(rows):
+            before, after = measures(first[rows]), measures(second[rows])
+            table[name] = {measure: paired_difference(before[measure], after[measure], seed) for measure in before}
+    return table
+
+
+def measures(ranks: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    """Return what each mention contributes to each measure, float64 [n] in 0..1."""
+    hits = {f"acc@{k}": (ranks <= k).astype(np.float64) for k in (1, 5, 20)}
+    return {**hits, "mrr": np.where(ranks == NOT_FOUND, 0.0, 1.0 / ranks)}
+
+
+def rank_queries(
+    encoder: Encodes, dictionary: Dictionary, queries: Queries, *, progress: bool = False
+) -> NDArray[np.int64]:
+    """Return the rank of the best gold concept of each mention, int64 [n], NOT_FOUND where the dictionary lacks it.
+
+    Each distinct string is encoded once.
+    """
+    distinct = {mention: row for row, mention in enumerate(dict.fromkeys(queries.mentions))}
+    texts = [*dictionary.names, *distinct]
+    vectors = encoder.encode(texts, progress=progress)
+    names, mentions = vectors[: len(dictionary.names)], vectors[len(dictionary.names) :]
+    rows = np.array([distinct[mention] for mention in queries.mentions])
+    return concept_ranks(mentions, rows, names, dictionary, queries.gold)
+
+
+def concept_ranks(
+    mentions: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    names: NDArray[np.float32],
+    dictionary: Dictionary,
+    gold: Any,
+) -> NDArray[np.int64]:
+    """Rank concepts by inner product of their best name, exactly, in bounded memory.
+
+    The rank of a gold concept is 1 plus the number of other distinct concepts with a name before its best one;
+    names of equal score stand in the order of the dictionary, concepts that share a name share its place.
+
+    Args:
+        mentions: float32 [m, d], distinct mention vectors.
+        rows: int64 [n], the row in `mentions` of each query.
+        names: float32 [names, d].
+        dictionary: the names and their concepts.
+        gold: n tuples of concept identifiers.
+
+    Returns:
+        int64 [n], NOT_FOUND where no gold concept is in the dictionary.
+    """
+    index = {cui: position for position, cui in enumerate(dictionary.cuis)}
+    names_of = _names_by_concept(dictionary)
+    ranks = np.full(len(rows), NOT_FOUND)
+    order = np.argsort(rows, kind="stable")
+    block = max(1, SCORE_BYTES // (4 * len(names)))
+    for start in range(0, len(mentions), block):
+        scores = mentions[start : start + block] @ names.T
+        first, last = np.searchsorted(rows[order], [start, start + block])
+        for query in order[first:last]:
+            known = [index[cui] for cui in gold[query] if cui in index]
+            if known:
+                own = np.concatenate([names_of[concept] for concept in known])
+                ranks[query] = _rank(scores[rows[query] - start], own, known, dictionary)
+    return ranks
+
+
+def _rank(scores: NDArray[np.float32], own: NDArray[np.int64], gold: list[int], dictionary: Dictionary) -> int:
+    best = scores[own].max()
+    place = own[scores[own] == best].min()
+    before = np.flatnonzero(scores >= best)
+    before = before[(scores[before] > best) | (before < place)]
+    starts = dictionary.offsets[before]
+    sizes = dictionary.offsets[before + 1] - starts
+    flat = np.repeat(starts - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
+    return 1 + len(np.setdiff1d(dictionary.concepts[flat], gold))
+
+
+def _names_by_concept(dictionary: Dictionary) -> list[NDArray[np.int64]]:
+    name_of = np.repeat(np.arange(len(dictionary.names)), np.diff(dictionary.offsets))
+    order = np.argsort(dictionary.concepts, kind="stable")
+    sizes = np.bincount(dictionary.concepts, minlength=len(dictionary.cuis))
+    return np.split(name_of[order], np.cumsum(sizes)[:-1])
+
+
+def subsets(dictionary: Dictionary, queries: Queries) -> dict[str, NDArray[np.int64]]:
+    """Return the rows of each subset.
+
+    `all`; `unique`: each pair of lower-cased mention and gold once; of those, `unique_not_exact`: the mention is no
+    name of its concept (from the file, else looked up without regard to case); `unique_unseen_cui` and
+    `unique_unseen_pair`: concept, or pair of mention and concept, not seen in training, where the file tells.
+    """
+    first: dict[tuple[str, tuple[str, ...]], int] = {}
+    for row, pair in enumerate(zip((mention.lower() for mention in queries.mentions), queries.gold, strict=True)):
+        first.setdefault(pair, row)
+    unique = np.array(list(first.values()))
+    flags = dict(queries.flags)
+    if "in_dict_exact" not in flags:
+        flags["in_dict_exact"] = _exact(dictionary, queries)
+    found = {"all": np.arange(len(queries.mentions)), "unique": unique}
+    named = {"in_dict_exact": "not_exact", "cui_seen_in_train": "unseen_cui", "pair_seen_in_train": "unseen_pair"}
+    for flag, name in named.items():
+        if flag in flags:
+            found[f"unique_{name}"] = unique[~flags[flag][unique]]
+    return found
+
+
+def _exact(dictionary: Dictionary, queries: Queries) -> NDArray[np.bool_]:
+    cuis_of: dict[str, set[str]] = {}
+    for row, name in enumerate(dictionary.names):
+        own = dictionary.concepts[dictionary.offsets[row] : dictionary.offsets[row + 1]]
+        cuis_of.setdefault(name.lower(), set()).update(dictionary.cuis[concept] for concept in own)
+    return np.array(
+        [
+            not cuis_of.get(mention.lower(), set()).isdisjoint(gold)
+            for mention, gold in zip(queries.mentions, queries.gold, strict=True)
+        ]
+    )

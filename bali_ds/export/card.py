@@ -1,0 +1,83 @@
+"""The model card of an exported encoder."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from bali_ds.config import Recipe
+
+FRONT = """\
+---
+library_name: transformers
+pipeline_tag: feature-extraction
+tags: [biomedical, entity-linking, knowledge-graph, umls]
+---
+"""
+USE = """\
+## Use
+
+The directory is an ordinary encoder; the graph is needed in training alone.
+
+```python
+from transformers import AutoModel, AutoTokenizer
+
+model = AutoModel.from_pretrained(DIR)
+tokenizer = AutoTokenizer.from_pretrained(DIR)
+```
+
+The vector of a mention or name is the mean of the last layer over its own tokens, without [CLS] and [SEP];
+`bali_ds.load(DIR).encode(texts)` does that. The pooler, if the architecture has one, was not trained.
+"""
+LICENCE = """\
+## Licence
+
+Weights learnt from a knowledge graph and linked text are subject to the terms of those data, and to the licence of
+the encoder that training started from. Models trained on the UMLS Metathesaurus: the U.S. National Library of Medicine
+grants the UMLS licence to each user, some source vocabularies restrict commercial use and redistribution, and the
+Metathesaurus itself must not be passed on. Check them before you share this model. No name of the graph is stored here.
+"""
+
+
+def model_card(recipe: Recipe, description: dict[str, Any], figures: dict[str, Any]) -> str:
+    """Return the text of README.md.
+
+    Args:
+        recipe: the run's.
+        description: what `bali_ds.json` holds.
+        figures: what `evaluation.json` holds; may be empty.
+    """
+    fingerprints = description["fingerprints"].items()
+    facts = [
+        f"- trained from: `{recipe.text_encoder.path}`",
+        f"- trained for: {description['step']:,} steps of {recipe.batch.passages} passages",
+        f"- stored as: {description['dtype']}",
+        *(f"- fingerprint of the {name}: `{value}`" for name, value in fingerprints if value),
+    ]
+    parts = [
+        FRONT,
+        f"# {recipe.name}\n",
+        "A biomedical language model aligned with a knowledge graph by bali-ds: joint masked language modelling and\n"
+        "contrastive alignment of mentions in text with the neighbourhoods of their concepts, after BALI\n"
+        "(Sakhovskiy and Tutubalina, SIGIR 2025, doi 10.1145/3726302.3729901).\n",
+        "\n".join(facts) + "\n",
+        USE,
+    ]
+    if linking := figures.get("linking"):
+        parts.append("## Zero-shot linking\n\n" + "\n".join(_linking_rows(linking)) + "\n")
+    recipe_text = yaml.safe_dump(description["recipe"], sort_keys=False, allow_unicode=True)
+    parts += [f"## Recipe\n\n```yaml\n{recipe_text}```\n", LICENCE]
+    return "\n".join(parts)
+
+
+def _linking_rows(linking: dict[str, Any]) -> Iterator[str]:
+    yield "Per cent, with 95 % bootstrap intervals.\n"
+    yield "| model | subset | n | Acc@1 | Acc@5 | MRR |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for model, subsets in linking.items():
+        for subset, values in subsets.items():
+            cells = [
+                "{:.1f} ({:.1f} to {:.1f})".format(*(100 * values[name][key] for key in ("value", "low", "high")))
+                for name in ("acc@1", "acc@5", "mrr")
+            ]
+            yield f"| {model} | {subset} | {values['n']:,} | " + " | ".join(cells) + " |"

@@ -1,0 +1,177 @@
+"""Reads the weights out of a DeepSpeed checkpoint of any ZeRO stage and world size, offline and one tensor at a time.
+
+What each stage writes (DeepSpeed 0.19):
+
+- stage 0: `mp_rank_00_model_states.pt`, all weights by name under `module`, in the type that was trained in;
+- stages 1 and 2: the same file, and for each rank `*zero_pp_rank_R_mp_rank_00_optim_states.pt` with its part of the
+  float32 weights: each optimiser group is one flat vector, its parameters in the order of `param_shapes`, cut into
+  one stretch a rank;
+- stage 3: for each rank a file of either kind; every parameter is cut by itself into equal parts, the last padded,
+  and a rank's parts of all parameters lie in one flat vector.
+"""
+
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bali_ds.errors import InputError
+
+CHUNK = 2**24
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that lies in pieces in memory-mapped files.
+
+    Attributes:
+        shape: of the whole.
+        pieces: flat tensors that make it up in order, padding left out.
+    """
+
+    shape: tuple[int, ...]
+    pieces: tuple[torch.Tensor, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The stored type."""
+        return self.pieces[0].dtype if self.pieces else torch.float32
+
+    @property
+    def size(self) -> int:
+        """How many values there are."""
+        return prod(self.shape)
+
+    def chunks(self) -> Iterator[torch.Tensor]:
+        """Yield the values in order, flat, at most CHUNK at once."""
+        for piece in self.pieces:
+            yield from piece.split(CHUNK)
+
+    def tensor(self) -> torch.Tensor:
+        """Return the whole tensor, a copy in memory."""
+        flat = torch.cat(self.pieces) if self.pieces else torch.empty(0)
+        return flat.view(self.shape)
+
+
+def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
+    """Return every weight and buffer of a checkpoint by its name in the trained module, float32 where ZeRO keeps it.
+
+    Names of shared parameters refer to the same pieces.
+
+    Args:
+        path: the directory of one checkpoint, which holds the `.pt` files.
+
+    Raises:
+        InputError: a file is missing, damaged or of an unknown layout.
+    """
+    model_files = _by_rank(path, "*_model_states.pt")
+    optimiser_files = _by_rank(path, "*zero_pp_rank_*_optim_states.pt")
+    if not model_files:
+        raise InputError(f"{path}: holds no *_model_states.pt; is it a checkpoint's directory?")
+    models = [_load(file) for file in model_files]
+    try:
+        if not optimiser_files:
+            return _from_module(models[0])
+        optimisers = [_load(file)["optimizer_state_dict"] for file in optimiser_files]
+        _check_count(path, optimisers)
+        partitioned = int(optimisers[0]["zero_stage"]) == 3
+        tensors = _fully_sharded(models, optimisers) if partitioned else _sharded(models[0], optimisers)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: is of a layout that cannot be read: {type(error).__name__} {error}") from error
+    for name, original in (models[0].get("shared_params") or {}).items():
+        if original in tensors:
+            tensors[name] = tensors[original]
+    return tensors
+
+
+def _by_rank(path: Path, pattern: str) -> list[Path]:
+    def rank(file: Path) -> int:
+        return int(file.name.partition("pp_rank_")[2].partition("_")[0] or 0)
+
+    return sorted(Path(path).glob(pattern), key=rank)
+
+
+def _load(file: Path) -> dict[str, Any]:
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    known = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+    try:
+        with torch.serialization.safe_globals(known):
+            loaded = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise InputError(f"{file}: is damaged or no checkpoint: {str(error).strip().splitlines()[0]}") from error
+    if not isinstance(loaded, dict):
+        raise InputError(f"{file}: is no DeepSpeed checkpoint: it holds no dictionary")
+    return loaded
+
+
+def _check_count(path: Path, optimisers: list[dict[str, Any]]) -> None:
+    counts = optimisers[0]["partition_count"]
+    expected = max(counts) if isinstance(counts, list) else int(counts)
+    if len(optimisers) != expected:
+        raise InputError(
+            f"{path}: was saved by {expected} ranks, but optimiser states of {len(optimisers)} are there; "
+            "copy the files of all hosts into it"
+        )
+
+
+def _from_module(model: Mapping[str, Any]) -> dict[str, StoredTensor]:
+    return {name: _whole(tensor) for name, tensor in model["module"].items()}
+
+
+def _whole(tensor: torch.Tensor) -> StoredTensor:
+    return StoredTensor(tuple(tensor.shape), (tensor.detach().reshape(-1),))
+
+
+def _sharded(model: Mapping[str, Any], optimisers: list[dict[str, Any]]) -> dict[str, StoredTensor]:
+    tensors = _from_module(model)
+    paddings = optimisers[0].get("param_alignment_paddings")
+    for group, shapes in enumerate(model["param_shapes"]):
+        stretches = [optimiser["single_partition_of_fp32_groups"][group] for optimiser in optimisers]
+        after = paddings[group] if paddings else [0] * len(shapes)
+        start = 0
+        for (name, shape), padding in zip(shapes.items(), after, strict=True):
+            tensors[name] = _cut(name, tuple(shape), stretches, start)
+            start += prod(shape) + padding
+    return tensors
+
+
+def _fully_sharded(models: list[dict[str, Any]], optimisers: list[dict[str, Any]]) -> dict[str, StoredTensor]:
+    model, ranks = models[0], len(optimisers)
+    buffers = set(model["buffer_names"])
+    tensors = {name: _whole(tensor) for name, tensor in model["module"].items() if name in buffers}
+    for name, shape in (model.get("frozen_param_shapes") or {}).items():
+        tensors[name] = _cut(name, tuple(shape), [each["frozen_param_fragments"][name].reshape(-1) for each in models])
+    flat = [optimiser["fp32_flat_groups"] for optimiser in optimisers]
+    start = 0
+    for shapes in model["param_shapes"]:
+        for name, shape in shapes.items():
+            part = -(-prod(shape) // ranks)
+            own = [piece for groups in flat for piece in _stretch(groups, start, part)]
+            tensors[name] = _cut(name, tuple(shape), own)
+            start += part
+    return tensors
+
+
+def _cut(name: str, shape: tuple[int, ...], flat: list[torch.Tensor], start: int = 0) -> StoredTensor:
+    """The tensor whose values begin at `start` of the concatenation of flat tensors."""
+    pieces = tuple(_stretch(flat, start, prod(shape)))
+    if sum(piece.numel() for piece in pieces) != prod(shape):
+        raise InputError(f"{name}: the checkpoint holds fewer values than its shape {list(shape)} says")
+    return StoredTensor(shape, pieces)
+
+
+def _stretch(flat: list[torch.Tensor], start: int, length: int) -> Iterator[torch.Tensor]:
+    ends = list(accumulate(tensor.numel() for tensor in flat))
+    for tensor, end in zip(flat, ends, strict=True):
+        first = end - tensor.numel()
+        low, high = max(start, first), min(start + length, end)
+        if low < high:
+            yield tensor[low - first : high - first]

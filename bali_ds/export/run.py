@@ -1,0 +1,178 @@
+"""From the newest checkpoint of a run to a Hugging Face directory."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bali_ds.config import Recipe, load_recipe
+from bali_ds.errors import InputError
+from bali_ds.export.card import model_card
+from bali_ds.export.checkpoint import StoredTensor, read_checkpoint
+from bali_ds.export.weights import SHARD_BYTES, verify_weights, write_weights
+from bali_ds.files import published_directory, read_json, sha256_file, write_json
+from bali_ds.inference.encoder import DESCRIPTION
+from bali_ds.training.checkpoint import MARKER
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+GRAPH_ENCODER = "graph_encoder"
+
+
+def export_run(
+    run: Path, out: Path, dtype: str = "float16", *, step: int | None = None, shard_bytes: int = SHARD_BYTES
+) -> dict[str, Any]:
+    """Write the trained encoder of a run as an ordinary Hugging Face directory, and verify every tensor of it.
+
+    Beside encoder, masked-language-model head and tokenizer: `graph_encoder.safetensors`, `bali_ds.json` (recipe,
+    fingerprints, pooling) and a model card. The checkpoint is read offline, in bounded memory.
+
+    Args:
+        run: the run's directory.
+        out: the directory to write; an existing one is replaced when the new one is complete.
+        dtype: "float16", "bfloat16" or "float32".
+        step: of the checkpoint; None takes the newest.
+        shard_bytes: weights above this size are written in several files.
+
+    Returns:
+        {"step", "dtype", "tensors", "parameters", "bytes", "files", "out"}; `tensors` counts those compared.
+
+    Raises:
+        InputError: the run, its checkpoint or a tensor is not as it should be.
+    """
+    run, out = Path(run), Path(out)
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+    recipe = load_recipe(run / "recipe.yaml")
+    checkpoint = _chosen_checkpoint(run / "checkpoints", step)
+    tensors = read_checkpoint(checkpoint)
+    architecture = _Architecture.of(run / "encoder")
+    encoder = architecture.named(tensors)
+    graph = {name.removeprefix("graph."): tensor for name, tensor in tensors.items() if name.startswith("graph.")}
+    if not graph:
+        raise InputError(f"{checkpoint}: holds no graph encoder; was it written by launch/train.py?")
+    description = _description(recipe, checkpoint, tensors, dtype)
+    with published_directory(out) as working:
+        files = write_weights(working, "model", encoder, DTYPES[dtype], shard_bytes)
+        compared = verify_weights(files, encoder, DTYPES[dtype])
+        own = write_weights(working, GRAPH_ENCODER, graph, DTYPES[dtype], shard_bytes)
+        compared += verify_weights(own, graph, DTYPES[dtype])
+        architecture.save(working, DTYPES[dtype])
+        write_json(working / DESCRIPTION, description)
+        (working / "README.md").write_text(model_card(recipe, description, _figures(run)), encoding="utf-8")
+    written = sorted(path for path in out.iterdir() if path.is_file())
+    return {
+        "step": description["step"],
+        "dtype": dtype,
+        "tensors": compared,
+        "parameters": sum(tensor.size for tensor in encoder.values()),
+        "bytes": sum(path.stat().st_size for path in written),
+        "files": [path.name for path in written],
+        "out": str(out),
+    }
+
+
+def _chosen_checkpoint(directory: Path, step: int | None) -> Path:
+    found = sorted(directory.glob("step-*"))
+    if not found:
+        raise InputError(f"{directory}: holds no checkpoint; train first")
+    chosen = found[-1] if step is None else directory / f"step-{step:08d}"
+    if chosen not in found:
+        raise InputError(f"{chosen}: does not exist; there are {', '.join(path.name for path in found)}")
+    if not (chosen / MARKER).is_file():
+        raise InputError(f"{chosen}: is incomplete, it has no {MARKER}; choose another with --step")
+    files = read_json(chosen / MARKER).get("files", {})
+    for name, facts in files.items():
+        file = chosen / name
+        if not file.is_file() or file.stat().st_size != facts["bytes"] or sha256_file(file) != facts["sha256"]:
+            raise InputError(f"{file}: is missing or damaged; choose another checkpoint with --step")
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Architecture:
+    """What transformers says of the encoder with its head, without any weight in memory."""
+
+    source: Path
+    model: Any
+
+    @classmethod
+    def of(cls, source: Path) -> "_Architecture":
+        from transformers import AutoConfig, AutoModelForMaskedLM
+
+        try:
+            config = AutoConfig.from_pretrained(source)
+            with torch.device("meta"):
+                return cls(source, AutoModelForMaskedLM.from_config(config))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{source}: is no Hugging Face encoder: {str(error).splitlines()[0]}") from error
+
+    def named(self, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+        """Return the tensors of the text encoder and its head under the names that transformers reads.
+
+        The head is the architecture's own: what follows the base model, one module or several in a row.
+        """
+        base = self.model.base_model_prefix
+        heads = [name for name, _ in self.model.named_children() if name != base]
+        prefixes = {"text.encoder.": f"{base}."}
+        if len(heads) == 1:
+            prefixes["text.head."] = f"{heads[0]}."
+        else:
+            prefixes.update({f"text.head.{number}.": f"{name}." for number, name in enumerate(heads)})
+        found = {}
+        for name, tensor in tensors.items():
+            for prefix, published in prefixes.items():
+                if name.startswith(prefix):
+                    found[published + name.removeprefix(prefix)] = tensor
+        for alias, original in (self.model._tied_weights_keys or {}).items():
+            if original in found:
+                found.pop(alias, None)
+        self._check(found)
+        return found
+
+    def _check(self, found: Mapping[str, StoredTensor]) -> None:
+        tied = set(self.model._tied_weights_keys or {})
+        expected = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items() if name not in tied}
+        for name, shape in expected.items():
+            if name not in found:
+                raise InputError(f"{self.source}: the checkpoint lacks {name} of its architecture")
+            if found[name].shape != shape:
+                raise InputError(f"{self.source}: {name} is {list(found[name].shape)}, config.json says {list(shape)}")
+        if surplus := sorted(set(found) - set(expected)):
+            raise InputError(f"{self.source}: the checkpoint's {surplus[0]} is no weight of its architecture")
+
+    def save(self, out: Path, dtype: torch.dtype) -> None:
+        """Write config.json and the tokenizer's files."""
+        from transformers import AutoTokenizer
+
+        self.model.config.architectures = [type(self.model).__name__]
+        self.model.config.dtype = dtype
+        self.model.config.save_pretrained(out)
+        AutoTokenizer.from_pretrained(self.source).save_pretrained(out)
+
+
+def _description(recipe: Recipe, checkpoint: Path, tensors: Mapping[str, StoredTensor], dtype: str) -> dict[str, Any]:
+    marker = read_json(checkpoint / MARKER)
+    relations = tensors.get("graph.relations.weight")
+    offset = tensors.get("log_scale_offset")
+    fingerprints = {"shards": marker.get("identity", {}).get("data")}
+    index = recipe.data.shards / "index.json"
+    if index.is_file():
+        facts = read_json(index)
+        fingerprints |= {"graph": facts.get("graph_fingerprint"), "tokenizer": facts["tokenizer"]["fingerprint"]}
+    return {
+        "format_version": 1,
+        "pooling": "mean_tokens",
+        "step": marker["progress"]["step"],
+        "dtype": dtype,
+        "fingerprints": fingerprints,
+        "relations": relations.shape[0] if relations else None,
+        "log_scale_offset": float(offset.tensor()[0]) if offset else None,
+        "recipe": recipe.model_dump(mode="json"),
+    }
+
+
+def _figures(run: Path) -> dict[str, Any]:
+    path = run / "evaluation.json"
+    return read_json(path) if path.is_file() else {}

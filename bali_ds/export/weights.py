@@ -1,0 +1,126 @@
+"""Writes safetensors files from stored tensors in bounded memory, and reads them back to compare."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from bali_ds.errors import InputError
+from bali_ds.export.checkpoint import StoredTensor
+
+SHARD_BYTES = 5 * 10**9
+CODES = {
+    torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+    torch.bool: "BOOL",
+}  # fmt: skip
+
+
+def write_weights(
+    directory: Path, stem: str, tensors: Mapping[str, StoredTensor], dtype: torch.dtype, shard_bytes: int = SHARD_BYTES
+) -> list[Path]:
+    """Write `STEM.safetensors`, or several such files and an index above `shard_bytes`, the way transformers does.
+
+    Floating-point tensors become `dtype`, others keep their type.
+
+    Raises:
+        InputError: a value is no number, or is too large for `dtype`.
+    """
+    shards = list(_shards(tensors, dtype, shard_bytes))
+    if len(shards) == 1:
+        return [_write_file(directory / f"{stem}.safetensors", tensors, dtype)]
+    files = []
+    weight_map = {}
+    for number, names in enumerate(shards, 1):
+        file = directory / f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+        files.append(_write_file(file, {name: tensors[name] for name in names}, dtype))
+        weight_map.update(dict.fromkeys(names, file.name))
+    total = sum(_bytes(tensor, dtype) for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return files
+
+
+def verify_weights(files: list[Path], tensors: Mapping[str, StoredTensor], dtype: torch.dtype) -> int:
+    """Read every tensor of the files again and compare it bit for bit with the cast of the stored one.
+
+    Returns:
+        how many tensors were compared.
+
+    Raises:
+        InputError: a tensor is missing, differs, or is one too many.
+    """
+    from safetensors import safe_open
+
+    compared = 0
+    for file in files:
+        with safe_open(file, framework="pt") as written:
+            for name in written.keys():  # noqa: SIM118 (the handle is no mapping)
+                if name not in tensors or not _equal(written.get_tensor(name), tensors[name], dtype):
+                    raise InputError(f"{file}: {name} differs from the checkpoint; is the disk sound? Export again")
+                compared += 1
+    if compared != len(tensors):
+        raise InputError(f"{files[0]}: {len(tensors) - compared} tensors of the checkpoint are missing; export again")
+    return compared
+
+
+def _equal(written: torch.Tensor, stored: StoredTensor, dtype: torch.dtype) -> bool:
+    if tuple(written.shape) != stored.shape or written.dtype != _target(stored, dtype):
+        return False
+    flat = written.reshape(-1)
+    start = 0
+    for chunk in stored.chunks():
+        if not torch.equal(flat[start : start + len(chunk)], chunk.to(written.dtype)):
+            return False
+        start += len(chunk)
+    return start == len(flat)
+
+
+def _shards(tensors: Mapping[str, StoredTensor], dtype: torch.dtype, shard_bytes: int) -> Iterator[list[str]]:
+    names: list[str] = []
+    filled = 0
+    for name, tensor in tensors.items():
+        size = _bytes(tensor, dtype)
+        if names and filled + size > shard_bytes:
+            yield names
+            names, filled = [], 0
+        names.append(name)
+        filled += size
+    yield names
+
+
+def _write_file(file: Path, tensors: Mapping[str, StoredTensor], dtype: torch.dtype) -> Path:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + _bytes(tensor, dtype)
+        code = CODES[_target(tensor, dtype)]
+        header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with file.open("wb") as stream:
+        stream.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name, tensor in tensors.items():
+            _write_values(stream, name, tensor, _target(tensor, dtype))
+    return file
+
+
+def _write_values(stream: IO[bytes], name: str, tensor: StoredTensor, target: torch.dtype) -> None:
+    for chunk in tensor.chunks():
+        cast = chunk.to(target)
+        if target.is_floating_point and not cast.isfinite().all():
+            if not chunk.isfinite().all():
+                raise InputError(f"{name}: holds values that are no finite numbers; export an earlier checkpoint")
+            largest = float(chunk.abs().max())
+            raise InputError(f"{name}: {largest:.6g} is too large for {str(target)[6:]}; export with --dtype bfloat16")
+        stream.write(cast.contiguous().view(torch.uint8).numpy().tobytes())
+
+
+def _target(tensor: StoredTensor, dtype: torch.dtype) -> torch.dtype:
+    return dtype if tensor.dtype.is_floating_point else tensor.dtype
+
+
+def _bytes(tensor: StoredTensor, dtype: torch.dtype) -> int:
+    return tensor.size * _target(tensor, dtype).itemsize

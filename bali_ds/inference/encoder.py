@@ -1,0 +1,187 @@
+"""A trained encoder at work: strings in, vectors out."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bali_ds.errors import InputError
+from bali_ds.files import read_json
+
+POOLINGS = ("mean_tokens", "mean", "cls")
+DESCRIPTION = "bali_ds.json"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+TEXTS_AT_ONCE = 65_536
+
+
+def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = None) -> "Encoder":
+    """Load an exported model, or any other Hugging Face encoder directory.
+
+    Args:
+        path: a directory with config.json, weights and a tokenizer; its `bali_ds.json`, if any, gives the pooling.
+        device: where the model computes.
+        dtype: what it computes in; None keeps float32 on a CPU and the stored type elsewhere.
+
+    Raises:
+        InputError: the directory lacks one of these files, or its weights do not fill the architecture.
+    """
+    from transformers import AutoTokenizer
+
+    path = Path(path)
+    _check_directory(path)
+    model = _load_model(path, dtype or (torch.float32 if torch.device(device).type == "cpu" else "auto"))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: its tokenizer cannot be loaded: {_first_line(error)}") from error
+    described = path / DESCRIPTION
+    pooling = read_json(described).get("pooling", "mean_tokens") if described.exists() else "mean_tokens"
+    return Encoder(model.to(device), tokenizer, pooling)
+
+
+def _check_directory(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        raise InputError(f"{path}: is no model directory: it has no config.json")
+    if not any((path / name).is_file() for name in WEIGHTS):
+        raise InputError(f"{path}: has a config.json but no weights; expected one of {', '.join(WEIGHTS)}")
+
+
+def _load_model(path: Path, dtype: torch.dtype | str) -> torch.nn.Module:
+    from safetensors import SafetensorError
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    shown = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model, info = AutoModel.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be loaded as an encoder: {_first_line(error)}") from error
+    finally:
+        logging.set_verbosity(shown)
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise InputError(f"{path}: its weights lack {len(missing)} tensors of the architecture, such as {missing[0]}")
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+class Encoder:
+    """A transformer encoder with its tokenizer and the pooling that turns token states into one vector.
+
+    "mean_tokens" is the mean of the last layer over the tokens of the string itself, "mean" counts [CLS] and [SEP] too,
+    "cls" takes the first token alone. A string without tokens gets the mean over its special tokens.
+    """
+
+    def __init__(self, model: torch.nn.Module, tokenizer: Any, pooling: str = "mean_tokens") -> None:
+        if pooling not in POOLINGS:
+            raise InputError(f"pooling {pooling!r} is unknown; choose one of {', '.join(POOLINGS)}")
+        self.model: Any = model.eval()
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+        self.max_tokens = min(int(tokenizer.model_max_length), self._positions())
+
+    def _positions(self) -> int:
+        config = self.model.config
+        positions = getattr(config, "max_position_embeddings", None) or 512
+        offset = (config.pad_token_id or 0) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+        return int(positions) - offset
+
+    @property
+    def width(self) -> int:
+        """The length of a vector."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return next(self.model.parameters()).device
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        token_budget: int = 8192,
+        normalise: bool = True,
+        pooling: str | None = None,
+        progress: bool = False,
+    ) -> NDArray[np.float32]:
+        """Return one vector a text: float32 [n, d], in the order of `texts`.
+
+        Texts of similar length share a batch; the result is a function of the list alone.
+
+        Args:
+            texts: any number of strings; what exceeds the model's positions is cut.
+            token_budget: tokens, padding included, that go through the model at once.
+            normalise: scale each vector to unit length.
+            pooling: another pooling than the model's own.
+            progress: show a bar on the standard error stream.
+        """
+        from tqdm import tqdm
+
+        pooling = pooling or self.pooling
+        if pooling not in POOLINGS:
+            raise InputError(f"pooling {pooling!r} is unknown; choose one of {', '.join(POOLINGS)}")
+        vectors = np.empty((len(texts), self.width), np.float32)
+        bar = tqdm(total=len(texts), desc="encode", unit=" texts", disable=not progress)
+        with torch.inference_mode(), bar:
+            for start in range(0, len(texts), TEXTS_AT_ONCE):
+                tokens, special = self._tokenise(texts[start : start + TEXTS_AT_ONCE])
+                for rows in _batches([len(row) for row in tokens], token_budget):
+                    states, mask = self._states([tokens[row] for row in rows])
+                    pooled = _pool(states, mask, _pad([special[row] for row in rows], 1).to(mask.device), pooling)
+                    vectors[start + np.array(rows)] = pooled.cpu().numpy()
+                    bar.update(len(rows))
+        if normalise:
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors
+
+    def _tokenise(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
+        encoded = self.tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=self.max_tokens,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            return_special_tokens_mask=True,
+        )
+        return encoded["input_ids"], encoded["special_tokens_mask"]
+
+    def _states(self, tokens: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        lengths = torch.tensor([len(row) for row in tokens])
+        input_ids = _pad(tokens, int(self.tokenizer.pad_token_id or 0))
+        mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long().to(self.device)
+        return self.model(input_ids=input_ids.to(self.device), attention_mask=mask).last_hidden_state, mask
+
+
+def _pad(rows: list[list[int]], value: int) -> torch.Tensor:
+    longest = max(map(len, rows))
+    return torch.tensor([row + [value] * (longest - len(row)) for row in rows])
+
+
+def _batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+    """Yield rows by descending length, as many as fill the budget when padded to the longest of them."""
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    start = 0
+    while start < len(order):
+        size = max(1, token_budget // max(1, lengths[order[start]]))
+        yield order[start : start + size]
+        start += size
+
+
+def _pool(states: torch.Tensor, mask: torch.Tensor, special: torch.Tensor, pooling: str) -> torch.Tensor:
+    """Reduce states [n, L, d] to float32 [n, d]; `mask` marks tokens, `special` marks those that frame the string."""
+    if pooling == "cls":
+        return states[:, 0].float()
+    weights = mask
+    if pooling == "mean_tokens":
+        own = mask * (1 - special)
+        weights = torch.where(own.any(dim=1, keepdim=True), own, mask)
+    weights = weights.float()
+    return torch.einsum("nl,nld->nd", weights, states.float()) / weights.sum(dim=1, keepdim=True)
