@@ -1,0 +1,170 @@
+"""Passages that state the facts in running text, each mention with its place and its concept."""
+
+import random
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+from tables import Concept, Fact, by_preferred_name, rows, split
+
+PASSAGES = 3000
+FIRST_DOCUMENT = 90_000_001
+SHARE_OF_NAMES = 0.4
+"""Share of a concept's mentions that use a name of the graph; the others use a text form."""
+SHARE_NAMED_IN_GRAPH_ALONE = 0.25
+"""Share of the concepts with text forms whose graph names no passage uses."""
+PERSONS = ("patient", "outpatient", "teacher", "farmer", "nurse", "cook", "driver", "neighbour", "student", "relative")
+DRUGS = ("T116", "T121", "T195")
+_SLOT = re.compile(r"\{([^}]+)\}")
+
+Piece = tuple[str, str, str]
+"""Text, entity type, identifiers; plain text has the type ""."""
+
+
+@dataclass(frozen=True)
+class Mention:
+    """A span of a passage in code points, end exclusive."""
+
+    start: int
+    end: int
+    text: str
+    entity: str
+    identifiers: str
+
+
+@dataclass
+class Writer:
+    """Writes passages; counts what it used, so that facts, sentences and surface forms come up evenly."""
+
+    concepts: dict[str, Concept]
+    facts: list[Fact]
+    draw: random.Random
+    used: Counter = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.cui = by_preferred_name(self.concepts)
+        self.entity = {tui: entity for tui, _, _, entity in rows("semantic_types")}
+        self.composites = [(phrase, [self.cui[name] for name in split(names)]) for phrase, names in rows("composites")]
+        self.sentences = defaultdict(list)
+        for relation, sentence in rows("sentences"):
+            self.sentences[relation].append(sentence)
+        self.about = defaultdict(list)
+        for fact in self.facts:
+            self.about[fact.head].append(fact)
+            self.about[fact.tail].append(fact)
+        worded = [cui for cui, concept in self.concepts.items() if concept.text_forms]
+        self.silent = set(self.draw.sample(worded, round(SHARE_NAMED_IN_GRAPH_ALONE * len(worded))))
+
+    def passage(self, topic: str) -> list[list[Piece]]:
+        """Return the sentences of a passage about a concept, in pieces."""
+        count = self.draw.choices((1, 2, 3), (0.2, 0.45, 0.35))[0]
+        facts = sorted(self.about[topic], key=lambda fact: (self.used[fact], self.draw.random()))[:count]
+        surfaces: dict[str, str] = {}
+        sentences = [self.sentence(fact, surfaces) for fact in facts]
+        if self.draw.random() < 0.08:
+            sentences.append(self.composite())
+        if self.draw.random() < 0.1:
+            sentences.append(self.unlinked())
+        return sentences
+
+    def sentence(self, fact: Fact, surfaces: dict[str, str]) -> list[Piece]:
+        """Return one sentence that states a fact, in pieces; `surfaces` keeps one form per concept and passage."""
+        self.used[fact] += 1
+        others = [
+            other.tail
+            for other in self.about[fact.head]
+            if other.relation == fact.relation and other.head == fact.head and other.tail != fact.tail
+        ]
+        kind = "drug_isa" if self.of_drug(fact) else fact.relation
+        choice = [text for text in self.sentences[kind] if others or "{c}" not in text]
+        slots = {"a": fact.head, "b": fact.tail, "c": self.draw.choice(others) if others else ""}
+        person = self.draw.choice(PERSONS)
+
+        def fill(slot: str) -> Piece:
+            return (person, "", "") if slot == "person" else self.mention(slots[slot], surfaces)
+
+        return pieces(self.least_used(choice), fill)
+
+    def of_drug(self, fact: Fact) -> bool:
+        """Return whether a fact says what kind of drug a drug is."""
+        return fact.relation == "isa" and self.concepts[fact.head].semantic_type in DRUGS
+
+    def mention(self, cui: str, surfaces: dict[str, str]) -> Piece:
+        """Return a mention of a concept by the surface form that is due."""
+        concept = self.concepts[cui]
+        if cui not in surfaces:
+            forms = dict.fromkeys(concept.text_forms, (1 - SHARE_OF_NAMES) / max(1, len(concept.text_forms)))
+            if cui not in self.silent:
+                forms |= dict.fromkeys(concept.names, SHARE_OF_NAMES / len(concept.names))
+            due = {form: (self.used[cui, form] + self.draw.random()) / share for form, share in forms.items()}
+            form = min(due, key=lambda form: due[form])
+            self.used[cui, form] += 1
+            surfaces[cui] = lower_first(form) if form in concept.names else form
+        return surfaces[cui], self.entity[concept.semantic_type], cui
+
+    def composite(self) -> list[Piece]:
+        """Return a sentence with one phrase that stands for two concepts."""
+        phrase, cuis = self.draw.choice(self.composites)
+        entity = self.entity[self.concepts[cuis[0]].semantic_type]
+        return pieces(self.least_used(self.sentences["composite"]), lambda _: (phrase, entity, "|".join(cuis)))
+
+    def unlinked(self) -> list[Piece]:
+        """Return a sentence with a mention that no concept of the graph fits."""
+        missing = self.draw.choice(("-", "-1"))
+        return pieces(self.least_used(self.sentences["unlinked"]), lambda slot: (slot[2:], "Other", missing))
+
+    def least_used(self, texts: list[str]) -> str:
+        """Return the sentence that came up least, ties drawn."""
+        text = min(texts, key=lambda text: (self.used[text], self.draw.random()))
+        self.used[text] += 1
+        return text
+
+
+def pieces(sentence: str, fill) -> list[Piece]:
+    """Return a sentence in pieces, its slots filled, its first letter a capital."""
+    parts = _SLOT.split(sentence)
+    found = [fill(part) if place % 2 else (part, "", "") for place, part in enumerate(parts)]
+    found = [piece for piece in found if piece[0]]
+    first = found[0]
+    head = first[0][0].upper() if first[0][0].isascii() else first[0][0]
+    return [(head + first[0][1:], *first[1:]), *found[1:]]
+
+
+def lower_first(name: str) -> str:
+    """Return a name as it stands within a sentence: "Gout" becomes "gout"; "TP53 gene", "Ren" of a person stay."""
+    word = name.split(" ")[0]
+    proper = not word[1:].islower() or word.endswith("'s") or word in PROPER
+    return name if proper else name[0].lower() + name[1:]
+
+
+PROPER = frozenset(
+    "Addison Alzheimer Bechterew Bell Charcot Cooley Crohn Cushing Down Duchenne Erb Graves Basedow Hodgkin "
+    "Huntington Kahler Koch Lou Lyme Marfan Ménière Parkinson Pfeiffer Raynaud Sjögren Stein Borrelia Candida "
+    "Campylobacter Diplococcus Escherichia Helicobacter Laverania Micrococcus Monilia Mycobacterium Plasmodium "
+    "Spirochaeta Staphylococcus Streptococcus Treponema Bacterium".split()
+)
+
+
+def write_documents(concepts: dict[str, Concept], facts: list[Fact], seed: int) -> list[str]:
+    """Return every document of the corpus in PubTator form."""
+    draw = random.Random(seed)
+    writer = Writer(concepts, facts, draw)
+    topics: list[str] = []
+    while len(topics) < PASSAGES:
+        topics += draw.sample(sorted(concepts), len(concepts))
+    return [pubtator(FIRST_DOCUMENT + place, writer.passage(topic)) for place, topic in enumerate(topics[:PASSAGES])]
+
+
+def pubtator(number: int, sentences: list[list[Piece]]) -> str:
+    """Return one document: the first sentence is its title, the others are its abstract."""
+    text, mentions = "", []
+    for place, sentence in enumerate(sentences):
+        text += " " if place else ""
+        for surface, entity, identifiers in sentence:
+            if entity:
+                mentions.append(Mention(len(text), len(text) + len(surface), surface, entity, identifiers))
+            text += surface
+    title = "".join(piece[0] for piece in sentences[0])
+    lines = [f"{number}|t|{title}", f"{number}|a|{text[len(title) + 1 :]}"]
+    lines += [f"{number}\t{m.start}\t{m.end}\t{m.text}\t{m.entity}\t{m.identifiers}" for m in mentions]
+    return "\n".join(lines) + "\n\n"

@@ -1,0 +1,65 @@
+"""The hand-written tables of the sample: concepts, facts, sentences."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+TABLES = Path(__file__).with_name("tables")
+
+
+class Concept(NamedTuple):
+    """One concept.
+
+    Attributes:
+        cui: UMLS concept identifier.
+        semantic_type: TUI of the UMLS Semantic Network.
+        names: what the graph calls it, preferred name first.
+        text_forms: what only passages call it, always with its CUI; no name in the graph.
+        held_out_forms: what neither graph nor passages call it.
+    """
+
+    cui: str
+    semantic_type: str
+    names: tuple[str, ...]
+    text_forms: tuple[str, ...]
+    held_out_forms: tuple[str, ...]
+
+
+class Fact(NamedTuple):
+    """`head` `relation` `tail`, by CUI."""
+
+    head: str
+    relation: str
+    tail: str
+
+
+def rows(name: str) -> Iterator[list[str]]:
+    """Yield the rows of a table below its header."""
+    with (TABLES / f"{name}.tsv").open(encoding="utf-8") as lines:
+        next(lines)
+        for line in lines:
+            yield line.rstrip("\n").split("\t")
+
+
+def read_concepts() -> dict[str, Concept]:
+    """Return the concepts by CUI, sorted."""
+    found = [Concept(cui, tui, *(split(column) for column in forms)) for cui, tui, *forms in rows("concepts")]
+    return {concept.cui: concept for concept in sorted(found)}
+
+
+def read_facts(concepts: dict[str, Concept]) -> list[Fact]:
+    """Return the facts; the tables write concepts by preferred name."""
+    cui = by_preferred_name(concepts)
+    return [
+        Fact(cui[head], relation, cui[tail]) for head, relation, tails in rows("facts") for tail in tails.split(";")
+    ]
+
+
+def by_preferred_name(concepts: dict[str, Concept]) -> dict[str, str]:
+    """Return the CUI of each preferred name."""
+    return {concept.names[0]: concept.cui for concept in concepts.values()}
+
+
+def split(column: str) -> tuple[str, ...]:
+    """Return the parts of a list in one column."""
+    return tuple(part for part in column.split(";") if part)
