@@ -15,9 +15,9 @@ Keys = NDArray[np.uint64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
-# Fewer rounds, or a domain of eight, leave small ranges uneven; these pass a chi-square test at any size.
+# Fewer rounds, or a smaller domain, leave small ranges uneven; these pass a chi-square test at any size.
 _ROUNDS = 10
-_SMALLEST_DOMAIN = 16
+_SMALLEST_DOMAIN = 64
 
 
 def derive(*parts: ArrayLike | str) -> Keys:

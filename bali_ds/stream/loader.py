@@ -2,6 +2,7 @@
 
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -133,10 +134,15 @@ class _Worker:
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bali_ds.stream.worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
-        )  # fmt: skip
+        # The child inherits the mask for life: signals to all processes are for the training process to answer.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "bali_ds.stream.worker"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
+            )  # fmt: skip
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         assert self._process.stdin is not None
         with self._process.stdin as stream:
             stream.write(work.encode() + b"\n")

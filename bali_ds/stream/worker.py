@@ -7,7 +7,6 @@ that it starts in a fraction of a second and stays small. It ends when its reade
 import itertools
 import json
 import os
-import signal
 import sys
 from dataclasses import asdict
 from typing import Any
@@ -44,9 +43,7 @@ def description(
 
 
 def main() -> None:
-    """Serve one loader until it goes away. Signals to the process group are for the loader's process alone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Serve one loader until it goes away."""
     stream = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever else is printed must not get between the steps
     try:

@@ -120,7 +120,6 @@ def worker_processes(loader):
 
 def test_workers_ignore_the_signals_of_the_process_group_and_end_with_the_loader(data):
     loader = Loader(*data, SETTINGS, global_batch=4, workers=2)
-    next(loader)
     processes = worker_processes(loader)
     for process in processes:
         process.send_signal(signal.SIGTERM)
