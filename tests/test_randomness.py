@@ -85,13 +85,17 @@ def test_permute_takes_sizes_and_keys_by_position(sizes, seed):
     assert np.array_equal(together, np.concatenate(apart))
 
 
-@pytest.mark.parametrize("size", [5, 16])
-def test_permute_sends_every_position_everywhere(size):
+# Bounds are the 99.99 % quantiles of chi-square with size - 1 degrees of freedom.
+@pytest.mark.parametrize(("size", "bound"), [(3, 18.4), (5, 23.5), (16, 44.3), (100, 157)])
+def test_permute_sends_every_position_everywhere(size, bound):
     keys = derive("spread", np.arange(20_000))
     for position in (0, size - 1):
         places = permute(np.full(20_000, position), size, keys)
-        statistic = chi_square(np.bincount(places, minlength=size))
-        assert statistic < 3 * size
+        assert chi_square(np.bincount(places, minlength=size)) < bound
+
+
+def test_permute_sends_pairs_of_positions_everywhere():
+    keys = derive("pairs", np.arange(20_000))
     pairs = permute(np.zeros(20_000, int), 5, keys) * 5 + permute(np.ones(20_000, int), 5, keys)
     counts = np.bincount(pairs, minlength=25).reshape(5, 5)
     assert np.trace(counts) == 0
