@@ -15,6 +15,17 @@ SHARE_NAMED_IN_GRAPH_ALONE = 0.25
 """Share of the concepts with text forms whose graph names no passage uses."""
 PERSONS = ("patient", "outpatient", "teacher", "farmer", "nurse", "cook", "driver", "neighbour", "student", "relative")
 DRUGS = ("T116", "T121", "T195")
+PROPER = frozenset(
+    (
+        *("Addison", "Alzheimer", "Basedow", "Bechterew", "Bell", "Charcot", "Cooley", "Crohn", "Cushing", "Down"),
+        *("Duchenne", "Erb-Goldflam", "Graves", "Guillain-Barré", "Hodgkin", "Huntington", "Kahler", "Kanner", "Koch"),
+        *("Lyme", "Ménière", "Parkinson", "Sjögren", "Stein-Leventhal", "Bacterium", "Borrelia", "Campylobacter"),
+        *("Candida", "Diplococcus", "Escherichia", "Helicobacter", "Laverania", "Micrococcus", "Monilia"),
+        *("Mycobacterium", "Papillomavirus", "Plasmodium", "Spirochaeta", "Staphylococcus", "Streptococcus"),
+        *("Treponema",),
+    )
+)
+"""First words of names that keep their capital within a sentence."""
 _SLOT = re.compile(r"\{([^}]+)\}")
 
 Piece = tuple[str, str, str]
@@ -54,6 +65,11 @@ class Writer:
             self.about[fact.tail].append(fact)
         worded = [cui for cui, concept in self.concepts.items() if concept.text_forms]
         self.silent = set(self.draw.sample(worded, round(SHARE_NAMED_IN_GRAPH_ALONE * len(worded))))
+
+    def rarest(self) -> str:
+        """Return the concept that passages mention least, in proportion to its surface forms."""
+        forms = {cui: len(concept.text_forms) + 1 for cui, concept in self.concepts.items()}
+        return min(forms, key=lambda cui: (self.used[cui] / forms[cui], self.draw.random()))
 
     def passage(self, topic: str) -> list[list[Piece]]:
         """Return the sentences of a passage about a concept, in pieces."""
@@ -99,6 +115,7 @@ class Writer:
             due = {form: (self.used[cui, form] + self.draw.random()) / share for form, share in forms.items()}
             form = min(due, key=lambda form: due[form])
             self.used[cui, form] += 1
+            self.used[cui] += 1
             surfaces[cui] = lower_first(form) if form in concept.names else form
         return surfaces[cui], self.entity[concept.semantic_type], cui
 
@@ -131,28 +148,28 @@ def pieces(sentence: str, fill) -> list[Piece]:
 
 
 def lower_first(name: str) -> str:
-    """Return a name as it stands within a sentence: "Gout" becomes "gout"; "TP53 gene", "Ren" of a person stay."""
+    """Return a name as it stands within a sentence: "Gout" becomes "gout"; "TP53 gene" and "Crohn disease" stay."""
     word = name.split(" ")[0]
-    proper = not word[1:].islower() or word.endswith("'s") or word in PROPER
-    return name if proper else name[0].lower() + name[1:]
-
-
-PROPER = frozenset(
-    "Addison Alzheimer Bechterew Bell Charcot Cooley Crohn Cushing Down Duchenne Erb Graves Basedow Hodgkin "
-    "Huntington Kahler Koch Lou Lyme Marfan Ménière Parkinson Pfeiffer Raynaud Sjögren Stein Borrelia Candida "
-    "Campylobacter Diplococcus Escherichia Helicobacter Laverania Micrococcus Monilia Mycobacterium Plasmodium "
-    "Spirochaeta Staphylococcus Streptococcus Treponema Bacterium".split()
-)
+    common = word[1:2].isalpha() and word[1:].islower() and not word.endswith("'s") and word not in PROPER
+    return name[0].lower() + name[1:] if common else name
 
 
 def write_documents(concepts: dict[str, Concept], facts: list[Fact], seed: int) -> list[str]:
     """Return every document of the corpus in PubTator form."""
-    draw = random.Random(seed)
-    writer = Writer(concepts, facts, draw)
-    topics: list[str] = []
-    while len(topics) < PASSAGES:
-        topics += draw.sample(sorted(concepts), len(concepts))
-    return [pubtator(FIRST_DOCUMENT + place, writer.passage(topic)) for place, topic in enumerate(topics[:PASSAGES])]
+    writer = Writer(concepts, facts, random.Random(seed))
+    passages: dict[str, list[list[Piece]]] = {}
+    while len(passages) < PASSAGES:
+        before = writer.used.copy()
+        sentences = writer.passage(writer.rarest())
+        if plain(sentences) in passages:
+            writer.used = before
+        passages.setdefault(plain(sentences), sentences)
+    return [pubtator(number, sentences) for number, sentences in enumerate(passages.values(), FIRST_DOCUMENT)]
+
+
+def plain(sentences: list[list[Piece]]) -> str:
+    """Return the text of a passage."""
+    return " ".join("".join(piece[0] for piece in sentence) for sentence in sentences)
 
 
 def pubtator(number: int, sentences: list[list[Piece]]) -> str:

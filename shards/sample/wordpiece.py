@@ -5,6 +5,7 @@ The trainer of the `tokenizers` library breaks ties by the order of a hash table
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import pairwise
 
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
@@ -48,7 +49,7 @@ def count_pairs(
     word: str, words: dict[str, list[str]], pairs: Counter[Pair], holders: defaultdict[Pair, set[str]], times: int
 ) -> None:
     """Add the neighbouring pieces of a word to the counts, or take them away where `times` is negative."""
-    for pair in zip(words[word], words[word][1:], strict=False):
+    for pair in pairwise(words[word]):
         pairs[pair] += times
         if times > 0:
             holders[pair].add(word)
