@@ -14,7 +14,7 @@ from bali_ds.errors import InputError
 from bali_ds.files import published_directory, write_json
 from bali_ds.graph.columns import write_column
 from bali_ds.graph.edges import FactCollector, neighbour_lists
-from bali_ds.graph.identifiers import find, fixed_width
+from bali_ds.graph.identifiers import IdentifierIndex, fixed_width
 from bali_ds.graph.relations import inverse_name
 from bali_ds.graph.source import TABLES, Source, Table
 from bali_ds.graph.store import FORMAT_VERSION, manifest_checksum, manifest_fingerprint
@@ -78,6 +78,7 @@ class _Writer:
     def __init__(self, folder: Path, cuis: NDArray[Any]) -> None:
         self.folder = folder
         self.cuis = cuis
+        self.index = IdentifierIndex(cuis)
         self.dropped: Counter[str] = Counter()
         self._columns: dict[str, Any] = {}
         self._lists: dict[str, list[str]] = {}
@@ -113,13 +114,12 @@ class _Writer:
     def retired(self, retired: pl.DataFrame) -> None:
         frame = self._known(retired, "retired identifiers").unique().sort("old", "concept")
         frame = frame.unique("old", keep="first", maintain_order=True)
-        old = fixed_width(frame["old"])
-        gone = find(self.cuis, old) < 0
-        self.column("retired.cuis", old[gone])
+        gone = self.index.find(frame["old"]) < 0
+        self.column("retired.cuis", fixed_width(frame["old"])[gone])
         self.column("retired.concepts", frame["concept"].to_numpy()[gone])
 
     def edges(self, sources: Sequence[Source]) -> None:
-        collector = FactCollector(self.cuis)
+        collector = FactCollector(self.index)
         for source in sources:
             collector.add(source, self.dropped)
         lists = neighbour_lists(collector.finish(), collector.labels, collector.sources, self.cuis.size)
@@ -139,7 +139,7 @@ class _Writer:
 
     def _known(self, frame: pl.DataFrame, what: str) -> pl.DataFrame:
         """Replace identifiers by concept ids; drop and count rows of unknown concepts."""
-        frame = frame.with_columns(concept=pl.Series(find(self.cuis, fixed_width(frame["cui"])))).drop("cui")
+        frame = frame.with_columns(concept=pl.Series(self.index.find(frame["cui"]))).drop("cui")
         known = frame.filter(pl.col("concept") >= 0)
         if known.height < frame.height:
             self.dropped[f"{what} of unknown concepts"] += frame.height - known.height
@@ -159,5 +159,4 @@ class _Writer:
 
     @staticmethod
     def _numbers(strings: pl.Series, vocabulary: list[str]) -> NDArray[Any]:
-        numbers = strings.replace_strict(vocabulary, list(range(len(vocabulary))), return_dtype=pl.UInt16)
-        return numbers.to_numpy()
+        return strings.replace_strict(vocabulary, list(range(len(vocabulary)))).cast(pl.UInt16).to_numpy()

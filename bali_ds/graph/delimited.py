@@ -20,6 +20,8 @@ def read_delimited(
 ) -> Iterator[pl.DataFrame]:
     """Yield the wanted columns of a plain or gzip-compressed file, block by block, as strings.
 
+    Empty lines are passed over.
+
     Args:
         path: the file; compression is told by content.
         wanted: the columns to read.
@@ -40,9 +42,7 @@ def read_delimited(
     else:
         skipped = 0
     read = pa.csv.ReadOptions(column_names=list(columns), skip_rows=skipped, block_size=_BLOCK_BYTES, use_threads=False)
-    parse = pa.csv.ParseOptions(
-        delimiter=delimiter, quote_char='"' if quoted else False, ignore_empty_lines=False, newlines_in_values=False
-    )
+    parse = pa.csv.ParseOptions(delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=False)
     convert = pa.csv.ConvertOptions(
         include_columns=list(wanted), column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=False
     )
@@ -109,6 +109,8 @@ def _line_problem(line: bytes, delimiter: str, num_columns: int, quoted: bool) -
         return f"byte {error.start + 1} is not UTF-8; convert the file to UTF-8"
     if "\r" in text.rstrip("\r\n"):
         return "a carriage return stands inside the line; end lines with a newline"
+    if not text.strip("\r\n"):
+        return None
     found = text.rstrip("\r\n").count(delimiter) + 1
     if not quoted and num_columns and found != num_columns:
         return f"{found} columns where there must be {num_columns}; the file is damaged or of another release"

@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from bali_ds.errors import InputError
-from bali_ds.graph.identifiers import find, fixed_width
+from bali_ds.graph.identifiers import IdentifierIndex
 from bali_ds.graph.relations import canonical, inverse_name, pair_up
 from bali_ds.graph.source import Source
 
@@ -21,7 +21,7 @@ class Codebook(dict[str, int]):
         """Return the number of each string, int32; new strings get the next numbers."""
         distinct = strings.unique()
         numbers = pl.Series([self.setdefault(string, len(self)) for string in distinct], dtype=pl.Int32)
-        return strings.replace_strict(distinct, numbers, return_dtype=pl.Int32).to_numpy()
+        return strings.replace_strict(distinct, numbers).cast(pl.Int32).to_numpy()
 
 
 @dataclass
@@ -54,11 +54,11 @@ class FactCollector:
         inverses: names of inverses that only the data tells, by relation name.
     """
 
-    def __init__(self, cuis: NDArray[Any]) -> None:
+    def __init__(self, index: IdentifierIndex) -> None:
         self.labels = Codebook()
         self.sources = Codebook()
         self.inverses: dict[str, str] = {}
-        self._cuis = cuis
+        self._index = index
         self._parts: list[Facts] = []
 
     def add(self, source: Source, counts: Counter[str]) -> None:
@@ -82,7 +82,7 @@ class FactCollector:
         return facts
 
     def _encoded(self, frame: pl.DataFrame, counts: Counter[str]) -> Facts:
-        heads, tails = (find(self._cuis, fixed_width(frame[end])) for end in ("head", "tail"))
+        heads, tails = (self._index.find(frame[end]) for end in ("head", "tail"))
         unknown = (heads < 0) | (tails < 0)
         loops = (heads == tails) & ~unknown
         counts["dropped: unknown concept"] += int(unknown.sum())
@@ -155,9 +155,9 @@ def neighbour_lists(facts: Facts, labels: Codebook, sources: Codebook, num_conce
     kinds, kind = np.unique(facts.labels.astype(np.int64) * len(sources) + facts.sources, return_inverse=True)
     label_names, source_names = list(labels), list(sources)
     spelled = [(label_names[value // len(sources)], source_names[value % len(sources)]) for value in kinds.tolist()]
-    order = sorted(range(len(spelled)), key=spelled.__getitem__)
+    order = np.array(sorted(range(len(spelled)), key=spelled.__getitem__), np.int64)
     spelled = [spelled[index] for index in order]
-    rank = np.empty(len(order), np.int64)
+    rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     relation_names = sorted({label for label, _ in spelled})
     used_sources = sorted({source for _, source in spelled})

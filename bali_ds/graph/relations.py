@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 _BARE = {"CHD": "PAR", "RN": "RB", "AQ": "QB", "SY": "SY", "SIB": "SIB", "RO": "RO", "RL": "RL", "RQ": "RQ", "RU": "RU"}
 _NAMED = {
+    "part_of": "has_part",
     "may_treat": "may_be_treated_by",
     "may_prevent": "may_be_prevented_by",
     "may_diagnose": "may_be_diagnosed_by",
@@ -13,6 +14,7 @@ _NAMED = {
     "sib_in_isa": "sib_in_isa",
     "sib_in_part_of": "sib_in_part_of",
 }
+_SECOND = (set(_BARE.values()) | set(_NAMED.values())) - set(_BARE) - set(_NAMED)
 _INVERSES = {**_BARE, **_NAMED, **{inverse: name for name, inverse in (_BARE | _NAMED).items()}}
 
 
@@ -53,10 +55,12 @@ def pair_up(labels: Iterable[str], known: Mapping[str, str] | None = None) -> di
     return pairs
 
 
+def _is_genitive(name: str) -> bool:
+    return name.endswith("_of") and name not in _NAMED
+
+
 def canonical(label: str, partner: str) -> str:
     """Return the one of two inverse names under which their facts are kept."""
     return min(
-        label,
-        partner,
-        key=lambda name: (name.startswith("inverse_"), name in _BARE.values(), name.endswith("_of"), name),
+        label, partner, key=lambda name: (name.startswith("inverse_"), name in _SECOND, _is_genitive(name), name)
     )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bali_ds.errors import InputError
 from bali_ds.files import read_json, sha256_file
 from bali_ds.graph.columns import TextColumn, open_column
-from bali_ds.graph.identifiers import find
+from bali_ds.graph.identifiers import search
 from bali_ds.graph.vocabularies import split_code
 
 FORMAT_VERSION = 1
@@ -217,7 +217,7 @@ def _digest(content: dict[str, Any]) -> str:
 def _search(ordered: NDArray[Any], wanted: Sequence[bytes]) -> NDArray[np.int32]:
     width = ordered.dtype.itemsize
     keys = np.array([cui if len(cui) <= width else b"" for cui in wanted], ordered.dtype)
-    return np.where(keys == b"", np.int32(-1), find(ordered, keys))
+    return np.where(keys == b"", np.int32(-1), search(ordered, keys))
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -1,0 +1,84 @@
+"""A slow, plain reading of RRF to compare with: lists of dicts, one row at a time."""
+
+import gzip
+from collections import defaultdict
+from pathlib import Path
+
+from bali_ds.graph.relations import inverse_name
+from bali_ds.graph.rrf import COLUMNS, RrfFilter
+from bali_ds.graph.store import KnowledgeGraph
+
+Entry = tuple[str, str, str, str]
+
+
+def read(folder: Path, name: str) -> list[dict[str, str]]:
+    path = folder / f"{name}.RRF"
+    if path.exists():
+        text = path.read_bytes()
+    elif path.with_name(f"{name}.RRF.gz").exists():
+        text = gzip.decompress(path.with_name(f"{name}.RRF.gz").read_bytes())
+    else:
+        return []
+    lines = text.decode().removesuffix("\n").split("\n") if text else []
+    return [
+        dict(zip(COLUMNS[name].split(), line.removesuffix("\r").split("|"), strict=False)) for line in lines if line
+    ]
+
+
+def names(folder: Path, kept: RrfFilter) -> dict[str, list[str]]:
+    """Names of each concept, in order of preference."""
+    ranks = {(row["SAB"], row["TTY"], row["SUPPRESS"]): int(row["RANK"]) for row in reversed(read(folder, "MRRANK"))}
+    best: dict[str, dict[str, tuple]] = defaultdict(dict)
+    for row in read(folder, "MRCONSO"):
+        if (
+            not row["STR"]
+            or (kept.languages and row["LAT"] not in kept.languages)
+            or (kept.sources and row["SAB"] not in kept.sources)
+            or (kept.term_types and row["TTY"] not in kept.term_types)
+            or (not kept.suppressed and row["SUPPRESS"] != "N")
+            or int(row["SRL"]) > kept.licence
+        ):
+            continue
+        preference = (
+            kept.languages.index(row["LAT"]) if kept.languages else 99,
+            row["SUPPRESS"] != "N",
+            -ranks.get((row["SAB"], row["TTY"], row["SUPPRESS"]), 0),
+            row["TS"] != "P",
+            row["STT"] != "PF",
+            row["ISPREF"] != "Y",
+        )
+        known = best[row["CUI"]].get(row["STR"], preference)
+        best[row["CUI"]][row["STR"]] = min(known, preference)
+    return {
+        cui: sorted(found, key=lambda name: (found[name], name.encode()))
+        for cui, found in sorted(best.items(), key=lambda item: item[0].encode())
+    }
+
+
+def entries(folder: Path, kept: RrfFilter, concepts: dict[str, list[str]]) -> set[Entry]:
+    """Facts as each end tells them: (row, relation, neighbour, source)."""
+    found = set()
+    for row in read(folder, "MRREL"):
+        first, second, label = row["CUI1"], row["CUI2"], row["RELA"] or row["REL"]
+        if (
+            first != second
+            and {first, second} <= concepts.keys()
+            and row["REL"] not in ("XR", "DEL")
+            and (kept.suppressed or row["SUPPRESS"] == "N")
+            and (not kept.sources or row["SAB"] in kept.sources)
+        ):
+            found |= {(second, label, first, row["SAB"]), (first, inverse_name(label), second, row["SAB"])}
+    return found
+
+
+def stored_entries(graph: KnowledgeGraph) -> list[Entry]:
+    return [
+        (
+            graph.cui(concept),
+            graph.relation_name(int(graph.edge_relations[entry])),
+            graph.cui(int(graph.edge_targets[entry])),
+            graph.sources[graph.edge_sources[entry]],
+        )
+        for concept in range(graph.num_concepts)
+        for entry in range(graph.edge_offsets[concept], graph.edge_offsets[concept + 1])
+    ]

@@ -1,0 +1,229 @@
+import gzip
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bali_ds.errors import InputError
+from bali_ds.graph.builder import build_graph
+from bali_ds.graph.relations import inverse_name
+from bali_ds.graph.rrf import COLUMNS, RrfFilter, RrfSource
+from bali_ds.graph.store import KnowledgeGraph
+from tests.graph import plain_rrf
+
+CUIS = ["C0000001", "C0000002", "C0000003", "C0000007", "C10", "MONDO:0000001", "Ω"]
+TEXT = st.text(st.characters(exclude_characters="|\r\n", exclude_categories=["Cs"]), max_size=12)
+LABELS = [("RO", "isa"), ("CHD", ""), ("RB", ""), ("RO", ""), ("SY", ""), ("RO", "part_of"), ("RO", "has_thing"),
+          ("RO", "may_be_treated_by"), ("RO", "causes"), ("XR", ""), ("RO", "inverse_causes")]  # fmt: skip
+
+
+def row(name: str, **values: str) -> str:
+    return "|".join(values.get(column, "") for column in COLUMNS[name].split()) + "|"
+
+
+@st.composite
+def atoms(draw) -> str:
+    one = lambda *choices: draw(st.sampled_from(choices))  # noqa: E731
+    return row(
+        "MRCONSO", CUI=one(*CUIS), LAT=one("ENG", "ENG", "FRE"), TS=one("P", "S"), STT=one("PF", "VO"),
+        ISPREF=one("Y", "N"), SAB=one("MSH", "NCI"), TTY=one("PT", "SY"), CODE=draw(TEXT), STR=draw(TEXT),
+        SRL=one("0", "4", "9"), SUPPRESS=one("N", "N", "N", "O", "Y"),
+    )  # fmt: skip
+
+
+@st.composite
+def facts(draw) -> list[str]:
+    """A relation, from one end or from both."""
+    first, second = draw(st.sampled_from([*CUIS, "C9"])), draw(st.sampled_from(CUIS))
+    rel, rela = draw(st.sampled_from(LABELS))
+    shared = {"SAB": draw(st.sampled_from(["MSH", "NCI"])), "SUPPRESS": draw(st.sampled_from(["N", "N", "N", "O"]))}
+    told = [row("MRREL", CUI1=first, REL=rel, CUI2=second, RELA=rela, **shared)]
+    if draw(st.booleans()):
+        inverse = {"RELA": inverse_name(rela), "REL": "RO"} if rela else {"REL": inverse_name(rel)}
+        if rel != "XR":
+            told.append(row("MRREL", CUI1=second, CUI2=first, **inverse, **shared))
+    return told
+
+
+@st.composite
+def releases(draw) -> dict[str, bytes]:
+    """RRF files in one of the ways in which they lie on people's disks."""
+    relations = draw(st.lists(facts(), max_size=15))
+    types = st.builds(lambda cui, tui: row("MRSTY", CUI=cui, TUI=tui), st.sampled_from([*CUIS, "C9"]), TEXT)
+    files = {
+        "MRCONSO": draw(st.lists(atoms(), min_size=1, max_size=15)),
+        "MRREL": [line for lines in relations for line in lines],
+        "MRSTY": draw(st.lists(types, max_size=5)),
+        "MRRANK": draw(st.sampled_from([[], ["0300|NCI|PT|N|", "0200|MSH|SY|N|", "0100|MSH|PT|O|"]])),
+    }
+    written = {}
+    for name, lines in files.items():
+        newline = draw(st.sampled_from(["\n", "\r\n"]))
+        text = (newline.join(lines) + draw(st.sampled_from([newline, ""])) if lines else "").encode()
+        compressed = draw(st.booleans())
+        written[f"{name}.RRF.gz" if compressed else f"{name}.RRF"] = gzip.compress(text) if compressed else text
+    return written
+
+
+FILTERS = st.builds(
+    RrfFilter,
+    languages=st.sampled_from([("ENG",), ("FRE", "ENG"), ()]),
+    sources=st.sampled_from([(), (), ("MSH",)]),
+    term_types=st.sampled_from([(), (), ("PT",)]),
+    licence=st.sampled_from([9, 9, 3]),
+    suppressed=st.booleans(),
+)
+
+
+@settings(max_examples=int(os.environ.get("BALI_EXAMPLES", "60")), deadline=None)
+@given(releases(), FILTERS)
+def test_any_release_reads_as_plain_python_reads_it(files, kept):
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file, content in files.items():
+            (folder / file).write_bytes(content)
+        names = plain_rrf.names(folder, kept)
+        if not names:
+            with pytest.raises(InputError, match="name no concept"):
+                build_graph([RrfSource(folder, kept)], folder / "graph")
+            return
+        report = build_graph([RrfSource(folder, kept)], folder / "graph")
+        graph = KnowledgeGraph.open(folder / "graph", verify=True)
+        assert {graph.cui(concept): graph.names(concept) for concept in range(graph.num_concepts)} == names
+        assert list(names) == [graph.cui(concept) for concept in range(graph.num_concepts)]
+        stored = plain_rrf.stored_entries(graph)
+        wanted = plain_rrf.entries(folder, kept, names)
+        assert sorted(stored) == sorted(wanted)
+        assert report["edges"] == graph.num_edges == len(wanted) // 2
+        for concept, cui in enumerate(names):
+            types = {line["TUI"] for line in plain_rrf.read(folder, "MRSTY") if line["CUI"] == cui}
+            assert graph.semantic_types(concept) == tuple(sorted(types, key=str.encode))
+
+
+def write(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (folder / f"{name}.RRF").write_text(text)
+    return folder
+
+
+def atom(cui: str, name: str, **values: str) -> str:
+    return row("MRCONSO", **{"CUI": cui, "STR": name, "LAT": "ENG", "SUPPRESS": "N", "SRL": "0", **values}) + "\n"
+
+
+def relation(first: str, rel: str, second: str, rela: str = "", source: str = "NCI") -> str:
+    return row("MRREL", CUI1=first, REL=rel, CUI2=second, RELA=rela, SAB=source, SUPPRESS="N") + "\n"
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    return write(tmp_path, MRCONSO=atom("C1", "one") + atom("C2", "two") + atom("C3", "three"))
+
+
+def built(folder: Path) -> KnowledgeGraph:
+    build_graph([RrfSource(folder)], folder / "graph")
+    return KnowledgeGraph.open(folder / "graph")
+
+
+def test_inverse_names_are_told_from_the_data(two):
+    lines = relation("C2", "RO", "C1", "regulates") + relation("C1", "RO", "C2", "under_control")
+    lines += relation("C3", "RO", "C2", "regulates") + relation("C2", "RO", "C3", "under_control")
+    graph = built(write(two, MRREL=lines))
+    assert graph.num_edges == 2
+    assert (graph.relations, graph.inverse_relations) == (("regulates",), ("under_control",))
+
+
+def test_inverse_names_are_read_from_mrdoc(two):
+    lines = relation("C2", "RO", "C1", "regulates") + relation("C3", "RO", "C1", "under_control")
+    doc = "RELA|regulates|rela_inverse|under_control|\nRELA|under_control|rela_inverse|regulates|\n"
+    graph = built(write(two, MRREL=lines, MRDOC=doc))
+    assert (graph.relations, graph.inverse_relations) == (("regulates",), ("under_control",))
+    assert set(plain_rrf.stored_entries(graph)) == {
+        ("C1", "regulates", "C2", "NCI"), ("C2", "under_control", "C1", "NCI"),
+        ("C1", "under_control", "C3", "NCI"), ("C3", "regulates", "C1", "NCI"),
+    }  # fmt: skip
+
+
+def test_symmetric_relations_are_one_fact(two):
+    graph = built(write(two, MRREL=relation("C2", "SY", "C1") + relation("C1", "SY", "C2")))
+    assert graph.num_edges == 1
+    assert set(plain_rrf.stored_entries(graph)) == {("C1", "SY", "C2", "NCI"), ("C2", "SY", "C1", "NCI")}
+
+
+def test_definitions_and_retired_identifiers(two):
+    definition = row("MRDEF", CUI="C1", SAB="NCI", DEF='The "first"', SUPPRESS="N") + "\n"
+    retired = "C8|2020AA|SY|||C2|Y|\nC9|2020AA|DEL||||N|\nC7|2020AA|RO|||C2|Y|\nC1|2020AA|SY|||C2|Y|\n"
+    graph = built(write(two, MRDEF=definition, MRCUI=retired))
+    assert graph.definitions(0) == ['The "first"']
+    assert graph.definitions(1) == []
+    assert graph.lookup(["C8", "C9", "C7", "C1", "C2"]).tolist() == [1, -1, -1, 0, 1]
+
+
+def test_all_concepts_of_a_code_are_kept_and_the_preferred_is_first(tmp_path):
+    ranks = "0002|MSH|MH|N|\n0001|MSH|ET|N|\n"
+    lines = atom("C1", "one", SAB="MSH", TTY="ET", CODE="D1") + atom("C2", "two", SAB="MSH", TTY="MH", CODE="D1")
+    lines += atom("C2", "2", SAB="HPO", TTY="PT", CODE="HP:7") + atom("C2", "ii", SAB="SRC", TTY="PT", CODE="NOCODE")
+    graph = built(write(tmp_path, MRCONSO=lines, MRRANK=ranks))
+    assert graph.code_to_cuis("mesh", "D1") == ["C2", "C1"]
+    assert graph.code_to_cuis("", "HP:7") == graph.code_to_cuis("HPO", "7") == ["C2"]
+    assert graph.code_to_cuis("SRC", "NOCODE") == []
+
+
+def test_dropped_rows_are_counted_by_reason(two):
+    write(two, MRREL=relation("C2", "RO", "C1") + relation("C1", "XR", "C2") + relation("C3", "RO", "C3"))
+    (two / "MRCONSO.RRF").open("a").write(atom("C4", "quatre", LAT="FRE") + atom("C5", "old", SUPPRESS="O"))
+    report = build_graph([RrfSource(two)], two / "graph")
+    read = {name.split("/")[1]: counts for name, counts in report["read"].items()}
+    assert read["MRCONSO"] == {"rows": 5, "dropped: language": 1, "dropped: suppressed": 1}
+    assert read["MRREL"] == {"rows": 3, "dropped: not related": 1}
+    assert report["dropped"]["dropped: self-relation"] == 1
+
+
+BAD = {
+    "columns": (b"C1|ENG|\n", "line 4: 3 columns where there must be 19"),
+    "bar in a name": (atom("C4", "a|b").encode(), "line 4: 20 columns where there must be 19"),
+    "encoding": (atom("C4", "ä").encode("latin-1"), "line 4: byte 20 is not UTF-8"),
+    "wide encoding": (atom("C4", "a").encode("utf-16"), "line 4: byte 1 is not UTF-8"),
+    "carriage return": (atom("C4", "a\rb").encode(), "line 4: a carriage return"),
+}
+
+
+@pytest.mark.parametrize(("tail", "message"), BAD.values(), ids=BAD.keys())
+@pytest.mark.parametrize("compressed", [False, True])
+def test_bad_lines_are_named(two, tail, message, compressed):
+    content = (two / "MRCONSO.RRF").read_bytes() + tail
+    if compressed:
+        (two / "MRCONSO.RRF").unlink()
+        (two / "MRCONSO.RRF.gz").write_bytes(gzip.compress(content))
+    else:
+        (two / "MRCONSO.RRF").write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        build_graph([RrfSource(two)], two / "graph")
+    assert "\n" not in str(caught.value)
+    assert not (two / "graph").exists()
+
+
+def test_truncated_gz_is_refused(two):
+    content = gzip.compress("".join(atom(f"C{number}", f"name {number}") for number in range(5000)).encode())
+    (two / "MRCONSO.RRF").unlink()
+    (two / "MRCONSO.RRF.gz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"MRCONSO\.RRF\.gz: line \d+: the compressed file is cut off"):
+        build_graph([RrfSource(two)], two / "graph")
+    (two / "MRCONSO.RRF.gz").write_bytes(content[:-4])
+    with pytest.raises(InputError, match=r"MRCONSO\.RRF\.gz: line \d+: the compressed file is cut off"):
+        build_graph([RrfSource(two)], two / "graph")
+    assert sorted(path.name for path in two.iterdir()) == ["MRCONSO.RRF.gz"]
+
+
+def test_files_that_are_there_twice_are_refused(two):
+    (two / "MRREL.RRF").write_text("")
+    (two / "MRREL.RRF.gz").write_bytes(gzip.compress(b""))
+    with pytest.raises(InputError, match="is there twice"):
+        RrfSource(two)
+
+
+def test_folder_without_names_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"holds no MRCONSO\.RRF"):
+        RrfSource(tmp_path)
