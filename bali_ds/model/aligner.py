@@ -63,7 +63,7 @@ class Aligner(nn.Module):
         return scale * offset.exp()
 
     def forward(self, chunks: Sequence[Batch]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the loss of the step and its detached parts.
+        """Return the loss of the step, and detached: its parts and the views of this rank.
 
         With several micro-batches only one's activations live at a time: each is computed again in the backward
         pass, with the same dropout, while the contrastive loss sees the views of all.
@@ -80,7 +80,14 @@ class Aligner(nn.Module):
             self.objective.contrastive.weight * contrastive
             + self.objective.masked_language_model.weight * masked_language_model
         )
-        parts = {"contrastive": contrastive, "masked_language_model": masked_language_model, "loss": loss}
+        parts = {
+            "loss": loss,
+            "contrastive": contrastive,
+            "masked_language_model": masked_language_model,
+            "text_views": torch.cat([views.text for views in encoded]),
+            "graph_views": torch.cat([views.graph for views in encoded]),
+            "concept_ids": torch.cat([views.concept_ids for views in encoded]),
+        }
         return loss, {name: value.detach() for name, value in parts.items()}
 
     def encode(self, batch: Batch) -> Views:

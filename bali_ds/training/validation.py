@@ -4,13 +4,13 @@ import deepspeed
 import numpy as np
 import torch
 
-from bali_ds.evaluation.retrieval import retrieval
+from bali_ds.evaluation.retrieval import evaluate_retrieval
 from bali_ds.stream.batch import Batch
 from bali_ds.training.cluster import Cluster
 
 
 def validate(engine: deepspeed.DeepSpeedEngine, batches: list[Batch], cluster: Cluster) -> dict[str, float]:
-    """Return retrieval measures over the views of all batches, the same on every rank.
+    """Return R@1, MRR, alignment and uniformity over the views of all batches, the same on every rank.
 
     Batches are shared out over the ranks. Every rank calls the model equally often: where the batches do not
     divide, the last one is computed again and its repetition left out.
@@ -28,4 +28,9 @@ def validate(engine: deepspeed.DeepSpeedEngine, batches: list[Batch], cluster: C
     for shares in cluster.collect(own):
         views.update(shares)
     text, graph, concepts = (np.concatenate([views[i][column] for i in sorted(views)]) for column in range(3))
-    return retrieval(text, graph, concepts)
+    measured = evaluate_retrieval(text, graph, concepts)
+    return {
+        f"validation/{direction}_{measure}": measured[direction][measure]["value"]
+        for direction in ("text_to_graph", "graph_to_text")
+        for measure in ("r@1", "mrr")
+    } | {"validation/alignment": measured["alignment"], "validation/uniformity": measured["uniformity"]["text"]}

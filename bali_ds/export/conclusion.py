@@ -1,0 +1,75 @@
+"""What follows training: export, evaluation before and after, the report."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from bali_ds.config import Linking, Recipe, dump_recipe
+from bali_ds.errors import InputError
+from bali_ds.evaluation.linking import compare_linking, rank_queries, summarise
+from bali_ds.evaluation.linking_data import read_dictionary, read_queries
+from bali_ds.evaluation.report import write_report
+from bali_ds.export.run import export_run
+from bali_ds.files import read_json, write_json
+from bali_ds.inference.encoder import Encoder, load
+from bali_ds.model.text import load_text_encoder
+
+MARKER = "complete.json"
+
+
+def concluded(recipe: Recipe) -> bool:
+    """Whether a run of this very recipe is trained, exported and evaluated."""
+    try:
+        return read_json(recipe.directory / MARKER)["recipe"] == dump_recipe(recipe)
+    except (InputError, KeyError):
+        return False
+
+
+def conclude(recipe: Recipe) -> str:
+    """Export the newest checkpoint, evaluate, write the report and mark the run as complete; return the table of it.
+
+    What is there already is not made again.
+
+    Raises:
+        InputError: the checkpoint or an evaluation file cannot be used.
+    """
+    run = recipe.directory
+    if not concluded(recipe):
+        print("exporting fp16 weights", flush=True)
+        export_run(run, run / "export")
+        figures: dict[str, Any] = {}
+        if recipe.evaluation.linking:
+            print("evaluating linking, untrained and trained", flush=True)
+            figures["linking"] = _linking(recipe, recipe.evaluation.linking)
+        write_json(run / "evaluation.json", figures)
+        write_report(run)
+        write_json(run / MARKER, {"recipe": dump_recipe(recipe)})
+    return _table(run, read_json(run / "evaluation.json"))
+
+
+def _linking(recipe: Recipe, data: Linking) -> dict[str, Any]:
+    dictionary, queries = read_dictionary(data.dictionary), read_queries(data.queries)
+    untrained = load_text_encoder(recipe.text_encoder.path, seed=recipe.seed).encoder.eval()
+    tokenizer = AutoTokenizer.from_pretrained(recipe.text_encoder.path)
+    before = rank_queries(Encoder(untrained, tokenizer), dictionary, queries)
+    after = rank_queries(load(recipe.directory / "export"), dictionary, queries)
+    return {
+        "untrained": summarise(before, dictionary, queries),
+        "trained": summarise(after, dictionary, queries),
+        "difference": compare_linking(before, after, dictionary, queries),
+    }
+
+
+def _table(run: Path, figures: dict[str, Any]) -> str:
+    lines = []
+    if linking := figures.get("linking"):
+        lines.append(f"{'linking, Acc@1':<22}{'mentions':>9}{'untrained':>12}{'trained':>10}{'difference, 95 %':>24}")
+        for subset, trained in linking["trained"].items():
+            before, after = linking["untrained"][subset]["acc@1"]["value"], trained["acc@1"]["value"]
+            change = linking["difference"][subset]["acc@1"]
+            spread = f"{100 * change['value']:+.1f} [{100 * change['low']:+.1f}, {100 * change['high']:+.1f}]"
+            lines.append(f"{subset:<22}{trained['n']:>9,}{before:>12.1%}{after:>10.1%}{spread:>24}")
+        lines.append("")
+    lines += [f"model   {run / 'export'}", f"report  {run / 'report.html'}"]
+    return "\n".join(lines)
