@@ -1,4 +1,7 @@
-"""Neighbours drawn from a concept graph, many concepts at once."""
+"""Neighbours drawn from a concept graph, many concepts at once.
+
+What is drawn of a concept depends on its own key alone, never on what else is in the batch.
+"""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -7,11 +10,11 @@ from bali_ds.errors import InputError
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.randomness import Keys, choose
 
+Drawn = tuple[NDArray[np.int32], NDArray[np.int32]]
 
-def sample_neighbours(
-    graph: KnowledgeGraph, concepts: ArrayLike, fan_out: int, keys: Keys
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Draw neighbours uniformly without replacement; what is drawn depends on the key of the row alone.
+
+def sample_neighbours(graph: KnowledgeGraph, concepts: ArrayLike, fan_out: int, keys: Keys) -> Drawn:
+    """Draw neighbours uniformly without replacement.
 
     Args:
         graph: the graph.
@@ -26,18 +29,40 @@ def sample_neighbours(
     Raises:
         InputError: a concept id is not in the graph, or the graph is damaged.
     """
+    starts, degrees = rows_of(graph, concepts)
+    if not graph.num_edges or not starts.size:
+        return nothing_drawn(starts.size, fan_out)
+    return read_drawn(graph, choose(keys, degrees, fan_out), starts)
+
+
+def rows_of(graph: KnowledgeGraph, concepts: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where the neighbour list of each concept starts and how long it is, both int64 [n], bounds checked."""
     rows = np.asarray(concepts, np.int64)
     if rows.size and not 0 <= rows.min() <= rows.max() < graph.num_concepts:
         raise InputError(f"{graph.path}: has {graph.num_concepts} concepts; ids outside of them were asked for")
-    if not graph.num_edges or not rows.size:
-        nothing = np.full((rows.size, fan_out), -1, np.int32)
-        return nothing, nothing.copy()
     starts = graph.edge_offsets[rows]
-    chosen = choose(keys, graph.edge_offsets[rows + 1] - starts, fan_out)
-    entries = np.where(chosen < 0, 0, chosen + starts[:, None])
-    if entries.min() < 0 or entries.max() >= graph.edge_targets.size:
+    degrees = graph.edge_offsets[rows + 1] - starts
+    if rows.size and (starts.min() < 0 or degrees.min() < 0 or (starts + degrees).max() > graph.edge_targets.size):
         raise InputError(f"{graph.path / 'edges.offsets'}.npy: damaged; build the graph again")
+    return starts, degrees
+
+
+def nothing_drawn(rows: int, fan_out: int) -> Drawn:
+    """Return the answer for concepts without neighbours."""
+    return np.full((rows, fan_out), -1, np.int32), np.full((rows, fan_out), -1, np.int32)
+
+
+def read_drawn(graph: KnowledgeGraph, chosen: NDArray[np.int64], starts: NDArray[np.int64]) -> Drawn:
+    """Return neighbours and relations at the chosen positions of rows, int64 [n, fan_out], -1 where there is none."""
     missing = chosen < 0
+    entries = np.where(missing, 0, chosen + starts[:, None])
     neighbours = np.where(missing, np.int32(-1), graph.edge_targets[entries])
     relations = np.where(missing, np.int32(-1), graph.edge_relations[entries].astype(np.int32))
+    check_targets(graph, neighbours)
     return neighbours, relations
+
+
+def check_targets(graph: KnowledgeGraph, neighbours: NDArray[np.int32]) -> None:
+    """Refuse neighbours that are no concepts: such a column is damaged."""
+    if neighbours.size and not -1 <= neighbours.min() <= neighbours.max() < graph.num_concepts:
+        raise InputError(f"{graph.path / 'edges.targets'}.npy: damaged; build the graph again")

@@ -1,0 +1,123 @@
+from itertools import permutations
+
+import numpy as np
+import pytest
+
+from bali_ds.errors import InputError
+from bali_ds.graph.builder import build_graph
+from bali_ds.graph.neighbourhood import sample_neighbourhood
+from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.graph.tables import TableSource
+from bali_ds.graph.weighting import EdgeFilter, WeightedSampler
+from bali_ds.randomness import derive
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory):
+    """C00 has ten phenotypes (C01 to C10, from HPOA) and two parents (C11 from MONDO, C12 from DOID); C12 is a hub."""
+    folder = tmp_path_factory.mktemp("weighted")
+    concepts = [f"C{number:02}" for number in range(40)]
+    nodes, edges = folder / "nodes.tsv", folder / "edges.tsv"
+    header = "cui\tpreferred_name\tsynonyms\tsemantic_types\tsource_terms\n"
+    nodes.write_text(header + "".join(f"{cui}\tname of {cui}\t\t\t\n" for cui in concepts))
+    facts = [("C00", "has_phenotype", f"C{number:02}", "HPOA") for number in range(1, 11)]
+    facts += [("C00", "isa", "C11", "MONDO"), ("C00", "isa", "C12", "DOID")]
+    facts += [(f"C{number:02}", "isa", "C12", "DOID") for number in range(13, 40)]
+    edges.write_text("head_cui\trelation\ttail_cui\tsource\n" + "".join("\t".join(fact) + "\n" for fact in facts))
+    build_graph([TableSource(nodes, edges)], folder / "graph")
+    return KnowledgeGraph.open(folder / "graph")
+
+
+def drawn(graph, kept, fan_out=40, draws=1, concept=0):
+    sampler = WeightedSampler(graph, kept)
+    neighbours, _ = sampler.sample(np.full(draws, concept), fan_out, derive(5, np.arange(draws)))
+    return neighbours
+
+
+def as_sets(neighbours):
+    return [set(row[row >= 0].tolist()) for row in neighbours]
+
+
+@pytest.mark.parametrize(
+    ("kept", "expected"),
+    [
+        (EdgeFilter(), range(1, 13)),
+        (EdgeFilter(relations=("isa",)), [11, 12]),
+        (EdgeFilter(relations=("inverse_isa",)), [11, 12]),
+        (EdgeFilter(sources=("MONDO", "HPOA")), range(1, 12)),
+        (EdgeFilter(weights={"has_phenotype": 0}), [11, 12]),
+        (EdgeFilter(largest_degree=20), range(1, 12)),
+        (EdgeFilter(held_out=np.array([[3, 0], [0, 11], [20, 21]])), [1, 2, 4, 5, 6, 7, 8, 9, 10, 12]),
+        (EdgeFilter(relations=("isa",), largest_degree=20, held_out=np.array([[0, 11]])), []),
+    ],
+)
+def test_filters_leave_exactly_what_passes(graph, kept, expected):
+    assert as_sets(drawn(graph, kept)) == [set(expected)]
+
+
+def test_weights_draw_in_proportion(graph):
+    """Without replacement by weight: the exact probability of each pair of kinds is enumerated."""
+    weight = {"has_phenotype": 0.1, "isa": 2.0}
+    kinds = ["has_phenotype"] * 10 + ["isa"] * 2
+    weights = np.array([weight[kind] for kind in kinds])
+    expected = np.zeros(12)
+    for first, second in permutations(range(12), 2):
+        probability = weights[first] / weights.sum() * weights[second] / (weights.sum() - weights[first])
+        expected[first] += probability
+        expected[second] += probability
+    draws = 20_000
+    neighbours = drawn(graph, EdgeFilter(weights=weight), fan_out=2, draws=draws)
+    counts = np.bincount(neighbours.ravel(), minlength=13)[1:]
+    assert np.abs(counts - draws * expected).max() < 5 * np.sqrt(draws * expected.max())
+
+
+def test_only_some_facts_of_a_hub_are_looked_at_and_uniformly(graph):
+    draws = 6000
+    neighbours = drawn(graph, EdgeFilter(most_looked_at=4), fan_out=9, draws=draws, concept=12)
+    assert {len(found) for found in as_sets(neighbours)} == {4}
+    counts = np.bincount(neighbours[neighbours >= 0])
+    counts = counts[counts > 0]
+    assert counts.size == 28
+    assert np.abs(counts - draws * 4 / 28).max() < 5 * np.sqrt(draws * 4 / 28)
+
+
+def test_draws_depend_on_their_own_key_alone(graph):
+    sampler = WeightedSampler(graph, EdgeFilter(weights={"isa": 3.0}, most_looked_at=8))
+    keys = derive(9, np.arange(5))
+    together = sampler.sample(np.array([12, 0, 0, 11, 12]), 3, keys)
+    for row, concept in enumerate([12, 0, 0, 11, 12]):
+        alone = sampler.sample(np.array([concept]), 3, keys[row : row + 1])
+        assert [part[row].tolist() for part in together] == [part[0].tolist() for part in alone]
+
+
+def test_strange_names_and_weights_are_refused(graph):
+    for kept in (EdgeFilter(relations=("isb",)), EdgeFilter(sources=("X",)), EdgeFilter(weights={"y": 1.0})):
+        with pytest.raises(InputError, match="has none of this name"):
+            WeightedSampler(graph, kept)
+    with pytest.raises(InputError, match="negative"):
+        WeightedSampler(graph, EdgeFilter(weights={"isa": -1.0}))
+
+
+@pytest.mark.parametrize("kept", [None, EdgeFilter(weights={"isa": 2.0})])
+def test_hops_follow_facts_and_name_their_relation(graph, kept):
+    fan_outs = (3, 2, 4)
+    found = sample_neighbourhood(graph, np.array([0, 12, 39]), fan_outs, derive(2, np.arange(3)), kept)
+    assert [level.shape for level in found.concepts] == [(3, 1), (3, 3), (3, 6), (3, 24)]
+    for level, fan_out in enumerate(fan_outs):
+        parents = np.repeat(found.concepts[level], fan_out, axis=1)
+        children, relations = found.concepts[level + 1], found.relations[level]
+        assert ((children < 0) == (relations < 0)).all()
+        assert (children[parents < 0] == -1).all()
+        for parent, child, relation in zip(parents.ravel(), children.ravel(), relations.ravel(), strict=True):
+            if child >= 0:
+                row = slice(graph.edge_offsets[parent], graph.edge_offsets[parent + 1])
+                entries = set(zip(graph.edge_targets[row], graph.edge_relations[row], strict=True))
+                assert (child, relation) in entries
+
+
+def test_hops_of_a_seed_do_not_depend_on_the_others(graph):
+    keys = derive(2, np.arange(3))
+    together = sample_neighbourhood(graph, np.array([0, 12, 39]), (3, 2), keys)
+    alone = sample_neighbourhood(graph, np.array([12]), (3, 2), keys[1:2])
+    for level, single in zip(together.concepts, alone.concepts, strict=True):
+        assert level[1].tolist() == single[0].tolist()
