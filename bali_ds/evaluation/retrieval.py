@@ -37,17 +37,6 @@ def evaluate_retrieval(
     }
 
 
-def retrieval(text: Vectors, graph: Vectors, concept_ids: NDArray[np.int64]) -> dict[str, float]:
-    """Return the measures of `evaluate_retrieval` as plain numbers, without intervals: what a log wants."""
-    text, graph = _unit(text), _unit(graph)
-    ids = np.asarray(concept_ids)
-    found: dict[str, float] = {}
-    for direction, queries, keys in (("text_to_graph", text, graph), ("graph_to_text", graph, text)):
-        for measure, values in _measures(first_right(queries, keys, ids, ids)).items():
-            found[f"{direction}_{measure}"] = float(values.mean())
-    return {**found, "alignment": alignment(text, graph), "uniformity": uniformity(np.concatenate([text, graph]))}
-
-
 def first_right(
     queries: Vectors, keys: Vectors, query_ids: NDArray[np.int64], key_ids: NDArray[np.int64]
 ) -> NDArray[np.int64]:

@@ -74,8 +74,8 @@ def _linking_rows(linking: dict[str, Any]) -> Iterator[str]:
     yield "Per cent, with 95 % bootstrap intervals.\n"
     yield "| model | subset | n | Acc@1 | Acc@5 | MRR |"
     yield "| --- | --- | --- | --- | --- | --- |"
-    for model, subsets in linking.items():
-        for subset, values in subsets.items():
+    for model in ("untrained", "trained"):
+        for subset, values in linking.get(model, {}).items():
             cells = [
                 "{:.1f} ({:.1f} to {:.1f})".format(*(100 * values[name][key] for key in ("value", "low", "high")))
                 for name in ("acc@1", "acc@5", "mrr")

@@ -61,7 +61,7 @@ class StoredTensor:
 def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
     """Return every weight and buffer of a checkpoint by its name in the trained module, float32 where ZeRO keeps it.
 
-    Names of shared parameters refer to the same pieces.
+    The names of a shared parameter refer to one and the same tensor; of a shared module at stage 3 only one is known.
 
     Args:
         path: the directory of one checkpoint, which holds the `.pt` files.
@@ -75,18 +75,36 @@ def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
         raise InputError(f"{path}: holds no *_model_states.pt; is it a checkpoint's directory?")
     models = [_load(file) for file in model_files]
     try:
-        if not optimiser_files:
-            return _from_module(models[0])
-        optimisers = [_load(file)["optimizer_state_dict"] for file in optimiser_files]
-        _check_count(path, optimisers)
-        partitioned = int(optimisers[0]["zero_stage"]) == 3
-        tensors = _fully_sharded(models, optimisers) if partitioned else _sharded(models[0], optimisers)
+        if optimiser_files:
+            optimisers = [_load(file)["optimizer_state_dict"] for file in optimiser_files]
+            _check_count(path, optimisers)
+            partitioned = int(optimisers[0]["zero_stage"]) == 3
+            tensors = _fully_sharded(models, optimisers) if partitioned else _sharded(models[0], optimisers)
+        else:
+            tensors = _from_module(models[0])
+        aliases = _aliases(models[0])
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: is of a layout that cannot be read: {type(error).__name__} {error}") from error
-    for name, original in (models[0].get("shared_params") or {}).items():
+    for name, original in aliases.items():
         if original in tensors:
             tensors[name] = tensors[original]
     return tensors
+
+
+def _aliases(model: Mapping[str, Any]) -> dict[str, str]:
+    """Other names of shared parameters, and the name under which ZeRO keeps each.
+
+    DeepSpeed lists shared parameters but overlooks shared modules; below stage 3 these show as one storage.
+    """
+    kept = {name for shapes in model.get("param_shapes") or () for name in shapes}
+    places = {
+        name: (tensor.data_ptr(), tuple(tensor.shape)) for name, tensor in model["module"].items() if tensor.numel()
+    }
+    originals: dict[tuple[int, tuple[int, ...]], str] = {}
+    for name in sorted(places, key=lambda name: name not in kept):
+        originals.setdefault(places[name], name)
+    found = {name: originals[place] for name, place in places.items() if originals[place] != name}
+    return {**found, **(model.get("shared_params") or {})}
 
 
 def _by_rank(path: Path, pattern: str) -> list[Path]:

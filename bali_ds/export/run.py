@@ -49,7 +49,7 @@ def export_run(
     tensors = read_checkpoint(checkpoint)
     architecture = _Architecture.of(run / "encoder")
     encoder = architecture.named(tensors)
-    graph = {name.removeprefix("graph."): tensor for name, tensor in tensors.items() if name.startswith("graph.")}
+    graph = _graph_encoder(tensors)
     if not graph:
         raise InputError(f"{checkpoint}: holds no graph encoder; was it written by launch/train.py?")
     description = _description(recipe, checkpoint, tensors, dtype)
@@ -152,6 +152,16 @@ class _Architecture:
         AutoTokenizer.from_pretrained(self.source).save_pretrained(out)
 
 
+def _graph_encoder(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors below `graph.`, each once under its first name."""
+    first = {id(tensor): name for name, tensor in reversed(tensors.items())}
+    return {
+        name.removeprefix("graph."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("graph.") and first[id(tensor)] == name
+    }
+
+
 def _description(recipe: Recipe, checkpoint: Path, tensors: Mapping[str, StoredTensor], dtype: str) -> dict[str, Any]:
     marker = read_json(checkpoint / MARKER)
     relations = tensors.get("graph.relations.weight")
@@ -168,7 +178,7 @@ def _description(recipe: Recipe, checkpoint: Path, tensors: Mapping[str, StoredT
         "dtype": dtype,
         "fingerprints": fingerprints,
         "relations": relations.shape[0] if relations else None,
-        "log_scale_offset": float(offset.tensor()[0]) if offset else None,
+        "log_scale_offset": float(offset.tensor().detach()[0]) if offset else None,
         "recipe": recipe.model_dump(mode="json"),
     }
 

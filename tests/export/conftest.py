@@ -1,0 +1,80 @@
+"""Checkpoints that two real ranks wrote, one for each ZeRO stage, dressed up as runs."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import BertConfig, BertTokenizerFast
+
+from tests.export.ranks import CASES, STEPS
+from tests.export.runs import mark
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(35))]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """A folder with `CASE/step-00000002/` and `CASE/live.pt` for each case."""
+    out = tmp_path_factory.mktemp("trained")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
+    script = str(Path(__file__).with_name("ranks.py"))
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, script, str(out), *CASES],
+            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    try:
+        said = [rank.communicate(timeout=240)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert all(rank.returncode == 0 for rank in ranks), "\n".join(said)
+    return out
+
+
+@pytest.fixture(scope="session")
+def encoder_directory(tmp_path_factory) -> Path:
+    """config.json and tokenizer of the encoder that the ranks train."""
+    directory = tmp_path_factory.mktemp("encoder")
+    BertConfig(
+        vocab_size=40, hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=20,
+        max_position_embeddings=16,
+    ).save_pretrained(directory)  # fmt: skip
+    (directory / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    BertTokenizerFast(str(directory / "vocab.txt")).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def run_of(trained, encoder_directory, tmp_path):
+    """Make the run directory of one case."""
+
+    def make(case: str) -> Path:
+        run = tmp_path / "runs" / case
+        checkpoint = run / "checkpoints" / f"step-{STEPS:08d}"
+        shutil.copytree(trained / case / checkpoint.name, checkpoint)
+        shutil.copytree(encoder_directory, run / "encoder")
+        recipe = {
+            "name": "toy",
+            "data": {"graph": "graph", "shards": "shards"},
+            "text_encoder": {"path": "encoder"},
+            "steps": 2,
+        }
+        (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        mark(checkpoint)
+        return run
+
+    return make

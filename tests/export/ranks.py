@@ -1,0 +1,92 @@
+"""Run by two processes: trains a small aligner at one ZeRO stage after another and saves what the tests compare."""
+
+import os
+import sys
+from pathlib import Path
+
+import deepspeed
+import torch
+from transformers import BertConfig, BertForMaskedLM
+
+from bali_ds.config import Objective
+from bali_ds.model.aligner import Aligner
+from bali_ds.model.graph import GraphEncoder
+from bali_ds.model.text import TextEncoder
+
+STEPS = 2
+CASES = ("0-fp32", "1-bf16", "2-fp32", "3-bf16")
+
+
+def aligner(seed: int) -> Aligner:
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=40, hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=20,
+        max_position_embeddings=16,
+    )  # fmt: skip
+    model = BertForMaskedLM(config)
+    graph = GraphEncoder(12, 3, layers=1, heads=2, dropout=0.0)
+    objective = Objective.model_validate({"contrastive": {"learn_temperature": True}})
+    return Aligner(TextEncoder(model.bert, model.cls), graph, objective)
+
+
+class Toy(torch.nn.Module):
+    """Calls every part of an aligner on made-up tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        whole = aligner(5)
+        self.text, self.graph, self.log_scale_offset = whole.text, whole.graph, whole.log_scale_offset
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        hidden = self.text.encoder(input_ids=tokens).last_hidden_state
+        edges = torch.tensor([[1, 2], [0, 0]])
+        nodes = self.graph(hidden[0].float().to(hidden.dtype), edges, torch.tensor([0, 2]))
+        logits = self.text.head(hidden)
+        return (logits.square().mean() + nodes.square().mean()) * self.log_scale_offset.exp().sum()
+
+
+def train(stage: int, precision: str, out: Path) -> None:
+    model = Toy()
+    named = list(model.named_parameters())
+    groups = [
+        {"params": [parameter for name, parameter in named if name.startswith("text.") and parameter.ndim > 1]},
+        {"params": [parameter for name, parameter in named if name.startswith("text.") and parameter.ndim == 1]},
+        {"params": [parameter for name, parameter in named if not name.startswith("text.")], "lr": 1e-2},
+    ]
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": precision == "bf16"},
+    }
+    engine, *_ = deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(groups, lr=1e-2), config=settings)
+    rank = torch.distributed.get_rank()
+    for step in range(STEPS):
+        loss = engine(torch.arange(6)[None] + 6 * rank + step)
+        engine.backward(loss)
+        engine.step()
+    engine.save_checkpoint(str(out), tag=f"step-{STEPS:08d}", save_latest=False)
+    live = {}
+    for name, parameter in model.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], enabled=stage == 3):
+            live[name] = parameter.detach().clone()
+    if rank == 0:
+        torch.save(live, out / "live.pt")
+
+
+def main() -> None:
+    out, *cases = sys.argv[1:]
+    # No launcher and no just-in-time build: gloo as torch has it.
+    torch.distributed.init_process_group("gloo")
+    for case in cases:
+        stage, precision = case.split("-")
+        folder = Path(out) / case
+        if os.environ["RANK"] == "0":
+            folder.mkdir(parents=True)
+        torch.distributed.barrier()
+        train(int(stage), precision, folder)
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Exported directories: what transformers loads from them is what was trained."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
+from bali_ds.cli import main
+from bali_ds.errors import InputError
+from bali_ds.export.run import export_run
+from bali_ds.files import read_json
+from bali_ds.inference.encoder import load
+from tests.export.ranks import CASES, aligner
+from tests.export.runs import mark
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_exported_model_computes_what_the_live_one_computes(run_of, trained, tmp_path, case):
+    report = export_run(run_of(case), tmp_path / "out", "float32")
+    live = aligner(seed=6)
+    weights = torch.load(trained / case / "live.pt", weights_only=True)
+    live.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, strict=False)
+    live.text.head.predictions.decoder.weight = live.text.encoder.embeddings.word_embeddings.weight
+    live.text.head.predictions.decoder.bias = live.text.head.predictions.bias
+    live.eval()
+
+    tokens = torch.tensor([[2, 7, 9, 30, 3]])
+    encoder = AutoModel.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    with_head = AutoModelForMaskedLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    states = live.text.encoder(input_ids=tokens).last_hidden_state
+    tolerance = {"atol": 5e-2, "rtol": 5e-2} if case.endswith("bf16") else {"atol": 1e-5, "rtol": 1e-5}
+    assert torch.allclose(encoder(input_ids=tokens).last_hidden_state, states, **tolerance)
+    assert torch.allclose(with_head(input_ids=tokens).logits, live.text.head(states), **tolerance)
+
+    graph = load_file(tmp_path / "out" / "graph_encoder.safetensors")
+    assert {name: tuple(tensor.shape) for name, tensor in graph.items()} == {
+        name: tuple(tensor.shape) for name, tensor in live.graph.named_parameters()
+    }
+    assert report["step"] == 2
+    assert report["tensors"] == len(graph) + len(load_file(tmp_path / "out" / "model.safetensors"))
+
+
+def test_half_precision_is_the_rounded_checkpoint(run_of, trained, tmp_path):
+    export_run(run_of("2-fp32"), tmp_path / "out")
+    live = torch.load(trained / "2-fp32" / "live.pt", weights_only=True)
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in written.values()} == {torch.float16}
+    for name, tensor in written.items():
+        own = name.replace("bert.", "text.encoder.").replace("cls.", "text.head.")
+        assert torch.equal(tensor, live[own].half()), name
+    assert AutoModel.from_pretrained(tmp_path / "out").dtype == torch.float16
+
+
+def test_the_directory_describes_itself(run_of, tmp_path):
+    run = run_of("1-bf16")
+    interval = {"value": 0.5, "low": 0.4, "high": 0.6}
+    measured = {"all": {"n": 10, "acc@1": interval, "acc@5": interval, "mrr": interval}}
+    (run / "evaluation.json").write_text(json.dumps({"linking": {"trained": measured}}))
+    export_run(run, tmp_path / "out")
+    described = read_json(tmp_path / "out" / "bali_ds.json")
+    assert described["pooling"] == "mean_tokens"
+    assert described["fingerprints"]["shards"] == "f" * 64
+    assert described["recipe"]["name"] == "toy"
+    assert described["relations"] == 4
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "50.0 (40.0 to 60.0)" in card
+    assert "UMLS" in card
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").tokenize("word3 word4") == ["word3", "word4"]
+    assert load(tmp_path / "out").encode(["word3", "word4 word5"]).shape == (2, 12)
+
+
+def test_the_command_says_what_it_wrote(run_of, tmp_path, capsys):
+    run = run_of("3-bf16")
+    assert main(["export", str(run), "--out", str(tmp_path / "out"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["dtype"] == "float16"
+    assert "model.safetensors" in report["files"]
+
+
+@pytest.mark.parametrize("damage", ["marker", "byte", "missing", "run"])
+def test_damaged_runs_are_refused_with_one_line(run_of, tmp_path, capsys, damage):
+    run = run_of("2-fp32")
+    checkpoint = run / "checkpoints" / "step-00000002"
+    file = next(checkpoint.glob("*rank_1*.pt"))
+    if damage == "marker":
+        (checkpoint / "COMPLETE.json").unlink()
+    elif damage == "byte":
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 255
+        file.write_bytes(content)
+    elif damage == "missing":
+        file.unlink()
+    else:
+        run = tmp_path / "nothing"
+    assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_encoder_of_another_shape_is_refused(run_of, tmp_path):
+    run = run_of("0-fp32")
+    config = read_json(run / "encoder" / "config.json")
+    (run / "encoder" / "config.json").write_text(json.dumps({**config, "intermediate_size": 24}))
+    with pytest.raises(InputError, match=r"intermediate.dense.weight is \[20, 12\], config.json says \[24, 12\]"):
+        export_run(run, tmp_path / "out")
+
+
+def test_overflow_names_the_tensor(run_of, tmp_path):
+    run = run_of("0-fp32")
+    checkpoint = run / "checkpoints" / "step-00000002"
+    file = checkpoint / "mp_rank_00_model_states.pt"
+    state = torch.load(file, weights_only=True)
+    state["module"]["graph.relations.weight"][0, 0] = 1e6
+    torch.save(state, file)
+    mark(checkpoint)
+    with pytest.raises(InputError, match=r"relations.weight: 1e\+06 is too large for float16"):
+        export_run(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,62 @@
+"""safetensors files written a piece at a time: read by the safetensors library itself."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bali_ds.errors import InputError
+from bali_ds.export.checkpoint import StoredTensor
+from bali_ds.export.weights import verify_weights, write_weights
+
+
+def stored(tensor):
+    return StoredTensor(tuple(tensor.shape), (tensor.reshape(-1)[:3], tensor.reshape(-1)[3:]))
+
+
+TENSORS = {
+    "matrix": torch.linspace(-3, 3, 35).view(5, 7),
+    "half": torch.linspace(-1, 1, 8, dtype=torch.bfloat16),
+    "ids": torch.arange(11),
+    "one": torch.tensor([0.1]),
+}
+STORED = {name: stored(tensor) for name, tensor in TENSORS.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_files_hold_the_cast_tensors(tmp_path, dtype):
+    (file,) = write_weights(tmp_path, "model", STORED, dtype)
+    read = load_file(file)
+    assert set(read) == set(TENSORS)
+    for name, tensor in TENSORS.items():
+        assert torch.equal(read[name], tensor.to(dtype) if tensor.is_floating_point() else tensor)
+    assert verify_weights([file], STORED, dtype) == 4
+
+
+def test_large_weights_are_cut_into_files_with_an_index(tmp_path):
+    files = write_weights(tmp_path, "model", STORED, torch.float32, shard_bytes=150)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert len(files) > 1
+    assert index["metadata"]["total_size"] == sum(
+        t.numel() * (4 if t.is_floating_point() else 8) for t in TENSORS.values()
+    )
+    for name, file in index["weight_map"].items():
+        assert torch.equal(load_file(tmp_path / file)[name].float(), TENSORS[name].float())
+    assert verify_weights(files, STORED, torch.float32) == 4
+
+
+def test_overflow_and_nan_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"big: 70000 is too large for float16; export with --dtype bfloat16"):
+        write_weights(tmp_path, "model", {"big": stored(torch.tensor([1.0, -70000.0]))}, torch.float16)
+    with pytest.raises(InputError, match="bad: holds values that are no finite numbers"):
+        write_weights(tmp_path, "model", {"bad": stored(torch.tensor([1.0, float("nan")]))}, torch.float16)
+
+
+def test_one_flipped_bit_is_noticed(tmp_path):
+    (file,) = write_weights(tmp_path, "model", STORED, torch.float16)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="differs from the checkpoint"):
+        verify_weights([file], STORED, torch.float16)
