@@ -7,6 +7,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from bali_ds.config import Recipe, load_recipe
@@ -47,9 +48,14 @@ def _options() -> argparse.Namespace:
 
 def _job(recipe: Recipe, *, resume: bool, first: bool) -> int:
     # Heavy imports wait until the recipe is known to be sound.
+    from transformers.utils import logging as transformers_logging
+
     from bali_ds.export.conclusion import conclude, concluded
     from bali_ds.training.loop import train
 
+    transformers_logging.disable_progress_bar()
+    # DeepSpeed calls collectives by names that this torch is about to drop.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     if resume and concluded(recipe):
         if first:
             print(f"{recipe.directory} is complete; --resume never trains it afresh\n\n{conclude(recipe)}")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as hub_logging
 
 from bali_ds.errors import InputError
 from bali_ds.model.pooling import mean_of_inner_tokens
@@ -23,12 +24,14 @@ class TextEncoder(nn.Module):
     Attributes:
         encoder: the Hugging Face base model.
         head: maps hidden states [K, d] to logits [K, vocabulary]; its output weights are tied to the embeddings.
+        fresh_head: whether the head has no pretrained weights of its own.
     """
 
-    def __init__(self, encoder: PreTrainedModel, head: nn.Module) -> None:
+    def __init__(self, encoder: PreTrainedModel, head: nn.Module, *, fresh_head: bool) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
+        self.fresh_head = fresh_head
 
     @property
     def width(self) -> int:
@@ -62,11 +65,10 @@ def load_text_encoder(path: str, *, seed: int, dropout: float | None = None) -> 
     directory = Path(path)
     if directory.is_dir() and not any(any(directory.glob(pattern)) for pattern in WEIGHT_FILES):
         logger.info("%s: holds no weights, initialised from its configuration with seed %d", path, seed)
-        model = AutoModelForMaskedLM.from_config(config)
+        model, fresh_head = AutoModelForMaskedLM.from_config(config), True
     else:
-        model = _pretrained(path, config)
-    encoder = model.base_model
-    return TextEncoder(encoder, _head(model, path))
+        model, fresh_head = _pretrained(path, config)
+    return TextEncoder(model.base_model, _head(model, path), fresh_head=fresh_head)
 
 
 def _configuration(path: str, dropout: float | None) -> PretrainedConfig:
@@ -81,14 +83,20 @@ def _configuration(path: str, dropout: float | None) -> PretrainedConfig:
     return config
 
 
-def _pretrained(path: str, config: PretrainedConfig) -> PreTrainedModel:
+def _pretrained(path: str, config: PretrainedConfig) -> tuple[PreTrainedModel, bool]:
+    """Return the model, and whether its head is fresh."""
     loaded: Any
+    # Its own report on missing weights is long and alarming; ours is the line below.
+    shown = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()
     try:
         loaded = AutoModelForMaskedLM.from_pretrained(
             path, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be loaded: {str(error).splitlines()[0]}") from error
+    finally:
+        hub_logging.set_verbosity(shown)
     model, info = loaded
     prefix = model.base_model_prefix + "."
     missing = sorted(info["missing_keys"])
@@ -96,7 +104,7 @@ def _pretrained(path: str, config: PretrainedConfig) -> PreTrainedModel:
         raise InputError(f"{path}: the weights lack {damaged[0]}; the checkpoint is of another architecture")
     if missing:
         logger.info("%s: holds no pretrained masked-language-model head; a fresh one, tied to the embeddings", path)
-    return model
+    return model, bool(missing)
 
 
 def _head(model: PreTrainedModel, path: str) -> nn.Module:

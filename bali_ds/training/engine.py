@@ -41,24 +41,26 @@ def deepspeed_settings(recipe: Recipe, world_size: int) -> dict[str, Any]:
 
 
 def parameter_groups(aligner: Aligner, optimiser: Optimiser) -> list[dict[str, Any]]:
-    """Return AdamW's groups: text encoder and everything else, each with and without weight decay.
+    """Return AdamW's groups: what is pretrained and what is fresh, each with and without weight decay.
 
-    Vectors (biases, normalisation, scales) are not decayed. Each group holds its base learning rate as
-    `base_learning_rate`; the schedule multiplies it.
+    The text encoder and its pretrained head learn at the text encoder's rate, the graph encoder and a fresh head at
+    the graph encoder's. Vectors (biases, normalisation, scales) are not decayed. Each group holds its base learning
+    rate as `base_learning_rate`; the schedule multiplies it.
     """
+    pretrained = ("text.encoder.",) if aligner.text.fresh_head else ("text.",)
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in aligner.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((name.startswith("text."), parameter.ndim > 1), []).append(parameter)
+            groups.setdefault((name.startswith(pretrained), parameter.ndim > 1), []).append(parameter)
     rates = {True: optimiser.text_learning_rate, False: optimiser.graph_learning_rate}
     return [
         {
             "params": parameters,
-            "lr": rates[is_text],
-            "base_learning_rate": rates[is_text],
+            "lr": rates[is_pretrained],
+            "base_learning_rate": rates[is_pretrained],
             "weight_decay": optimiser.weight_decay if is_matrix else 0.0,
         }
-        for (is_text, is_matrix), parameters in groups.items()
+        for (is_pretrained, is_matrix), parameters in groups.items()
     ]
 
 
