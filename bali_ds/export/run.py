@@ -154,7 +154,7 @@ class _Architecture:
 
 def _graph_encoder(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """The tensors below `graph.`, each once under its first name."""
-    first = {id(tensor): name for name, tensor in reversed(tensors.items())}
+    first = {id(tensor): name for name, tensor in reversed(list(tensors.items()))}
     return {
         name.removeprefix("graph."): tensor
         for name, tensor in tensors.items()

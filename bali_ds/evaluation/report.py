@@ -1,0 +1,171 @@
+"""The page of a run: one self-contained HTML file with curves, figures, recipe and fingerprints."""
+
+import json
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bali_ds.errors import InputError
+from bali_ds.evaluation.charts import Points, forest_chart, line_chart, number
+from bali_ds.evaluation.page import page
+from bali_ds.files import published_file, read_json
+
+SUBSETS = {
+    "all": "all mentions",
+    "unique": "unique pairs",
+    "unique_not_exact": "no exact name",
+    "unique_unseen_cui": "concept unseen in training",
+    "unique_unseen_pair": "pair unseen in training",
+}
+MEASURES = {"acc@1": "Acc@1", "acc@5": "Acc@5", "mrr": "MRR"}
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.html` into the directory of a run, from whatever of its files are there.
+
+    Returns:
+        the page's path.
+
+    Raises:
+        InputError: the directory is no run.
+    """
+    run = Path(run)
+    if not (run / "recipe.yaml").is_file():
+        raise InputError(f"{run}: is no run: it has no recipe.yaml")
+    recipe = (run / "recipe.yaml").read_text(encoding="utf-8")
+    metrics = read_metrics(run / "metrics.jsonl")
+    evaluation = read_json(run / "evaluation.json") if (run / "evaluation.json").is_file() else {}
+    described = run / "export" / "bali_ds.json"
+    description = read_json(described) if described.is_file() else {}
+    sections = [*_training(metrics), *_evaluation(evaluation), *_origin(recipe, description)]
+    name = str(yaml.safe_load(recipe).get("name", run.name))
+    out = run / "report.html"
+    with published_file(out, "w") as stream:
+        stream.write(page(name, _summary(metrics, evaluation), sections))
+    return out
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Return the lines of metrics.jsonl; a last line that was cut off while being written is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for line_number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if line_number < len(lines):
+                raise InputError(f"{path}:{line_number}: is no valid JSON") from error
+    return rows
+
+
+def _summary(metrics: list[dict[str, float]], evaluation: dict[str, Any]) -> list[tuple[str, str]]:
+    """The figures that a reader wants first: (what, value)."""
+    cards = []
+    steps = [row for row in metrics if "loss" in row]
+    if steps:
+        last = steps[-1]
+        minutes = last["seconds"] / 60
+        cards = [
+            ("steps", number(last["step"])),
+            ("epochs", number(round(last["epoch"], 2))),
+            ("last loss", number(last["loss"])),
+            ("samples a second", number(_median([row["samples_per_second"] for row in steps]))),
+            ("time", f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.1f} min"),
+        ]
+    linking = evaluation.get("linking", {})
+    for model in ("untrained", "trained"):
+        subset = linking.get(model, {}).get("unique")
+        if subset:
+            cards.append((f"Acc@1 {model}", f"{100 * subset['acc@1']['value']:.1f} %"))
+    return cards
+
+
+def _training(metrics: list[dict[str, float]]) -> Iterator[tuple[str, str]]:
+    if not metrics:
+        return
+    losses = {
+        "total": _series(metrics, "loss"),
+        "contrastive": _series(metrics, "contrastive"),
+        "masked language model": _series(metrics, "masked_language_model"),
+    }
+    yield "Loss", line_chart(losses, x_label="step", y_label="loss")
+    recall = {
+        f"{direction} {label}": _series(metrics, f"validation/{key}_{measure}")
+        for key, direction in (("text_to_graph", "text to graph"), ("graph_to_text", "graph to text"))
+        for measure, label in (("r@1", "R@1"), ("mrr", "MRR"))
+    }
+    if any(recall.values()):
+        yield (
+            "Retrieval on held-out passages",
+            line_chart(recall, x_label="step", y_label="retrieval", from_zero=True),
+        )
+    speed = {"samples a second": _series(metrics, "samples_per_second")}
+    yield "Throughput", line_chart(speed, x_label="step", y_label="samples a second", from_zero=True)
+    waits = {"share of time": _series(metrics, "data_wait")}
+    yield "Waiting for data", line_chart(waits, x_label="step", y_label="share of time", from_zero=True)
+    rates = {"learning rate": _series(metrics, "learning_rate")}
+    yield "Learning rate of the text encoder", line_chart(rates, x_label="step", y_label="learning rate")
+
+
+def _series(metrics: list[dict[str, float]], key: str) -> Points:
+    return [(row["step"], row[key]) for row in metrics if key in row]
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def _evaluation(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    linking = evaluation.get("linking", {})
+    models = {model: linking[model] for model in ("untrained", "trained") if model in linking}
+    if models:
+        rows = {
+            SUBSETS.get(subset, subset): {model: values[subset]["acc@1"] for model, values in models.items()}
+            for subset in next(iter(models.values()))
+        }
+        note = '<p class="quiet">95 % bootstrap intervals over the mentions. Concepts ranked by their nearest name.</p>'
+        chart = forest_chart(rows, label="Acc@1, per cent")
+        yield "Zero-shot linking", chart + _linking_table(models, linking.get("difference", {})) + note
+
+
+def _linking_table(models: dict[str, Any], differences: dict[str, Any]) -> str:
+    head = "".join(f'<th class="figure">{label}</th>' for label in MEASURES.values())
+    body = []
+    for subset in next(iter(models.values())):
+        count = next(iter(models.values()))[subset]["n"]
+        title = escape(SUBSETS.get(subset, subset))
+        body.append(
+            f'<tr class="group"><th colspan="4">{title} <span class="quiet">{count:,} mentions</span></th></tr>'
+        )
+        for model, values in models.items():
+            cells = "".join(f'<td class="figure">{_figure(values[subset][measure])}</td>' for measure in MEASURES)
+            body.append(f"<tr><td>{escape(model)}</td>{cells}</tr>")
+        if subset in differences:
+            cells = "".join(
+                f'<td class="figure">{_figure(differences[subset][measure], "+")}</td>' for measure in MEASURES
+            )
+            body.append(f'<tr class="difference"><td>difference</td>{cells}</tr>')
+    return f'<div class="wide"><table><thead><tr><th>model</th>{head}</tr></thead>{"".join(body)}</table></div>'
+
+
+def _figure(measure: dict[str, float], sign: str = "") -> str:
+    value, low, high = (100 * measure[key] for key in ("value", "low", "high"))
+    return f'{value:{sign}.1f} <span class="interval">{low:{sign}.1f} to {high:{sign}.1f}</span>'
+
+
+def _origin(recipe: str, description: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    facts = {f"fingerprint of the {name}": value for name, value in description.get("fingerprints", {}).items()}
+    facts |= {name: description[name] for name in ("step", "dtype", "pooling") if name in description}
+    if facts:
+        rows = "".join(
+            f"<tr><th>{escape(name)}</th><td><code>{escape(str(value))}</code></td></tr>"
+            for name, value in facts.items()
+            if value is not None
+        )
+        yield "Data and export", f'<div class="wide"><table class="facts">{rows}</table></div>'
+    yield "Recipe", f"<pre>{escape(recipe)}</pre>"
