@@ -16,10 +16,13 @@ from bali_ds.stream.masking import Vocabulary, mask_names, mask_passages, visit_
 from bali_ds.stream.ragged import Ints, ranges, starts
 from bali_ds.stream.reader import SampleReader, Samples
 from bali_ds.stream.settings import StreamSettings
+from bali_ds.stream.soundness import REASONS, Replacement, find_faults, substitutes
 from bali_ds.stream.stars import draw_names, draw_stars
 
 BatchArrays = Mapping[str, NDArray[np.int64] | tuple[Block, ...]]
 """The fields of `bali_ds.stream.batch.Batch` by name, as numpy arrays."""
+
+_ATTEMPTS = 20
 
 BLOCK_FIELDS = ("passages", "names")
 
@@ -33,6 +36,7 @@ class Views(NamedTuple):
         of_mention: int64 [M], the view that each mention belongs to.
         edge_begins: int64 [V], the first stored edge of each view.
         edge_counts: int64 [V], stored edges of each view.
+        stray_edges: int64, samples with edges that do not follow their concepts in order of first mention.
     """
 
     samples: Ints
@@ -40,6 +44,7 @@ class Views(NamedTuple):
     of_mention: Ints
     edge_begins: Ints
     edge_counts: Ints
+    stray_edges: Ints
 
 
 @dataclass(frozen=True)
@@ -67,20 +72,40 @@ class Collator:
             )
         return cls(shards, graph, settings, Vocabulary.from_index(shards.index["tokenizer"]), SampleReader(shards))
 
-    def collate(self, rows: Ints, epoch: int) -> BatchArrays:
-        """Return the batch of sample rows as visited in an epoch."""
-        samples = self.reader.read(rows)
-        views = find_views(samples, self.graph.num_concepts)
-        visits = visit_keys(self.settings.seed, epoch, rows)
+    def collate(self, rows: Ints, epoch: int) -> tuple[BatchArrays, tuple[Replacement, ...]]:
+        """Return the batch of sample rows as visited in an epoch, and which of them others had to replace.
+
+        Raises:
+            InputError: a tar cannot be read, or hardly any sample can be used.
+        """
+        samples, views, replaced = self._read(rows, epoch)
+        visits = visit_keys(self.settings.seed, epoch, samples.rows)
         view_keys = derive(visits[views.samples], views.concepts)
         tokens, token_views = mention_tokens(samples, views)
-        return {
+        arrays: BatchArrays = {
             **self._passages(samples, visits, tokens),
             "mention_views": token_views,
             "concept_ids": views.concepts,
             **self._graph(samples, views, view_keys),
-            "sample_ids": rows,
+            "sample_ids": samples.rows,
         }
+        return arrays, replaced
+
+    def _read(self, rows: Ints, epoch: int) -> tuple[Samples, Views, tuple[Replacement, ...]]:
+        """Read samples, and others in place of the bad ones, until all are sound."""
+        settings, chosen, reasons = self.settings, rows, np.zeros_like(rows)
+        for attempt in range(_ATTEMPTS):
+            samples = self.reader.read(chosen)
+            views = find_views(samples, self.graph.num_concepts)
+            faults = find_faults(samples, views.stray_edges, self.shards)
+            if not faults.any():
+                changed = np.flatnonzero(reasons)
+                triples = zip(rows[changed].tolist(), chosen[changed].tolist(), reasons[changed].tolist(), strict=True)
+                return samples, views, tuple(Replacement(row, by, REASONS[reason]) for row, by, reason in triples)
+            reasons = np.where(reasons, reasons, faults)
+            others = substitutes(settings.seed, epoch, rows, attempt, self.shards.split(settings.split))
+            chosen = np.where(faults, others, chosen)
+        raise InputError(f"{self.shards.path}: hardly any sample can be used; see: bali-ds shards lint")
 
     def _passages(self, samples: Samples, visits: Keys, mention_tokens: Ints) -> dict[str, Ints | tuple[Block, ...]]:
         vocabulary, settings = self.vocabulary, self.settings
@@ -149,11 +174,17 @@ def find_views(samples: Samples, num_concepts: int) -> Views:
     view_of_distinct = np.empty_like(by_first_mention)
     view_of_distinct[by_first_mention] = np.arange(by_first_mention.size)
 
-    edges = np.repeat(np.arange(samples.rows.size), samples.edge_counts) * num_concepts + samples.edges[:, 0]
+    sample_of_edge = np.repeat(np.arange(samples.rows.size), samples.edge_counts)
+    edges = sample_of_edge * num_concepts + samples.edges[:, 0]
     heads = np.flatnonzero(np.diff(edges, prepend=-1))
+    sizes = np.diff(heads, append=edges.size)
+    places = np.searchsorted(distinct, edges[heads])
+    known = np.append(distinct, -1)[places] == edges[heads]
+    views = view_of_distinct[places[known]]
+    astray = ~known
+    astray[known] = np.diff(views, prepend=-1) <= 0
     begins, counts = np.zeros(distinct.size, np.int64), np.zeros(distinct.size, np.int64)
-    views = view_of_distinct[np.searchsorted(distinct, edges[heads])]
-    begins[views], counts[views] = heads, np.diff(heads, append=edges.size)
+    begins[views], counts[views] = heads[known], sizes[known]
     ordered = first[by_first_mention]
     return Views(
         sample_of_mention[ordered],
@@ -161,6 +192,7 @@ def find_views(samples: Samples, num_concepts: int) -> Views:
         view_of_distinct[inverse],
         begins,
         counts,
+        sample_of_edge[heads[astray]],
     )
 
 

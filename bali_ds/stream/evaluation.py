@@ -24,7 +24,8 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """Yield unmasked batches of a split in the order of the sample table, the last one perhaps smaller.
 
-    Neighbours and synonyms are those of epoch 0, so every call yields the same batches.
+    Neighbours and synonyms are those of epoch 0, so every call yields the same batches. Another sample stands in for
+    a bad one.
 
     Args:
         shards: the samples.
@@ -37,8 +38,9 @@ def evaluation_batches(
     Raises:
         InputError: the graph is another one, or a shard cannot be read.
     """
-    plain = replace(settings, token_masking=0.0, mention_masking=0.0, name_masking=0.0)
+    plain = replace(settings, split=split, token_masking=0.0, mention_masking=0.0, name_masking=0.0)
     collator = Collator.of(shards, graph, plain)
     rows = np.array(shards.split(split)[:limit], np.int64)
     for begin in range(0, rows.size, batch_size):
-        yield as_batch(collator.collate(rows[begin : begin + batch_size], 0))
+        arrays, _ = collator.collate(rows[begin : begin + batch_size], 0)
+        yield as_batch(arrays)

@@ -14,12 +14,15 @@ from typing import Self
 
 import torch
 
+from bali_ds.errors import InputError
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.shards.store import ShardSet
 from bali_ds.stream.batch import Batch, TokenBlock
 from bali_ds.stream.collation import BatchArrays
 from bali_ds.stream.order import Position
+from bali_ds.stream.quarantine import Quarantine
 from bali_ds.stream.settings import StreamSettings
+from bali_ds.stream.soundness import Replacement
 from bali_ds.stream.steps import RankSteps, Share, StepArrays
 from bali_ds.stream.wire import receive_step
 from bali_ds.stream.worker import description
@@ -34,10 +37,12 @@ class Step:
     Attributes:
         position_after: where the data stand once this step is done; all that a checkpoint needs to keep.
         chunks: the micro-batches of this rank.
+        replaced: the bad samples it met, and what stands in for them.
     """
 
     position_after: Position
     chunks: tuple[Batch, ...]
+    replaced: tuple[Replacement, ...] = ()
 
 
 class Loader:
@@ -57,12 +62,14 @@ class Loader:
         workers: processes that make batches ahead; 0 makes them in this process.
         start: where to go on.
         pin_memory: hand out batches in page-locked memory.
+        quarantine: file to which each bad sample is appended as one line of JSON; one for each rank.
 
     Attributes:
         steps_per_epoch: whole steps of an epoch.
 
     Raises:
-        InputError: the graph is another one, the batch cannot be split evenly, or (while iterating) a shard fails.
+        InputError: the graph is another one or the batch cannot be split evenly; while iterating, a shard cannot be
+            read or too many samples are bad.
     """
 
     def __init__(
@@ -78,9 +85,11 @@ class Loader:
         workers: int = 0,
         start: Position | None = None,
         pin_memory: bool = False,
+        quarantine: Path | None = None,
     ) -> None:
         share, start = Share(global_batch, chunks, rank, world_size), start or Position()
         self._pin_memory = pin_memory
+        self._quarantine = Quarantine(shards, quarantine, settings.bad_samples)
         self._next = 0
         self._steps = RankSteps(shards, graph, settings, share, start)
         self._workers = [
@@ -95,9 +104,11 @@ class Loader:
         number, self._next = self._next, self._next + 1
         arrays = self._workers[number % len(self._workers)].take() if self._workers else self._steps[number]
         chunks = tuple(as_batch(chunk) for chunk in arrays.chunks)
+        samples = sum(batch.sample_ids.shape[0] for batch in chunks)
+        self._quarantine.record(number, samples, arrays.replaced)
         if self._pin_memory:
             chunks = tuple(batch.pin_memory() for batch in chunks)
-        return Step(arrays.position_after, chunks)
+        return Step(arrays.position_after, chunks, arrays.replaced)
 
     def close(self) -> None:
         """End the worker processes."""
@@ -182,9 +193,12 @@ class _Worker:
                     self._ready.put(error)
                     return
                 if step is None:
-                    status = self._process.wait()
-                    self._ready.put(
-                        RuntimeError(f"a loader worker ended with status {status}; its last words are above")
-                    )
+                    self._ready.put(_end_of_worker(self._process.wait()))
                     return
                 self._ready.put(step)
+
+
+def _end_of_worker(status: int) -> Exception:
+    if status == -signal.SIGBUS:
+        return InputError("a loader worker lost a shard under its hands: cut short while in use, or its disk failed")
+    return RuntimeError(f"a loader worker ended with status {status}; its last words are above")

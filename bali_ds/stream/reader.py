@@ -1,5 +1,8 @@
 """Many samples at once out of memory-mapped tars, every array found by arithmetic from the sample table."""
 
+import logging
+import time
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -7,12 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bali_ds.errors import InputError
-from bali_ds.shards.layout import member_offsets
+from bali_ds.shards.layout import BLOCK, NPY_HEADER, member_offsets
 from bali_ds.shards.store import ShardSet
 from bali_ds.stream.ragged import Ints, ranges, starts
 
+logger = logging.getLogger(__name__)
+
 # Each mapping holds a file descriptor, of which a process often has 1024; two for each lane of the order fit well.
 _OPEN_TARS = 256
+_WAITS = (1, 2, 4, 8)
+_INT32 = np.dtype("<i4")
+_NPY_MARK = np.frombuffer(b"\x93NUM", _INT32)[0]
 
 
 class Samples(NamedTuple):
@@ -26,6 +34,7 @@ class Samples(NamedTuple):
         mention_counts: int64 [n].
         edges: int32 [E, 3]: concept id, relation id, neighbour id.
         edge_counts: int64 [n].
+        found: bool [n], whether the arrays are where the sample table says.
     """
 
     rows: Ints
@@ -35,6 +44,26 @@ class Samples(NamedTuple):
     mention_counts: Ints
     edges: NDArray[np.int32]
     edge_counts: Ints
+    found: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One ragged array of all samples while it is collected, tar by tar; all counts are of elements."""
+
+    begins: Ints
+    lengths: Ints
+    targets: Ints
+    gathered: NDArray[Any]
+
+    @classmethod
+    def of(cls, offsets: Ints, lengths: Ints, dtype: np.dtype[Any]) -> "_Part":
+        return cls(offsets // dtype.itemsize, lengths, starts(lengths), np.empty(int(lengths.sum()), dtype))
+
+    def gather(self, tar: NDArray[np.uint8], group: Ints) -> None:
+        lengths = self.lengths[group]
+        sources = ranges(self.begins[group], lengths)
+        self.gathered[ranges(self.targets[group], lengths)] = tar.view(self.gathered.dtype)[sources]
 
 
 class SampleReader:
@@ -42,49 +71,67 @@ class SampleReader:
 
     def __init__(self, shards: ShardSet) -> None:
         self._shards = shards
+        self._tar_bytes = np.array([shard.bytes for shard in shards.shards], np.int64)
         self._mapped = lru_cache(_OPEN_TARS)(self._map)
 
     def read(self, rows: Ints) -> Samples:
         """Return the samples at rows of the sample table, in the order asked for.
 
+        A sample whose row of the table is impossible, or whose arrays do not begin where it says, comes back as not
+        found; in the first case it is empty.
+
         Raises:
             InputError: a tar is missing or not of the size that the index gives.
         """
-        table = self._shards.samples[rows]
-        lengths, mentions, edges = (table[name].astype(np.int64) for name in ("tokens", "mentions", "edges"))
+        numbers = self._shards.shard_numbers(rows)
+        table, possible = self._table(rows, numbers)
         dtype = self._shards.token_dtype
         at = member_offsets(table, dtype.itemsize)
-        numbers = self._shards.shard_numbers(rows)
-        order = np.argsort(numbers, kind="stable")
-        groups = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
-        return Samples(
-            rows,
-            self._gather(groups, numbers, at.tokens // dtype.itemsize, lengths, dtype).astype(np.int64),
-            lengths,
-            self._gather(groups, numbers, at.mentions // 4, mentions * 3, np.dtype("<i4")).reshape(-1, 3),
-            mentions,
-            self._gather(groups, numbers, at.edges // 4, edges * 3, np.dtype("<i4")).reshape(-1, 3),
-            edges,
+        marks = np.stack([at.tokens, at.mentions, at.edges]) - NPY_HEADER
+        lengths, mentions, edges = (table[name].astype(np.int64) for name in ("tokens", "mentions", "edges"))
+        parts = (
+            _Part.of(at.tokens, lengths, dtype),
+            _Part.of(at.mentions, 3 * mentions, _INT32),
+            _Part.of(at.edges, 3 * edges, _INT32),
         )
+        order = np.argsort(numbers, kind="stable")
+        for group in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1):
+            tar = self._mapped(int(numbers[group[0]]))
+            possible[group] &= (tar.view(_INT32)[marks[:, group] // 4] == _NPY_MARK).all(axis=0)
+            for part in parts:
+                part.gather(tar, group)
+        tokens, mention_rows, edge_rows = (part.gathered for part in parts)
+        return Samples(
+            rows, tokens.astype(np.int64), lengths, mention_rows.reshape(-1, 3), mentions, edge_rows.reshape(-1, 3),
+            edges, possible,
+        )  # fmt: skip
 
-    def _gather(
-        self, groups: list[Ints], numbers: Ints, begins: Ints, lengths: Ints, dtype: np.dtype[Any]
-    ) -> NDArray[Any]:
-        """Collect one ragged array, tar by tar: `begins` and `lengths` count elements of `dtype`."""
-        gathered = np.empty(int(lengths.sum()), dtype)
-        targets = starts(lengths)
-        for group in groups:
-            tar = self._mapped(int(numbers[group[0]])).view(dtype)
-            gathered[ranges(targets[group], lengths[group])] = tar[ranges(begins[group], lengths[group])]
-        return gathered
+    def _table(self, rows: Ints, numbers: Ints) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
+        """Rows of the sample table, and which of them can be true; those that cannot are emptied."""
+        table = self._shards.samples[rows]
+        at = member_offsets(table, self._shards.token_dtype.itemsize)
+        positive = (table["offset"] >= 0) & (table["mentions"] >= 0) & (table["edges"] >= 0)
+        fitting = (table["tokens"] >= 2) & (table["tokens"] <= self._shards.index["max_tokens"])
+        inside = (table["offset"] % BLOCK == 0) & (at.meta <= self._tar_bytes[numbers] - BLOCK)
+        possible = positive & fitting & inside
+        if not possible.all():
+            table = table.copy()
+            table[~possible] = np.zeros((), table.dtype)
+        return table, possible
 
     def _map(self, number: int) -> NDArray[np.uint8]:
+        """Map a tar, with patience: a file server may be away for a moment."""
         shard = self._shards.shards[number]
         path = self._shards.path / shard.name
-        try:
-            mapped = np.memmap(path, np.uint8, "r")
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read: {error}") from error
-        if mapped.size != shard.bytes:
-            raise InputError(f"{path}: has {mapped.size} bytes, the index says {shard.bytes}; copy or build it again")
-        return np.asarray(mapped)
+        for wait in (*_WAITS, None):
+            try:
+                mapped = np.memmap(path, np.uint8, "r")
+                if mapped.size == shard.bytes:
+                    return np.asarray(mapped)
+                problem = f"has {mapped.size} bytes, the index says {shard.bytes}"
+            except (OSError, ValueError) as error:
+                problem = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+            if wait is not None:
+                logger.warning("%s: %s; trying again in %s s", path, problem, wait)
+                time.sleep(wait)
+        raise InputError(f"{path}: {problem}; copy or build it again")

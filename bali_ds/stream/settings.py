@@ -19,6 +19,7 @@ class StreamSettings:
         name_blocks: the same for the concept names.
         window: samples shuffled among each other within a lane of a large shard set.
         split: "train" or "validation".
+        bad_samples: share of samples that may be replaced, as bad, before the run stops.
     """
 
     seed: int = 0
@@ -26,13 +27,14 @@ class StreamSettings:
     token_masking: float = 0.15
     mention_masking: float = 0.15
     name_masking: float = 0.15
-    passage_blocks: int = 2
-    name_blocks: int = 3
+    passage_blocks: int = 4
+    name_blocks: int = 6
     window: int = 1024
     split: str = "train"
+    bad_samples: float = 0.01
 
     def __post_init__(self) -> None:
-        for name in ("token_masking", "mention_masking", "name_masking"):
+        for name in ("token_masking", "mention_masking", "name_masking", "bad_samples"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} {getattr(self, name)}: is a share; take a number between 0 and 1")
         for name in ("passage_blocks", "name_blocks", "window"):

@@ -11,13 +11,15 @@ from bali_ds.shards.store import ShardSet
 from bali_ds.stream.collation import BatchArrays, Collator
 from bali_ds.stream.order import EpochOrder, Position, Schedule, epoch_order, rank_share
 from bali_ds.stream.settings import StreamSettings
+from bali_ds.stream.soundness import Replacement
 
 
 class StepArrays(NamedTuple):
-    """One step of one rank: where the data stand after it, and its micro-batches."""
+    """One step of one rank: where the data stand after it, its micro-batches, and the bad samples it met."""
 
     position_after: Position
     chunks: tuple[BatchArrays, ...]
+    replaced: tuple[Replacement, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,9 @@ class RankSteps:
         """
         begin = self.schedule.begin(step)
         rows = self._order(begin.epoch).rows(begin.samples_seen + self._offsets) + self._split.start
-        chunks = tuple(self._collator.collate(part, begin.epoch) for part in np.split(rows, self._chunks))
-        return StepArrays(self.schedule.begin(step + 1), chunks)
+        collated = [self._collator.collate(part, begin.epoch) for part in np.split(rows, self._chunks)]
+        replaced = tuple(replacement for _, replacements in collated for replacement in replacements)
+        return StepArrays(self.schedule.begin(step + 1), tuple(arrays for arrays, _ in collated), replaced)
 
     def _epoch_order(self, epoch: int) -> EpochOrder:
         return epoch_order(self._shards, self._settings.split, self._settings.seed, epoch, self._settings.window)

@@ -12,6 +12,7 @@ from bali_ds.errors import InputError
 from bali_ds.stream.blocks import Block
 from bali_ds.stream.collation import BLOCK_FIELDS, BatchArrays
 from bali_ds.stream.order import Position
+from bali_ds.stream.soundness import Replacement
 from bali_ds.stream.steps import StepArrays
 
 Named = tuple[str, NDArray[np.int64]]
@@ -21,7 +22,8 @@ def send_step(stream: IO[bytes], step: StepArrays) -> None:
     """Write a step; all its arrays are int64."""
     chunks = [list(_arrays(chunk)) for chunk in step.chunks]
     shapes = [[(name, array.shape) for name, array in chunk] for chunk in chunks]
-    _send_line(stream, {"position": list(vars(step.position_after).values()), "chunks": shapes})
+    position = list(vars(step.position_after).values())
+    _send_line(stream, {"position": position, "chunks": shapes, "replaced": step.replaced})
     for chunk in chunks:
         for _, array in chunk:
             stream.write(array.tobytes())
@@ -54,7 +56,8 @@ def receive_step(stream: IO[bytes]) -> StepArrays | None:
     if stream.readinto(buffer.view(np.uint8)) < buffer.nbytes:  # type: ignore[attr-defined]
         return None
     received = _split(buffer, [shape for chunk in chunks for _, shape in chunk])
-    return StepArrays(position, tuple(_chunk((name, next(received)) for name, _ in chunk) for chunk in chunks))
+    arrays = tuple(_chunk((name, next(received)) for name, _ in chunk) for chunk in chunks)
+    return StepArrays(position, arrays, tuple(Replacement(*entry) for entry in message["replaced"]))
 
 
 def _send_line(stream: IO[bytes], message: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from bali_ds.graph.builder import build_graph
 from bali_ds.graph.store import KnowledgeGraph
-from bali_ds.graph.tables import EDGE_COLUMNS, NODE_COLUMNS, TableSource
+from bali_ds.graph.tables import TableSource
 from bali_ds.shards.layout import FORMAT_VERSION, npy_bytes, token_dtype
 from bali_ds.shards.sample import Sample
 from bali_ds.shards.store import ShardSet
@@ -13,6 +13,8 @@ from bali_ds.shards.writer import write_samples
 
 VOCABULARY = {"vocab_size": 200, "pad_id": 0, "unk_id": 1, "cls_id": 2, "sep_id": 3, "mask_id": 4}
 RELATIONS = 5
+NODE_COLUMNS = ("cui", "preferred_name", "synonyms", "semantic_types", "source_terms")
+EDGE_COLUMNS = ("head_cui", "relation", "tail_cui", "source")
 
 
 def write_graph(directory, concepts=60, seed=1):

@@ -13,7 +13,7 @@ from tests.stream.oracle import block_starts, expected_sample, found_samples
 
 
 def batch_of(data, settings, rows, epoch=0):
-    return as_batch(Collator.of(*data, settings).collate(np.array(rows, np.int64), epoch))
+    return as_batch(Collator.of(*data, settings).collate(np.array(rows, np.int64), epoch)[0])
 
 
 @pytest.mark.parametrize("rows", [[3], [7, 2, 90, 41, 13, 60, 61, 5], list(range(50, 99)), [4, 4, 4]], ids=len)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bali_ds.errors import InputError
+from bali_ds.stream import reader
 from bali_ds.stream.loader import Loader
 from bali_ds.stream.order import Position
 from bali_ds.stream.settings import StreamSettings
@@ -103,7 +104,8 @@ def test_bad_arguments_are_the_users(data):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_tar_cut_short_after_opening_is_an_input_error(data, tmp_path, workers):
+def test_a_tar_cut_short_after_opening_is_an_input_error(data, tmp_path, workers, monkeypatch):
+    monkeypatch.setattr(reader, "_WAITS", ())
     shards = write_shards(tmp_path / "shards", data[1])
     loader = Loader(shards, data[1], SETTINGS, global_batch=50, workers=0)
     with open(shards.path / shards.shards[3].name, "r+b") as stream:

@@ -1,0 +1,66 @@
+"""Samples that cannot be used: how they are told, and what takes their place."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bali_ds.randomness import below, derive
+from bali_ds.shards.store import ShardSet
+from bali_ds.stream.ragged import Ints
+from bali_ds.stream.reader import Samples
+
+NOT_FOUND = "its arrays are not where the sample table says"
+REASONS = (
+    "",
+    NOT_FOUND,
+    "a token is outside of the vocabulary",
+    "a mention lies outside of the passage",
+    "a concept is not in the graph",
+    "an edge is not of the passage or not of the graph",
+)
+
+
+class Replacement(NamedTuple):
+    """A bad sample, the sample taken in its place, and why; rows of the sample table."""
+
+    row: int
+    by: int
+    reason: str
+
+
+def find_faults(samples: Samples, edge_samples: Ints, shards: ShardSet) -> NDArray[np.int64]:
+    """Return what is wrong with each sample, int64 [n], as a place in `REASONS`; 0 where nothing is.
+
+    Args:
+        samples: as read.
+        edge_samples: int64, the samples whose edges do not follow the order of their concepts.
+        shards: gives the bounds of all ids.
+    """
+    counts, numbers = shards.index["graph"], np.arange(samples.rows.size)
+    sample_of_mention = np.repeat(numbers, samples.mention_counts)
+    sample_of_edge = np.repeat(numbers, samples.edge_counts)
+    begins, ends, concepts = samples.mentions.T
+    _, relations, neighbours = samples.edges.T
+    faults = np.zeros(samples.rows.size, np.int64)
+    # From the last reason to the first: where several hold, the one that explains the others stays.
+    outside = _outside(relations, 2 * counts["relations"]) | _outside(neighbours, counts["concepts"])
+    faults[sample_of_edge[outside]] = 5
+    faults[edge_samples] = 5
+    faults[sample_of_mention[_outside(concepts, counts["concepts"])]] = 4
+    last = samples.lengths[sample_of_mention] - 1
+    faults[sample_of_mention[(begins < 1) | (ends <= begins) | (ends > last)]] = 3
+    outside = _outside(samples.tokens, shards.index["tokenizer"]["vocab_size"])
+    if outside.any():
+        faults[np.repeat(numbers, samples.lengths)[outside]] = 2
+    faults[~samples.found] = 1
+    return faults
+
+
+def _outside(ids: NDArray[np.integer], count: int) -> NDArray[np.bool_]:
+    return (ids < 0) | (ids >= count)
+
+
+def substitutes(seed: int, epoch: int, rows: Ints, attempt: int, split: range) -> Ints:
+    """Return what to try in place of bad samples, int64 [n]: random rows of the split, the same wherever drawn."""
+    return split.start + below(derive("substitute", seed, epoch, rows, attempt), len(split))
