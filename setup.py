@@ -18,6 +18,7 @@ setup(
     install_requires=[
         "deepspeed",
         "faiss-cpu",
+        "fastobo",
         "fsspec",
         "huggingface-hub",
         "lxml",

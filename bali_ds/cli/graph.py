@@ -2,89 +2,124 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bali_ds.cli.common import emit
+from bali_ds.cli.graph_text import build_text, statistics_text
 from bali_ds.errors import InputError
+
+if TYPE_CHECKING:
+    from bali_ds.graph.source import Source
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add this group's commands to the program."""
-    graph = commands.add_parser("graph", help="build and inspect concept graphs")
-    actions = graph.add_subparsers(metavar="ACTION", required=True)
+    graph = commands.add_parser("graph", help="build, inspect and fetch concept graphs")
+    actions = graph.add_subparsers(metavar="COMMAND", required=True)
     _add_build(actions)
-    stats = actions.add_parser("stats", help="counts, degrees, relations and sources of a graph")
+    stats = actions.add_parser("stats", help="counts, degrees, components, relations and sources of a graph")
     stats.add_argument("graph", type=Path, metavar="GRAPH")
+    stats.add_argument(
+        "--corpus", nargs="+", default=[], metavar="FORMAT:PATH", help="also how much of these documents it knows"
+    )
     stats.add_argument("--json", action="store_true", help="print one JSON document")
     stats.set_defaults(run=_stats)
     show = actions.add_parser("show", help="one concept and its neighbourhood")
     show.add_argument("graph", type=Path, metavar="GRAPH")
-    show.add_argument("cui", metavar="CUI")
-    show.add_argument("--limit", type=int, default=10, help="facts to show of each relation (default 10)")
+    show.add_argument("cui", metavar="CUI", help="an identifier, or a code with its prefix (MESH:D003920)")
+    show.add_argument("--limit", type=int, default=10, help="facts to print of each relation (default 10)")
+    show.add_argument("--png", type=Path, metavar="FILE", help="also draw the neighbourhood")
     show.add_argument("--json", action="store_true", help="print one JSON document with all facts")
     show.set_defaults(run=_show)
+    fetch = actions.add_parser("fetch", help="download an open graph from its official address")
+    fetch.add_argument("name", metavar="NAME", help="hpo, mondo, doid, go, mesh, or an address")
+    fetch.add_argument("--out", type=Path, required=True, metavar="FILE")
+    fetch.add_argument("--sha256", metavar="HEX", help="keep the file only if it has this SHA-256")
+    fetch.set_defaults(run=_fetch)
 
 
 def _add_build(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    build = actions.add_parser("build", help="merge sources into one graph", description="Sources merge on the CUI.")
+    build = actions.add_parser(
+        "build", help="merge sources into one graph", description="All sources that are named merge on the CUI."
+    )
     build.add_argument("--out", type=Path, required=True, metavar="GRAPH", help="directory to write")
     build.add_argument("--json", action="store_true", help="print the report as one JSON document")
     sources = build.add_argument_group("sources, each as often as needed")
-    sources.add_argument("--rrf", type=Path, action="append", default=[], metavar="DIR", help="RRF files of the UMLS")
+    many: dict[str, Any] = {"action": "append", "default": []}
+    sources.add_argument("--rrf", type=Path, metavar="DIR", help="RRF files of the UMLS", **many)
+    sources.add_argument("--obo", type=Path, nargs="+", metavar="FILE", help=".obo or OBO graph .json", **many)
+    sources.add_argument("--mesh", type=Path, metavar="FILE", help="MeSH descriptors in XML", **many)
     sources.add_argument(
-        "--tsv", type=Path, action="append", default=[], nargs=2, metavar=("NODES", "EDGES"), help="node and edge table"
+        "--tsv", type=Path, nargs=2, metavar=("NODES", "EDGES"), help="tables: .parquet, .csv, else tabs", **many
+    )
+    sources.add_argument("--edges", type=Path, metavar="FILE", help="a table of edges that names its nodes", **many)
+    rrf = build.add_argument_group("what to keep of RRF")
+    rrf.add_argument("--language", nargs="+", default=["ENG"], metavar="LAT", help="languages, preferred first")
+    rrf.add_argument("--source", nargs="+", default=[], metavar="SAB", help="vocabularies (default: all)")
+    rrf.add_argument("--term-type", nargs="+", default=[], metavar="TTY", help="kinds of names (default: all)")
+    rrf.add_argument("--licence", type=int, default=9, metavar="SRL", help="highest restriction level, 0 to 9")
+    rrf.add_argument("--suppressed", action="store_true", help="keep what SUPPRESS marks")
+    other = build.add_argument_group("how to read ontologies and tables")
+    other.add_argument("--xref", metavar="PREFIX", help="cross-reference that identifies an OBO term (UMLS)")
+    other.add_argument(
+        "--column", nargs="+", default=[], metavar="NAME=COLUMN", help="a table's own name of a column (head_cui=x_id)"
     )
     build.set_defaults(run=_build)
 
 
 def _build(options: argparse.Namespace) -> None:
     from bali_ds.graph.builder import build_graph
-    from bali_ds.graph.rrf import RrfSource
-    from bali_ds.graph.source import Source
+
+    report = build_graph(_sources(options), options.out)
+    emit(report, options.json, lambda: build_text(report, options.out))
+
+
+def _sources(options: argparse.Namespace) -> "list[Source]":
+    from bali_ds.graph.mesh import MeshSource
+    from bali_ds.graph.obo import OboSource
+    from bali_ds.graph.rrf import RrfFilter, RrfSource
     from bali_ds.graph.tables import TableSource
 
-    sources: list[Source] = [RrfSource(folder) for folder in options.rrf]
-    sources += [TableSource(*paths) for paths in options.tsv]
-    if not sources:
-        raise InputError("graph build: no source; name one with --rrf or --tsv")
-    report = build_graph(sources, options.out)
-    emit(report, options.json, lambda: _readable_report(report, options.out))
-
-
-def _readable_report(report: dict[str, Any], out: Path) -> str:
-    lines = []
-    for name, counts in report["read"].items():
-        lines.append(f"{name}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items()))
-    lines += [f"dropped: {count:,} {what}" for what, count in report["dropped"].items() if count]
-    lines.append(
-        f"{out}: {report['concepts']:,} concepts, {report['names']:,} names, {report['edges']:,} edges, "
-        f"{report['relations']:,} relations, fingerprint {report['fingerprint'][:16]}"
+    kept = RrfFilter(
+        languages=tuple(options.language),
+        sources=tuple(options.source),
+        term_types=tuple(options.term_type),
+        licence=options.licence,
+        suppressed=options.suppressed,
     )
-    return "\n".join(lines)
+    pairs = [text.partition("=") for text in options.column]
+    if not all(separator and name and own for name, separator, own in pairs):
+        raise InputError(f"--column {' '.join(options.column)}: write NAME=COLUMN")
+    columns = {name: own for name, _, own in pairs}
+    sources: list[Source] = [RrfSource(folder, kept) for folder in options.rrf]
+    sources += [OboSource(path, options.xref) for paths in options.obo for path in paths]
+    sources += [MeshSource(path) for path in options.mesh]
+    sources += [TableSource(nodes, edges, columns) for nodes, edges in options.tsv]
+    sources += [TableSource(None, edges, columns) for edges in options.edges]
+    if not sources:
+        raise InputError("graph build: no source; name one with --rrf, --obo, --mesh, --tsv or --edges")
+    return sources
 
 
 def _stats(options: argparse.Namespace) -> None:
-    from bali_ds.graph.statistics import graph_statistics
+    from bali_ds.graph.statistics import coverage, graph_statistics
     from bali_ds.graph.store import KnowledgeGraph
 
-    report = graph_statistics(KnowledgeGraph.open(options.graph, verify=True))
-    emit(report, options.json, lambda: "\n".join(_readable_statistics(report)))
+    graph = KnowledgeGraph.open(options.graph, verify=True)
+    report = graph_statistics(graph)
+    if options.corpus:
+        from bali_ds.corpus.document import ReadReport
+        from bali_ds.corpus.links import ConceptResolver
+        from bali_ds.corpus.readers import read_documents
 
-
-def _readable_statistics(report: dict[str, Any]) -> list[str]:
-    lines = []
-    for key, value in report.items():
-        if isinstance(value, dict):
-            lines.append(key.replace("_", " "))
-            width = max((len(name) for name in value), default=0)
-            lines += [f"  {name:{width}}  {_number(count)}" for name, count in value.items()]
-        else:
-            lines.append(f"{key.replace('_', ' '):12}  {_number(value)}")
-    return lines
-
-
-def _number(value: object) -> str:
-    return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+        concepts = ConceptResolver(graph).concepts
+        documents = (
+            [concepts(mention) for mention in document.mentions]
+            for format_name, _, path in (text.partition(":") for text in options.corpus)
+            for document in read_documents(format_name, Path(path), ReadReport())
+        )
+        report["corpus"] = coverage(graph, documents)
+    emit(report, options.json, lambda: statistics_text(report))
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -92,4 +127,20 @@ def _show(options: argparse.Namespace) -> None:
     from bali_ds.graph.store import KnowledgeGraph
 
     description = describe_concept(KnowledgeGraph.open(options.graph), options.cui)
+    if options.png:
+        from bali_ds.graph.drawing import draw_concept
+
+        draw_concept(description, options.png)
     emit(description, options.json, lambda: readable(description, options.limit))
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from bali_ds.graph.fetch import OPEN_GRAPHS, fetch
+
+    known = OPEN_GRAPHS.get(options.name)
+    if known is None and "://" not in options.name:
+        raise InputError(f"{options.name}: is no known graph; use one of {', '.join(OPEN_GRAPHS)} or an address")
+    digest = fetch(known.address if known else options.name, options.out, options.sha256)
+    print(f"{options.out}: SHA-256 {digest}" + (f", licence: {known.licence}" if known else ""))
+    if known:
+        print(f"build it with: bali-ds graph build {known.reader} {options.out} --out GRAPH")

@@ -34,7 +34,7 @@ def read_delimited(
             compressed stream is cut off; the message names the line.
     """
     if columns is None:
-        columns = _header(path, delimiter, quoted)
+        columns = header(path, delimiter, quoted)
         missing = [name for name in wanted if name not in columns]
         if missing:
             raise InputError(f"{path}: line 1: no column {missing[0]}; it names {', '.join(columns)[:200]}")
@@ -66,7 +66,12 @@ def _decompressed(file: pa.NativeFile) -> pa.NativeFile:
     return pa.CompressedInputStream(file, "gzip") if compressed else file
 
 
-def _header(path: Path, delimiter: str, quoted: bool) -> list[str]:
+def header(path: Path, delimiter: str, quoted: bool) -> list[str]:
+    """Return the fields of the first line.
+
+    Raises:
+        InputError: the file cannot be opened, decompressed or decoded.
+    """
     with open_text(path) as lines:
         try:
             first = next(iter(lines), "")

@@ -1,23 +1,26 @@
 """Concept identifiers as fixed-width bytes, so that thousands are looked up in one search."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from bali_ds.errors import InputError
 
+if TYPE_CHECKING:
+    import polars as pl
+
 LONGEST = 255
 
 
-def fixed_width(strings: pl.Series) -> NDArray[Any]:
+def fixed_width(strings: "pl.Series") -> NDArray[Any]:
     """Return strings as an array of UTF-8 bytes, dtype S{longest}, that sorts in byte order.
 
     Raises:
         InputError: an identifier is longer than 255 bytes or holds a NUL.
     """
+    import pyarrow as pa  # here, since whoever only opens a graph needs none of it
+
     array = strings.to_arrow().cast(pa.large_string())
     offsets = np.frombuffer(array.buffers()[1], np.int64, len(array) + 1, array.offset * 8)
     lengths = np.diff(offsets)
@@ -45,7 +48,7 @@ class IdentifierIndex:
         self.ordered = ordered
         self._keys = _integers(ordered) if ordered.dtype.itemsize <= 8 else ordered
 
-    def find(self, strings: pl.Series) -> NDArray[np.int32]:
+    def find(self, strings: "pl.Series") -> NDArray[np.int32]:
         """Return the position of each string, int32, -1 where it is missing."""
         wanted = fixed_width(strings)
         if self._keys is self.ordered:

@@ -9,10 +9,14 @@ from bali_ds.graph.store import KnowledgeGraph
 def describe_concept(graph: KnowledgeGraph, cui: str) -> dict[str, Any]:
     """Return names, types, definitions and all facts of a concept.
 
+    Args:
+        graph: the graph.
+        cui: an identifier, or a code with its prefix ("MESH:D003920"), which stands for its preferred concept.
+
     Raises:
         InputError: the graph has no such concept.
     """
-    concept = int(graph.lookup([cui])[0])
+    concept = int(graph.lookup([cui, *graph.code_to_cuis("", cui)[:1]])[-1])
     if concept < 0:
         raise InputError(f"{cui}: is no concept of {graph.path}; see the identifiers that its source uses")
     entries = range(int(graph.edge_offsets[concept]), int(graph.edge_offsets[concept + 1]))

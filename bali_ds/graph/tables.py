@@ -1,4 +1,4 @@
-"""Node and edge tables: tab-separated values with the columns of the project, or others by a mapping."""
+"""Node and edge tables: those of the project, or others by a mapping of their columns."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -6,60 +6,110 @@ from pathlib import Path
 
 import polars as pl
 
-from bali_ds.graph.delimited import read_delimited
+from bali_ds.errors import InputError
 from bali_ds.graph.rrf import split_codes
 from bali_ds.graph.source import Report, Table, keep
+from bali_ds.graph.table_files import read_table, table_columns
 from bali_ds.graph.vocabularies import relation_label, source_abbreviation
 
-NODE_COLUMNS = ("cui", "preferred_name", "synonyms", "semantic_types", "source_terms")
-EDGE_COLUMNS = ("head_cui", "relation", "tail_cui", "source")
+NODE_COLUMNS = {"cui": True, "preferred_name": True, "synonyms": False, "semantic_types": False, "source_terms": False}
+EDGE_COLUMNS = {
+    "head_cui": True, "relation": True, "tail_cui": True, "source": False,
+    "head_name": False, "tail_name": False, "head_types": False, "tail_types": False,
+}  # fmt: skip
 
 
 class TableSource:
-    """Two tables: nodes (cui, preferred_name, synonyms, semantic_types, source_terms) and edges (head_cui, relation,
-    tail_cui, source).
+    """A node table and an edge table, or an edge table that names its nodes.
 
-    Synonyms are separated by bars, semantic types and source terms ("MESH:D003920") by semicolons. Further columns are
-    ignored. Sources are written as the UMLS abbreviates them, so that tables and RRF of one graph meet.
-    """  # noqa: D205
+    Nodes have cui and preferred_name, and may have synonyms (separated by bars), semantic_types and source_terms
+    ("MESH:D003920"; both separated by semicolons). Edges have head_cui, relation, tail_cui, and may have source,
+    head_name, tail_name, head_types, tail_types. Other columns are passed over. Sources are written as the UMLS
+    abbreviates them, so that tables and RRF of one graph meet.
+
+    Args:
+        nodes: the node table; None where the edge table names its nodes.
+        edges: the edge table.
+        columns: for a column named above, the table's own name of it ({"head_cui": "x_index"}).
+
+    Raises:
+        InputError: a column that is needed, or mapped, is in no table.
+    """
 
     mirrored = False
 
-    def __init__(self, nodes: Path, edges: Path) -> None:
-        self.nodes = Path(nodes)
+    def __init__(self, nodes: Path | None, edges: Path, columns: Mapping[str, str] | None = None) -> None:
+        self.nodes = Path(nodes) if nodes else None
         self.edges = Path(edges)
         self.report: Report = {}
+        mapping = dict(columns or {})
+        strange = set(mapping) - NODE_COLUMNS.keys() - EDGE_COLUMNS.keys()
+        if strange:
+            known = ", ".join([*NODE_COLUMNS, *EDGE_COLUMNS])
+            raise InputError(f"column {min(strange)}: is no column that a graph is made of; there are {known}")
+        self._node_columns = _present(self.nodes, NODE_COLUMNS, mapping) if self.nodes else {}
+        self._edge_columns = _present(self.edges, EDGE_COLUMNS, mapping)
 
     def concepts(self) -> Iterator[tuple[Table, pl.DataFrame]]:
         """Yield identifiers, names, semantic types and codes."""
-        counts = self.report.setdefault(self.nodes.name, Counter())
-        for frame in read_delimited(self.nodes, NODE_COLUMNS, delimiter="\t"):
-            counts["rows"] += frame.height
-            frame = keep(frame, counts, {"no identifier": pl.col("cui") != ""})
-            yield "concepts", frame.select("cui")
-            yield "names", frame.select("cui", name="preferred_name", preference=pl.lit(0, pl.Int64))
-            synonyms = _exploded(frame, "synonyms", "|", "name")
-            yield "names", synonyms.with_columns(preference=pl.lit(1, pl.Int64))
-            yield "types", _exploded(frame, "semantic_types", ";", "type")
-            codes = _exploded(frame, "source_terms", ";", "code")
-            yield "codes", split_codes(codes.with_columns(source=pl.lit(""), preference=pl.lit(0, pl.Int64)))
+        if self.nodes:
+            counts = self.report.setdefault(self.nodes.name, Counter())
+            for frame in _read(self.nodes, self._node_columns):
+                counts["rows"] += frame.height
+                yield from _described(keep(frame, counts, {"no identifier": pl.col("cui") != ""}))
+        for end in ("head", "tail"):
+            named = {"cui": f"{end}_cui", "preferred_name": f"{end}_name", "semantic_types": f"{end}_types"}
+            if self.nodes is None or named["preferred_name"] in self._edge_columns:
+                columns = {key: self._edge_columns[own] for key, own in named.items() if own in self._edge_columns}
+                for frame in _read(self.edges, columns):
+                    yield from _described(frame.unique(maintain_order=True).filter(pl.col("cui") != ""))
 
     def relations(self) -> Iterator[pl.DataFrame]:
         """Yield facts."""
         counts = self.report.setdefault(self.edges.name, Counter())
-        for frame in read_delimited(self.edges, EDGE_COLUMNS, delimiter="\t"):
+        wanted = ("head_cui", "relation", "tail_cui", "source")
+        for frame in _read(self.edges, {key: own for key, own in self._edge_columns.items() if key in wanted}):
             counts["rows"] += frame.height
-            frame = frame.rename({"head_cui": "head", "tail_cui": "tail"})
+            if "source" not in frame.columns:
+                frame = frame.with_columns(source=pl.lit(self.edges.name.partition(".")[0]))
             kinds = frame.select("source", "relation").unique(maintain_order=True)
             sources = [source_abbreviation(source) for source in kinds["source"]]
             labels = [relation_label(*kind) for kind in zip(sources, kinds["relation"], strict=True)]
             kinds = kinds.with_columns(umls_source=pl.Series(sources), umls_relation=pl.Series(labels))
             frame = frame.join(kinds, on=["source", "relation"], maintain_order="left")
-            yield frame.select("head", "tail", relation="umls_relation", source="umls_source")
+            yield frame.select(head="head_cui", relation="umls_relation", tail="tail_cui", source="umls_source")
 
     def inverses(self) -> Mapping[str, str]:
         """Tables document no inverses."""
         return {}
+
+
+def _present(path: Path, columns: Mapping[str, bool], mapping: Mapping[str, str]) -> dict[str, str]:
+    """Return the table's name of each column that it has; refuse to go without one that is needed or mapped."""
+    found = table_columns(path)
+    own = {key: mapping.get(key, key) for key in columns}
+    for key, needed in columns.items():
+        if own[key] not in found and (needed or key in mapping):
+            raise InputError(f"{path}: line 1: no column {own[key]}; it has {', '.join(found)[:200]}")
+    return {key: name for key, name in own.items() if name in found}
+
+
+def _read(path: Path, columns: Mapping[str, str]) -> Iterator[pl.DataFrame]:
+    for frame in read_table(path, list(dict.fromkeys(columns.values()))):
+        yield frame.select(**{key: pl.col(own) for key, own in columns.items()})
+
+
+def _described(frame: pl.DataFrame) -> Iterator[tuple[Table, pl.DataFrame]]:
+    yield "concepts", frame.select("cui")
+    if "preferred_name" in frame.columns:
+        yield "names", frame.select("cui", name="preferred_name", preference=pl.lit(0, pl.Int64))
+    if "synonyms" in frame.columns:
+        yield "names", _exploded(frame, "synonyms", "|", "name").with_columns(preference=pl.lit(1, pl.Int64))
+    if "semantic_types" in frame.columns:
+        yield "types", _exploded(frame, "semantic_types", ";", "type")
+    if "source_terms" in frame.columns:
+        codes = _exploded(frame, "source_terms", ";", "code")
+        yield "codes", split_codes(codes.with_columns(source=pl.lit(""), preference=pl.lit(0, pl.Int64)))
 
 
 def _exploded(frame: pl.DataFrame, column: str, separator: str, name: str) -> pl.DataFrame:

@@ -1,0 +1,87 @@
+"""Open graphs from their official addresses: resumed where a download broke off, checked, then published."""
+
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from bali_ds.errors import InputError
+from bali_ds.files import read_json, sha256_file, write_json
+
+_BLOCK = 2**20
+_TIMEOUT_S = 60
+
+
+@dataclass(frozen=True)
+class OpenGraph:
+    """Where a graph is published; `reader` is the option of `graph build` that reads it."""
+
+    address: str
+    licence: str
+    reader: str
+
+
+OPEN_GRAPHS = {
+    "hpo": OpenGraph("https://purl.obolibrary.org/obo/hp.obo", "HPO licence, attribution", "--obo"),
+    "mondo": OpenGraph("https://purl.obolibrary.org/obo/mondo.obo", "CC BY 4.0", "--obo"),
+    "doid": OpenGraph("https://purl.obolibrary.org/obo/doid.obo", "CC0 1.0", "--obo"),
+    "go": OpenGraph("https://purl.obolibrary.org/obo/go.obo", "CC BY 4.0", "--obo"),
+    "mesh": OpenGraph(
+        "https://nlmpubs.nlm.nih.gov/projects/mesh/MESH_FILES/xmlmesh/desc2026.gz", "NLM terms of use", "--mesh"
+    ),
+}
+
+
+def fetch(address: str, target: Path, sha256: str | None = None) -> str:
+    """Download a file and return its SHA-256.
+
+    A broken download stays beside the target as NAME.part and is continued next time if the server still holds the
+    same version (ETag or Last-Modified) and answers ranges; otherwise it starts again.
+
+    Raises:
+        InputError: the address cannot be reached, the download breaks off, or the file is not the expected one.
+    """
+    target = Path(target)
+    part, note = (target.with_name(f"{target.name}.{suffix}") for suffix in ("part", "part.json"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _download(address, part, note)
+    except (urllib.error.URLError, TimeoutError, ConnectionError, EOFError) as error:
+        reason = getattr(error, "reason", error)
+        raise InputError(f"{address}: cannot be fetched: {reason}; run the command again to continue") from error
+    except OSError as error:
+        raise InputError(f"{part}: cannot be written: {error.strerror or error}") from error
+    found = sha256_file(part)
+    if sha256 and found != sha256.lower():
+        part.unlink()
+        note.unlink(missing_ok=True)
+        raise InputError(f"{address}: has SHA-256 {found}, expected {sha256}; it was not kept")
+    part.replace(target)
+    note.unlink(missing_ok=True)
+    return found
+
+
+def _download(address: str, part: Path, note: Path) -> None:
+    request = urllib.request.Request(address, headers={"User-Agent": "bali-ds"})
+    start = part.stat().st_size if part.exists() else 0
+    version = read_json(note).get("version") if start and note.exists() else None
+    if version:
+        request.add_header("Range", f"bytes={start}-")
+        request.add_header("If-Range", version)
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{start}":
+            return
+        raise
+    with response:
+        continued = response.status == 206
+        write_json(note, {"version": response.headers.get("ETag") or response.headers.get("Last-Modified")})
+        expected = response.headers.get("Content-Length")
+        received = 0
+        with open(part, "ab" if continued else "wb") as stream:
+            while block := response.read(_BLOCK):
+                stream.write(block)
+                received += len(block)
+    if expected is not None and received != int(expected):
+        raise EOFError(f"broke off after {received:,} of {int(expected):,} bytes")
