@@ -1,13 +1,20 @@
 """The public loss: views of all ranks in, one global scalar and exact gradients out."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
+from bali_ds.objective.contrastive.communication import Exchange, choose
+from bali_ds.objective.contrastive.computation import Computation, Result
+from bali_ds.objective.contrastive.kinds import KINDS, Kind
+from bali_ds.objective.contrastive.views import gather_side, through_unit_length, unit_length
 from bali_ds.objective.ranks import Ranks
+
+TILE = {"cpu": 512, "cuda": 4096}  # rows and columns of a tile: a CPU's second-level cache; few launches on a GPU
 
 
 def contrastive_loss(
@@ -17,23 +24,23 @@ def contrastive_loss(
     *,
     query_ids: Tensor,
     key_ids: Tensor,
-    kind: str = "ntxent",
-    directions: tuple[float, float] = (0.5, 0.5),  # noqa: ARG001
+    kind: str | Callable[[Tensor, Tensor], Kind] = "ntxent",
+    directions: tuple[float, float] = (0.5, 0.5),
     weights: Tensor | None = None,
+    logit_bias: Tensor | float = 0.0,
     group: dist.ProcessGroup | None = None,
-    communication: str = "auto",  # noqa: ARG001
-    tile: int | None = None,  # noqa: ARG001
-    cache_bytes: int = 0,  # noqa: ARG001
+    communication: str = "auto",
+    wire: torch.dtype | None = None,
+    tile: int | None = None,
+    cache_bytes: int = 0,
     return_stats: bool = False,
 ) -> Any:
     """Return the contrastive loss over the views of all ranks, the same scalar on every rank.
 
-    Similarities are cosines times `logit_scale`. Gradients are such that averaging them over ranks, as data
-    parallelism does, gives the gradient of the global loss, that of `logit_scale` included.
-
-    `ntxent` (Sakhovskiy and Tutubalina, SIGIR 2025): queries and keys are views together; views of one id are
-    positives of each other and never negatives; the mean over ordered positive pairs (a, p) of
-    -log(exp(s_ap) / (exp(s_ap) + sum over negatives n of a of exp(s_an))).
+    Similarities are cosines times `logit_scale`; views of one id are never negatives of each other. Gradients are
+    such that averaging them over ranks, as data parallelism does, gives the gradient of the global loss, that of
+    `logit_scale` included. They are made in the forward pass, tile by tile: beside the views and their gradients
+    nothing is held but tiles. All ranks must call with equal settings; what they hold may differ.
 
     Args:
         queries: float [n_q, d]; any number of rows on each rank, none included.
@@ -41,61 +48,124 @@ def contrastive_loss(
         logit_scale: the inverse temperature, one positive number; a tensor of one element gets a gradient.
         query_ids: int64 [n_q], what each query stands for.
         key_ids: int64 [n_k].
-        kind: the loss.
-        directions: weights of query-to-key and key-to-query terms, for the kinds that have both.
+        kind: "ntxent" and "multi_similarity" over all views together, "clip", "supcon", "marginal" and "sigmoid"
+            between queries and keys, see `bali_ds.objective.contrastive.kinds`; or what makes a `Kind` from the
+            logit scale and bias, for other constants.
+        directions: weights of queries and of keys as anchors, for kinds between queries and keys.
         weights: float [n_q + n_k], how much each view counts as an anchor, queries first; all 1 by default.
+        logit_bias: added to similarities, for "sigmoid" alone; a tensor of one element gets a gradient.
         group: the ranks that share the loss; None for the default group.
-        communication: how features travel between ranks.
-        tile: rows of similarities held at a time.
-        cache_bytes: how many bytes of similarities may be kept between the passes.
+        communication: "gather", "ring" or "column", see `bali_ds.objective.contrastive.communication`; "auto"
+            gathers while that takes at most 1 GiB and else takes the ring.
+        wire: dtype to which features are rounded before anything else, and in which they travel; for instance
+            torch.bfloat16. None: float32, or float64 for float64 features.
+        tile: rows and columns of similarities held at a time.
+        cache_bytes: how many bytes of similarities may be kept between sweeps; kept ones are not computed again.
         return_stats: also return a dictionary of statistics.
 
     Returns:
-        float32 scalar (float64 for float64 features), or (scalar, statistics) with `return_stats`.
+        float32 scalar (float64 for float64 features), or (scalar, statistics) with `return_stats`: "alignment", the
+        mean squared distance of positives; "bytes_sent", by this rank.
         0 with gradients of 0 where there is nothing to contrast.
     """
-    if kind != "ntxent":
-        raise ValueError(f"kind: {kind!r} is not a contrastive loss; choose ntxent")
-    exact = torch.float64 if queries.dtype == torch.float64 else torch.float32
+    if not isinstance(kind, str):
+        make = kind
+    elif kind in KINDS:
+        make = KINDS[kind]
+    else:
+        raise ValueError(f"kind: {kind!r} is none of {', '.join(KINDS)}")
+    scale, bias = (torch.as_tensor(value, device=queries.device) for value in (logit_scale, logit_bias))
+    given = (queries, keys, scale, bias)
+    plan = _Plan(
+        make, (query_ids, key_ids), weights, directions, Ranks.of(group), communication, wire, tile, cache_bytes,
+        with_gradients=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given),
+    )  # fmt: skip
     with torch.autocast(queries.device.type, enabled=False):
-        views = F.normalize(torch.cat([queries.to(exact), keys.to(exact)]), dim=1)
-        scale = torch.as_tensor(logit_scale, dtype=exact, device=queries.device)
-        ones = views.new_ones(len(views))
-        counted = ones if weights is None else weights.detach().to(exact)
-        loss = _Gathered.apply(views, scale, torch.cat([query_ids, key_ids]), counted, Ranks.of(group))
-    return (loss, {}) if return_stats else loss
+        loss = _Contrastive.apply(*given, plan)
+    if return_stats:
+        return loss, plan.stats
+    return loss
 
 
-class _Gathered(torch.autograd.Function):
-    """The whole loss on every rank, on gathered views; gradients are made in the forward pass."""
+@dataclass
+class _Plan:
+    make: Callable[[Tensor, Tensor], Kind]
+    ids: tuple[Tensor, Tensor]
+    weights: Tensor | None
+    directions: tuple[float, float]
+    ranks: Ranks
+    communication: str
+    wire: torch.dtype | None
+    tile: int | None
+    cache_bytes: int
+    with_gradients: bool
+    stats: dict[str, float] | None = None
+
+
+class _Contrastive(torch.autograd.Function):
+    """Loss and gradients in the forward pass; the backward pass multiplies by the upstream scalar."""
 
     @staticmethod
-    def forward(ctx: Any, views: Tensor, scale: Tensor, ids: Tensor, weights: Tensor, ranks: Ranks) -> Tensor:
-        counts = [row[0] for row in ranks.counts(len(ids), device=ids.device)]
-        everything = ranks.gather(views, counts).requires_grad_()
-        free_scale = scale.clone().requires_grad_()
-        with torch.enable_grad():
-            loss = _ntxent(everything, free_scale, ranks.gather(ids, counts), ranks.gather(weights, counts))
-            gradient, scale_gradient = torch.autograd.grad(loss, [everything, free_scale])
-        own = sum(counts[: ranks.rank])
-        ctx.save_for_backward(gradient[own : own + len(ids)] * ranks.world_size, scale_gradient)
-        return loss.detach()
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, scale: Tensor, bias: Tensor, plan: _Plan) -> Tensor:
+        ranks, given = plan.ranks, (queries, keys)
+        dtype = torch.float64 if torch.float64 in (queries.dtype, keys.dtype) else torch.float32
+        kind = plan.make(scale.double().reshape(()), bias.double().reshape(()))
+        sizes = ranks.counts(len(queries), len(keys), int(plan.with_gradients), device=queries.device)
+        weights = queries.new_ones(len(queries) + len(keys)) if plan.weights is None else plan.weights
+        each = weights.double().split([len(queries), len(keys)])
+        if kind.joint:
+            parts: list[tuple[Tensor, ...]] = [given]
+            sides = [gather_side(0, torch.cat(plan.ids), torch.cat(each), [q + k for q, k, _ in sizes], ranks)]
+        else:
+            parts = [(queries,), (keys,)]
+            sides = [
+                gather_side(number, plan.ids[number], each[number], [size[number] for size in sizes], ranks)
+                for number in (0, 1)
+            ]
+        units = [unit_length(rows, side.orders[ranks.rank], dtype) for rows, side in zip(parts, sides, strict=True)]
+        wire = plan.wire or dtype
+        exchange = Exchange(
+            ranks, sides, [unit.to(wire).to(dtype) for unit, _ in units],
+            choose(plan.communication, ranks, sides, queries.shape[1]), wire,
+        )  # fmt: skip
+        tile = plan.tile or TILE.get(queries.device.type, 1024)
+        with_gradients = any(wanted for _, _, wanted in sizes)
+        result = Computation(kind, float(scale), exchange, plan.directions, tile, plan.cache_bytes).run(with_gradients)
+        plan.stats = {"alignment": 2 - 2 * float(result.mean_positive), "bytes_sent": ranks.sent}
+        if with_gradients:
+            ctx.save_for_backward(*_returned(result, exchange, [inverse for _, inverse in units], given, scale, bias))
+        return result.loss.to(dtype)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, scale_gradient = ctx.saved_tensors
-        return gradient * upstream, scale_gradient * upstream, None, None, None
+        return (*((gradient * upstream).to(gradient.dtype) for gradient in ctx.saved_tensors), None)
 
 
-def _ntxent(views: Tensor, scale: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-    similarities = views @ views.T * scale
-    same = ids[:, None] == ids
-    anchors, positives = (same & ~torch.eye(len(ids), dtype=torch.bool, device=ids.device)).nonzero(as_tuple=True)
-    contrasted = (~same).any(dim=1)[anchors]
-    counted = weights[anchors]
-    total = counted.sum().clamp(min=torch.finfo(views.dtype).tiny)
-    anchors, positives, counted = anchors[contrasted], positives[contrasted], counted[contrasted]
-    rows, places = anchors.unique(return_inverse=True)
-    negatives = similarities[rows].masked_fill(same[rows], -torch.inf).logsumexp(dim=1)
-    pairs = F.softplus(negatives[places] - similarities[anchors, positives])
-    return (counted * pairs).sum() / total
+def _returned(
+    result: Result,
+    exchange: Exchange,
+    inverse: list[Tensor],
+    given: tuple[Tensor, Tensor],
+    scale: Tensor,
+    bias: Tensor,
+) -> tuple[Tensor, ...]:
+    """Return the gradients by queries, keys, scale and bias, as data parallelism averages them."""
+    ranks = exchange.ranks
+    factor = result.factor * ranks.world_size
+    radial = result.loss.new_zeros(())
+    gradients: list[Tensor] = []
+    while result.gradients:
+        gradient, features = result.gradients.pop(0), exchange.own.pop(0)
+        radial += through_unit_length(gradient, features, inverse[len(gradients)], factor)
+        del features
+        order = torch.from_numpy(exchange.sides[len(gradients)].orders[ranks.rank]).to(gradient.device)
+        gradients.append(torch.empty_like(gradient).index_copy_(0, order, gradient))
+    both = gradients if len(gradients) == 2 else gradients[0].split([len(rows) for rows in given])
+    by_features = (gradient.to(rows.dtype) for gradient, rows in zip(both, given, strict=True))
+    # Similarities are of degree 2 in the unit features, so the sum of s * dL/ds is half that of <x, dL/dx>.
+    by_scale = (ranks.sum(radial) / (2 * ranks.world_size) + result.correction) / scale.double().reshape(())
+    return (
+        *by_features,
+        by_scale.to(scale.dtype).reshape(scale.shape),
+        result.bias_gradient.to(bias.dtype).reshape(bias.shape),
+    )

@@ -1,0 +1,179 @@
+"""Sweeps over tiles of similarities between views of different ids; nothing larger than a tile ever exists.
+
+A tile serves its rows and its columns, as both are anchors and each other's negatives. With e_ij = exp(s_ij - shift),
+z_i = shift + log of the sum over j of e_ij and c_i the derivative of the loss by z_i, the derivative by s_ij is
+e_ij * (a_i + a_j), a_i = c_i * exp(shift - z_i): one exponential an element, for both directions, in either pass.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bali_ds.objective.contrastive.views import Block
+
+HEADROOM = 50.0  # log of the largest exponential: float32 ends at 88, and a sum of 2**40 of them still fits
+FLOOR = -55.0  # log of the smallest sum of exponentials that lost terms (below exp(-87)) cannot have touched
+
+
+@dataclass
+class Tiles:
+    """Tiles of similarities between two blocks, made when first asked for and kept while the budget lasts.
+
+    Attributes:
+        scale: what cosines are multiplied with.
+        shift: what is taken off before the exponential.
+        size: rows and columns of a tile.
+        precision: dtype of everything elementwise; products of matrices stay in the features' dtype.
+        budget: bytes that may still be kept.
+    """
+
+    scale: float
+    shift: float
+    size: int
+    precision: torch.dtype
+    budget: int
+    kept: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
+
+    def between(self, rows: Block, columns: Block, triangle: bool) -> Iterator[tuple[Block, Block, bool]]:
+        """Yield (rows, columns, whether they are the same views); of a triangle the upper half."""
+        for first in range(0, len(rows), self.size):
+            upper = rows.part(first, first + self.size)
+            for second in range(first if triangle else 0, len(columns), self.size):
+                yield upper, columns.part(second, second + self.size), triangle and first == second
+
+    def similarities(self, rows: Block, columns: Block) -> Tensor:
+        """Return scale * cosine - shift, and -inf between views of one id."""
+        assert rows.features is not None
+        assert columns.features is not None
+        tile = rows.features.new_empty(len(rows), len(columns))
+        torch.addmm(tile, rows.features, columns.features.T, beta=0, alpha=self.scale, out=tile)
+        tile = tile.to(self.precision)
+        if self.shift:
+            tile.sub_(self.shift)
+        _mask_equal_ids(tile, rows.ids, columns.ids)
+        return tile
+
+    def exponentials(self, rows: Block, columns: Block, *, last: bool) -> Tensor:
+        """Return exp(similarities), the caller's to overwrite if this is the `last` use of the tile."""
+        key = (rows.side, rows.start, columns.start)
+        if key in self.kept:
+            return self.kept.pop(key) if last else self.kept[key]
+        tile = self.similarities(rows, columns).exp_()
+        size = tile.numel() * tile.element_size()
+        if not last and size <= self.budget:
+            self.budget -= size
+            self.kept[key] = tile
+        return tile
+
+
+def _mask_equal_ids(tile: Tensor, row_ids: np.ndarray, column_ids: np.ndarray) -> None:
+    """Both lists are sorted, so equal ids can only stand in the rectangle where the two ranges overlap."""
+    low, high = max(row_ids[0], column_ids[0]), min(row_ids[-1], column_ids[-1])
+    if low > high:
+        return
+    rows, columns = (
+        slice(int(np.searchsorted(ids, low)), int(np.searchsorted(ids, high, side="right")))
+        for ids in (row_ids, column_ids)
+    )
+    equal = torch.from_numpy(row_ids[rows, None] == column_ids[columns]).to(tile.device)
+    tile[rows, columns].masked_fill_(equal, -torch.inf)
+
+
+class Exponential:
+    """Negatives that count by exp(s): their sums, their largest, their part of the gradient.
+
+    Attributes:
+        floors: per side float [total], exponentials below an anchor's floor do not count for it; None: all count.
+        factors: per side float [total], the a_i of the module's docstring, in the tiles' precision.
+    """
+
+    def __init__(self, tiles: Tiles) -> None:
+        self.tiles = tiles
+        self.floors: list[Tensor] | None = None
+        self.factors: list[Tensor] = []
+
+    def maxima(self, rows: Block, columns: Block, into: Tensor, across: Tensor | None, triangle: bool) -> None:
+        """Raise `into` [rows] and `across` [columns] to the largest exponential of each row and column."""
+        self._reduce(rows, columns, into, across, triangle, lambda tile, dim, _: tile.amax(dim), torch.maximum)
+
+    def sums(self, rows: Block, columns: Block, into: Tensor, across: Tensor | None, triangle: bool) -> None:
+        """Add the sums of exponentials of each row to `into` [rows] and of each column to `across` [columns]."""
+        self._reduce(rows, columns, into, across, triangle, self._counted_sum, torch.add)
+
+    def _reduce(
+        self,
+        rows: Block,
+        columns: Block,
+        into: Tensor,
+        across: Tensor | None,
+        triangle: bool,
+        summary: Callable[[Tensor, int, Block], Tensor],
+        combine: Callable[..., Tensor],
+    ) -> None:
+        for upper, left, same in self.tiles.between(rows, columns, triangle):
+            tile = self.tiles.exponentials(upper, left, last=False)
+            here = into[_within(upper, rows)]
+            combine(here, summary(tile, 1, upper).to(into.dtype), out=here)
+            if across is not None and not same:
+                there = across[_within(left, columns)]
+                combine(there, summary(tile, 0, left).to(across.dtype), out=there)
+
+    def _counted_sum(self, tile: Tensor, dim: int, anchors: Block) -> Tensor:
+        if self.floors is None:
+            return tile.sum(dim)
+        floor = self.floors[anchors.side][anchors.span]
+        return (tile * (tile >= (floor[:, None] if dim == 1 else floor))).sum(dim)
+
+    def gradients(self, rows: Block, columns: Block, into: Tensor, across: Tensor | None, triangle: bool) -> None:
+        """Add derivatives by the rows, divided by the scale, to `into` [rows, d], by the columns to `across`."""
+        for upper, left, same in self.tiles.between(rows, columns, triangle):
+            assert upper.features is not None
+            assert left.features is not None
+            tile = self._derivatives(upper, left, across is not None)
+            into[_within(upper, rows)].addmm_(tile, left.features)
+            if across is not None and not same:
+                across[_within(left, columns)].addmm_(tile.T, upper.features)
+
+    def _derivatives(self, rows: Block, columns: Block, _both: bool) -> Tensor:
+        assert rows.features is not None
+        tile = self.tiles.exponentials(rows, columns, last=True)
+        by_row, by_column = self.factors[rows.side][rows.span, None], self.factors[columns.side][columns.span]
+        if self.floors is None:
+            factors = by_row + by_column
+        else:
+            row_floor, column_floor = self.floors[rows.side][rows.span, None], self.floors[columns.side][columns.span]
+            factors = by_row * (tile >= row_floor) + by_column * (tile >= column_floor)
+        return tile.mul_(factors).to(rows.features.dtype)
+
+
+class Logistic(Exponential):
+    """Negatives that each count by softplus(s + bias); there is nothing to sum before the gradient.
+
+    Attributes:
+        loss: float64, the sum of softplus(s_ij + bias) * (a_i + a_j) over what `gradients` has seen.
+        bias_gradient: float64, its derivative by the bias.
+    """
+
+    def __init__(self, tiles: Tiles, device: torch.device) -> None:
+        super().__init__(tiles)
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.bias_gradient = torch.zeros((), dtype=torch.float64, device=device)
+
+    def _derivatives(self, rows: Block, columns: Block, both: bool) -> Tensor:
+        assert rows.features is not None
+        tile = self.tiles.similarities(rows, columns)
+        by_row, by_column = self.factors[rows.side][rows.span, None], self.factors[columns.side][columns.span]
+        # Where only the rows are this rank's, the columns' own part is counted by the rank that has them as rows.
+        counted = by_row + by_column if both else by_row.expand_as(tile)
+        slopes = tile.sigmoid()
+        self.loss += (F.softplus(tile) * counted).sum(dtype=torch.float64)
+        self.bias_gradient += (slopes * counted).sum(dtype=torch.float64)
+        return (slopes * (by_row + by_column)).to(rows.features.dtype)
+
+
+def _within(part: Block, whole: Block) -> slice:
+    return slice(part.start - whole.start, part.start - whole.start + len(part))
