@@ -15,9 +15,9 @@ from bali_ds.files import published_directory, write_json
 from bali_ds.graph.columns import write_column
 from bali_ds.graph.edges import FactCollector, neighbour_lists
 from bali_ds.graph.identifiers import IdentifierIndex, fixed_width
+from bali_ds.graph.manifest import seal
 from bali_ds.graph.relations import inverse_name
 from bali_ds.graph.source import TABLES, Source, Table
-from bali_ds.graph.store import FORMAT_VERSION, manifest_checksum, manifest_fingerprint
 
 
 def build_graph(sources: Sequence[Source], out: Path) -> dict[str, Any]:
@@ -133,9 +133,7 @@ class _Writer:
         self._lists["sources"] = lists.source_names
 
     def manifest(self) -> dict[str, Any]:
-        content = {"format_version": FORMAT_VERSION, "columns": self._columns, **self._lists}
-        content["fingerprint"] = manifest_fingerprint(content)
-        return {**content, "checksum": manifest_checksum(content)}
+        return seal({"columns": self._columns, **self._lists})
 
     def _known(self, frame: pl.DataFrame, what: str) -> pl.DataFrame:
         """Replace identifiers by concept ids; drop and count rows of unknown concepts."""

@@ -43,7 +43,7 @@ def rows_of(graph: KnowledgeGraph, concepts: ArrayLike) -> tuple[NDArray[np.int6
     starts = graph.edge_offsets[rows]
     degrees = graph.edge_offsets[rows + 1] - starts
     if rows.size and (starts.min() < 0 or degrees.min() < 0 or (starts + degrees).max() > graph.edge_targets.size):
-        raise InputError(f"{graph.path / 'edges.offsets'}.npy: damaged; build the graph again")
+        raise InputError(f"{graph.path / 'edges.offsets'}.npy: is damaged; build the graph again")
     return starts, degrees
 
 
@@ -56,13 +56,24 @@ def read_drawn(graph: KnowledgeGraph, chosen: NDArray[np.int64], starts: NDArray
     """Return neighbours and relations at the chosen positions of rows, int64 [n, fan_out], -1 where there is none."""
     missing = chosen < 0
     entries = np.where(missing, 0, chosen + starts[:, None])
+    check_entries(graph, entries)
     neighbours = np.where(missing, np.int32(-1), graph.edge_targets[entries])
     relations = np.where(missing, np.int32(-1), graph.edge_relations[entries].astype(np.int32))
-    check_targets(graph, neighbours)
     return neighbours, relations
 
 
-def check_targets(graph: KnowledgeGraph, neighbours: NDArray[np.int32]) -> None:
-    """Refuse neighbours that are no concepts: such a column is damaged."""
-    if neighbours.size and not -1 <= neighbours.min() <= neighbours.max() < graph.num_concepts:
-        raise InputError(f"{graph.path / 'edges.targets'}.npy: damaged; build the graph again")
+def check_entries(graph: KnowledgeGraph, entries: NDArray[np.int64] | slice) -> None:
+    """Refuse entries of neighbour lists whose neighbour, relation or source the graph does not have.
+
+    Raises:
+        InputError: the graph is damaged.
+    """
+    limits = {
+        "targets": (graph.edge_targets, graph.num_concepts),
+        "relations": (graph.edge_relations, 2 * graph.num_relations),
+        "sources": (graph.edge_sources, len(graph.sources)),
+    }
+    for name, (column, limit) in limits.items():
+        values = column[entries]
+        if values.size and not 0 <= values.min() <= values.max() < limit:
+            raise InputError(f"{graph.path / 'edges'}.{name}.npy: is damaged; build the graph again")

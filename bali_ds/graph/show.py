@@ -3,6 +3,7 @@
 from typing import Any
 
 from bali_ds.errors import InputError
+from bali_ds.graph.sampling import check_entries, rows_of
 from bali_ds.graph.store import KnowledgeGraph
 
 
@@ -19,7 +20,9 @@ def describe_concept(graph: KnowledgeGraph, cui: str) -> dict[str, Any]:
     concept = int(graph.lookup([cui, *graph.code_to_cuis("", cui)[:1]])[-1])
     if concept < 0:
         raise InputError(f"{cui}: is no concept of {graph.path}; see the identifiers that its source uses")
-    entries = range(int(graph.edge_offsets[concept]), int(graph.edge_offsets[concept + 1]))
+    starts, degrees = rows_of(graph, [concept])
+    entries = range(int(starts[0]), int(starts[0] + degrees[0]))
+    check_entries(graph, slice(entries.start, entries.stop))
     facts = [
         {
             "relation": graph.relation_name(int(graph.edge_relations[entry])),

@@ -1,7 +1,5 @@
 """A concept graph on disk: one directory of memory-mapped columns that every process on a host shares."""
 
-import hashlib
-import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,24 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bali_ds.errors import InputError
-from bali_ds.files import read_json, sha256_file
+from bali_ds.files import sha256_file
 from bali_ds.graph.columns import TextColumn, open_column
 from bali_ds.graph.identifiers import search
+from bali_ds.graph.manifest import read_manifest
 from bali_ds.graph.vocabularies import split_code
-
-FORMAT_VERSION = 1
-_LARGEST_MANIFEST = 64 * 2**20
-_FINGERPRINTED_LISTS = ("format_version", "relations", "inverse_relations", "sources")
-_FINGERPRINTED_COLUMNS = (
-    "concepts.cuis",
-    "concepts.names",
-    "names.text",
-    "names.offsets",
-    "edges.offsets",
-    "edges.targets",
-    "edges.relations",
-    "edges.sources",
-)
 
 
 class KnowledgeGraph:
@@ -70,10 +55,7 @@ class KnowledgeGraph:
         self._names = self._text("names")
         self._codes = self._text("codes")
         self._definitions = self._text("definitions")
-        self._definition_offsets = self._columns["concepts.definitions"]
         self.name_offsets = self._columns["concepts.names"]
-        self._type_offsets = self._columns["concepts.types"]
-        self._type_ids = self._columns["types"]
         self.edge_offsets = self._columns["edges.offsets"]
         self.edge_targets = self._columns["edges.targets"]
         self.edge_relations = self._columns["edges.relations"]
@@ -97,7 +79,7 @@ class KnowledgeGraph:
             InputError: the directory holds no graph of this format, or it is damaged.
         """
         path = Path(path)
-        graph = cls(path, _read_manifest(path))
+        graph = cls(path, read_manifest(path))
         graph._check_lengths()
         if verify:
             for name, digest in graph._digests.items():
@@ -109,7 +91,13 @@ class KnowledgeGraph:
         return (type(self).open, (self.path,))
 
     def cui(self, concept: int) -> str:
-        """Return the identifier of a concept."""
+        """Return the identifier of a concept.
+
+        Raises:
+            IndexError: there is no such concept.
+        """
+        if not 0 <= concept < self.num_concepts:
+            raise IndexError(f"concept {concept} of {self.num_concepts}")
         return self._cuis[concept].decode("utf-8", "replace")
 
     def lookup(self, cuis: Sequence[str]) -> NDArray[np.int32]:
@@ -121,7 +109,7 @@ class KnowledgeGraph:
         found = _search(self._cuis, wanted)
         retired = _search(self._columns["retired.cuis"], wanted)
         merged = (found < 0) & (retired >= 0)
-        found[merged] = self._columns["retired.concepts"][retired[merged]]
+        found[merged] = self._known_concepts("retired.concepts", retired[merged])
         return found
 
     def code_to_cuis(self, source: str, code: str) -> list[str]:
@@ -138,11 +126,11 @@ class KnowledgeGraph:
         first, last = np.searchsorted(self._columns["codes.sources"], [number, number + 1]).tolist()
         start = bisect_left(self._codes, code, first, last)
         end = bisect_right(self._codes, code, start, last)
-        return [self.cui(concept) for concept in self._columns["codes.concepts"][start:end]]
+        return [self.cui(concept) for concept in self._known_concepts("codes.concepts", slice(start, end)).tolist()]
 
     def definitions(self, concept: int) -> list[str]:
         """Return the definitions of a concept."""
-        return [self._definitions[index] for index in range(*self._row(self._definition_offsets, concept))]
+        return [self._definitions[index] for index in range(*self._row("concepts.definitions", concept))]
 
     def name(self, index: int) -> str:
         """Return one name by its id."""
@@ -150,17 +138,20 @@ class KnowledgeGraph:
 
     def names(self, concept: int) -> list[str]:
         """Return all names of a concept, the preferred one first."""
-        return [self._names[index] for index in range(*self._row(self.name_offsets, concept))]
+        return [self._names[index] for index in range(*self._row("concepts.names", concept))]
 
     def preferred_name(self, concept: int) -> str:
         """Return the preferred name of a concept; its identifier where it has no name."""
-        start, end = self._row(self.name_offsets, concept)
+        start, end = self._row("concepts.names", concept)
         return self._names[start] if start < end else self.cui(concept)
 
     def semantic_types(self, concept: int) -> tuple[str, ...]:
         """Return the semantic types (TUIs in the UMLS) of a concept, sorted."""
-        start, end = self._row(self._type_offsets, concept)
-        return tuple(self._types[index] for index in self._type_ids[start:end])
+        start, end = self._row("concepts.types", concept)
+        types = self._columns["types"][start:end]
+        if types.size and types.max() >= len(self._types):
+            raise self._damaged("types")
+        return tuple(self._types[index] for index in types)
 
     def relation_name(self, relation: int) -> str:
         """Return the name of relation id 0 to 2R - 1; ids from R on are the inverses."""
@@ -169,71 +160,58 @@ class KnowledgeGraph:
     def _text(self, name: str) -> TextColumn:
         return TextColumn(self._columns[f"{name}.text"], self._columns[f"{name}.offsets"], str(self.path / name))
 
-    def _row(self, offsets: NDArray[Any], concept: int) -> tuple[int, int]:
+    def _row(self, name: str, concept: int) -> tuple[int, int]:
         if not 0 <= concept < self.num_concepts:
             raise IndexError(f"concept {concept} of {self.num_concepts}")
-        return int(offsets[concept]), int(offsets[concept + 1])
+        offsets = self._columns[name]
+        start, end = int(offsets[concept]), int(offsets[concept + 1])
+        if not 0 <= start <= end <= int(offsets[-1]):
+            raise self._damaged(name)
+        return start, end
+
+    def _known_concepts(self, name: str, rows: slice | NDArray[np.int32]) -> NDArray[np.int32]:
+        concepts = self._columns[name][rows]
+        if concepts.size and not 0 <= concepts.min() <= concepts.max() < self.num_concepts:
+            raise self._damaged(name)
+        return concepts
+
+    def _damaged(self, name: str) -> InputError:
+        return InputError(f"{self.path / name}.npy: is damaged; build the graph again")
 
     def _check_lengths(self) -> None:
+        """Refuse columns that do not fit each other; that they fit their files is known."""
+        size = {name: column.size for name, column in self._columns.items()}
         rows = self.num_concepts + 1
-        entries = self.edge_targets.size
         expected = {
             "concepts.names": (rows, self.num_names),
-            "concepts.types": (rows, self._type_ids.size),
-            "edges.offsets": (rows, entries),
-            "names.offsets": (self.num_names + 1, self._names.text.size),
+            "concepts.types": (rows, size["types"]),
             "concepts.definitions": (rows, len(self._definitions)),
-            "definitions.offsets": (len(self._definitions) + 1, self._definitions.text.size),
-            "codes.offsets": (len(self._codes) + 1, self._codes.text.size),
+            "edges.offsets": (rows, size["edges.targets"]),
+            "names.offsets": (self.num_names + 1, size["names.text"]),
+            "definitions.offsets": (len(self._definitions) + 1, size["definitions.text"]),
+            "codes.offsets": (len(self._codes) + 1, size["codes.text"]),
         }
         for name, (length, last) in expected.items():
             column = self._columns[name]
-            if column.size != length or column[0] != 0 or column[-1] != last:
-                raise InputError(f"{self.path / name}.npy: does not fit the other columns; build the graph again")
-        if self.edge_relations.size != entries or self.edge_sources.size != entries or entries % 2:
-            raise InputError(f"{self.path}: edge columns differ in length; build the graph again")
-
-
-def manifest_fingerprint(manifest: dict[str, Any]) -> str:
-    """Return the SHA-256 of what training sees: identifiers, names and facts.
-
-    Semantic types, codes, definitions and retired identifiers describe and find concepts; they are not part of it, so
-    that two spellings of one graph agree even where one of them says more about its concepts.
-    """
-    content: dict[str, Any] = {key: manifest[key] for key in _FINGERPRINTED_LISTS}
-    content["columns"] = {name: manifest["columns"][name] for name in _FINGERPRINTED_COLUMNS}
-    return _digest(content)
-
-
-def manifest_checksum(manifest: dict[str, Any]) -> str:
-    """Return the SHA-256 of a whole manifest, its own checksum aside; the digests of all columns are part of it."""
-    return _digest({key: value for key, value in manifest.items() if key != "checksum"})
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+            if length < 1 or size[name] != length or column[0] != 0 or column[-1] != last:
+                raise self._damaged(name)
+        equal = (
+            ("edges.targets", "edges.relations"),
+            ("edges.targets", "edges.sources"),
+            ("codes.sources", "codes.concepts"),
+            ("retired.cuis", "retired.concepts"),
+        )
+        for first, second in equal:
+            if size[first] != size[second]:
+                raise self._damaged(second)
+        if size["edges.targets"] % 2:
+            raise self._damaged("edges.targets")
+        code_sources = self._columns["codes.sources"]
+        if code_sources.size != len(self._codes) or (code_sources[-1:] >= len(self._code_sources)).any():
+            raise self._damaged("codes.sources")
 
 
 def _search(ordered: NDArray[Any], wanted: Sequence[bytes]) -> NDArray[np.int32]:
     width = ordered.dtype.itemsize
     keys = np.array([cui if len(cui) <= width else b"" for cui in wanted], ordered.dtype)
     return np.where(keys == b"", np.int32(-1), search(ordered, keys))
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    file = path / "manifest.json"
-    if not file.is_file():
-        raise InputError(f"{path}: holds no graph (no manifest.json); write one with bali-ds graph build")
-    if file.stat().st_size > _LARGEST_MANIFEST:
-        raise InputError(f"{file}: is too large for a manifest; build the graph again")
-    manifest = read_json(file)
-    if not isinstance(manifest, dict) or "format_version" not in manifest:
-        raise InputError(f"{file}: is no manifest of a graph; build the graph again")
-    if manifest["format_version"] != FORMAT_VERSION:
-        raise InputError(
-            f"{file}: has format version {manifest['format_version']}, this program reads {FORMAT_VERSION}; "
-            "build the graph again"
-        )
-    if manifest.get("checksum") != manifest_checksum(manifest):
-        raise InputError(f"{file}: does not match its checksum; build the graph again")
-    return manifest

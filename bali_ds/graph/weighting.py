@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bali_ds.errors import InputError
-from bali_ds.graph.sampling import Drawn, check_targets, nothing_drawn, read_drawn, rows_of
+from bali_ds.graph.sampling import Drawn, check_entries, nothing_drawn, read_drawn, rows_of
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.randomness import Keys, derive, permute, uniform
 
@@ -90,8 +90,8 @@ class WeightedSampler:
 
     def _entry_weights(self, concepts: NDArray[np.int64], entries: NDArray[np.int64]) -> NDArray[np.float64]:
         graph = self.graph
+        check_entries(graph, entries)
         neighbours = graph.edge_targets[entries]
-        check_targets(graph, neighbours)
         weights = self._weights[graph.edge_relations[entries]] * self._sources[graph.edge_sources[entries]]
         if self._kept.largest_degree is not None:
             degrees = graph.edge_offsets[neighbours + 1] - graph.edge_offsets[neighbours]

@@ -1,5 +1,7 @@
 """Stores from strangers: refused or right, whatever the bytes; nothing half-written when a disk is full."""
 
+import contextlib
+import json
 import os
 import resource
 import shutil
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from bali_ds.errors import InputError
+from bali_ds.graph.manifest import checksum
 from bali_ds.graph.neighbourhood import sample_neighbourhood
 from bali_ds.graph.show import describe_concept, readable
 from bali_ds.graph.statistics import graph_statistics
@@ -55,14 +58,14 @@ def use(graph: KnowledgeGraph) -> list:
     for concept in concepts.tolist():
         description = describe_concept(graph, graph.cui(concept))
         results.append((graph.preferred_name(concept), graph.name(concept), description, readable(description, 3)))
-    return [*results, graph_statistics(graph)["degree"]]
+    return results
 
 
 def test_mutated_stores_are_refused_or_right(small_graph, tmp_path):
     """A verified graph is refused or gives the very same answers; an unverified one never crashes or grows."""
     random = np.random.default_rng(int(os.environ.get("BALI_SEED", "11")))
     whole = {path.name: path.read_bytes() for path in small_graph.path.iterdir()}
-    expected = use(small_graph)
+    expected, statistics = use(small_graph), graph_statistics(small_graph)
     folder = tmp_path / "mutated"
     shutil.copytree(small_graph.path, folder)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -73,14 +76,13 @@ def test_mutated_stores_are_refused_or_right(small_graph, tmp_path):
         content = mutate(whole[name], random)
         (folder / name).write_bytes(content)
         try:
-            assert use(KnowledgeGraph.open(folder, verify=True)) == expected
-        except InputError as error:
+            verified = KnowledgeGraph.open(folder, verify=True)
+            assert use(verified) == expected
+            assert graph_statistics(verified) == statistics
+        except InputError:
             refused += 1
-            assert "\n" not in str(error)
-        try:
+        with contextlib.suppress(InputError):
             use(KnowledgeGraph.open(folder))
-        except InputError as error:
-            assert "\n" not in str(error)
         (folder / name).write_bytes(whole[name])
     assert refused > MUTATIONS / 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
@@ -88,10 +90,6 @@ def test_mutated_stores_are_refused_or_right(small_graph, tmp_path):
 
 def test_missing_columns_of_a_manifest_are_refused(small_graph):
     """A manifest with a valid checksum that leaves out or redefines what a graph needs."""
-    import json
-
-    from bali_ds.graph.store import manifest_checksum
-
     path = small_graph.path / "manifest.json"
     manifest = json.loads(path.read_text())
     changes = [
@@ -105,11 +103,10 @@ def test_missing_columns_of_a_manifest_are_refused(small_graph):
     ]  # fmt: skip
     for change in changes:
         content = {**manifest, **change}
-        content["checksum"] = manifest_checksum(content)
+        content["checksum"] = checksum(content)
         path.write_text(json.dumps(content))
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(InputError, match=r"\A[^\n]*build the graph again\Z"):
             use(KnowledgeGraph.open(small_graph.path))
-        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("limit", [0, 100, 400])
