@@ -3,10 +3,14 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bali_ds.cli.common import emit
 from bali_ds.cli.order import add_order
 from bali_ds.errors import InputError
+
+if TYPE_CHECKING:
+    from bali_ds.shards.part import Corpus
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -40,6 +44,14 @@ def _add_build(shards: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     build.add_argument(
         "--corpus", nargs="+", action="extend", required=True, metavar="FORMAT:PATH", help="input files, in order"
     )
+    build.add_argument(
+        "--text", nargs="+", action="extend", default=[], metavar="FORMAT:PATH",
+        help="files with the text of the --corpus files, one for each or one for all, joined by document id",
+    )  # fmt: skip
+    build.add_argument(
+        "--link", choices=("gold", "dictionary"), default="",
+        help="take the mentions of the files, or find names of the graph (default for files without mentions)",
+    )  # fmt: skip
     build.add_argument("--tokenizer", required=True, metavar="NAME", help="model directory or name on the Hub")
     build.add_argument("--out", type=Path, required=True, metavar="SHARDS")
     build.add_argument("--max-tokens", type=int, default=128, help="tokens of a passage, special ones included")
@@ -48,30 +60,55 @@ def _add_build(shards: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     build.add_argument("--shard-samples", type=int, default=4096, help="samples in a tar")
     build.add_argument("--validation", type=float, default=0.0, metavar="FRACTION", help="documents held out")
     build.add_argument("--keep-unlinked", action="store_true", help="keep passages without a linked mention")
-    build.add_argument("--json", action="store_true", help="print one JSON document")
+    build.add_argument("--concept-cap", type=int, default=0, metavar="N", help="passages wanted of each concept")
+    where = build.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=int, default=1, metavar="N", help="processes on this host")
+    where.add_argument("--mpi", action="store_true", help="ranks of the MPI job that this command was started in")
+    build.add_argument("--json", action="store_true", help="print the report as one JSON document")
     build.set_defaults(run=_build)
 
 
 def _build(options: argparse.Namespace) -> int:
     from bali_ds.shards.build import build_shards
     from bali_ds.shards.part import BuildSettings
+    from bali_ds.shards.pools import open_mpi_pool, open_pool
+    from bali_ds.shards.report import readable_report
 
-    names = BuildSettings.__dataclass_fields__
-    settings = BuildSettings(**{name: getattr(options, name) for name in names})
-    corpora = [_corpus(entry) for entry in options.corpus]
-    result = build_shards(corpora, options.graph, options.tokenizer, options.out, settings)
+    if options.workers < 1:
+        raise InputError(f"--workers {options.workers}: must be at least 1")
+    settings = BuildSettings(**{name: getattr(options, name) for name in BuildSettings.__dataclass_fields__})
+    with open_mpi_pool() if options.mpi else open_pool(options.workers) as pool:
+        if pool is None:
+            return 0
+        corpora = _corpora(options)
+        result = build_shards(corpora, options.graph, options.tokenizer, options.out, settings, pool)
     for failure in result.failures:
         print(f"bali-ds: set aside: {failure}", file=sys.stderr)
-    summary = {**result.index["counts"], "shards": len(result.index["shards"]), "failures": result.failures}
-    summary["fingerprint"] = result.index["fingerprint"]
-    emit(summary, options.json, lambda: _table(f"{options.out}: built", summary))
+    fingerprint = result.index["fingerprint"]
+    emit(
+        {**result.report, "fingerprint": fingerprint},
+        options.json,
+        lambda: f"{readable_report(result.report)}\n{options.out}: {len(result.index['shards'])} shards, {fingerprint}",
+    )
     return 1 if result.failures else 0
 
 
-def _corpus(entry: str) -> tuple[str, Path]:
+def _corpora(options: argparse.Namespace) -> "list[Corpus]":
+    from bali_ds.shards.part import Corpus
+
+    files = [_format_and_path(entry) for entry in options.corpus]
+    texts = [_format_and_path(entry) for entry in options.text]
+    if len(texts) not in (0, 1, len(files)):
+        raise InputError(f"--text: {len(texts)} files for {len(files)} of --corpus; give one for each, or one for all")
+    joined: list[tuple[str, Path] | None] = [*(texts * len(files) if len(texts) == 1 else texts)]
+    pairs = zip(files, joined or [None] * len(files), strict=True)
+    return [Corpus(name, path, options.link, text) for (name, path), text in pairs]
+
+
+def _format_and_path(entry: str) -> tuple[str, Path]:
     name, separator, path = entry.partition(":")
     if not separator or not path:
-        raise InputError(f"--corpus {entry}: is not FORMAT:PATH, for example pubtator:abstracts.txt.gz")
+        raise InputError(f"{entry}: is not FORMAT:PATH, for example pubtator:abstracts.txt.gz")
     return name, Path(path)
 
 

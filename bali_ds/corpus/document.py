@@ -30,18 +30,21 @@ class Document:
         id: for example a PMID.
         text: title, one space, abstract.
         mentions: in the order of the file.
+        withdrawn: the source takes the document of this id back; it has no text.
     """
 
     id: str
     text: str
     mentions: tuple[Mention, ...] = ()
+    withdrawn: bool = False
 
 
 @dataclass
 class ReadReport:
-    """What a reader saw and what it left out, by name; the first few oddities in words."""
+    """What was seen and what was left out, by name; linked mentions by type; the first few oddities in words."""
 
     counts: Counter[str] = field(default_factory=Counter)
+    types: Counter[str] = field(default_factory=Counter)
     remarks: list[str] = field(default_factory=list)
 
     def count(self, name: str, number: int = 1) -> None:
@@ -57,4 +60,5 @@ class ReadReport:
     def merge(self, other: "ReadReport") -> None:
         """Add the counts of another report and, while there is room, its remarks."""
         self.counts.update(other.counts)
+        self.types.update(other.types)
         self.remarks = (self.remarks + other.remarks)[:10]

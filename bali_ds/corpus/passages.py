@@ -85,7 +85,7 @@ def _mention_rows(
     """Return the token spans and concepts of the linked mentions that a passage can hold."""
     rows: set[tuple[int, int, int]] = set()
     for mention in document.mentions:
-        concepts = resolver.concepts(mention.ids)
+        concepts = resolver.concepts(mention)
         if not concepts:
             report.count("mentions_outside_graph", bool(mention.ids))
             continue
@@ -97,6 +97,7 @@ def _mention_rows(
             report.count("mentions_too_long")
         else:
             report.count("linked_mentions")
+            report.types[mention.type or "unknown"] += 1
             rows.update((first, last, concept) for concept in concepts)
     return np.array(sorted(rows), np.int64).reshape(-1, 3)
 

@@ -24,6 +24,9 @@ class _Record:
     abstract: str | None = None
     rows: list[tuple[int, list[str]]] = field(default_factory=list)
 
+    def numbered_rows(self, path: Path) -> Iterator[tuple[str, list[str]]]:
+        return ((f"{path}:{number}", fields) for number, fields in self.rows)
+
 
 def read_pubtator(path: Path, report: ReadReport) -> Iterator[Document]:
     """Yield the documents of a PubTator file, plain or gzip-compressed.
@@ -48,6 +51,20 @@ def read_pubtator(path: Path, report: ReadReport) -> Iterator[Document]:
     if own.counts["documents_without_text"] and not own.counts["documents"]:
         raise InputError(f"{path}: holds mentions but no text lines (id|t|...); give the text with --text FORMAT:PATH")
     check_share(path, own)
+
+
+def read_pubtator_rows(path: Path, report: ReadReport) -> Iterator[tuple[str, str, Mention]]:
+    """Yield (file and line, document id, mention) for every row of a PubTator file, text or none; relations counted.
+
+    Raises:
+        InputError: a line is neither text, mention, nor relation.
+    """
+    for record in _records(path):
+        for where, fields in record.numbered_rows(path):
+            if _is_relation(fields):
+                report.count("relations")
+            else:
+                yield where, record.id, _mention(fields, where)
 
 
 def _records(path: Path) -> Iterator[_Record]:
@@ -83,9 +100,8 @@ def _document(path: Path, record: _Record, report: ReadReport) -> Document:
     else:
         text = f"{text} {record.abstract}"
     mentions = []
-    for number, fields in record.rows:
-        where = f"{path}:{number}"
-        if not fields[1].lstrip("-").isdecimal():
+    for where, fields in record.numbered_rows(path):
+        if _is_relation(fields):
             report.count("relations")
             continue
         if fields[3] == _PLACEHOLDER and not record.abstract:
@@ -95,6 +111,10 @@ def _document(path: Path, record: _Record, report: ReadReport) -> Document:
         check_mention(text, mention, where, report)
         mentions.append(mention)
     return Document(record.id, text, tuple(mentions))
+
+
+def _is_relation(fields: list[str]) -> bool:
+    return not fields[1].lstrip("-").isdecimal()
 
 
 def _mention(fields: list[str], where: str) -> Mention:

@@ -1,74 +1,95 @@
 """From input files to a published shard set: parts, names, shards, index."""
 
+import fcntl
+import hashlib
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import Any
 
-from bali_ds.corpus.document import ReadReport
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.errors import InputError
-from bali_ds.files import published_directory, read_json, write_json
+from bali_ds.files import published_directory, sha256_file, write_json
 from bali_ds.graph.store import KnowledgeGraph
-from bali_ds.shards.assemble import plan_shards
+from bali_ds.shards.assemble import Assembly, ShardPlan, plan_shards
 from bali_ds.shards.layout import FORMAT_VERSION
 from bali_ds.shards.names import write_names
-from bali_ds.shards.part import BuildSettings, PartTask, make_part
+from bali_ds.shards.part import BuildSettings, Corpus, PartTask, make_part
+from bali_ds.shards.pools import Pool, open_pool
+from bali_ds.shards.progress import Progress
+from bali_ds.shards.report import build_report
+from bali_ds.shards.store import Shard
 from bali_ds.shards.writer import write_index, write_sample_table, write_shard
 
 
 @dataclass
 class BuildResult:
-    """What a build made, and the inputs that were set aside with the reason of each."""
+    """What a build made, its report, and the inputs that were set aside with the reason of each."""
 
     index: dict[str, Any]
+    report: dict[str, Any]
     failures: list[str] = field(default_factory=list)
 
 
 def build_shards(
-    corpora: Sequence[tuple[str, Path]], graph_path: Path, tokenizer_source: str, out: Path, settings: BuildSettings
+    corpora: Sequence[Corpus],
+    graph_path: Path,
+    tokenizer_source: str,
+    out: Path,
+    settings: BuildSettings,
+    pool: Pool | None = None,
 ) -> BuildResult:
-    """Build a shard set from input files; equal inputs and settings give equal bytes.
+    """Build a shard set from input files; equal inputs and settings give equal bytes, whatever the pool.
 
-    Parts made by an earlier run of the same command that was cut short are taken over.
+    The work lies in `.OUT.build` beside `out` until it is published. A build that was cut short at any point goes on
+    there when it is called again.
 
     Args:
-        corpora: format and path of each input file, in the order of the samples.
+        corpora: the input files, in the order of the samples.
         graph_path: the concept graph.
         tokenizer_source: a model directory, a tokenizer file or a name on the Hub.
         out: where the shard set is published.
         settings: what decides the samples.
+        pool: where the tasks run; in this process by default.
 
     Raises:
         InputError: no input could be read, or nothing in them is linked to the graph.
     """
-    graph = KnowledgeGraph.open(graph_path)
-    tokenizer = Tokenizer.load(tokenizer_source)
+    graph, tokenizer = KnowledgeGraph.open(graph_path), Tokenizer.load(tokenizer_source)
     _check(settings, corpora)
-    working = out.parent / f".{out.name}.build"
-    tasks = [PartTask(name, str(path), str(graph_path), tokenizer_source, settings) for name, path in corpora]
-    parts, failures = _make_parts(tasks, working, graph, tokenizer)
-    assembly = plan_shards(parts, settings)
-    if not assembly.shards:
-        shutil.rmtree(working)
-        raise InputError(
-            f"{corpora[0][1]}: none of {assembly.counts['mentions']} mentions is a concept of {graph_path}; "
-            "do the identifiers belong to the same vocabulary?"
-        )
-    description = describe(graph, tokenizer, settings)
-    with published_directory(out) as directory:
-        write_names(directory, graph, tokenizer, settings.max_name_tokens)
-        shards = [
-            write_shard(directory, plan.name, plan.split, description, plan.read(), len(plan.rows))
-            for plan in assembly.shards
+    with _working_directory(out) as working, open_pool(1) as own:
+        run = pool or own
+        tasks = [
+            PartTask(corpus, graph_path.resolve(), tokenizer_source, working / "dictionary", settings)
+            for corpus in corpora
         ]
+        made, failures = _make_parts(run, tasks, working, graph, tokenizer)
+        parts = [part for _, part in made]
+        assembly = plan_shards(parts, settings)
+        if not assembly.shards:
+            shutil.rmtree(working)
+            raise InputError(
+                f"{corpora[0].path}: none of {assembly.counts['mentions']} mentions is a concept of {graph_path}; "
+                "do the identifiers belong to the same vocabulary?"
+            )
+        description = describe(graph, tokenizer, settings)
+        directory = working / f"set-{_digest(parts, settings)}"
+        directory.mkdir(exist_ok=True)
+        shards = _write_shards(run, directory, assembly, description)
+        if not (directory / "names.offsets.npy").is_file():
+            write_names(directory, graph, tokenizer, settings.max_name_tokens)
+        report = build_report(made, assembly, graph, failures)
+        write_json(directory / "report.json", report)
         write_sample_table(directory, description, [plan.rows for plan in assembly.shards])
-        write_json(directory / "report.json", _report(parts, assembly.counts, failures))
         index = write_index(directory, description, shards, assembly.counts)
-    if not failures:
-        shutil.rmtree(working)
-    return BuildResult(index, failures)
+        _publish(directory, out)
+        if not failures:
+            shutil.rmtree(working)
+    return BuildResult(index, report, failures)
 
 
 def describe(graph: KnowledgeGraph, tokenizer: Tokenizer, settings: BuildSettings) -> dict[str, Any]:
@@ -89,7 +110,7 @@ def describe(graph: KnowledgeGraph, tokenizer: Tokenizer, settings: BuildSetting
     }
 
 
-def _check(settings: BuildSettings, corpora: Sequence[tuple[str, Path]]) -> None:
+def _check(settings: BuildSettings, corpora: Sequence[Corpus]) -> None:
     if settings.max_tokens < 8:
         raise InputError(f"--max-tokens {settings.max_tokens}: too few for a sentence; use at least 8")
     if settings.max_tokens > 65_536 or settings.stored_fan_out > 65_536:
@@ -98,32 +119,86 @@ def _check(settings: BuildSettings, corpora: Sequence[tuple[str, Path]]) -> None
         raise InputError("--stored-fan-out, --max-name-tokens and --shard-samples: must be at least 1")
     if not 0 <= settings.validation < 1:
         raise InputError(f"--validation {settings.validation}: is a share of the documents, from 0 to below 1")
-    for _, path in corpora:
-        if not path.is_file():
-            raise InputError(f"{path}: is no file; --corpus takes FORMAT:PATH")
+    if settings.concept_cap < 0:
+        raise InputError(f"--concept-cap {settings.concept_cap}: is a number of passages; 0 keeps all")
+    for corpus in corpora:
+        for path in (corpus.path, *([corpus.text[1]] if corpus.text else [])):
+            if not path.is_file():
+                raise InputError(f"{path}: is no file; --corpus and --text take FORMAT:PATH")
+
+
+@contextmanager
+def _working_directory(out: Path) -> Iterator[Path]:
+    """Yield the directory of unfinished work beside `out`, held by this process alone."""
+    working = out.resolve().parent / f".{out.name}.build"
+    try:
+        (working / "parts").mkdir(parents=True, exist_ok=True)
+        lock = os.open(working / "lock", os.O_CREAT | os.O_RDWR)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for stale in working.parent.glob(f".{escape(out.name)}.????????"):  # a run was killed while it published
+            shutil.rmtree(stale, ignore_errors=True)
+        yield working
+    except BlockingIOError as error:
+        raise InputError(f"{out}: another build of it is running; wait for it, or name another --out") from error
+    finally:
+        os.close(lock)
 
 
 def _make_parts(
-    tasks: Sequence[PartTask], working: Path, graph: KnowledgeGraph, tokenizer: Tokenizer
-) -> tuple[list[Path], list[str]]:
-    parts, failures = [], []
-    for task in tasks:
-        target = working / "parts" / task.key(graph.fingerprint, tokenizer.fingerprint)
-        try:
-            if not target.is_dir():
-                make_part(task, target)
-            parts.append(target)
-        except InputError as error:
-            failures.append(str(error))
+    run: Pool, tasks: Sequence[PartTask], working: Path, graph: KnowledgeGraph, tokenizer: Tokenizer
+) -> tuple[list[tuple[Corpus, Path]], list[str]]:
+    """Make the parts that are not there yet; return those that could be made, and why the others could not."""
+    targets = [working / "parts" / task.key(graph.fingerprint, tokenizer.fingerprint) for task in tasks]
+    progress = Progress([task.corpus.path.stat().st_size for task in tasks])
+    failures: dict[int, str] = {}
+    for number, failure in run(_attempt, list(zip(tasks, targets, strict=True))):
+        if failure:
+            failures[number] = failure
+        progress.done(number, targets[number])
+    progress.close()
+    pairs = zip(tasks, targets, strict=True)
+    parts = [(task.corpus, target) for number, (task, target) in enumerate(pairs) if number not in failures]
     if not parts:
-        shutil.rmtree(working, ignore_errors=True)
+        shutil.rmtree(working)
         raise InputError(failures[0])
-    return parts, failures
+    return parts, [failures[number] for number in sorted(failures)]
 
 
-def _report(parts: Sequence[Path], counts: dict[str, int], failures: Sequence[str]) -> dict[str, Any]:
-    read = ReadReport()
-    for part in parts:
-        own = read_json(part / "report.json")
-        read.merge(ReadReport(read.counts.__class__(own["counts"]), own["remarks"]))
-    return {"counts": counts, "read": dict(read.counts), "remarks": read.remarks, "failures": list(failures)}
+def _attempt(task: PartTask, target: Path) -> str | None:
+    """Make a part where there is none; return why it cannot be made."""
+    try:
+        if not target.is_dir():
+            make_part(task, target)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _digest(parts: Sequence[Path], settings: BuildSettings) -> str:
+    return hashlib.sha256(repr(([part.name for part in parts], settings)).encode()).hexdigest()[:24]
+
+
+def _write_shards(run: Pool, directory: Path, assembly: Assembly, description: dict[str, Any]) -> list[Shard]:
+    written: dict[int, Shard] = {}
+    arguments = [(directory, plan, description) for plan in assembly.shards]
+    for number, shard in run(_write_planned, arguments):
+        written[number] = shard
+    return [written[number] for number in range(len(arguments))]
+
+
+def _write_planned(directory: Path, plan: ShardPlan, description: dict[str, Any]) -> Shard:
+    """Write a shard, or take over the one that an earlier run has published."""
+    tar = directory / plan.name
+    if tar.is_file():
+        return Shard(plan.name, plan.split, len(plan.rows), tar.stat().st_size, sha256_file(tar))
+    return write_shard(directory, plan.name, plan.split, description, plan.read(), len(plan.rows))
+
+
+def _publish(directory: Path, out: Path) -> None:
+    with published_directory(out) as target:
+        for file in directory.iterdir():
+            if not file.name.startswith("."):  # left there by a run that was killed
+                os.rename(file, target / file.name)

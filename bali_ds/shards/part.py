@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from itertools import islice, pairwise
 from pathlib import Path
@@ -12,11 +12,14 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bali_ds.corpus.dictionary import open_dictionary
 from bali_ds.corpus.document import Document, ReadReport
+from bali_ds.corpus.linker import DictionaryLinker
 from bali_ds.corpus.links import ConceptResolver
 from bali_ds.corpus.passages import Passage, cut_passages
-from bali_ds.corpus.readers import read_documents
+from bali_ds.corpus.readers import join_links, read_documents
 from bali_ds.corpus.tokenizer import Tokenizer
+from bali_ds.errors import InputError
 from bali_ds.files import published_directory, write_json
 from bali_ds.graph.sampling import sample_neighbours
 from bali_ds.graph.store import KnowledgeGraph
@@ -27,13 +30,28 @@ from bali_ds.shards.writer import ROW_DTYPE, sample_row
 
 _BATCH = 64
 DOCUMENT_DTYPE = np.dtype(
-    [("id", "<u8"), ("text", "<u8"), ("samples", "<i4"), ("mentions", "<i4"), ("linked_mentions", "<i4")]
-)
+    [
+        ("id", "<u8"), ("text", "<u8"), ("samples", "<i4"), ("mentions", "<i4"), ("linked_mentions", "<i4"),
+        ("withdrawn", "?"),
+    ]
+)  # fmt: skip
+LINKS = ("gold", "dictionary")
+_WITHOUT_LINKS = ("medline", "jats")
 
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """What decides the bytes of a shard set, beside its inputs."""
+    """What decides the bytes of a shard set, beside its inputs.
+
+    Attributes:
+        max_tokens: tokens of a passage, special ones included.
+        max_name_tokens: tokens of a concept's name.
+        stored_fan_out: neighbours stored with each concept.
+        shard_samples: samples in a tar.
+        validation: share of the documents held out, chosen by their ids.
+        keep_unlinked: keep passages without a linked mention.
+        concept_cap: keep a passage only while one of its concepts is in fewer passages than this; 0 keeps all.
+    """
 
     max_tokens: int = 128
     max_name_tokens: int = 32
@@ -41,31 +59,74 @@ class BuildSettings:
     shard_samples: int = 4096
     validation: float = 0.0
     keep_unlinked: bool = False
+    concept_cap: int = 0
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """An input file: its format, its path, where its mentions come from, and where its text does.
+
+    Attributes:
+        link: "gold" for the mentions of the file, "dictionary" to find them; "" for what the format calls for.
+        text: format and path of the file that has the text, where this file has links alone.
+    """
+
+    format: str
+    path: Path
+    link: str = ""
+    text: tuple[str, Path] | None = None
+
+    @property
+    def uses_dictionary(self) -> bool:
+        """Are the mentions found by the dictionary linker?"""
+        return self.link == "dictionary" or (not self.link and not self.text and self.format in _WITHOUT_LINKS)
+
+    def documents(self, report: ReadReport) -> Iterator[Document]:
+        """Yield the documents with the mentions that the files give."""
+        if self.text is None:
+            return read_documents(self.format, self.path, report)
+        if self.format != "pubtator":
+            raise InputError(f"{self.path}: --text joins PubTator rows alone; its format is {self.format}")
+        return join_links(read_documents(self.text[0], self.text[1], report), self.path, report)
 
 
 @dataclass(frozen=True)
 class PartTask:
     """An input file and everything needed to make its part."""
 
-    format: str
-    path: str
-    graph: str
+    corpus: Corpus
+    graph: Path
     tokenizer: str
+    dictionary: Path
     settings: BuildSettings
 
     def key(self, graph_fingerprint: str, tokenizer_fingerprint: str) -> str:
         """Return a name for the part that changes whenever its bytes might."""
-        file = Path(self.path).stat()
-        matter = [self.format, self.path, file.st_size, file.st_mtime_ns, asdict(self.settings)]
-        text = json.dumps([*matter, graph_fingerprint, tokenizer_fingerprint], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:24]
+        corpus, settings = self.corpus, self.settings
+        files = [corpus.path, *([corpus.text[1]] if corpus.text else [])]
+        states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        matter = [
+            corpus.format, corpus.text[0] if corpus.text else "", corpus.uses_dictionary, states,
+            settings.max_tokens, settings.stored_fan_out, settings.keep_unlinked,
+            graph_fingerprint, tokenizer_fingerprint,
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(matter).encode()).hexdigest()[:24]
 
 
-@cache
-def _tools(graph: str, tokenizer: str) -> tuple[KnowledgeGraph, Tokenizer, ConceptResolver]:
-    """Open graph and tokenizer once in each process."""
-    opened = KnowledgeGraph.open(graph)
-    return opened, Tokenizer.load(tokenizer), ConceptResolver(opened)
+class _Tools:
+    """Graph, tokenizer and linker, opened once in each process."""
+
+    def __init__(self, graph: Path, tokenizer: str) -> None:
+        self.graph = KnowledgeGraph.open(graph)
+        self.tokenizer = Tokenizer.load(tokenizer)
+        self.resolver = ConceptResolver(self.graph)
+
+    @cache  # noqa: B019  (one object a process)
+    def linker(self, dictionary: Path) -> DictionaryLinker:
+        return DictionaryLinker(open_dictionary(dictionary, self.graph), self.graph)
+
+
+_tools = cache(_Tools)
 
 
 def make_part(task: PartTask, target: Path) -> None:
@@ -78,21 +139,25 @@ def make_part(task: PartTask, target: Path) -> None:
     Raises:
         InputError: the input is not what its format says.
     """
-    graph, tokenizer, resolver = _tools(task.graph, task.tokenizer)
+    tools = _tools(task.graph, task.tokenizer)
     report = ReadReport()
     rows: list[tuple[int, ...]] = []
     documents: list[tuple[int, ...]] = []
     concepts: list[NDArray[np.int32]] = []
     with published_directory(target) as directory, open(directory / "samples.bin", "wb") as stream:
-        reading = read_documents(task.format, Path(task.path), report)
+        reading = task.corpus.documents(report)
         while batch := list(islice(reading, _BATCH)):
-            cut = cut_passages(batch, tokenizer, resolver, task.settings.max_tokens, report)
-            for sample in _samples(batch, cut, graph, tokenizer, task.settings):
+            if task.corpus.uses_dictionary:
+                batch = tools.linker(task.dictionary).link(batch)
+            cut = cut_passages(batch, tools.tokenizer, tools.resolver, task.settings.max_tokens, report)
+            for sample in _samples(batch, cut, tools, task.settings):
                 rows.append(_write_sample(stream, sample))
                 concepts.append(_distinct(sample.mentions))
             documents += [_document_row(*pair, task.settings) for pair in zip(batch, cut, strict=True)]
         _write_tables(directory, rows, documents, concepts)
-        write_json(directory / "report.json", {"counts": report.counts, "remarks": report.remarks})
+        write_json(
+            directory / "report.json", {"counts": report.counts, "types": report.types, "remarks": report.remarks}
+        )
 
 
 def _write_sample(stream: IO[bytes], sample: Sample) -> tuple[int, ...]:
@@ -113,7 +178,8 @@ def _write_tables(
 def _document_row(document: Document, passages: Sequence[Passage], settings: BuildSettings) -> tuple[int, ...]:
     stored = [passage for passage in passages if len(passage.mentions) or settings.keep_unlinked]
     spans = sum(len(np.unique(passage.mentions[:, :2], axis=0)) for passage in stored)
-    return stable_hash(document.id), stable_hash(document.text), len(stored), len(document.mentions), spans
+    hashes = stable_hash(document.id), stable_hash(document.text)
+    return *hashes, len(stored), len(document.mentions), spans, document.withdrawn
 
 
 def stable_hash(text: str) -> int:
@@ -124,8 +190,7 @@ def stable_hash(text: str) -> int:
 def _samples(
     documents: Sequence[Document],
     cut: Sequence[Sequence[Passage]],
-    graph: KnowledgeGraph,
-    tokenizer: Tokenizer,
+    tools: _Tools,
     settings: BuildSettings,
 ) -> Iterator[Sample]:
     """Yield the samples of a batch of documents, the neighbourhoods of all its concepts drawn at once."""
@@ -136,8 +201,8 @@ def _samples(
         if len(passage.mentions) or settings.keep_unlinked
     ]
     keys = [sample_key(document.id, passage.number) for document, passage in stored]
-    edges = _neighbourhoods(graph, keys, [_distinct(passage.mentions) for _, passage in stored], settings)
-    dtype = token_dtype(tokenizer.vocab_size)
+    edges = _neighbourhoods(tools.graph, keys, [_distinct(passage.mentions) for _, passage in stored], settings)
+    dtype = token_dtype(tools.tokenizer.vocab_size)
     for (document, passage), key, rows in zip(stored, keys, edges, strict=True):
         meta = {"document": document.id, "passage": passage.number, "start": passage.start, "end": passage.end}
         yield Sample(key, passage.tokens.astype(dtype), passage.mentions, rows, meta)

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from bali_ds.shards.build import build_shards
-from bali_ds.shards.part import BuildSettings
+from bali_ds.shards.part import BuildSettings, Corpus
 
 
 def write_corpus(path, names, *, documents, seed, first=0):
@@ -35,7 +35,7 @@ def corpora(tmp_path_factory, concept_names):
     for number, documents in enumerate((60, 5, 40)):
         path = folder / f"part{number}.txt"
         write_corpus(path, concept_names, documents=documents, seed=number, first=1000 * number)
-        entries.append(("pubtator", path))
+        entries.append(Corpus("pubtator", path))
     return entries
 
 

@@ -8,13 +8,12 @@ import pytest
 import webdataset
 
 from bali_ds.corpus.document import ReadReport
-from bali_ds.corpus.readers import read_documents
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.errors import InputError
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.shards.build import build_shards
 from bali_ds.shards.lint import lint
-from bali_ds.shards.part import BuildSettings
+from bali_ds.shards.part import BuildSettings, Corpus
 from bali_ds.shards.reindex import reindex
 from bali_ds.shards.statistics import statistics
 from bali_ds.shards.store import ShardSet
@@ -34,7 +33,7 @@ def test_equal_input_gives_equal_bytes_in_another_process_and_place(
     built, tmp_path, corpora, graph_directory, tokenizer_directory
 ):
     out = tmp_path / "deeper" / "again"
-    arguments = [f"pubtator:{path}" for _, path in corpora]
+    arguments = [f"pubtator:{corpus.path}" for corpus in corpora]
     values = {"max-tokens": 48, "stored-fan-out": 8, "shard-samples": 32, "validation": 0.2, "max-name-tokens": 6}
     options = [f"--{name}={value}" for name, value in values.items()]
     command = [sys.executable, "-m", "bali_ds", "shards", "build", "--graph", graph_directory, "--corpus", *arguments]
@@ -74,8 +73,8 @@ def test_samples_are_what_a_slow_reading_of_the_corpus_says(built, corpora, grap
         ShardSet.open(built),
     )
     expected = {}
-    for name, path in corpora:
-        for document in read_documents(name, path, ReadReport()):
+    for corpus in corpora:
+        for document in corpus.documents(ReadReport()):
             for mention in document.mentions:
                 for cui in mention.ids:
                     concept = int(graph.lookup([cui.removeprefix("UMLS:")])[0])
@@ -123,7 +122,7 @@ def test_names_are_all_names_of_the_graph_cut(built, graph_directory, tokenizer_
 
 
 def test_counts(built, corpora):
-    documents = [d for name, path in corpora for d in read_documents(name, path, ReadReport())]
+    documents = [d for corpus in corpora for d in corpus.documents(ReadReport())]
     values = statistics(built)
     assert values["documents"] == len(documents) == 105
     assert values["mentions"] == sum(len(d.mentions) for d in documents)
@@ -153,7 +152,7 @@ def test_a_broken_input_among_others_is_set_aside_and_named(tmp_path, corpora, g
     broken = tmp_path / "broken.txt"
     broken.write_text("1|t|Short\n1\t3\t99\tx\ty\tC0000001\n")
     result = build_shards(
-        [corpora[0], ("pubtator", broken), corpora[2]],
+        [corpora[0], Corpus("pubtator", broken), corpora[2]],
         graph_directory,
         str(tokenizer_directory),
         tmp_path / "s",
@@ -176,5 +175,5 @@ def test_nothing_is_written_when_nothing_can_be(tmp_path, graph_directory, token
     path = tmp_path / "broken.txt"
     path.write_text(text)
     with pytest.raises(InputError, match=message):
-        build_shards([("pubtator", path)], graph_directory, str(tokenizer_directory), tmp_path / "s", SETTINGS)
+        build_shards([Corpus("pubtator", path)], graph_directory, str(tokenizer_directory), tmp_path / "s", SETTINGS)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["broken.txt"]

@@ -1,0 +1,133 @@
+"""BioC: XML as PubTator Central gives it and JSON as PubTator 3 gives it."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lxml import etree
+from pydantic import BaseModel
+
+from bali_ds.corpus.document import Document, Mention, ReadReport
+from bali_ds.corpus.jsonvalues import checked, json_values
+from bali_ds.corpus.markup import elements
+from bali_ds.corpus.pubtator import split_ids
+from bali_ds.corpus.surfaces import check_mention, check_share
+from bali_ds.errors import InputError
+
+
+class _Location(BaseModel):
+    offset: int
+    length: int
+
+
+class _Annotation(BaseModel):
+    infons: dict[str, Any] = {}
+    text: str | None = None
+    locations: list[_Location] = []
+
+
+class _Passage(BaseModel):
+    offset: int = 0
+    text: str | None = None
+    annotations: list[_Annotation] = []
+
+
+class _Document(BaseModel):
+    id: str | int
+    passages: list[_Passage]
+
+
+def read_bioc_json(path: Path, report: ReadReport) -> Iterator[Document]:
+    """Yield the documents of BioC JSON: a document, a collection, PubTator 3's `{"PubTator3": [...]}`, or one a line.
+
+    Raises:
+        InputError: the file is no such JSON, an offset is outside its passage's text, or most mentions do not fit.
+    """
+    own = ReadReport()
+    for where, value in json_values(path):
+        for number, item in enumerate(_documents(value)):
+            here = f"{where}: document {number + 1}"
+            yield _document(checked(_Document, item, here), here, own)
+    report.merge(own)
+    check_share(path, own)
+
+
+def read_bioc_xml(path: Path, report: ReadReport) -> Iterator[Document]:
+    """Yield the documents of BioC XML, whose offsets count through the document.
+
+    Raises:
+        InputError: the file is no such XML, an offset is outside its passage's text, or most mentions do not fit.
+    """
+    own = ReadReport()
+    for element in elements(path, "document"):
+        where = f"{path}:{element.sourceline}"
+        yield _document(checked(_Document, _as_json(element, where), where), where, own)
+    report.merge(own)
+    check_share(path, own)
+
+
+def _documents(value: Any) -> Sequence[Any]:
+    if isinstance(value, dict):
+        for key in ("PubTator3", "documents"):
+            if isinstance(value.get(key), list):
+                return value[key]
+        return [value]
+    return value if isinstance(value, list) else [value]
+
+
+def _document(source: _Document, where: str, report: ReadReport) -> Document:
+    """Put the passages one after the other, a space between them, and move the mentions along with them."""
+    text = ""
+    mentions = []
+    for passage in source.passages:
+        if not passage.text:
+            if passage.annotations:
+                raise InputError(f"{where}: annotations of a passage without text; export the file with its text")
+            continue
+        start = len(text) + 1 if text else 0
+        text = f"{text} {passage.text}" if text else passage.text
+        for annotation in passage.annotations:
+            for mention in _mentions(annotation, start - passage.offset, text):
+                check_mention(text, mention, where, report)
+                mentions.append(mention)
+    report.count("documents")
+    return Document(str(source.id), text, tuple(mentions))
+
+
+def _mentions(annotation: _Annotation, shift: int, text: str) -> Iterator[Mention]:
+    """Yield a mention for each location; the string is compared only where there is one location."""
+    ids = split_ids(_identifier(annotation.infons))
+    kind = str(annotation.infons.get("type") or "")
+    for location in annotation.locations:
+        start = location.offset + shift
+        end = start + location.length
+        single = annotation.text is not None and len(annotation.locations) == 1
+        surface = str(annotation.text) if single else text[max(start, 0) : max(end, 0)]
+        yield Mention(start, end, surface, kind, ids)
+
+
+def _identifier(infons: dict[str, Any]) -> str:
+    if infons.get("identifier") not in (None, ""):
+        return str(infons["identifier"])
+    if infons.get("MESH"):
+        return f"MESH:{infons['MESH']}"
+    return ""
+
+
+def _as_json(element: etree._Element, where: str) -> dict[str, Any]:
+    def infons(parent: etree._Element) -> dict[str, str]:
+        return {infon.get("key", ""): infon.text or "" for infon in parent.iterfind("infon")}
+
+    def annotation(parent: etree._Element) -> dict[str, Any]:
+        locations = [dict(location.attrib) for location in parent.iterfind("location")]
+        return {"infons": infons(parent), "text": parent.findtext("text"), "locations": locations}
+
+    def passage(parent: etree._Element) -> dict[str, Any]:
+        found = [annotation(child) for child in parent.iterfind("annotation")]
+        offset = parent.findtext("offset")
+        return {"offset": offset if offset is not None else 0, "text": parent.findtext("text"), "annotations": found}
+
+    name = element.findtext("id")
+    if name is None:
+        raise InputError(f"{where}: a document without id; is this BioC XML?")
+    return {"id": name, "passages": [passage(child) for child in element.iterfind("passage")]}
