@@ -20,7 +20,7 @@ from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.graph.weighting import EdgeFilter
 from bali_ds.randomness import derive
 
-MUTATIONS = int(os.environ.get("BALI_MUTATIONS", "400"))
+MUTATIONS = int(os.environ.get("BALI_MUTATIONS", "150"))
 
 
 def mutate(content: bytes, random) -> bytes:

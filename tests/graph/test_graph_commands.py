@@ -1,0 +1,111 @@
+import json
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+
+from bali_ds.cli import main
+
+PUBTATOR = """1|t|fever in influenza
+1|a|aspirin helps
+1\t0\t5\tfever\tDisease\tMESH:D005334
+1\t19\t26\taspirin\tChemical\tC4
+
+"""
+
+
+@pytest.fixture
+def graph(small_tables, tmp_path, capsys):
+    assert main(["graph", "build", "--tsv", *map(str, small_tables), "--out", str(tmp_path / "graph")]) == 0
+    out = capsys.readouterr().out
+    assert "5 concepts, 9 names, 5 edges, 3 relations" in out
+    assert "1 dropped: self-relation" in out
+    return str(tmp_path / "graph")
+
+
+def printed(capsys, *arguments):
+    assert main(["graph", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_stats_as_json_and_as_text(graph, capsys):
+    report = json.loads(printed(capsys, "stats", graph, "--json"))
+    assert (report["concepts"], report["names"], report["edges"], report["relations"]) == (5, 9, 5, 3)
+    text = printed(capsys, "stats", graph)
+    assert report["fingerprint"] in text
+    assert "has_phenotype  1" in text
+
+
+def test_stats_of_a_corpus(graph, tmp_path, capsys):
+    (tmp_path / "corpus.txt").write_text(PUBTATOR)
+    report = json.loads(printed(capsys, "stats", graph, "--json", "--corpus", f"pubtator:{tmp_path / 'corpus.txt'}"))
+    assert report["corpus"]["documents_with_a_concept"] == 1
+    assert report["corpus"]["known_mentions"] == report["corpus"]["mentions"] == 2
+
+
+def test_show_by_identifier_and_by_code(graph, capsys):
+    text = printed(capsys, "show", graph, "C1")
+    assert text.startswith("C1  fever [T184]\n  also pyrexia\n")
+    assert "  phenotype_of (1)\n    C2  influenza  (HPOA)\n" in text
+    assert printed(capsys, "show", graph, "MESH:D005334") == text
+    facts = json.loads(printed(capsys, "show", graph, "C1", "--json"))["facts"]
+    assert {fact["cui"] for fact in facts} == {"C2", "C3", "C4"}
+
+
+@pytest.mark.parametrize("cui", ["C1", "C5"])
+def test_show_draws(graph, tmp_path, capsys, cui):
+    printed(capsys, "show", graph, cui, "--png", str(tmp_path / "one.png"))
+    printed(capsys, "show", graph, cui, "--png", str(tmp_path / "two.png"))
+    content = (tmp_path / "one.png").read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    assert content == (tmp_path / "two.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "GRAPH", "C99"], "C99: is no concept"),
+        (["show", "GRAPH", "C1", "--png", "/proc/x.png"], "cannot be written"),
+        (["stats", "nowhere"], "nowhere: holds no graph"),
+        (["build", "--out", "x"], "no source"),
+        (["build", "--rrf", "nowhere", "--out", "x"], "holds no MRCONSO"),
+        (["build", "--obo", "nowhere.obo", "--out", "x"], "nowhere.obo: cannot be read"),
+        (["build", "--mesh", "nowhere.xml", "--out", "x"], "nowhere.xml: cannot be read"),
+        (["build", "--edges", "nowhere.csv", "--out", "x"], "nowhere.csv: cannot be read"),
+        (["build", "--edges", "nowhere.csv", "--column", "cui", "--out", "x"], "write NAME=COLUMN"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_two(graph, capsys, arguments, message):
+    assert main(["graph", *(graph if argument == "GRAPH" else argument for argument in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_bytes_do_not_depend_on_hash_seed_threads_or_order(small_tables, tmp_path):
+    nodes, edges = small_tables
+    written = []
+    for number in range(3):
+        for table in (nodes, edges):
+            header, *rows = table.read_text().splitlines(keepends=True)
+            random.Random(number).shuffle(rows)
+            table.write_text("".join([header, *rows]))
+        out = tmp_path / f"graph {number}"
+        command = [
+            sys.executable,
+            "-m",
+            "bali_ds",
+            "graph",
+            "build",
+            "--tsv",
+            str(nodes),
+            str(edges),
+            "--out",
+            str(out),
+        ]
+        environment = {**os.environ, "PYTHONHASHSEED": str(number), "POLARS_MAX_THREADS": str(number + 1)}
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+        written.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert written[0] == written[1] == written[2]
