@@ -5,7 +5,7 @@ from html import escape
 from math import floor, log10
 
 WIDTH, HEIGHT = 640, 260
-LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 30
+LEFT, RIGHT, TOP, BOTTOM = 68, 28, 12, 32
 
 Points = Sequence[tuple[float, float]]
 
@@ -15,7 +15,7 @@ def line_chart(series: dict[str, Points], *, x_label: str, y_label: str, from_ze
 
     Args:
         series: (x, y) by name; points that are no finite numbers break nothing, they are left out.
-        x_label: under the axis.
+        x_label: beside the axis.
         y_label: for readers of the text alternative.
         from_zero: whether the y axis starts at 0.
     """
@@ -46,6 +46,7 @@ def line_chart(series: dict[str, Points], *, x_label: str, y_label: str, from_ze
         if x_low <= tick <= x_high:
             x, _ = place(tick, y_low)
             parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 10}" text-anchor="middle">{number(tick)}</text>')
+    parts.append(f'<text class="tick" x="{LEFT - 8}" y="{HEIGHT - 10}" text-anchor="end">{escape(x_label)}</text>')
     for colour, points in enumerate(drawn.values()):
         parts.append(_line([place(x, y) for x, y in thinned(points)], colour))
     parts.append("</svg>")
@@ -110,7 +111,7 @@ def forest_chart(rows: dict[str, dict[str, dict[str, float]]], *, label: str) ->
     def across(percent: float) -> float:
         return 20 + (percent - marks[0]) / (marks[-1] - marks[0]) * (WIDTH - 40)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}" class="forest">']
+    parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">']
     for mark in marks:
         x = across(mark)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{height - BOTTOM}"/>')

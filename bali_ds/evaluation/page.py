@@ -23,8 +23,9 @@ h2 { font-size: 1.05rem; margin: 0 0 12px; }
 section { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 18px; min-width: 0; }
 section.full { grid-column: 1 / -1; }
 svg { display: block; width: 100%; height: auto; }
+.full svg { max-width: 760px; }
 .grid { stroke: var(--rule); stroke-width: 1; }
-.tick { fill: var(--quiet); font-size: 12px; font-variant-numeric: tabular-nums; }
+.tick { fill: var(--quiet); font-size: 13px; font-variant-numeric: tabular-nums; }
 .name { fill: var(--ink); font-size: 13px; }
 .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .whisker { stroke-width: 2; }
@@ -57,7 +58,8 @@ pre { margin: 0; overflow-x: auto; }
   .sections { grid-template-columns: minmax(0, 1fr); }
   section { padding: 14px; }
   .cards { grid-template-columns: repeat(2, 1fr); }
-  .tick, .name { font-size: 18px; }
+  .tick { font-size: 17px; }
+  .name { font-size: 18px; }
   .interval { display: block; margin-left: 0; }
   .facts th, .facts td { display: block; padding-right: 0; }
   .facts td { padding-top: 0; }
@@ -75,8 +77,10 @@ def page(name: str, summary: list[tuple[str, str]], sections: list[tuple[str, st
         sections: (title, HTML), in order.
     """
     cards = "".join(f"<div><dt>{escape(what)}</dt><dd>{escape(value)}</dd></div>" for what, value in summary)
+    halves = [title for title, _ in sections if title not in FULL_WIDTH]
+    full = [*FULL_WIDTH, *halves[: len(halves) % 2]]
     body = "".join(
-        f"<section{' class=full' if title in FULL_WIDTH else ''}><h2>{escape(title)}</h2>{content}</section>"
+        f"<section{' class=full' if title in full else ''}><h2>{escape(title)}</h2>{content}</section>"
         for title, content in sections
     )
     return (

@@ -5,8 +5,6 @@ from typing import Any
 
 import yaml
 
-from bali_ds.config import Recipe
-
 FRONT = """\
 ---
 library_name: transformers
@@ -39,24 +37,24 @@ Metathesaurus itself must not be passed on. Check them before you share this mod
 """
 
 
-def model_card(recipe: Recipe, description: dict[str, Any], figures: dict[str, Any]) -> str:
+def model_card(description: dict[str, Any], figures: dict[str, Any]) -> str:
     """Return the text of README.md.
 
     Args:
-        recipe: the run's.
         description: what `bali_ds.json` holds.
         figures: what `evaluation.json` holds; may be empty.
     """
+    recipe = description["recipe"]
     fingerprints = description["fingerprints"].items()
     facts = [
-        f"- trained from: `{recipe.text_encoder.path}`",
-        f"- trained for: {description['step']:,} steps of {recipe.batch.passages} passages",
+        f"- trained from: `{recipe['text_encoder']['path']}`",
+        f"- trained for: {description['step']:,} steps of {recipe['batch']['passages']} passages",
         f"- stored as: {description['dtype']}",
         *(f"- fingerprint of the {name}: `{value}`" for name, value in fingerprints if value),
     ]
     parts = [
         FRONT,
-        f"# {recipe.name}\n",
+        f"# {recipe['name']}\n",
         "A biomedical language model aligned with a knowledge graph by bali-ds: joint masked language modelling and\n"
         "contrastive alignment of mentions in text with the neighbourhoods of their concepts, after BALI\n"
         "(Sakhovskiy and Tutubalina, SIGIR 2025, doi 10.1145/3726302.3729901).\n",
@@ -65,7 +63,7 @@ def model_card(recipe: Recipe, description: dict[str, Any], figures: dict[str, A
     ]
     if linking := figures.get("linking"):
         parts.append("## Zero-shot linking\n\n" + "\n".join(_linking_rows(linking)) + "\n")
-    recipe_text = yaml.safe_dump(description["recipe"], sort_keys=False, allow_unicode=True)
+    recipe_text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
     parts += [f"## Recipe\n\n```yaml\n{recipe_text}```\n", LICENCE]
     return "\n".join(parts)
 

@@ -10,7 +10,7 @@ from bali_ds.errors import InputError
 from bali_ds.evaluation.linking import compare_linking, rank_queries, summarise
 from bali_ds.evaluation.linking_data import read_dictionary, read_queries
 from bali_ds.evaluation.report import write_report
-from bali_ds.export.run import export_run
+from bali_ds.export.run import export_run, refresh_card
 from bali_ds.files import read_json, write_json
 from bali_ds.inference.encoder import Encoder, load
 from bali_ds.model.text import load_text_encoder
@@ -43,6 +43,7 @@ def conclude(recipe: Recipe) -> str:
             print("evaluating linking, untrained and trained", flush=True)
             figures["linking"] = _linking(recipe, recipe.evaluation.linking)
         write_json(run / "evaluation.json", figures)
+        refresh_card(run, run / "export")
         write_report(run)
         write_json(run / MARKER, {"recipe": dump_recipe(recipe)})
     return _table(run, read_json(run / "evaluation.json"))

@@ -12,7 +12,7 @@ from bali_ds.errors import InputError
 from bali_ds.export.card import model_card
 from bali_ds.export.checkpoint import StoredTensor, read_checkpoint
 from bali_ds.export.weights import SHARD_BYTES, verify_weights, write_weights
-from bali_ds.files import published_directory, read_json, sha256_file, write_json
+from bali_ds.files import published_directory, published_file, read_json, sha256_file, write_json
 from bali_ds.inference.encoder import DESCRIPTION
 from bali_ds.training.checkpoint import MARKER
 
@@ -60,7 +60,7 @@ def export_run(
         compared += verify_weights(own, graph, DTYPES[dtype])
         architecture.save(working, DTYPES[dtype])
         write_json(working / DESCRIPTION, description)
-        (working / "README.md").write_text(model_card(recipe, description, _figures(run)), encoding="utf-8")
+        _write_card(run, working, description)
     written = sorted(path for path in out.iterdir() if path.is_file())
     return {
         "step": description["step"],
@@ -183,6 +183,13 @@ def _description(recipe: Recipe, checkpoint: Path, tensors: Mapping[str, StoredT
     }
 
 
-def _figures(run: Path) -> dict[str, Any]:
+def refresh_card(run: Path, out: Path) -> None:
+    """Write the model card of an export again, with the figures that the run's evaluation.json has by now."""
+    _write_card(Path(run), Path(out), read_json(Path(out) / DESCRIPTION))
+
+
+def _write_card(run: Path, out: Path, description: dict[str, Any]) -> None:
     path = run / "evaluation.json"
-    return read_json(path) if path.is_file() else {}
+    figures = read_json(path) if path.is_file() else {}
+    with published_file(out / "README.md", "w") as stream:
+        stream.write(model_card(description, figures))

@@ -1,0 +1,95 @@
+import json
+from html.parser import HTMLParser
+
+import pytest
+
+from bali_ds.cli import main
+from bali_ds.errors import InputError
+from bali_ds.evaluation.charts import line_chart, number, thinned, ticks
+from bali_ds.evaluation.report import read_metrics, write_report
+
+INTERVAL = {"value": 0.51, "low": 0.5, "high": 0.53}
+VOID = {"meta", "line", "circle", "polyline"}
+
+
+class Checker(HTMLParser):
+    """Collects what a page refers to and whether its elements close."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.links, self.text = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):  # noqa: ARG002
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("name: <b>odd</b>\nseed: 1\n")
+    rows = [
+        {"step": step, "epoch": step / 9, "loss": 5 / step, "contrastive": 3 / step, "masked_language_model": 2 / step,
+         "learning_rate": 1e-5, "samples_per_second": 10.0, "data_wait": 0.1, "seconds": step}
+        for step in range(1, 50)
+    ]  # fmt: skip
+    rows.insert(20, {"step": 20, "validation/text_to_graph_r@1": 0.3})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 50, "lo')
+    subset = {"n": 1200, "acc@1": INTERVAL, "acc@5": INTERVAL, "mrr": INTERVAL}
+    figures = {"untrained": {"unique": subset}, "trained": {"unique": subset}, "difference": {"unique": subset}}
+    (tmp_path / "evaluation.json").write_text(json.dumps({"linking": figures}))
+    return tmp_path
+
+
+def test_the_page_is_whole_and_needs_no_network(run):
+    checker = Checker()
+    page = write_report(run).read_text()
+    checker.feed(page)
+    assert checker.open == []
+    assert checker.links == []
+    assert "http" not in page
+    assert "url(" not in page
+    text = " ".join(checker.text)
+    for expected in ("Loss", "Throughput", "Retrieval on held-out passages", "51.0", "1,200 mentions", "seed: 1"):
+        assert expected in text
+    assert "<b>odd" not in page
+
+
+def test_a_run_without_metrics_has_its_recipe(tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text("name: young\n")
+    assert main(["report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
+    assert "young" in (tmp_path / "report.html").read_text()
+    assert main(["report", str(tmp_path / "none")]) == 2
+
+
+def test_half_a_last_line_is_left_out_and_damage_is_named(run):
+    assert len(read_metrics(run / "metrics.jsonl")) == 50
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join([lines[0], "{", *lines[1:]]))
+    with pytest.raises(InputError, match=r"metrics\.jsonl:2"):
+        write_report(run)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.013, 0.02), (-3, 17), (5, 5), (0, 0), (1e-6, 2e-5), (1e5, 1e6)])
+def test_ticks_enclose_the_values(low, high):
+    found = ticks(low, high)
+    assert found[0] <= low + 1e-12
+    assert found[-1] >= high - 1e-12
+    assert 2 <= len(found) <= 8
+
+
+def test_numbers_and_long_series():
+    assert [number(value) for value in (0, 12000, 0.35, 2e-5, 2.0)] == ["0", "12,000", "0.35", "2e-05", "2"]
+    points = [(float(x), float(x)) for x in range(1001)]
+    assert len(thinned(points)) <= 400
+    assert "no values" in line_chart({"x": [(1.0, float("nan"))]}, x_label="step", y_label="y")

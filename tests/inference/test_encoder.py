@@ -1,0 +1,93 @@
+"""Vectors against transformers itself, one string at a time and without padding."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from bali_ds.errors import InputError
+from bali_ds.files import write_json
+from bali_ds.inference import encoder as encoder_module
+from bali_ds.inference.encoder import Encoder, load
+
+TEXTS = ["name 3", "mention 1 2 3 4 5", "", "pair", "unheard of", "name 3", "7 " * 60, "[MASK] plus"]
+
+
+def plain_vector(directory, text, pooling):
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModel.from_pretrained(directory).eval()
+    ids = tokenizer(text, truncation=True, max_length=32)["input_ids"]
+    with torch.no_grad():
+        states = model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+    if pooling == "cls":
+        return states[0].numpy()
+    if pooling == "mean_tokens" and len(ids) > 2:
+        states = states[1:-1]
+    return states.mean(dim=0).numpy()
+
+
+@pytest.mark.parametrize("pooling", ["mean_tokens", "mean", "cls"])
+@pytest.mark.parametrize("token_budget", [1, 40, 8192])
+def test_vectors_equal_transformers(tiny_encoder, pooling, token_budget):
+    found = load(tiny_encoder).encode(TEXTS, pooling=pooling, normalise=False, token_budget=token_budget)
+    assert found.dtype == np.float32
+    for row, text in enumerate(TEXTS):
+        assert np.allclose(found[row], plain_vector(tiny_encoder, text, pooling), atol=1e-5), text
+
+
+def test_unit_length_order_and_determinism(tiny_encoder, monkeypatch):
+    encoder = load(tiny_encoder)
+    found = encoder.encode(TEXTS)
+    assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    assert np.array_equal(found, encoder.encode(TEXTS))
+    assert np.array_equal(found[0], found[5])
+    monkeypatch.setattr(encoder_module, "TEXTS_AT_ONCE", 3)
+    assert np.allclose(found, encoder.encode(TEXTS), atol=1e-6)
+    assert encoder.encode([]).shape == (0, 16)
+
+
+def test_the_directory_says_how_to_pool(tiny_encoder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_encoder, copy)
+    write_json(copy / "bali_ds.json", {"pooling": "cls"})
+    assert load(copy).pooling == "cls"
+    assert load(tiny_encoder).pooling == "mean_tokens"
+
+
+def test_bf16_on_request(tiny_encoder):
+    exact, rounded = load(tiny_encoder).encode(TEXTS), load(tiny_encoder, dtype=torch.bfloat16).encode(TEXTS)
+    assert rounded.dtype == np.float32
+    assert np.abs(exact - rounded).max() < 0.05
+    assert not np.array_equal(exact, rounded)
+
+
+def test_a_model_without_weights_only_when_given_by_hand(tiny_encoder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_encoder, copy)
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"has a config.json but no weights"):
+        load(copy)
+    model, tokenizer = AutoModel.from_pretrained(tiny_encoder), AutoTokenizer.from_pretrained(tiny_encoder)
+    assert np.array_equal(Encoder(model, tokenizer).encode(TEXTS), load(tiny_encoder).encode(TEXTS))
+
+
+def test_weights_that_do_not_fill_the_architecture_are_refused(tiny_encoder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_encoder, copy)
+    weights = load_file(copy / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lack 1 tensors of the architecture, such as encoder.layer.1"):
+        load(copy)
+    (copy / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(InputError, match="cannot be loaded as an encoder"):
+        load(copy)
+
+
+def test_unknown_pooling(tiny_encoder):
+    with pytest.raises(InputError, match="pooling 'max' is unknown"):
+        load(tiny_encoder).encode(["x"], pooling="max")
