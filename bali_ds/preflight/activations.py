@@ -1,0 +1,90 @@
+"""Memory of one forward and backward pass, found without weights: the model runs on shapes alone."""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+
+@dataclass(frozen=True)
+class PassMemory:
+    """Peak bytes of a forward and backward pass beyond weights and batch.
+
+    Attributes:
+        kept: with every gradient kept until the end, as ZeRO stages 0 to 2 do.
+        flowing: without the gradients of parameters, which stage 3 hands on.
+    """
+
+    kept: int
+    flowing: int
+
+
+def pass_memory(model: torch.nn.Module, run: Callable[[], torch.Tensor]) -> PassMemory:
+    """Return the peak memory of `run` and of its backward pass.
+
+    Args:
+        model: on the meta device; its gradients are cleared.
+        run: returns a scalar, on the meta device, that has gradients for the model's parameters.
+    """
+    allocations = _Allocations()
+    with allocations:
+        run().backward()
+    gradients = {allocations.number(parameter.grad) for parameter in model.parameters() if parameter.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return PassMemory(allocations.peak(without=set()), allocations.peak(without=gradients))
+
+
+class _Allocations(TorchDispatchMode):
+    """Logs when each storage that an operation makes appears and disappears."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._log: list[tuple[int, int]] = []
+        self._numbers: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.bincount.default:
+            # its shape depends on data; the minimum is what callers rely on
+            return torch.empty(args[-1], dtype=torch.int64, device="meta")
+        if func is torch.ops.aten._local_scalar_dense.default:
+            # asked whether a mask is all ones: no, blocks are padded
+            return False
+        result = func(*args, **(kwargs or {}))
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        for storage in _storages(result):
+            if storage._cdata not in given:
+                self._appear(storage)
+        return result
+
+    def number(self, tensor: torch.Tensor) -> int:
+        """Return a number that stands for a tensor's storage, unique over the whole log."""
+        return self._numbers.get(tensor.untyped_storage()._cdata, -1)
+
+    def _appear(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata in self._numbers:
+            return
+        number = len(self._log)
+        self._numbers[storage._cdata] = number
+        self._log.append((number, storage.nbytes()))
+        weakref.finalize(storage, self._disappear, storage._cdata, number, storage.nbytes())
+
+    def _disappear(self, key: int, number: int, size: int) -> None:
+        self._numbers.pop(key, None)
+        self._log.append((number, -size))
+
+    def peak(self, without: set[int]) -> int:
+        """Return the largest number of bytes alive at once, storages in `without` aside."""
+        alive = peak = 0
+        for number, change in self._log:
+            if number not in without:
+                alive += change
+                peak = max(peak, alive)
+        return peak
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [item.untyped_storage() for item in tree_iter(values) if isinstance(item, torch.Tensor)]

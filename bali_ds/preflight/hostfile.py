@@ -1,0 +1,50 @@
+"""Hostfiles of the launcher: `NAME slots=N`, one host a line."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from bali_ds.errors import InputError
+
+_LINE = re.compile(r"(\S+)\s+slots=(\d+)")
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.:\-]*[A-Za-z0-9])?")
+
+
+@dataclass(frozen=True)
+class Host:
+    """One line of a hostfile: the host and how many ranks it takes."""
+
+    name: str
+    slots: int
+
+
+def read_hostfile(path: Path) -> list[Host]:
+    """Return the hosts of a hostfile in order; `#` begins a comment.
+
+    Raises:
+        InputError: the file is missing or names no host, or a line is no `NAME slots=N`, repeats a host, or would be
+            taken for an option by ssh.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    hosts: dict[str, Host] = {}
+    for number, line in enumerate(lines, 1):
+        text = line.split("#", 1)[0].strip()
+        if not text:
+            continue
+        match = _LINE.fullmatch(text)
+        if not match:
+            raise InputError(f"{path}:{number}: {text!r} is no host; write NAME slots=N")
+        name, slots = match[1], int(match[2][:9])
+        if not _NAME.fullmatch(name):
+            raise InputError(f"{path}:{number}: {name!r} is no host name or address")
+        if slots < 1:
+            raise InputError(f"{path}:{number}: {name} has no slots; give it at least one or remove the line")
+        if name in hosts:
+            raise InputError(f"{path}:{number}: {name} is named twice; add its slots up in one line")
+        hosts[name] = Host(name, slots)
+    if not hosts:
+        raise InputError(f"{path}: names no host; write lines such as: node1 slots=8")
+    return list(hosts.values())

@@ -1,0 +1,159 @@
+"""Everything that follows from a recipe, before anything is started."""
+
+import tempfile
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from bali_ds.config import Recipe
+from bali_ds.errors import InputError
+from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.model.aligner import Aligner, build_aligner
+from bali_ds.preflight.activations import PassMemory, pass_memory
+from bali_ds.preflight.arithmetic import Arithmetic, arithmetic
+from bali_ds.preflight.deepspeed_config import check_recipe, load_deepspeed_config
+from bali_ds.preflight.memory import Memory, Run, bytes_sent, rank_memory
+from bali_ds.shards.store import ShardSet
+from bali_ds.stream.batch import Batch
+from bali_ds.stream.loader import Loader
+from bali_ds.stream.settings import StreamSettings
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+STAGES = (0, 1, 2, 3)
+_SAMPLED_STEPS = 8
+_SAMPLED_PASSAGES = 4096
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The derived numbers of a run.
+
+    Attributes:
+        arithmetic: batch, steps, epochs.
+        parameters: by part of the model.
+        positions: tokens and padding of the largest micro-batch looked at, passages and names together.
+        views: text-graph pairs of that micro-batch.
+        stage: ZeRO stage of the recipe's DeepSpeed configuration.
+        memory: of a rank, for every stage.
+        bytes_sent: by a rank in one step, for every stage.
+        seconds: of the whole run, where a rate was given.
+    """
+
+    arithmetic: Arithmetic
+    parameters: dict[str, int]
+    positions: int
+    views: int
+    stage: int
+    memory: tuple[Memory, ...]
+    bytes_sent: tuple[int, ...]
+    seconds: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        return asdict(self)
+
+
+def plan(recipe: Recipe, *, ranks: int, on_gpu: bool, samples_per_second: float | None = None) -> Plan:
+    """Return the plan of a run.
+
+    The activations are those of the largest of the first micro-batches that rank 0 would train on, found by running
+    the model on shapes alone.
+
+    Args:
+        recipe: the run.
+        ranks: processes that train.
+        on_gpu: whether ranks own a GPU.
+        samples_per_second: measured or hoped for, over all ranks.
+
+    Raises:
+        InputError: recipe, data, DeepSpeed configuration and ranks do not fit together.
+    """
+    settings = load_deepspeed_config(recipe.deepspeed)
+    check_recipe(settings, recipe)
+    graph, shards = KnowledgeGraph.open(recipe.data.graph), ShardSet.open(recipe.data.shards)
+    numbers = arithmetic(recipe, ranks, len(shards.split("train")))
+    batch = _largest_batch(recipe, shards, graph, numbers)
+    model = shapes_of_model(recipe, 2 * graph.num_relations)
+    run = Run(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        largest=max(parameter.numel() for parameter in model.parameters()),
+        weight_bytes=DTYPES[recipe.precision].itemsize,
+        ranks=ranks,
+        activations=_activations(model, batch, numbers),
+        on_gpu=on_gpu,
+        settings=settings,
+    )
+    passages = numbers.steps * numbers.passages_per_step
+    return Plan(
+        arithmetic=numbers,
+        parameters={name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()},
+        positions=_positions(batch),
+        views=batch.num_views,
+        stage=settings.get("zero_optimization", {}).get("stage", 0),
+        memory=tuple(rank_memory(run, stage) for stage in STAGES),
+        bytes_sent=tuple(bytes_sent(run, stage) for stage in STAGES),
+        seconds=passages / samples_per_second if samples_per_second else None,
+    )
+
+
+def shapes_of_model(recipe: Recipe, num_relations: int) -> Aligner:
+    """Return the recipe's model on the meta device, in the recipe's precision: shapes without values.
+
+    Raises:
+        InputError: the encoder's configuration cannot be read.
+    """
+    encoder = recipe.text_encoder
+    try:
+        configuration = AutoConfig.from_pretrained(encoder.path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{encoder.path}: is no Hugging Face encoder: {str(error).splitlines()[0]}") from error
+    with tempfile.TemporaryDirectory() as directory:
+        # a directory without weights, so that none are read
+        configuration.save_pretrained(directory)
+        bare = recipe.model_copy(update={"text_encoder": encoder.model_copy(update={"path": directory})})
+        with torch.device("meta"):
+            model = build_aligner(bare, num_relations)
+    return model.to(DTYPES[recipe.precision]).train()
+
+
+def _activations(model: Aligner, batch: Batch, numbers: Arithmetic) -> PassMemory:
+    shapes = batch.to("meta")
+
+    def run() -> torch.Tensor:
+        views = model.encode(shapes)
+        return views.text.sum() + views.graph.sum() + views.cross_entropy.sum()
+
+    one = pass_memory(model, run)
+    # both views of all ranks in fp32: normalised, gathered, and their gradients
+    rows = 2 * batch.num_views * numbers.chunks * numbers.ranks
+    features = 3 * 4 * rows * model.text.width
+    return PassMemory(one.kept + features, one.flowing + features)
+
+
+def _largest_batch(recipe: Recipe, shards: ShardSet, graph: KnowledgeGraph, numbers: Arithmetic) -> Batch:
+    masking = recipe.masking
+    settings = StreamSettings(
+        seed=recipe.seed,
+        fan_out=recipe.data.fan_out,
+        token_masking=masking.tokens,
+        mention_masking=masking.mentions,
+        name_masking=masking.names,
+    )
+    steps = max(1, min(_SAMPLED_STEPS, numbers.steps, _SAMPLED_PASSAGES // numbers.passages_per_rank))
+    with Loader(
+        shards,
+        graph,
+        settings,
+        global_batch=numbers.passages_per_step,
+        chunks=numbers.chunks,
+        world_size=numbers.ranks,
+    ) as loader:
+        batches = [chunk for step in islice(loader, steps) for chunk in step.chunks]
+    return max(batches, key=_positions)
+
+
+def _positions(batch: Batch) -> int:
+    return sum(block.input_ids.numel() for block in (*batch.passages, *batch.names))
