@@ -2,14 +2,21 @@
 
 import os
 import random
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import tokenizers
 
+from bali_ds.cli import main
+from bali_ds.config import Recipe
 from bali_ds.graph.builder import build_graph
 from bali_ds.graph.tables import TableSource
 
+REPOSITORY = Path(__file__).parents[1]
 CONCEPTS = 60
 """Concepts C0000000 to C0000059; C0000000 is a hub."""
 
@@ -24,7 +31,7 @@ WORDS = _TEXT.split(" ")
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real corpora and graphs."""
-    default = Path(__file__).parents[2] / "shared" / "data"
+    default = REPOSITORY.parent / "shared" / "data"
     path = Path(os.environ.get("BALI_REAL_DATA", default))
     if not path.is_dir():
         pytest.skip(f"no real data at {path}; set BALI_REAL_DATA")
@@ -70,3 +77,66 @@ def graph_directory(tmp_path_factory, concept_names) -> Path:
     (folder / "edges.tsv").write_text("\n".join(["head_cui\trelation\ttail_cui\tsource", *rows]) + "\n")
     build_graph([TableSource(folder / "nodes.tsv", folder / "edges.tsv")], folder / "graph")
     return folder / "graph"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The sample data set, built."""
+
+    graph: Path
+    shards: Path
+    encoder: Path
+
+    def recipe(self, runs: Path, **changes: object) -> Recipe:
+        """A recipe for a run on the sample; keys of `changes` replace whole sections."""
+        values = {
+            "name": "run",
+            "runs": runs,
+            "data": {"graph": self.graph, "shards": self.shards, "workers": 0},
+            "text_encoder": {"path": str(self.encoder), "dropout": 0.0},
+            "graph_encoder": {"dropout": 0.0},
+            "batch": {"passages": 16},
+            "steps": 3,
+            "precision": "fp32",
+            "deepspeed": REPOSITORY / "ds_configs/zero0.json",
+            "log_every": 1,
+        }
+        return Recipe.model_validate(values | changes)
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory) -> Sample:
+    """Graph and shards of the sample data set."""
+    source, out = REPOSITORY / "shards/sample", tmp_path_factory.mktemp("sample")
+    build = f"graph build --rrf {source} --out {out}/graph"
+    assert main(build.split()) == 0
+    build = f"shards build --graph {out}/graph --corpus pubtator:{source}/corpus.pubtator "
+    build += f"--tokenizer {source}/encoder --validation 0.05 --out {out}/shards"
+    assert main(build.split()) == 0
+    return Sample(out / "graph", out / "shards", source / "encoder")
+
+
+def run_ranks(world_size: int, script: Path, *arguments: object, timeout: float = 240) -> str:
+    """Run a script as the ranks of one job; return what they printed, fail where one fails or hangs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), *map(str, arguments)],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+    try:
+        said = [rank.communicate(timeout=timeout)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert all(rank.returncode == 0 for rank in ranks), "\n".join(said)
+    return "\n".join(said)

@@ -27,7 +27,7 @@ class TextEncoder(nn.Module):
         fresh_head: whether the head has no pretrained weights of its own.
     """
 
-    def __init__(self, encoder: PreTrainedModel, head: nn.Module, *, fresh_head: bool) -> None:
+    def __init__(self, encoder: PreTrainedModel, head: nn.Module, *, fresh_head: bool = False) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head

@@ -1,0 +1,63 @@
+"""Run by one or two processes: takes a few steps with every ZeRO stage and number of chunks and saves the weights."""
+
+import sys
+from pathlib import Path
+
+import deepspeed
+import torch
+
+from bali_ds.config import Recipe
+from bali_ds.model.aligner import build_aligner
+from bali_ds.stream.loader import Loader
+from bali_ds.training.cluster import joined_cluster
+from bali_ds.training.engine import build_engine, deepspeed_settings
+from bali_ds.training.run import Data, stream_settings
+from tests.training.cases import CHUNKS, STAGES
+
+
+def weights_after(
+    recipe: Recipe, data: Data, rank: int, world_size: int
+) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """The whole weights after the recipe's steps, and the loss of each."""
+    settings = deepspeed_settings(recipe, world_size)
+    # small tensors stay whole unless told otherwise, and everything is small here; a look-ahead through a whole
+    # trace of a small model takes minutes
+    settings["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
+    engine = build_engine(build_aligner(recipe, 2 * data.graph.num_relations), recipe, settings)
+    loader = Loader(
+        data.shards, data.graph, stream_settings(recipe),
+        global_batch=recipe.batch.passages, chunks=recipe.batch.chunks, rank=rank, world_size=world_size,
+    )  # fmt: skip
+    losses = []
+    for _, step in zip(range(recipe.steps), loader, strict=False):
+        loss, parts = engine(step.chunks)
+        engine.backward(loss)
+        engine.step()
+        losses.append(float(parts["loss"]))
+    weights = {}
+    for name, parameter in engine.module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter]):
+            weights[name] = parameter.detach().clone()
+    engine.destroy()
+    return weights, losses
+
+
+def main() -> None:
+    recipe = Recipe.model_validate_json(Path(sys.argv[1]).read_text())
+    out = Path(sys.argv[2])
+    data = Data.open(recipe)
+    with joined_cluster() as cluster:
+        for stage in STAGES:
+            for chunks in CHUNKS:
+                changed = recipe.model_copy(
+                    update={
+                        "deepspeed": recipe.deepspeed.with_name(f"zero{stage}.json"),
+                        "batch": recipe.batch.model_copy(update={"chunks": chunks}),
+                    }
+                )
+                result = weights_after(changed, data, cluster.rank, cluster.world_size)
+                if cluster.first:
+                    torch.save(result, out / f"{cluster.world_size}-{stage}-{chunks}.pt")
+
+
+main()

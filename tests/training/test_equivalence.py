@@ -1,0 +1,68 @@
+"""DeepSpeed at any stage, world size and number of chunks against a plain loop of one process."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bali_ds.model.aligner import build_aligner
+from bali_ds.stream.loader import Loader
+from bali_ds.training.engine import parameter_groups
+from bali_ds.training.run import Data, stream_settings
+from tests.conftest import run_ranks
+from tests.training.cases import CHUNKS, STAGES, WORLD_SIZES
+
+
+@pytest.fixture(scope="module")
+def recipe(sample, tmp_path_factory):
+    rates = {"text_learning_rate": 1e-3, "graph_learning_rate": 1e-3, "gradient_clipping": 1.0}
+    return sample.recipe(tmp_path_factory.mktemp("runs"), optimiser=rates)
+
+
+@pytest.fixture(scope="module")
+def plain(recipe):
+    """Weights and losses of plain PyTorch on the whole batch, and the gradients of the first step."""
+    data = Data.open(recipe)
+    aligner = build_aligner(recipe, 2 * data.graph.num_relations)
+    optimiser = torch.optim.AdamW(parameter_groups(aligner, recipe.optimiser), betas=(0.9, 0.98), eps=1e-6)
+    loader = Loader(data.shards, data.graph, stream_settings(recipe), global_batch=recipe.batch.passages)
+    losses, gradients = [], {}
+    for _, step in zip(range(recipe.steps), loader, strict=False):
+        loss, _ = aligner(step.chunks)
+        optimiser.zero_grad()
+        loss.backward()
+        gradients = gradients or {name: parameter.grad for name, parameter in aligner.named_parameters()}
+        torch.nn.utils.clip_grad_norm_(aligner.parameters(), recipe.optimiser.gradient_clipping)
+        optimiser.step()
+        losses.append(loss.item())
+    return dict(aligner.named_parameters()), losses, gradients
+
+
+@pytest.fixture(scope="module")
+def trained(recipe, tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained")
+    (out / "recipe.json").write_text(recipe.model_dump_json())
+    for world_size in WORLD_SIZES:
+        run_ranks(world_size, Path(__file__).with_name("ranks.py"), out / "recipe.json", out)
+    return out
+
+
+@pytest.mark.parametrize("chunks", CHUNKS)
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_three_steps_give_the_weights_of_one_process(plain, trained, world_size, stage, chunks):
+    expected, expected_losses, _ = plain
+    weights, losses = torch.load(trained / f"{world_size}-{stage}-{chunks}.pt", weights_only=True)
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+    assert weights.keys() == expected.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(
+            value, expected[name].detach(), rtol=1e-4, atol=2e-6, msg=lambda text: f"{name}: {text}"
+        )  # noqa: B023
+
+
+def test_every_parameter_gets_a_gradient(plain):
+    _, _, gradients = plain
+    for name, gradient in gradients.items():
+        assert gradient is not None, name
+        assert gradient.abs().max() > 0, name
