@@ -54,7 +54,7 @@ def accuracy(run: Path, model: str) -> float:
 
 
 @pytest.mark.timeout(900)
-def test_alignment_with_the_right_graph_is_what_helps(sample, learning, tmp_path, capfd):
+def test_alignment_with_the_right_graph_is_what_helps(sample, learning, tmp_path):
     config = write_recipe(tmp_path / "aligned.yaml", learning)
     run_ranks(2, REPOSITORY / "launch/train.py", "--config", config, timeout=420)
     run = learning.directory
