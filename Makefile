@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := shards/built/sample
+FREE_PORT = $(shell $(PYTHON) -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
 # Two ranks with one thread each; more threads than cores crawl.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -11,7 +12,8 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: train test check bench install clean
 
 train: install $(SAMPLE)/shards/index.json
-	$(BIN)/deepspeed --num_accelerators 2 launch/train.py --config launch/recipes/sample.yaml
+	$(BIN)/deepspeed --num_accelerators 2 --master_port $(FREE_PORT) --log_level warning \
+		launch/train.py --config launch/recipes/sample.yaml
 
 $(SAMPLE)/graph/manifest.json: $(wildcard shards/sample/*.RRF) | install
 	$(BIN)/bali-ds graph build --rrf shards/sample --out $(SAMPLE)/graph

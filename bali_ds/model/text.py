@@ -108,8 +108,22 @@ def _pretrained(path: str, config: PretrainedConfig) -> tuple[PreTrainedModel, b
 
 
 def _head(model: PreTrainedModel, path: str) -> nn.Module:
-    """Return what follows the base model: one module, or several applied in the order of their definition."""
+    """Return what follows the base model: one module, or several applied in the order of their definition.
+
+    Whether that is how this architecture computes its logits is tried out.
+    """
     modules = [module for name, module in model.named_children() if name != model.base_model_prefix]
-    if not modules:
-        raise InputError(f"{path}: {type(model).__name__} has no separate masked-language-model head")
-    return modules[0] if len(modules) == 1 else nn.Sequential(*modules)
+    head = modules[0] if len(modules) == 1 else nn.Sequential(*modules)
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        tokens = torch.tensor([[1, 2, 3, 4]])
+        expected = model(input_ids=tokens).logits
+        try:
+            same = torch.allclose(head(model.base_model(input_ids=tokens).last_hidden_state), expected, atol=1e-4)
+        except (RuntimeError, TypeError, NotImplementedError):
+            same = False
+    model.train(training)
+    if not same:
+        raise InputError(f"{path}: the masked-language-model head of {type(model).__name__} cannot be called by itself")
+    return head

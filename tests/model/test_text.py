@@ -1,0 +1,112 @@
+import pytest
+import torch
+from transformers import (
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertModel,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    ModernBertConfig,
+    RobertaConfig,
+)
+
+from bali_ds.errors import InputError
+from bali_ds.model.text import load_text_encoder
+from bali_ds.stream.batch import TokenBlock
+
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 40,
+}
+FAMILIES = {
+    "bert": BertConfig(**SIZES),
+    "roberta": RobertaConfig(**SIZES, pad_token_id=1),
+    "deberta": DebertaV2Config(**SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"]),
+    "modernbert": ModernBertConfig(
+        **SIZES, pad_token_id=0, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3
+    ),
+    "electra": ElectraConfig(**SIZES, embedding_size=16),
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def checkpoint(request, tmp_path):
+    torch.manual_seed(1)
+    AutoModelForMaskedLM.from_config(FAMILIES[request.param]).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_hidden_states_and_head_are_those_of_the_checkpoint(checkpoint):
+    text = load_text_encoder(str(checkpoint), seed=0).eval()
+    whole = AutoModelForMaskedLM.from_pretrained(checkpoint).eval()
+    blocks = (
+        TokenBlock(torch.randint(4, 50, (2, 7)), torch.tensor([7, 5])),
+        TokenBlock(torch.randint(4, 50, (1, 9)), torch.tensor([9])),
+    )
+    hidden = text.flat_hidden_states(blocks)
+    expected = [whole(input_ids=block.input_ids, attention_mask=block.attention_mask) for block in blocks]
+    logits = torch.cat([each.logits.flatten(0, 1) for each in expected])
+    real = torch.cat([block.attention_mask.flatten() for block in blocks]).bool()
+    torch.testing.assert_close(text.head(hidden)[real], logits[real], atol=1e-5, rtol=1e-5)
+    assert not text.fresh_head
+
+
+def test_every_parameter_is_used_and_head_and_embeddings_are_tied(checkpoint):
+    text = load_text_encoder(str(checkpoint), seed=0, dropout=0.0)
+    block = TokenBlock(torch.randint(4, 50, (2, 7)), torch.tensor([7, 7]))
+    text.head(text.flat_hidden_states((block,))).square().sum().backward()
+    assert [name for name, parameter in text.named_parameters() if parameter.grad is None] == []
+    embeddings = text.encoder.get_input_embeddings().weight
+    assert any(parameter is embeddings for parameter in text.head.parameters())
+
+
+def test_dropout_of_the_recipe_replaces_that_of_the_checkpoint(checkpoint):
+    text = load_text_encoder(str(checkpoint), seed=0, dropout=0.0).train()
+    block = TokenBlock(torch.randint(4, 50, (2, 7)), torch.tensor([7, 7]))
+    assert torch.equal(text.hidden_states(block), text.hidden_states(block))
+
+
+def test_a_checkpoint_without_a_head_gets_a_fresh_tied_one_and_the_log_says_so(tmp_path, caplog):
+    BertModel(FAMILIES["bert"], add_pooling_layer=False).save_pretrained(tmp_path)
+    with caplog.at_level("INFO"):
+        text = load_text_encoder(str(tmp_path), seed=0)
+    assert text.fresh_head
+    assert "a fresh one, tied to the embeddings" in caplog.text
+    assert text.head.predictions.decoder.weight is text.encoder.embeddings.word_embeddings.weight
+    again = load_text_encoder(str(tmp_path), seed=0)
+    assert torch.equal(text.head.predictions.transform.dense.weight, again.head.predictions.transform.dense.weight)
+
+
+def test_a_directory_without_weights_is_initialised_from_the_seed(tmp_path):
+    FAMILIES["bert"].save_pretrained(tmp_path)
+    first, same, other = (load_text_encoder(str(tmp_path), seed=seed).state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    embeddings = "encoder.embeddings.word_embeddings.weight"
+    assert not torch.equal(first[embeddings], other[embeddings])
+
+
+def test_a_head_of_another_make_is_refused(tmp_path):
+    DistilBertConfig(vocab_size=50, dim=16, n_layers=1, n_heads=2, hidden_dim=24).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="DistilBertForMaskedLM cannot be called by itself"):
+        load_text_encoder(str(tmp_path), seed=0)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path):
+    BertModel(BertConfig(**SIZES | {"num_hidden_layers": 1})).save_pretrained(tmp_path)
+    FAMILIES["bert"].save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"the weights lack bert\.encoder\.layer\.1"):
+        load_text_encoder(str(tmp_path), seed=0)
+
+
+@pytest.mark.parametrize("config", [None, "{}", "no json"])
+def test_what_is_no_encoder_is_refused_in_one_line(tmp_path, config):
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    with pytest.raises(InputError) as caught:
+        load_text_encoder(str(tmp_path), seed=0)
+    assert "\n" not in str(caught.value)
