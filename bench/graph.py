@@ -61,7 +61,7 @@ def main() -> None:
     results["times_dict"] = round(results["concepts_per_s"] / results["dict_concepts_per_s"], 1)  # type: ignore[operator]
     for key, value in results.items():
         print(f"{key:32} {value:,}" if isinstance(value, int | float) else f"{key:32} {value}")
-    write_json(Path(__file__).parent / "results" / f"graph{options.name}.json", results)
+    write_json(Path(__file__).parent / "results" / f"{options.name}.json", results)
     if not options.keep:
         shutil.rmtree(folder)
 
@@ -70,7 +70,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--scale", type=float, default=0.05, help="1 is the whole UMLS (default 0.05)")
     parser.add_argument("--folder", type=Path, default=Path("runs/bench-graph"), help="where to write")
-    parser.add_argument("--name", default="", help="suffix of the results file")
+    parser.add_argument("--name", default="graph", help="name of the results file")
     parser.add_argument("--keep", action="store_true", help="keep what was generated; used again when it is there")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -160,11 +160,13 @@ def _relations(cuis: pl.Series, count: int, random_numbers: np.random.Generator)
 
 
 def measure_build(rrf: Path, graph: Path) -> dict[str, object]:
-    """Build through the command line; wall time and peak resident memory of that process."""
+    """Build through the command line; wall and processor time and peak resident memory of that process."""
     command = [sys.executable, "-m", "bali_ds", "graph", "build", "--rrf", str(rrf), "--out", str(graph)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = _timed(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    return {"build_s": seconds, "build_peak_gib": round(peak / 2**30, 2)}
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"build_s": seconds, "build_cpu_s": round(cpu, 1), "build_peak_gib": round(after.ru_maxrss / 2**20, 2)}
 
 
 def measure_size(path: Path) -> dict[str, object]:
@@ -189,7 +191,7 @@ def measure_size(path: Path) -> dict[str, object]:
 def opening(path: Path) -> dict[str, object]:
     """Median of nine openings in one process; the first is apart."""
     times = [_timed_ms(path) for _ in range(10)]
-    return {"open_first_ms": times[0], "open_median_ms": statistics.median(times[1:])}
+    return {"open_first_ms": times[0], "open_median_ms": round(statistics.median(times[1:]), 2)}
 
 
 def _timed_ms(path: Path) -> float:

@@ -19,6 +19,8 @@ from bali_ds.graph.manifest import seal
 from bali_ds.graph.relations import inverse_name
 from bali_ds.graph.source import TABLES, Source, Table
 
+Tables = dict[Table, pl.DataFrame]
+
 
 def build_graph(sources: Sequence[Source], out: Path) -> dict[str, Any]:
     """Merge sources on their concept identifiers and publish the store at `out`.
@@ -35,11 +37,11 @@ def build_graph(sources: Sequence[Source], out: Path) -> dict[str, Any]:
     with published_directory(Path(out)) as folder:
         writer = _Writer(folder, cuis)
         writer.column("concepts.cuis", cuis)
-        writer.names(tables.pop("names"))
-        writer.types(tables.pop("types"))
-        writer.codes(tables.pop("codes"))
-        writer.definitions(tables.pop("definitions"))
-        writer.retired(tables.pop("retired"))
+        writer.names(tables)
+        writer.types(tables)
+        writer.codes(tables)
+        writer.definitions(tables)
+        writer.retired(tables)
         writer.edges(sources)
         manifest = writer.manifest()
         write_json(folder / "manifest.json", manifest)
@@ -54,7 +56,7 @@ def build_graph(sources: Sequence[Source], out: Path) -> dict[str, Any]:
     }
 
 
-def _gather(sources: Sequence[Source]) -> dict[Table, pl.DataFrame]:
+def _gather(sources: Sequence[Source]) -> Tables:
     frames: dict[Table, list[pl.DataFrame]] = {table: [pl.DataFrame(schema=TABLES[table])] for table in TABLES}
     for source in sources:
         for table, frame in source.concepts():
@@ -62,7 +64,7 @@ def _gather(sources: Sequence[Source]) -> dict[Table, pl.DataFrame]:
     return {table: pl.concat(frames.pop(table)) for table in TABLES}
 
 
-def _identifiers(tables: dict[Table, pl.DataFrame]) -> NDArray[Any]:
+def _identifiers(tables: Tables) -> NDArray[Any]:
     tables["names"] = tables["names"].filter(pl.col("name") != "")
     cuis = pl.concat([tables.pop("concepts")["cui"], tables["names"]["cui"]]).unique()
     if not cuis.len():
@@ -86,33 +88,35 @@ class _Writer:
     def column(self, name: str, values: NDArray[Any]) -> None:
         self._columns[name] = write_column(self.folder, name, values)
 
-    def names(self, names: pl.DataFrame) -> None:
-        frame = self._known(names, "names").group_by("concept", "name").agg(pl.col("preference").min())
+    def names(self, tables: Tables) -> None:
+        frame = self._known(tables, "names").group_by("concept", "name").agg(pl.col("preference").min())
         frame = frame.sort("concept", "preference", "name")
         self._offsets("concepts.names", frame["concept"])
         self._text("names", frame["name"])
 
-    def types(self, types: pl.DataFrame) -> None:
-        frame = self._known(types, "semantic types").unique().sort("concept", "type")
+    def types(self, tables: Tables) -> None:
+        frame = self._known(tables, "types").unique().sort("concept", "type")
         self._lists["semantic_types"] = frame["type"].unique().sort().to_list()
         self._offsets("concepts.types", frame["concept"])
-        self.column("types", self._numbers(frame["type"], self._lists["semantic_types"]))
+        self.column("types", _numbers(frame["type"], self._lists["semantic_types"]).to_numpy())
 
-    def codes(self, codes: pl.DataFrame) -> None:
-        frame = self._known(codes, "codes").group_by("source", "code", "concept").agg(pl.col("preference").min())
+    def codes(self, tables: Tables) -> None:
+        frame = self._known(tables, "codes")
+        vocabulary = self._lists["code_sources"] = frame["source"].unique().sort().to_list()
+        frame = frame.with_columns(source=_numbers(frame["source"], vocabulary))
+        frame = frame.group_by("source", "code", "concept").agg(pl.col("preference").min())
         frame = frame.sort("source", "code", "preference", "concept")
-        self._lists["code_sources"] = frame["source"].unique().sort().to_list()
-        self.column("codes.sources", self._numbers(frame["source"], self._lists["code_sources"]))
+        self.column("codes.sources", frame["source"].to_numpy())
         self._text("codes", frame["code"])
         self.column("codes.concepts", frame["concept"].to_numpy())
 
-    def definitions(self, definitions: pl.DataFrame) -> None:
-        frame = self._known(definitions, "definitions").filter(pl.col("text") != "").unique().sort("concept", "text")
+    def definitions(self, tables: Tables) -> None:
+        frame = self._known(tables, "definitions").filter(pl.col("text") != "").unique().sort("concept", "text")
         self._offsets("concepts.definitions", frame["concept"])
         self._text("definitions", frame["text"])
 
-    def retired(self, retired: pl.DataFrame) -> None:
-        frame = self._known(retired, "retired identifiers").unique().sort("old", "concept")
+    def retired(self, tables: Tables) -> None:
+        frame = self._known(tables, "retired").unique().sort("old", "concept")
         frame = frame.unique("old", keep="first", maintain_order=True)
         gone = self.index.find(frame["old"]) < 0
         self.column("retired.cuis", fixed_width(frame["old"])[gone])
@@ -135,13 +139,19 @@ class _Writer:
     def manifest(self) -> dict[str, Any]:
         return seal({"columns": self._columns, **self._lists})
 
-    def _known(self, frame: pl.DataFrame, what: str) -> pl.DataFrame:
-        """Replace identifiers by concept ids; drop and count rows of unknown concepts."""
-        frame = frame.with_columns(concept=pl.Series(self.index.find(frame["cui"]))).drop("cui")
-        known = frame.filter(pl.col("concept") >= 0)
-        if known.height < frame.height:
-            self.dropped[f"{what} of unknown concepts"] += frame.height - known.height
-        return known
+    def _known(self, tables: Tables, table: Table) -> pl.DataFrame:
+        """Take a table, its identifiers replaced by concept ids; drop and count rows of unknown concepts.
+
+        The table leaves `tables`, so that its memory is free as soon as it can be.
+        """
+        frame = tables.pop(table)
+        concepts = pl.Series("concept", self.index.find(frame["cui"]))
+        frame = frame.drop("cui").with_columns(concepts)
+        unknown = int((concepts < 0).sum())
+        if unknown:
+            self.dropped[f"{table} of unknown concepts"] += unknown
+            frame = frame.filter(pl.col("concept") >= 0)
+        return frame
 
     def _offsets(self, name: str, concepts: pl.Series) -> None:
         rows = np.arange(self.cuis.size + 1, dtype=np.int32)
@@ -155,6 +165,6 @@ class _Writer:
         self.column(f"{name}.text", text)
         self.column(f"{name}.offsets", offsets.astype(np.uint32 if offsets[-1] < 2**32 else np.int64))
 
-    @staticmethod
-    def _numbers(strings: pl.Series, vocabulary: list[str]) -> NDArray[Any]:
-        return strings.replace_strict(vocabulary, list(range(len(vocabulary)))).cast(pl.UInt16).to_numpy()
+
+def _numbers(strings: pl.Series, vocabulary: list[str]) -> pl.Series:
+    return strings.replace_strict(vocabulary, list(range(len(vocabulary)))).cast(pl.UInt16)

@@ -75,7 +75,7 @@ class FactCollector:
 
     def finish(self) -> Facts:
         """Return all facts; what one source calls by a name and another by its inverse is the same fact."""
-        facts = Facts.join(self._parts)
+        facts = self._parts.pop() if len(self._parts) == 1 else Facts.join(self._parts)
         self._parts.clear()
         pairs = pair_up(self.labels)
         self._fold(facts, {name: partner for name, partner in pairs.items() if name != partner})
@@ -152,23 +152,19 @@ def neighbour_lists(facts: Facts, labels: Codebook, sources: Codebook, num_conce
     Raises:
         InputError: concepts or relations are too many for 64-bit sort keys or 16-bit relation ids.
     """
-    kinds, kind = np.unique(facts.labels.astype(np.int64) * len(sources) + facts.sources, return_inverse=True)
+    paired = facts.labels.astype(np.int64) * len(sources) + facts.sources
     label_names, source_names = list(labels), list(sources)
-    spelled = [(label_names[value // len(sources)], source_names[value % len(sources)]) for value in kinds.tolist()]
-    order = np.array(sorted(range(len(spelled)), key=spelled.__getitem__), np.int64)
-    spelled = [spelled[index] for index in order]
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
+    present = np.flatnonzero(np.bincount(paired, minlength=1))
+    spelling = {int(pair): (label_names[pair // len(sources)], source_names[pair % len(sources)]) for pair in present}
+    spelled = sorted(spelling.values())
+    rank = np.zeros(present[-1] + 1 if present.size else 1, np.int32)
+    rank[present] = [spelled.index(spelling[pair]) for pair in present.tolist()]
     relation_names = sorted({label for label, _ in spelled})
     used_sources = sorted({source for _, source in spelled})
-    if 2 * len(relation_names) > 2**16 or 2 * max(len(kinds), 1) * num_concepts**2 >= 2**64:
+    if 2 * len(relation_names) > 2**16 or 2 * len(spelled) * num_concepts**2 >= 2**64:
         raise InputError(f"{num_concepts} concepts with {len(relation_names)} relations are more than a graph can hold")
-    entries = _entries(facts, rank[kind.ravel()], len(kinds), num_concepts)
-    targets = (entries % max(num_concepts, 1)).astype(np.int32)
-    entries //= max(num_concepts, 1)
-    kind = (entries % max(2 * len(kinds), 1)).astype(np.int64)
-    rows = entries // max(2 * len(kinds), 1)
-    offsets = np.searchsorted(rows, np.arange(num_concepts + 1)).astype(np.int64)
+    rows, kind, targets = _entries(facts.heads, rank[paired], facts.tails, len(spelled), num_concepts)
+    offsets = np.searchsorted(rows, np.arange(num_concepts + 1, dtype=np.int32)).astype(np.int64)
     relation_of = np.array([relation_names.index(label) for label, _ in spelled], np.uint16)
     source_of = np.array([used_sources.index(source) for _, source in spelled], np.min_scalar_type(len(used_sources)))
     inverse_of = relation_of + np.uint16(len(relation_names))
@@ -182,14 +178,35 @@ def neighbour_lists(facts: Facts, labels: Codebook, sources: Codebook, num_conce
     )
 
 
-def _entries(facts: Facts, kind: NDArray[np.int64], num_kinds: int, num_concepts: int) -> NDArray[np.uint64]:
-    """Return one sorted key for each end of each distinct fact: (row, kind or inverse kind, neighbour)."""
+def _entries(
+    heads: NDArray[np.int32], kinds: NDArray[np.int32], tails: NDArray[np.int32], num_kinds: int, num_concepts: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+    """Return both ends of each distinct fact as sorted (row, kind, neighbour); inverse kinds count from num_kinds."""
 
-    def keys(rows: NDArray[np.int32], kinds: NDArray[np.int64], neighbours: NDArray[np.int32]) -> NDArray[np.uint64]:
-        coded = rows.astype(np.uint64) * np.uint64(2 * num_kinds) + kinds.astype(np.uint64)
-        coded *= np.uint64(num_concepts)
-        coded += neighbours.astype(np.uint64)
-        return coded
+    def join(rows: NDArray[Any], kinds: NDArray[Any], neighbours: NDArray[Any]) -> NDArray[np.uint64]:
+        keys = rows.astype(np.uint64)
+        keys *= np.uint64(2 * num_kinds)
+        keys += kinds.astype(np.uint64)
+        keys *= np.uint64(num_concepts)
+        keys += neighbours.astype(np.uint64)
+        keys.sort()
+        return keys
 
-    both = [keys(facts.heads, kind, facts.tails), keys(facts.tails, kind + num_kinds, facts.heads)]
-    return np.unique(np.concatenate(both))
+    def split(keys: NDArray[np.uint64]) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+        neighbours = (keys % np.uint64(num_concepts)).astype(np.int32)
+        keys = keys // np.uint64(num_concepts)
+        kinds = (keys % np.uint64(2 * num_kinds)).astype(np.int32)
+        return (keys // np.uint64(2 * num_kinds)).astype(np.int32), kinds, neighbours
+
+    if not heads.size:
+        return heads, kinds, tails
+    keys = join(heads, kinds, tails)
+    heads, kinds, tails = split(keys[np.concatenate([[True], keys[1:] != keys[:-1]])])
+    del keys
+    return split(
+        join(
+            np.concatenate([heads, tails]),
+            np.concatenate([kinds, kinds + np.int32(num_kinds)]),
+            np.concatenate([tails, heads]),
+        )
+    )
