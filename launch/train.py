@@ -17,7 +17,7 @@ from bali_ds.errors import InputError
 def main() -> int:
     """Train, then, on rank 0, export, evaluate and report. Returns the exit status."""
     options = _options()
-    first = os.environ.get("RANK", "0") == "0"
+    first = os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")) == "0"
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s", force=True)
     for library in ("httpx", "httpcore", "urllib3", "DeepSpeed", "transformers", "matplotlib"):
         logging.getLogger(library).setLevel(logging.WARNING)

@@ -47,6 +47,7 @@ class Cluster:
 @contextmanager
 def joined_cluster() -> Iterator[Cluster]:
     """Join the ranks that the launcher started, or stand alone when it started none."""
+    _adopt_mpirun()
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", "29500")
@@ -63,3 +64,13 @@ def joined_cluster() -> Iterator[Cluster]:
     finally:
         # Without this a rank aborts at exit and a finished run looks like a failed one.
         dist.destroy_process_group()
+
+
+def _adopt_mpirun() -> None:
+    """Give a rank of OpenMPI's mpirun the variables that torch knows; without MASTER_ADDR, ask the first rank."""
+    if "RANK" in os.environ or "OMPI_COMM_WORLD_RANK" not in os.environ:
+        return
+    if "MASTER_ADDR" not in os.environ:
+        deepspeed.comm.mpi_discovery(verbose=False)
+    for name, theirs in (("RANK", "RANK"), ("WORLD_SIZE", "SIZE"), ("LOCAL_RANK", "LOCAL_RANK")):
+        os.environ[name] = os.environ[f"OMPI_COMM_WORLD_{theirs}"]
