@@ -3,7 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bali_ds.cli.common import emit
 from bali_ds.cli.order import add_order
@@ -35,6 +35,16 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     index = shards.add_parser("index", help="rebuild index and sample table from the tars alone")
     index.add_argument("shards", type=Path, metavar="SHARDS")
     index.set_defaults(run=_index)
+    sample = shards.add_parser("sample", help="a random subset as new shards")
+    sample.add_argument("shards", type=Path, metavar="SHARDS")
+    sample.add_argument("--samples", type=int, required=True, metavar="N")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--out", type=Path, required=True, metavar="SHARDS")
+    sample.set_defaults(run=_sample)
+    merge = shards.add_parser("merge", help="several shard sets of one graph and tokenizer as one")
+    merge.add_argument("shards", type=Path, nargs="+", metavar="SHARDS")
+    merge.add_argument("--out", type=Path, required=True, metavar="SHARDS")
+    merge.set_defaults(run=_merge)
     add_order(shards)
 
 
@@ -137,7 +147,24 @@ def _show(options: argparse.Namespace) -> None:
 def _index(options: argparse.Namespace) -> None:
     from bali_ds.shards.reindex import reindex
 
-    print(f"{options.shards}: indexed, fingerprint {reindex(options.shards)['fingerprint']}")
+    _announce(options.shards, reindex(options.shards))
+
+
+def _sample(options: argparse.Namespace) -> None:
+    from bali_ds.shards.subset import sample_shards
+
+    _announce(options.out, sample_shards(options.shards, options.out, options.samples, options.seed))
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from bali_ds.shards.subset import merge_shards
+
+    _announce(options.out, merge_shards(options.shards, options.out))
+
+
+def _announce(path: Path, index: dict[str, Any]) -> None:
+    passages = sum(shard["samples"] for shard in index["shards"])
+    print(f"{path}: {passages} passages in {len(index['shards'])} shards, fingerprint {index['fingerprint']}")
 
 
 def _table(title: str, values: dict[str, object]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bali_ds.corpus.folding import WordHasher, split_words
-from bali_ds.corpus.stopwords import is_stop_name
+from bali_ds.corpus.stopwords import is_acronym, is_stop_name
 from bali_ds.errors import InputError
 from bali_ds.files import published_directory, read_json, write_json
 from bali_ds.graph.store import KnowledgeGraph
@@ -154,8 +154,3 @@ def _paths(graph: KnowledgeGraph) -> Iterator[tuple[_Hashes, NDArray[np.int64], 
                 inner.append(paths[longer])
             paths[longer] = extend(paths[longer], flat[at[longer] + length])
         yield paths, np.array(numbers), np.array(acronyms), np.unique(np.concatenate(inner))
-
-
-def is_acronym(words: list[str]) -> bool:
-    """Is a name one short word in capitals, such as AIDS, which in small letters means something else?"""
-    return len(words) == 1 and len(words[0]) <= 6 and sum(letter.isupper() for letter in words[0]) >= 2

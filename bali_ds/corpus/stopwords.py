@@ -46,11 +46,19 @@ value variable various vary very via view visit vital volume wait walk want warm
 weight well were what when where whether which while white who whole whose why wide will window with within without
 woman women word work world would year years yes yet you young your zone
 """
-_STOPPED = frozenset(fold(word) for word in _WORDS.split())
+_ORDINARY = frozenset(_WORDS.split())
+_FOLDED = frozenset(map(fold, _ORDINARY))
+
+
+def is_acronym(words: list[str]) -> bool:
+    """Is a name one short word in capitals, such as AIDS, which in small letters means something else?"""
+    return len(words) == 1 and len(words[0]) <= 6 and sum(letter.isupper() for letter in words[0]) >= 2
 
 
 def is_stop_name(words: list[str]) -> bool:
     """Is a name, given as its words, nothing but an ordinary word, a number, a unit or a letter or two?"""
-    if len(words) == 1 and (len(words[0]) < 3 or fold(words[0]) in _STOPPED):
+    if is_acronym(words):
+        return len(words[0]) < 3 or words[0].lower() in _ORDINARY
+    if len(words) == 1 and (len(words[0]) < 3 or fold(words[0]) in _FOLDED):
         return True
-    return not any((word.isalpha() and len(word) > 1) or (len(word) > 2 and not word.isdecimal()) for word in words)
+    return not any(len(word) > 1 and (word.isalpha() or (len(word) > 2 and not word.isdecimal())) for word in words)

@@ -91,8 +91,7 @@ def sample_findings(sample: Sample, shards: ShardSet, graph: KnowledgeGraph | No
     yield from _edge_findings(concepts, edges, shards)
     if graph and not _are_facts(edges, graph):
         yield "an edge is no fact of the graph"
-    meta = sample.meta if isinstance(sample.meta, dict) else {}
-    document, passage = meta.get("document"), meta.get("passage")
+    document, passage = sample.meta.get("document"), sample.meta.get("passage")
     if not isinstance(document, str) or not isinstance(passage, int) or sample_key(document, passage) != sample.key:
         yield "its meta data name another sample"
 

@@ -1,5 +1,7 @@
 """A lost or damaged index, made again from the tars."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,30 +28,48 @@ def reindex(path: Path) -> dict[str, Any]:
     if not tars:
         raise InputError(f"{path}: holds no train-*.tar or validation-*.tar")
     description = TarScanner(tars[0]).description
+    count = _Count()
     shards, tables = [], []
-    documents: set[str] = set()
-    concepts: set[int] = set()
-    spans = 0
     for tar in tars:
         scanner = TarScanner(tar)
-        if scanner.description != description:
-            raise InputError(f"{tar}: belongs to another shard set than {tars[0].name}; keep them apart")
-        rows = []
-        for scanned in scanner.samples(token_dtype(description["tokenizer"]["vocab_size"])):
-            rows.append(sample_row(scanned.sample, scanned.size))
-            documents.add(scanned.sample.meta["document"])
-            concepts.update(scanned.sample.mentions[:, 2].tolist())
-            spans += len(np.unique(scanned.sample.mentions[:, :2], axis=0))
-        tables.append(np.array(rows, ROW_DTYPE))
+        for key, value in description.items():
+            if scanner.description.get(key) != value:
+                raise InputError(f"{tar}: belongs to another shard set than {tars[0].name}: {key} differs")
+        samples = list(_counted(scanner, token_dtype(description["tokenizer"]["vocab_size"]), count))
+        tables.append(np.array(samples, ROW_DTYPE))
         split = tar.name.split("-", 1)[0]
-        shards.append(Shard(tar.name, split, len(rows), tar.stat().st_size, sha256_file(tar)))
+        shards.append(Shard(tar.name, split, len(samples), tar.stat().st_size, sha256_file(tar)))
     report = path / "report.json"
-    counts = read_json(report)["counts"] if report.is_file() else {
-        "documents": len(documents),
-        "passages": sum(len(table) for table in tables),
-        "mentions": spans,
-        "linked_mentions": spans,
-        "concepts": len(concepts),
-    }  # fmt: skip
+    counts = read_json(report)["counts"] if report.is_file() else count.values()
     write_sample_table(path, description, tables)
     return write_index(path, description, shards, counts)
+
+
+@dataclass
+class _Count:
+    keys: set[str] = field(default_factory=set)
+    documents: set[str] = field(default_factory=set)
+    concepts: set[int] = field(default_factory=set)
+    mentions: int = 0
+
+    def values(self) -> dict[str, int]:
+        return {
+            "documents": len(self.documents),
+            "passages": len(self.keys),
+            "mentions": self.mentions,
+            "linked_mentions": self.mentions,
+            "concepts": len(self.concepts),
+        }
+
+
+def _counted(scanner: TarScanner, dtype: np.dtype[Any], count: _Count) -> Iterator[tuple[int, ...]]:
+    """Yield the rows of a tar's samples and count them."""
+    for scanned in scanner.samples(dtype):
+        sample = scanned.sample
+        if sample.key in count.keys:
+            raise InputError(f"{scanner.path}: sample {sample.key} occurs twice; keep one of the shard sets")
+        count.keys.add(sample.key)
+        count.documents.add(str(sample.meta.get("document")))
+        count.concepts.update(sample.mentions[:, 2].tolist())
+        count.mentions += len(np.unique(sample.mentions[:, :2], axis=0))
+        yield sample_row(sample, scanned.size)

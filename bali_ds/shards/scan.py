@@ -67,7 +67,10 @@ class TarScanner:
                 data, at = self._member(at, f"{key}.{name}")
                 arrays.append(self._array(data, dtype, width, at))
             data, at = self._member(at, f"{key}.{META_MEMBER}")
-            sample = Sample(key, arrays[0], arrays[1], arrays[2], self._json(data, at))
+            meta = self._json(data, at)
+            if not isinstance(meta, dict):
+                raise self._fault(at, "the meta data are no JSON object")
+            sample = Sample(key, arrays[0], arrays[1], arrays[2], meta)
             yield ScannedSample(sample, offset, at - offset)
         if self._bytes[at:] != END_OF_ARCHIVE:
             raise self._fault(at, "the end of the archive is not two empty blocks")

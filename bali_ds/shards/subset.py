@@ -1,0 +1,81 @@
+"""New shard sets from old ones: a random subset, or several sets as one."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bali_ds.errors import InputError
+from bali_ds.files import published_directory
+from bali_ds.randomness import derive, permute
+from bali_ds.shards.layout import END_OF_ARCHIVE
+from bali_ds.shards.reindex import reindex
+from bali_ds.shards.scan import TarScanner
+from bali_ds.shards.store import SPLITS, ShardSet
+from bali_ds.shards.writer import shard_name, write_shard
+
+_TABLES = ("names.tokens.npy", "names.offsets.npy")
+
+
+def sample_shards(source: Path, out: Path, samples: int, seed: int) -> dict[str, Any]:
+    """Publish a random subset of a shard set, in the order of the whole, and return its index.
+
+    Each split gives its share. The same seed gives the same subset.
+
+    Raises:
+        InputError: the set holds fewer samples, or `out` cannot be written.
+    """
+    shards = ShardSet.open(source)
+    total = len(shards.samples)
+    if not 0 < samples <= total:
+        raise InputError(f"--samples {samples}: {source} holds {total} samples")
+    description = TarScanner(source / shards.shards[0].name).description
+    wanted = np.sort(permute(np.arange(samples), total, derive(seed, "subset")))
+    with published_directory(out) as directory:
+        _link_names(source, directory)
+        for split in SPLITS:
+            rows = shards.split(split)
+            chosen = wanted[(wanted >= rows.start) & (wanted < rows.stop)]
+            size = max((shard.samples for shard in shards.shards), default=1)
+            for number, start in enumerate(range(0, len(chosen), size)):
+                part = chosen[start : start + size]
+                write_shard(directory, shard_name(split, number), split, description, _blocks(shards, part), len(part))
+        return reindex(directory)
+
+
+def merge_shards(sources: Sequence[Path], out: Path) -> dict[str, Any]:
+    """Publish several shard sets of one graph, tokenizer and limits as one, in their order, and return its index.
+
+    Raises:
+        InputError: the sets differ in graph, tokenizer or limits, or hold a sample of the same key.
+    """
+    sets = [ShardSet.open(source) for source in sources]
+    with published_directory(out) as directory:
+        _link_names(sources[0], directory)
+        for split in SPLITS:
+            tars = [shards.path / shard.name for shards in sets for shard in shards.shards if shard.split == split]
+            for number, tar in enumerate(tars):
+                shutil.copyfile(tar, directory / shard_name(split, number))
+        return reindex(directory)
+
+
+def _link_names(source: Path, directory: Path) -> None:
+    for name in _TABLES:
+        shutil.copyfile(source / name, directory / name)
+
+
+def _blocks(shards: ShardSet, rows: NDArray[np.int64]) -> Iterator[bytes]:
+    """Yield the bytes of samples: each ends where the next of its tar begins, the last at the end of the archive."""
+    for row, number in zip(rows.tolist(), shards.shard_numbers(rows).tolist(), strict=True):
+        shard = shards.shards[number]
+        start = int(shards.samples["offset"][row])
+        last = row + 1 == shards.starts[number + 1]
+        end = shard.bytes - len(END_OF_ARCHIVE) if last else int(shards.samples["offset"][row + 1])
+        if not 0 < start < end:
+            raise InputError(f"{shards.path}: the sample table does not fit {shard.name}; run: bali-ds shards index")
+        with open(shards.path / shard.name, "rb") as stream:
+            stream.seek(start)
+            yield stream.read(end - start)

@@ -1,0 +1,212 @@
+"""Readers of every format but PubTator text: what they yield, what they refuse, what real files hold."""
+
+import gzip
+import json
+
+import pytest
+
+from bali_ds.corpus.document import Document, ReadReport
+from bali_ds.corpus.readers import join_links, read_documents
+from bali_ds.errors import InputError
+
+
+def read(tmp_path, name, content):
+    path = tmp_path / "input"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    report = ReadReport()
+    return list(read_documents(name, path, report)), report
+
+
+CITATION = """<MedlineCitation><PMID Version="2">{pmid}</PMID><Article><ArticleTitle>{title}</ArticleTitle>
+{abstract}</Article>{other}</MedlineCitation>"""
+
+
+def citations(*items, root="PubmedArticleSet"):
+    body = "".join(f"<PubmedArticle>{item}</PubmedArticle>" for item in items)
+    return f'<?xml version="1.0"?><!DOCTYPE {root} PUBLIC "-//NLM//DTD" "https://nowhere.invalid/x.dtd"><{root}>{body}</{root}>'
+
+
+def test_medline_structured_abstract_and_inline_markup(tmp_path):
+    abstract = (
+        '<Abstract><AbstractText Label="AIM" NlmCategory="OBJECTIVE">To <i>see</i> H<sub>2</sub>O\n &lt; 3.'
+        "</AbstractText>"
+        '<AbstractText Label="UNLABELLED">Then.</AbstractText><AbstractText/>'
+        "<CopyrightInformation>(c)</CopyrightInformation></Abstract>"
+    )
+    item = CITATION.format(pmid=7, title="A <b>bold</b> title.", abstract=abstract, other="")
+    (document,), report = read(tmp_path, "medline", citations(item))
+    assert document == Document("7", "A bold title. AIM: To see H2O < 3. Then.")
+    assert report.counts == {"documents": 1}
+
+
+def test_medline_other_abstracts_deletions_and_old_files(tmp_path):
+    french = '<OtherAbstract Language="fre"><AbstractText>Non.</AbstractText></OtherAbstract>'
+    english = '<OtherAbstract Type="PIP"><AbstractText>Yes.</AbstractText></OtherAbstract>'
+    item = CITATION.format(pmid=8, title="T.", abstract="", other=french + english)
+    bare = (
+        f"<MedlineCitationSet>{item}<DeleteCitation><PMID>9</PMID><PMID>10</PMID></DeleteCitation></MedlineCitationSet>"
+    )
+    documents, report = read(tmp_path, "medline", gzip.compress(bare.encode()))
+    assert documents[0].text == "T. Yes."
+    assert [(d.id, d.withdrawn) for d in documents[1:]] == [("9", True), ("10", True)]
+    assert report.counts["deletions"] == 2
+
+
+BOMB = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]>'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("medline", "<PubmedArticleSet><MedlineCitation>", "is no well-formed XML"),
+        ("medline", "", "is no well-formed XML"),
+        ("medline", "<a><MedlineCitation/></a>", "without PMID"),
+        ("medline", BOMB + "<x><MedlineCitation><PMID>&b;</PMID></MedlineCitation></x>", "defines XML entities"),
+        ("medline", '<!DOCTYPE x [<!ENTITY e SYSTEM "file:///x">]><x><MedlineCitation/></x>', "defines XML entities"),
+        ("medline", gzip.compress(b"<x></x>" * 50)[:-9], "compressed data end|no well-formed XML"),
+        ("jats", "<article><body/></article>", "without front/article-meta"),
+        ("bioc-xml", "<collection><document/></collection>", "without id"),
+        ("bioc-xml", "<c><document><id>1</id><passage><offset>x</offset></passage></document></c>", "key passages"),
+        ("bioc-json", "{", "is no JSON"),
+        ("bioc-json", "[" * 100_000, "is no JSON"),
+        ("bioc-json", '{"id": 1}', "key passages: Field required"),
+        ("bioc-json", '{"id": 1, "passages": [{"annotations": [{}]}]}', "without text"),
+        ("bern2", '{"text": 3}', "key text"),
+        ("bern2", '{"text": "abc", "annotations": [{"span": {"begin": 1, "end": 9}, "mention": "x"}]}', "lies outside"),
+        ("jsonl", '{"text": "abc"}', "key id"),
+        ("jsonl", '{"id": 1, "text": "abc"}\n{"id": 2', "input:2: is no JSON"),
+        ("jsonl", '{"id": 1, "text": "a\\ud800"}', "half of a surrogate pair"),
+        ("jsonl", '{"id": 1, "mentions": [{"start": 0, "end": 1}]}', "mentions without text"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_right_is_refused_in_one_line(tmp_path, name, content, message):
+    with pytest.raises(InputError, match=message) as caught:
+        read(tmp_path, name, content)
+    assert "\n" not in str(caught.value)
+    assert "input" in str(caught.value)
+
+
+def test_jats(tmp_path):
+    article = """<article><front><article-meta><article-id pub-id-type="doi">10.1/x</article-id>
+    <article-id pub-id-type="pmid">5</article-id><title-group><article-title>T <i>x</i></article-title></title-group>
+    <abstract><sec><title>A</title><p>One.</p></sec></abstract></article-meta></front>
+    <body><sec><p>Two.</p><fig><caption><p>No.</p></caption></fig></sec><p>Three.</p></body></article>"""
+    (document,), _ = read(tmp_path, "jats", article)
+    assert document == Document("5", "T x One. Two. Three.")
+
+
+BIOC = {
+    "id": 12,
+    "passages": [
+        {"offset": 0, "text": "β title", "annotations": [
+            {"infons": {"identifier": "MESH:D1;MESH:D2", "type": "Disease"}, "text": "title",
+             "locations": [{"offset": 2, "length": 5}]}]},
+        {"offset": 30, "text": "Later text", "annotations": [
+            {"infons": {"MESH": "D3"}, "text": "later", "locations": [{"offset": 30, "length": 5}]},
+            {"infons": {"identifier": "-"}, "text": "x", "locations": [{"offset": 36, "length": 4}]},
+            {"infons": {"identifier": 9606, "type": "Species"}, "text": "split",
+             "locations": [{"offset": 30, "length": 2}, {"offset": 36, "length": 1}]}]},
+    ],
+}  # fmt: skip
+
+
+def check_bioc(document, report):
+    assert document.id == "12"
+    assert document.text == "β title Later text"
+    surfaces = [document.text[m.start : m.end] for m in document.mentions]
+    assert surfaces == ["title", "Later", "text", "La", "t"]
+    assert document.mentions[0].ids == ("MESH:D1", "MESH:D2")
+    assert document.mentions[1].ids == ("MESH:D3",)
+    assert document.mentions[2].ids == ()
+    assert document.mentions[3].ids == ("9606",)
+    assert report.counts["surface_mismatches"] == 1
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda d: d, lambda d: {"PubTator3": [d]}, lambda d: {"documents": [d]}, lambda d: [d]]
+)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_bioc_json(tmp_path, wrap, indent):
+    (document,), report = read(tmp_path, "bioc-json", json.dumps(wrap(BIOC), indent=indent))
+    check_bioc(document, report)
+
+
+def test_bioc_xml(tmp_path):
+    def annotation(item):
+        infons = "".join(f'<infon key="{key}">{value}</infon>' for key, value in item["infons"].items())
+        places = "".join(
+            '<location offset="{offset}" length="{length}"/>'.format(**place) for place in item["locations"]
+        )
+        return f"<annotation>{infons}<text>{item['text']}</text>{places}</annotation>"
+
+    passages = "".join(
+        f"<passage><offset>{p['offset']}</offset><text>{p['text']}</text>"
+        f"{''.join(map(annotation, p['annotations']))}</passage>"
+        for p in BIOC["passages"]
+    )
+    xml = f"<collection><document><id>12</id>{passages}</document></collection>"
+    (document,), report = read(tmp_path, "bioc-xml", xml)
+    check_bioc(document, report)
+
+
+def test_bern2_several_ids_nan_and_no_id(tmp_path):
+    first = (
+        '{"id": ["mesh:D1", "OMIM:2"], "prob": NaN, "mention": "abc", "obj": "disease", "span": {"begin": 0, "end": 3}}'
+    )
+    second = '{"id": ["CUI-less"], "mention": "d", "obj": "gene", "span": {"begin": 4, "end": 5}}'
+    answer = f'{{"annotations": [{first}, {second}], "text": "abc d"}}'
+    documents, _ = read(tmp_path, "bern2", f"{answer}\n{answer}\n")
+    assert [d.id for d in documents] == ["input_1", "input_2"]
+    assert [m.ids for m in documents[0].mentions] == [("mesh:D1", "OMIM:2"), ()]
+
+
+def test_json_lines_of_plain_text_spans_and_scispacy(tmp_path):
+    lines = [
+        {"id": "a", "text": "Heart failure."},
+        {"pmid": 2, "title": "Heart", "abstract": "failure", "spans": [{"start": 0, "end": 13, "id": "C0000001"}]},
+        {"id": 3, "text": "HF", "ents": [{"start": 0, "end": 2, "label": "X", "kb_ents": [["C2", 0.8], ["C1", 0.9]]}]},
+    ]
+    documents, _ = read(tmp_path, "jsonl", "\n".join(map(json.dumps, lines)))
+    assert [d.text for d in documents] == ["Heart failure.", "Heart failure", "HF"]
+    assert [[m.ids for m in d.mentions] for d in documents] == [[], [("C0000001",)], [("C1",)]]
+    assert documents[2].mentions[0].type == "X"
+
+
+def test_links_of_one_file_with_the_text_of_another(tmp_path):
+    links = tmp_path / "links.tsv"
+    links.write_text(
+        "id\tstart\tend\tmention\ttype\tids\n7\t0\t5\theart\tDisease\tC1\textra\n8\t0\t1\tx\tDisease\tC2\n"
+    )
+    report = ReadReport()
+    texts = [Document("6", "Nothing"), Document("7", "Heart")]
+    documents = list(join_links(iter(texts), links, report))
+    assert [len(d.mentions) for d in documents] == [0, 1]
+    assert report.counts["documents_without_text"] == 1
+    with pytest.raises(InputError, match="none of its 2 documents is among the texts"):
+        list(join_links(iter([Document("1", "x")]), links, ReadReport()))
+    with pytest.raises(InputError, match=r"links.tsv:2: .*lies outside"):
+        list(join_links(iter([Document("7", "Hea")]), links, ReadReport()))
+
+
+def test_real_xml_and_json(real_data):
+    def count(name, path):
+        report = ReadReport()
+        documents = list(read_documents(name, real_data / path, report))
+        return len(documents), report.counts
+
+    assert count("medline", "pubmed_xml/medsamp2006.xml") == (88, {"documents": 88, "documents_without_abstract": 32})
+    for number in (4, 5, 6, 7):
+        assert count("medline", f"pubmed_xml/pubmed{number}.xml")[0] == 1
+    documents, counts = count("bioc-xml", "annotation_formats/pubtator_central_bioc.xml.gz")
+    assert (documents, counts["mentions"], counts["surface_mismatches"]) == (32, 6784, 0)
+    files = sorted((real_data / "annotation_formats" / "pubtator3_biocjson").glob("*.json"))
+    totals = [count("bioc-json", path)[1] for path in files]
+    assert (len(files), sum(c["mentions"] for c in totals), sum(c["surface_mismatches"] for c in totals)) == (8, 170, 0)
+    assert count("bern2", "annotation_formats/bern2_json/response_0.json")[1]["mentions"] == 2
+
+
+def test_the_real_file_with_rows_of_another_text_is_refused(real_data):
+    texts = read_documents("pubtator", real_data / "corpora/medmentions_st21pv_train.pubtator.txt.gz", ReadReport())
+    links = real_data / "annotation_formats/bern2_medmentions_train.tsv.gz"
+    with pytest.raises(InputError, match=r"lies outside|differ from the text"):
+        list(join_links(texts, links, ReadReport()))

@@ -1,0 +1,166 @@
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bali_ds.corpus.abbreviations import find_abbreviations
+from bali_ds.corpus.dictionary import LONGEST_NAME, open_dictionary
+from bali_ds.corpus.document import Document, Mention
+from bali_ds.corpus.folding import WordHasher, fold, split_words
+from bali_ds.corpus.linker import DictionaryLinker
+from bali_ds.corpus.links import ConceptResolver
+from bali_ds.corpus.stopwords import is_stop_name
+from bali_ds.errors import InputError
+from bali_ds.graph.builder import build_graph
+from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.graph.tables import TableSource
+
+NODES = [
+    ("C01", "Heart Failure", "Cardiac failure|HF", "T047", "MESH:D006333"),
+    ("C02", "Heart", "", "T023", "MESH:D006321"),
+    ("C03", "Acquired immune deficiency syndrome", "AIDS", "T047", ""),
+    ("C04", "Tumor", "Neoplasm", "T191", "MESH:D009369"),
+    ("C05", "Cold temperature", "Cold|Common cold", "T070", ""),
+    ("C06", "Common cold", "", "T047", ""),
+    ("C07", "Hereditary fructose intolerance", "HFI|Fructosemia", "T047", "MESH:D005633;OMIM:229600"),
+    ("C08", "Interleukin 2", "IL-2|IL2", "T116", "MESH:D007376"),
+    ("C09", "Insulin", "", "T116", "MESH:D007328"),
+    ("C10", "INS gene", "Insulin gene", "T028", "NCBIGENE:3630;MESH:D007328"),
+    ("C11", "Anemia", "Anaemia of the newborn", "T047", ""),
+]
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("linker")
+    rows = ["cui\tpreferred_name\tsynonyms\tsemantic_types\tsource_terms", *("\t".join(node) for node in NODES)]
+    (folder / "nodes.tsv").write_text("\n".join(rows) + "\n")
+    (folder / "edges.tsv").write_text("head_cui\trelation\ttail_cui\tsource\nC06\tisa\tC01\tX\nC06\tisa\tC03\tX\n")
+    build_graph([TableSource(folder / "nodes.tsv", folder / "edges.tsv")], folder / "graph")
+    return KnowledgeGraph.open(folder / "graph")
+
+
+@pytest.fixture(scope="module")
+def linker(graph, tmp_path_factory):
+    return DictionaryLinker(open_dictionary(tmp_path_factory.mktemp("dictionary") / "d", graph), graph)
+
+
+def links(linker, text):
+    (document,) = linker.link([Document("1", text)])
+    assert all(text[m.start : m.end] == m.text for m in document.mentions)
+    return [(m.text, *m.ids) for m in document.mentions]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Chronic heart failure.", [("heart failure", "C01")]),
+        ("HEART FAILURES and hearts", [("HEART FAILURES", "C01"), ("hearts", "C02")]),
+        ("The heart. Failure of", [("heart", "C02")]),
+        ("heartfailure", []),
+        ("tumours, neoplasms", [("tumours", "C04"), ("neoplasms", "C04")]),
+        ("it aids patients with AIDS", [("AIDS", "C03")]),
+        ("a common cold", [("common cold", "C06")]),
+        ("IL-2 and IL 2 and il2", [("IL-2", "C08"), ("IL 2", "C08")]),
+        ("anaemia", [("anaemia", "C11")]),
+        ("β-insulin–like", [("insulin", "C09")]),
+        ("", []),
+    ],
+)
+def test_names_in_text(linker, text, expected):
+    assert links(linker, text) == expected
+
+
+def test_abbreviations_mean_what_the_text_says(linker):
+    assert links(linker, "Heart failure (HF) is common. HF kills.") == [
+        ("Heart failure", "C01"), ("HF", "C01"), ("HF", "C01"),
+    ]  # fmt: skip
+    assert links(linker, "Hybrid fruit import (HFI) grows; HFI is fine.") == []
+
+
+def test_a_name_of_two_concepts_takes_the_one_the_document_speaks_of(linker):
+    assert links(linker, "Common cold.") == [("Common cold", "C06")]
+    assert ("Common cold", "C05") in links(linker, "Cold temperature, cold temperature. Common cold.")
+
+
+def test_many_documents_at_once_give_what_each_gives_alone(linker):
+    texts = [
+        " ".join(random.Random(n).choices(["heart", "failure", "(HF)", "AIDS", "cold", "common", ".", "x"], k=30))
+        for n in range(40)
+    ]
+    together = linker.link([Document(str(n), text) for n, text in enumerate(texts)])
+    for n, text in enumerate(texts):
+        assert [(m.text, *m.ids) for m in together[n].mentions] == links(linker, text)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["heart", "failure", "common", "cold", "Interleukin", "2", "gene", "Insulin", ",", "x"]),
+        max_size=25,
+    )
+)
+def test_longest_matches_are_those_of_a_plain_search(graph, linker, words):
+    names = {}
+    for concept in range(graph.num_concepts):
+        for name in graph.names(concept):
+            own = split_words(name).texts
+            if not is_stop_name(own):
+                names.setdefault(tuple(map(fold, own)), set()).add(concept)
+    table = linker._dictionary
+    matches = table.longest_matches(np.array(WordHasher()(words), np.uint64))
+    expected = {}
+    for first in range(len(words)):
+        for length in range(1, LONGEST_NAME + 1):
+            key = tuple(map(fold, words[first : first + length]))
+            if len(key) == length and key in names:
+                expected[first] = (length, names[key])
+    assert matches.words.tolist() == sorted(expected)
+    for first, length, entry in zip(*(column.tolist() for column in matches), strict=True):
+        concepts = set(table.concepts[table.offsets[entry] : table.offsets[entry + 1]].tolist())
+        assert (length, concepts) == expected[first]
+
+
+def test_a_dictionary_of_another_graph_is_refused(graph, graph_directory, tmp_path):
+    open_dictionary(tmp_path / "d", graph)
+    with pytest.raises(InputError, match="is the dictionary of another graph"):
+        open_dictionary(tmp_path / "d", KnowledgeGraph.open(graph_directory))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("the heart failure (HF) was", [("HF", "heart failure")]),
+        ("methyl chloroform (MCF)", [("MCF", "methyl chloroform")]),
+        ("the Gcn5-related N-acetyltransferase (GNAT)", [("GNAT", "Gcn5-related N-acetyltransferase")]),
+        ("shown before (see Figure 2) and (p < 0.05)", []),
+        ("patients (n = 3)", []),
+        ("", []),
+    ],
+)  # fmt: skip
+def test_schwartz_hearst(text, expected):
+    assert [(a.short, text[a.start : a.end]) for a in find_abbreviations(text)] == expected
+
+
+@pytest.mark.parametrize(
+    ("ids", "kind", "expected"),
+    [
+        (("C01",), "", ["C01"]),
+        (("UMLS:C01",), "", ["C01"]),
+        (("MESH:D006333",), "", ["C01"]),
+        (("mesh:D006333", "C02"), "", ["C01", "C02"]),
+        (("D006333",), "Disease", ["C01"]),
+        (("omim:229600", "MESH:D005633"), "disease", ["C07"]),
+        (("3630",), "Gene", ["C10"]),
+        (("NCBI Gene:3630",), "gene", ["C10"]),
+        (("3630",), "Disease", []),
+        (("D007328",), "Gene", ["C10"]),
+        (("D007328",), "Chemical", ["C09"]),
+        (("D999999", "nonsense", "a:b:c", ":"), "Disease", []),
+    ],
+)
+def test_codes_become_concepts(graph, ids, kind, expected):
+    concepts = ConceptResolver(graph).concepts(Mention(0, 1, "x", kind, ids))
+    assert [graph.cui(concept) for concept in concepts] == expected
