@@ -38,7 +38,8 @@ def _add_linking(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 def _run_linking(options: argparse.Namespace) -> None:
     from bali_ds.evaluation.linking import compare_linking, rank_queries, summarise
-    from bali_ds.evaluation.linking_data import read_dictionary, read_queries
+    from bali_ds.evaluation.linking_data import read_queries
+    from bali_ds.inference.dictionary import read_dictionary
     from bali_ds.inference.encoder import load
 
     dictionary = read_dictionary(options.dictionary)

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bali_ds.evaluation.bootstrap import intervals, paired_difference
-from bali_ds.evaluation.linking_data import Dictionary, Queries
+from bali_ds.evaluation.linking_data import Queries
+from bali_ds.inference.dictionary import Dictionary
 
 SCORE_BYTES = 256 * 2**20
 NOT_FOUND = np.iinfo(np.int64).max
@@ -157,8 +158,7 @@ def subsets(dictionary: Dictionary, queries: Queries) -> dict[str, NDArray[np.in
 def _exact(dictionary: Dictionary, queries: Queries) -> NDArray[np.bool_]:
     cuis_of: dict[str, set[str]] = {}
     for row, name in enumerate(dictionary.names):
-        own = dictionary.concepts[dictionary.offsets[row] : dictionary.offsets[row + 1]]
-        cuis_of.setdefault(name.lower(), set()).update(dictionary.cuis[concept] for concept in own)
+        cuis_of.setdefault(name.lower(), set()).update(dictionary.concepts_of(row))
     return np.array(
         [
             not cuis_of.get(mention.lower(), set()).isdisjoint(gold)

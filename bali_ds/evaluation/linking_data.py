@@ -1,8 +1,6 @@
-"""Dictionaries and queries of entity linking, in the layouts of the field."""
+"""Queries of entity linking, in the layouts of the field."""
 
-import re
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,27 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bali_ds.errors import InputError
-from bali_ds.files import open_text
+from bali_ds.inference.dictionary import COMPOSITE, numbered_lines
 
-COMPOSITE = re.compile(r"[|+]")
 FLAGS = ("in_dict_exact", "cui_seen_in_train", "pair_seen_in_train")
-
-
-@dataclass(frozen=True)
-class Dictionary:
-    """Names and the concepts that bear them.
-
-    Attributes:
-        names: distinct strings, in the order of the file.
-        cuis: distinct concept identifiers.
-        offsets: int64 [names + 1]; name i belongs to `concepts[offsets[i]:offsets[i + 1]]`.
-        concepts: int64, positions in `cuis`.
-    """
-
-    names: Sequence[str]
-    cuis: Sequence[str]
-    offsets: NDArray[np.int64]
-    concepts: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -48,32 +28,6 @@ class Queries:
     flags: dict[str, NDArray[np.bool_]]
 
 
-def read_dictionary(path: Path) -> Dictionary:
-    """Read `CUI||name` lines, plain or gzip; a composite of CUIs is joined by | or +.
-
-    Raises:
-        InputError: a line has another form, or there is none.
-    """
-    of_name: dict[str, dict[int, None]] = {}
-    of_cui: dict[str, int] = {}
-    for number, line in _lines(path):
-        identifiers, bars, name = line.partition("||")
-        if not (bars and identifiers and name):
-            raise InputError(f"{path}:{number}: expected CUI||name, found {line[:60]!r}")
-        concepts = of_name.setdefault(name, {})
-        for cui in COMPOSITE.split(identifiers):
-            concepts[of_cui.setdefault(cui, len(of_cui))] = None
-    if not of_name:
-        raise InputError(f"{path}: holds no name")
-    sizes = np.fromiter(map(len, of_name.values()), np.int64, len(of_name))
-    return Dictionary(
-        names=list(of_name),
-        cuis=list(of_cui),
-        offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)]),
-        concepts=np.array([concept for concepts in of_name.values() for concept in concepts], np.int64),
-    )
-
-
 def read_queries(path: Path) -> Queries:
     """Read a TSV with a header (columns `mention`, `cui` and any flags), a BioSyn `.concept` file or a folder of them.
 
@@ -88,7 +42,7 @@ def read_queries(path: Path) -> Queries:
 
 
 def _read_table(path: Path) -> Queries:
-    lines = _lines(path)
+    lines = numbered_lines(path)
     header = next(lines, (0, ""))[1].split("\t")
     for column in ("mention", "cui"):
         if column not in header:
@@ -113,21 +67,10 @@ def _read_concepts(path: Path) -> Queries:
     mentions: list[str] = []
     gold: list[tuple[str, ...]] = []
     for file in files:
-        for number, line in _lines(file):
+        for number, line in numbered_lines(file):
             fields = line.split("||")
             if len(fields) != 5:
                 raise InputError(f"{file}:{number}: expected document||start|end||type||mention||CUI")
             mentions.append(fields[3])
             gold.append(tuple(COMPOSITE.split(fields[4])))
     return Queries(mentions, gold, {})
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    number = 0
-    try:
-        with open_text(path) as stream:
-            for number, line in enumerate(stream, 1):
-                if text := line.rstrip("\r\n"):
-                    yield number, text
-    except (UnicodeDecodeError, EOFError, zlib.error, OSError) as error:
-        raise InputError(f"{path}:{number + 1}: cannot be read as UTF-8 text or gzip: {error}") from error

@@ -8,10 +8,11 @@ from transformers import AutoTokenizer
 from bali_ds.config import Linking, Recipe, dump_recipe
 from bali_ds.errors import InputError
 from bali_ds.evaluation.linking import compare_linking, rank_queries, summarise
-from bali_ds.evaluation.linking_data import read_dictionary, read_queries
+from bali_ds.evaluation.linking_data import read_queries
 from bali_ds.evaluation.report import write_report
 from bali_ds.export.run import export_run, refresh_card
 from bali_ds.files import read_json, write_json
+from bali_ds.inference.dictionary import read_dictionary
 from bali_ds.inference.encoder import Encoder, load
 from bali_ds.model.text import load_text_encoder
 

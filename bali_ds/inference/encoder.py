@@ -142,6 +142,11 @@ class Encoder:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors
 
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Return how many tokens each text has, [CLS] and [SEP] not counted."""
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)
+        return [len(row) for row in encoded["input_ids"]] if texts else []
+
     def _tokenise(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
         encoded = self.tokenizer(
             list(texts),

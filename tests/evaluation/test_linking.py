@@ -10,7 +10,8 @@ from bali_ds.cli import main
 from bali_ds.errors import InputError
 from bali_ds.evaluation import linking
 from bali_ds.evaluation.linking import NOT_FOUND, concept_ranks, evaluate_linking, rank_queries, subsets
-from bali_ds.evaluation.linking_data import Dictionary, Queries, read_dictionary, read_queries
+from bali_ds.evaluation.linking_data import Queries, read_queries
+from bali_ds.inference.dictionary import Dictionary, read_dictionary
 
 
 def plain_rank(scores, names, gold):

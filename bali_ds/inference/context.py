@@ -1,0 +1,164 @@
+"""Knowledge-graph context for a question: the facts around its concepts that bear on it, within a token budget.
+
+After KG-RAG (Soman, Rose, Morris et al., Bioinformatics 40(9), 2024): concepts of the question, their direct
+neighbourhood in words, pruned by similarity to the question. Here the trained encoder does both: it chooses between the
+concepts that a surface may mean, and it weighs the facts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bali_ds.corpus.dictionary import Dictionary
+from bali_ds.corpus.folding import WordHasher, split_words
+from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.inference.encoder import Encoder
+
+LARGEST_NEIGHBOURHOOD = 4096
+
+
+@dataclass(frozen=True)
+class FoundConcept:
+    """A concept of the question: where it stands, which it is, how near its name is to the question (cosine)."""
+
+    surface: str
+    cui: str
+    name: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One triple with its provenance.
+
+    Attributes:
+        text: the triple in words.
+        head: identifier of the head; `relation` and `tail` likewise.
+        source: the vocabulary that states it.
+        score: cosine of text and question.
+        tokens: length of the text under the encoder's tokenizer.
+    """
+
+    text: str
+    head: str
+    relation: str
+    tail: str
+    source: str
+    score: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a prompt may be given."""
+
+    question: str
+    concepts: tuple[FoundConcept, ...]
+    facts: tuple[Fact, ...]
+
+    @property
+    def text(self) -> str:
+        """The facts as one paragraph, best first."""
+        return " ".join(f"{fact.text}." for fact in self.facts)
+
+
+class ContextFinder:
+    """Finds context in a graph for one question after another."""
+
+    def __init__(self, encoder: Encoder, graph: KnowledgeGraph, dictionary: Dictionary) -> None:
+        self.encoder = encoder
+        self.graph = graph
+        self.dictionary = dictionary
+        self._hasher = WordHasher()
+
+    def find(self, question: str, *, token_budget: int = 256, lowest_score: float = 0.0) -> Context:
+        """Return the facts nearest to the question that fit into the budget.
+
+        Args:
+            question: free text.
+            token_budget: tokens of all facts together.
+            lowest_score: facts below this cosine are left out.
+        """
+        surfaces = self._surfaces(question)
+        concepts = self._choose(question, surfaces)
+        facts = self.facts([int(self.graph.lookup([concept.cui])[0]) for concept in concepts], question)
+        chosen: list[Fact] = []
+        left = token_budget
+        for fact in facts:
+            if fact.score >= lowest_score and fact.tokens <= left:
+                chosen.append(fact)
+                left -= fact.tokens
+        return Context(question, tuple(concepts), tuple(chosen))
+
+    def _surfaces(self, question: str) -> list[tuple[str, list[int]]]:
+        """The longest names of the graph in the question, with the concepts that each may mean."""
+        words = split_words(question)
+        matches = self.dictionary.longest_matches(np.array([*self._hasher(words.texts), 0], np.uint64))
+        found = []
+        behind = 0
+        for first, length, entry in zip(*(column.tolist() for column in matches), strict=True):
+            if first < behind:
+                continue
+            behind = first + length
+            start, last = words.starts[first], first + length - 1
+            own = slice(int(self.dictionary.offsets[entry]), int(self.dictionary.offsets[entry + 1]))
+            surface = question[start : words.starts[last] + len(words.texts[last])]
+            found.append((surface, self.dictionary.concepts[own].tolist()))
+        return found
+
+    def _choose(self, question: str, surfaces: Sequence[tuple[str, list[int]]]) -> list[FoundConcept]:
+        """Of each surface's concepts the one whose preferred name is nearest to the question."""
+        candidates = sorted({concept for _, concepts in surfaces for concept in concepts})
+        if not candidates:
+            return []
+        names = [self.graph.preferred_name(concept) for concept in candidates]
+        scores = dict(zip(candidates, self._similar(question, names), strict=True))
+        found: dict[int, FoundConcept] = {}
+        for surface, concepts in surfaces:
+            best = max(concepts, key=lambda concept: scores[concept])
+            name = self.graph.preferred_name(best)
+            found.setdefault(best, FoundConcept(surface, self.graph.cui(best), name, float(scores[best])))
+        return list(found.values())
+
+    def facts(self, concepts: Sequence[int], question: str) -> list[Fact]:
+        """Return the facts around concepts, each once, by descending similarity to the question."""
+        graph = self.graph
+        triples: dict[tuple[int, int, int], int] = {}
+        for concept in concepts:
+            start, end = graph.edge_offsets[concept], graph.edge_offsets[concept + 1]
+            for row in range(start, min(end, start + LARGEST_NEIGHBOURHOOD)):
+                relation, other = int(graph.edge_relations[row]), int(graph.edge_targets[row])
+                inverse = relation >= graph.num_relations
+                triple = (other, relation - graph.num_relations, concept) if inverse else (concept, relation, other)
+                triples.setdefault(triple, int(graph.edge_sources[row]))
+        texts = [verbalise(graph, *triple) for triple in triples]
+        scores = self._similar(question, texts)
+        tokens = self.encoder.lengths(texts)
+        found = [
+            Fact(
+                text=texts[row],
+                head=graph.cui(head),
+                relation=graph.relation_name(relation),
+                tail=graph.cui(tail),
+                source=graph.sources[source],
+                score=float(scores[row]),
+                tokens=tokens[row],
+            )
+            for row, ((head, relation, tail), source) in enumerate(triples.items())
+        ]
+        return sorted(found, key=lambda fact: -fact.score)
+
+    def _similar(self, question: str, texts: Sequence[str]) -> NDArray[np.float32]:
+        distinct = list(dict.fromkeys(texts))
+        vectors = self.encoder.encode([question, *distinct])
+        of_text = dict(zip(distinct, vectors[1:] @ vectors[0], strict=True))
+        return np.array([of_text[text] for text in texts], np.float32)
+
+
+def verbalise(graph: KnowledgeGraph, head: int, relation: int, tail: int) -> str:
+    """Return a triple in words: names of head and tail around the relation's name without underscores."""
+    return " ".join(
+        (graph.preferred_name(head), graph.relation_name(relation).replace("_", " "), graph.preferred_name(tail))
+    )

@@ -1,0 +1,104 @@
+"""Mentions to concepts: the nearest names of a dictionary under a trained encoder."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bali_ds.errors import InputError
+from bali_ds.files import published_directory, read_json
+from bali_ds.inference.dictionary import Dictionary
+from bali_ds.inference.encoder import Encoder
+from bali_ds.inference.search import nearest
+
+NAMES_A_CANDIDATE = 8
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A concept that a mention may mean.
+
+    Attributes:
+        cui: its identifier.
+        name: its name that is nearest to the mention.
+        score: cosine of the two, -1 to 1.
+    """
+
+    cui: str
+    name: str
+    score: float
+
+
+class Linker:
+    """Ranks the concepts of a dictionary by their name nearest to a mention."""
+
+    def __init__(self, encoder: Encoder, dictionary: Dictionary, vectors: NDArray[np.float32]) -> None:
+        self.encoder = encoder
+        self.dictionary = dictionary
+        self.vectors = vectors
+
+    @classmethod
+    def build(
+        cls, encoder: Encoder, dictionary: Dictionary, *, index: Path | None = None, progress: bool = False
+    ) -> "Linker":
+        """Encode every name, or take the vectors from a directory that an earlier call wrote.
+
+        Args:
+            encoder: the model.
+            dictionary: the names.
+            index: a directory for the vectors; written where it does not exist, memory-mapped where it does.
+            progress: show a bar.
+
+        Raises:
+            InputError: the directory holds the vectors of other names or of another width.
+        """
+        if index is None:
+            return cls(encoder, dictionary, encoder.encode(dictionary.names, progress=progress))
+        if not index.exists():
+            _write(index, dictionary, encoder, encoder.encode(dictionary.names, progress=progress))
+        return cls(encoder, dictionary, _read(index, dictionary, encoder))
+
+    def link(self, mentions: Sequence[str], *, top: int = 5) -> list[list[Candidate]]:
+        """Return up to `top` distinct concepts for each mention, best first."""
+        found, scores = nearest(self.encoder.encode(mentions), self.vectors, top * NAMES_A_CANDIDATE)
+        return [self._candidates(*row, top) for row in zip(found.tolist(), scores.tolist(), strict=True)]
+
+    def _candidates(self, names: list[int], scores: list[float], top: int) -> list[Candidate]:
+        best: dict[str, Candidate] = {}
+        for name, score in zip(names, scores, strict=True):
+            for cui in self.dictionary.concepts_of(name):
+                best.setdefault(cui, Candidate(cui, self.dictionary.names[name], score))
+        return list(best.values())[:top]
+
+
+def _identity(dictionary: Dictionary, encoder: Encoder) -> dict[str, object]:
+    digest = hashlib.sha256("\n".join(dictionary.names).encode()).hexdigest()
+    weights = next(iter(encoder.model.parameters())).detach().float().cpu().numpy()
+    return {
+        "names": digest,
+        "pooling": encoder.pooling,
+        "width": encoder.width,
+        "model": hashlib.sha256(weights.tobytes()).hexdigest(),
+    }
+
+
+def _write(index: Path, dictionary: Dictionary, encoder: Encoder, vectors: NDArray[np.float32]) -> None:
+    with published_directory(index) as working:
+        np.save(working / "vectors.npy", vectors)
+        (working / "index.json").write_text(json.dumps(_identity(dictionary, encoder), indent=2) + "\n")
+
+
+def _read(index: Path, dictionary: Dictionary, encoder: Encoder) -> NDArray[np.float32]:
+    if read_json(index / "index.json") != _identity(dictionary, encoder):
+        raise InputError(f"{index}: holds the vectors of other names or of another model; remove it to encode again")
+    try:
+        vectors = np.load(index / "vectors.npy", mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{index}/vectors.npy: cannot be read: {error}") from error
+    if vectors.shape != (len(dictionary.names), encoder.width) or vectors.dtype != np.float32:
+        raise InputError(f"{index}/vectors.npy: is damaged; remove {index} to encode again")
+    return vectors
