@@ -59,10 +59,13 @@ def _add_build(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     rrf.add_argument("--term-type", nargs="+", default=[], metavar="TTY", help="kinds of names (default: all)")
     rrf.add_argument("--licence", type=int, default=9, metavar="SRL", help="highest restriction level, 0 to 9")
     rrf.add_argument("--suppressed", action="store_true", help="keep what SUPPRESS marks")
-    other = build.add_argument_group("how to read ontologies and tables")
+    other = build.add_argument_group("how to read ontologies and tables, and what to leave out")
     other.add_argument("--xref", metavar="PREFIX", help="cross-reference that identifies an OBO term (UMLS)")
     other.add_argument(
         "--column", nargs="+", default=[], metavar="NAME=COLUMN", help="a table's own name of a column (head_cui=x_id)"
+    )
+    other.add_argument(
+        "--hold-out", type=Path, metavar="FILE", help="table of head_cui and tail_cui; facts between them are left out"
     )
     build.set_defaults(run=_build)
 
@@ -70,7 +73,7 @@ def _add_build(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 def _build(options: argparse.Namespace) -> None:
     from bali_ds.graph.builder import build_graph
 
-    report = build_graph(_sources(options), options.out)
+    report = build_graph(_sources(options), options.out, options.hold_out)
     emit(report, options.json, lambda: build_text(report, options.out))
 
 

@@ -9,7 +9,7 @@ def build_text(report: dict[str, Any], out: Path) -> str:
     lines = []
     for name, counts in report["read"].items():
         lines.append(f"{name}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items() if count))
-    lines += [f"{count:,} {what}" for what, count in report["dropped"].items() if count]
+    lines += [f"dropped: {count:,} {what}" for what, count in report["dropped"].items() if count]
     lines.append(
         f"{out}: {report['concepts']:,} concepts, {report['names']:,} names, {report['edges']:,} edges, "
         f"{report['relations']:,} relations, fingerprint {report['fingerprint'][:16]}"

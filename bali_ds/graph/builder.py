@@ -18,12 +18,19 @@ from bali_ds.graph.identifiers import IdentifierIndex, fixed_width
 from bali_ds.graph.manifest import seal
 from bali_ds.graph.relations import inverse_name
 from bali_ds.graph.source import TABLES, Source, Table
+from bali_ds.graph.table_files import read_table
 
 Tables = dict[Table, pl.DataFrame]
 
 
-def build_graph(sources: Sequence[Source], out: Path) -> dict[str, Any]:
+def build_graph(sources: Sequence[Source], out: Path, held_out: Path | None = None) -> dict[str, Any]:
     """Merge sources on their concept identifiers and publish the store at `out`.
+
+    Args:
+        sources: readers; all that they say of one identifier is joined.
+        out: the directory to write or to replace.
+        held_out: a table with the columns head_cui and tail_cui. Facts between the two concepts of a row, in either
+            direction, are left out of the graph: those that would give the answers of an evaluation away.
 
     Returns:
         A report: concepts, names, edges, relations, fingerprint; under "read" the counts of rows by file and of
@@ -42,7 +49,7 @@ def build_graph(sources: Sequence[Source], out: Path) -> dict[str, Any]:
         writer.codes(tables)
         writer.definitions(tables)
         writer.retired(tables)
-        writer.edges(sources)
+        writer.edges(sources, held_out)
         manifest = writer.manifest()
         write_json(folder / "manifest.json", manifest)
     return {
@@ -122,11 +129,13 @@ class _Writer:
         self.column("retired.cuis", fixed_width(frame["old"])[gone])
         self.column("retired.concepts", frame["concept"].to_numpy()[gone])
 
-    def edges(self, sources: Sequence[Source]) -> None:
+    def edges(self, sources: Sequence[Source], held_out: Path | None) -> None:
         collector = FactCollector(self.index)
         for source in sources:
             collector.add(source, self.dropped)
-        lists = neighbour_lists(collector.finish(), collector.labels, collector.sources, self.cuis.size)
+        facts, left_out = collector.finish(self._pairs(held_out))
+        self.dropped["facts held out"] += left_out
+        lists = neighbour_lists(facts, collector.labels, collector.sources, self.cuis.size)
         self.column("edges.offsets", lists.offsets)
         self.column("edges.targets", lists.targets)
         self.column("edges.relations", lists.relations)
@@ -135,6 +144,13 @@ class _Writer:
         inverses = collector.inverses
         self._lists["inverse_relations"] = [inverses.get(name, inverse_name(name)) for name in lists.relation_names]
         self._lists["sources"] = lists.source_names
+
+    def _pairs(self, table: Path | None) -> NDArray[np.int32]:
+        ends = ("head_cui", "tail_cui")
+        frames = read_table(table, ends) if table else []
+        pairs = [np.stack([self.index.find(frame[end]) for end in ends], axis=1) for frame in frames]
+        found = np.concatenate([np.zeros((0, 2), np.int32), *pairs])
+        return found[(found >= 0).all(axis=1)]
 
     def manifest(self) -> dict[str, Any]:
         return seal({"columns": self._columns, **self._lists})

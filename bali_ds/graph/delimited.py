@@ -3,6 +3,7 @@
 import gzip
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import polars as pl
@@ -46,7 +47,7 @@ def read_delimited(
     convert = pa.csv.ConvertOptions(
         include_columns=list(wanted), column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=False
     )
-    if _is_empty(path, skipped):
+    if not _has_rows(path, skipped):
         return
     try:
         with (
@@ -81,12 +82,12 @@ def header(path: Path, delimiter: str, quoted: bool) -> list[str]:
     return [name.strip('"') for name in names] if quoted else names
 
 
-def _is_empty(path: Path, skipped: int) -> bool:
-    try:
-        with open_text(path) as lines:
-            return not any(line for line, _ in zip(lines, range(skipped + 1), strict=False) if _ == skipped)
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error):
-        return False
+def _has_rows(path: Path, skipped: int) -> bool:
+    with open_text(path) as lines:
+        try:
+            return any(line.strip("\r\n") for line in islice(lines, skipped, None))
+        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error):
+            return True  # the reader tells what is wrong
 
 
 def _diagnosis(path: Path, delimiter: str, num_columns: int, quoted: bool, error: Exception) -> InputError:

@@ -73,20 +73,30 @@ class FactCollector:
             self._fold(facts, pairs)
         self._parts.append(facts)
 
-    def finish(self) -> Facts:
-        """Return all facts; what one source calls by a name and another by its inverse is the same fact."""
+    def finish(self, held_out: NDArray[np.int32]) -> tuple[Facts, int]:
+        """Return all facts and how many were held out.
+
+        What one source calls by a name and another by its inverse is the same fact.
+
+        Args:
+            held_out: int32 [n, 2], pairs of concepts; facts between the two are left out, in either direction.
+        """
         facts = self._parts.pop() if len(self._parts) == 1 else Facts.join(self._parts)
         self._parts.clear()
         pairs = pair_up(self.labels)
         self._fold(facts, {name: partner for name, partner in pairs.items() if name != partner})
-        return facts
+        if not held_out.size:
+            return facts, 0
+        kept = ~np.isin(_pairs(facts.heads, facts.tails), _pairs(held_out[:, 0], held_out[:, 1]))
+        columns = (facts.heads, facts.labels, facts.tails, facts.sources)
+        return Facts(*(column[kept] for column in columns)), int((~kept).sum())
 
     def _encoded(self, frame: pl.DataFrame, counts: Counter[str]) -> Facts:
         heads, tails = (self._index.find(frame[end]) for end in ("head", "tail"))
         unknown = (heads < 0) | (tails < 0)
         loops = (heads == tails) & ~unknown
-        counts["dropped: unknown concept"] += int(unknown.sum())
-        counts["dropped: self-relation"] += int(loops.sum())
+        counts["relations of unknown concepts"] += int(unknown.sum())
+        counts["self-relations"] += int(loops.sum())
         kept = ~(unknown | loops)
         labels, sources = self.labels.encode(frame["relation"]), self.sources.encode(frame["source"])
         return Facts(heads[kept], labels[kept], tails[kept], sources[kept])
@@ -124,6 +134,10 @@ class FactCollector:
         turned |= symmetric[facts.labels] & (facts.heads > facts.tails)
         facts.heads[turned], facts.tails[turned] = facts.tails[turned], facts.heads[turned]
         facts.labels = new[facts.labels]
+
+
+def _pairs(first: NDArray[np.int32], second: NDArray[np.int32]) -> NDArray[np.int64]:
+    return np.minimum(first, second).astype(np.int64) << 32 | np.maximum(first, second)
 
 
 def _hash(*columns: NDArray[np.int32]) -> NDArray[np.uint64]:

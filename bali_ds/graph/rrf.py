@@ -35,7 +35,8 @@ class RrfFilter:
         languages: LAT codes of the names to keep, the first preferred; () keeps all.
         sources: SABs to keep; () keeps all.
         term_types: TTYs of the names to keep; () keeps all.
-        licence: highest SRL (source restriction level, 0 to 9) to keep.
+        licence: highest SRL (source restriction level, 0 to 9) to keep; of relations and definitions, which carry
+            none, it is that of their source in MRSAB or MRCONSO.
         suppressed: whether to keep what SUPPRESS marks as obsolete or suppressible.
     """
 
@@ -61,6 +62,7 @@ class RrfSource:
         self.folder = Path(folder)
         self.kept = kept or RrfFilter()
         self.report: Report = {}
+        self._restricted: set[str] = set()
         self._files = {name: path for name in COLUMNS if (path := _find(self.folder, name))}
         if "MRCONSO" not in self._files:
             raise InputError(
@@ -69,11 +71,13 @@ class RrfSource:
 
     def concepts(self) -> Iterator[tuple[Table, pl.DataFrame]]:
         """Yield names and codes, semantic types, definitions and retired identifiers."""
+        for frame in self._read("MRSAB", "RSAB", "SRL"):
+            self._note_licences(frame.rename({"RSAB": "SAB"}))
         yield from self._atoms()
         for frame in self._read("MRSTY", "CUI", "TUI"):
             yield "types", frame.select(cui="CUI", type="TUI")
         for frame in self._read("MRDEF", "CUI", "SAB", "DEF", "SUPPRESS"):
-            frame = keep(frame, self._counts("MRDEF"), self._common_filters())
+            frame = keep(frame, self._counts("MRDEF"), {**self._common_filters(), **self._licence_filter()})
             yield "definitions", frame.select(cui="CUI", text="DEF")
         for frame in self._read("MRCUI", "CUI1", "REL", "CUI2"):
             frame = keep(frame, self._counts("MRCUI"), {"not a synonym": pl.col("REL") == "SY"})
@@ -82,7 +86,11 @@ class RrfSource:
     def relations(self) -> Iterator[pl.DataFrame]:
         """Yield facts: a row reads "CUI2 is RELA (or else REL) of CUI1"."""
         for frame in self._read("MRREL", "CUI1", "REL", "CUI2", "RELA", "SAB", "SUPPRESS"):
-            filters = {"not related": ~pl.col("REL").is_in(_UNRELATED), **self._common_filters()}
+            filters = {
+                "not related": ~pl.col("REL").is_in(_UNRELATED),
+                **self._common_filters(),
+                **self._licence_filter(),
+            }
             label = pl.when(pl.col("RELA") != "").then("RELA").otherwise("REL")
             frame = keep(frame, self._counts("MRREL"), filters)
             yield frame.select(head="CUI2", relation=label, tail="CUI1", source="SAB")
@@ -99,6 +107,7 @@ class RrfSource:
         ranks = self._ranks()
         wanted = ["CUI", "LAT", "TS", "STT", "ISPREF", "SAB", "TTY", "CODE", "STR", "SRL", "SUPPRESS"]
         for frame in self._read("MRCONSO", *wanted):
+            self._note_licences(frame)
             frame = keep(frame, self._counts("MRCONSO"), self._atom_filters())
             frame = frame.join(ranks, on=["SAB", "TTY", "SUPPRESS"], how="left", maintain_order="left")
             frame = frame.with_columns(preference=self._preference())
@@ -134,8 +143,15 @@ class RrfSource:
         if self.kept.term_types:
             filters["term type"] = pl.col("TTY").is_in(self.kept.term_types)
         if self.kept.licence < 9:
-            filters["licence"] = pl.col("SRL").cast(pl.Int64, strict=False).fill_null(9) <= self.kept.licence
+            filters["licence"] = _level() <= self.kept.licence
         return filters
+
+    def _licence_filter(self) -> dict[str, pl.Expr]:
+        return {"licence": ~pl.col("SAB").is_in(sorted(self._restricted))} if self._restricted else {}
+
+    def _note_licences(self, frame: pl.DataFrame) -> None:
+        if self.kept.licence < 9:
+            self._restricted |= set(frame.filter(_level() > self.kept.licence)["SAB"].unique())
 
     def _common_filters(self) -> dict[str, pl.Expr]:
         filters = {}
@@ -168,6 +184,11 @@ def split_codes(codes: pl.DataFrame) -> pl.DataFrame:
         code=pl.Series([code for _, code in pairs], dtype=pl.String),
     )
     return pl.concat([codes.filter(~prefixed), split])
+
+
+def _level() -> pl.Expr:
+    """The restriction level of a row; the highest where it is no number."""
+    return pl.col("SRL").cast(pl.Int64, strict=False).fill_null(9)
 
 
 def _find(folder: Path, name: str) -> Path | None:

@@ -58,11 +58,13 @@ def names(folder: Path, kept: RrfFilter) -> dict[str, list[str]]:
 def entries(folder: Path, kept: RrfFilter, concepts: dict[str, list[str]]) -> set[Entry]:
     """Facts as each end tells them: (row, relation, neighbour, source)."""
     found = set()
+    restricted = {row["SAB"] for row in read(folder, "MRCONSO") if int(row["SRL"]) > kept.licence}
     for row in read(folder, "MRREL"):
         first, second, label = row["CUI1"], row["CUI2"], row["RELA"] or row["REL"]
         if (
             first != second
             and {first, second} <= concepts.keys()
+            and row["SAB"] not in restricted
             and row["REL"] not in ("XR", "DEL")
             and (kept.suppressed or row["SUPPRESS"] == "N")
             and (not kept.sources or row["SAB"] in kept.sources)

@@ -21,7 +21,7 @@ def graph(small_tables, tmp_path, capsys):
     assert main(["graph", "build", "--tsv", *map(str, small_tables), "--out", str(tmp_path / "graph")]) == 0
     out = capsys.readouterr().out
     assert "5 concepts, 9 names, 5 edges, 3 relations" in out
-    assert "1 dropped: self-relation" in out
+    assert "dropped: 1 self-relations" in out
     return str(tmp_path / "graph")
 
 

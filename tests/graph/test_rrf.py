@@ -171,6 +171,26 @@ def test_all_concepts_of_a_code_are_kept_and_the_preferred_is_first(tmp_path):
     assert graph.code_to_cuis("SRC", "NOCODE") == []
 
 
+@pytest.mark.parametrize("with_mrsab", [False, True])
+def test_licence_holds_for_relations_and_definitions_too(tmp_path, with_mrsab):
+    lines = atom("C1", "one", SAB="MSH") + atom("C2", "two", SAB="MSH")
+    if not with_mrsab:
+        lines += atom("C2", "closed", SAB="SNOMEDCT_US", SRL="9")
+    write(tmp_path, MRCONSO=lines, MRREL=relation("C1", "CHD", "C2", source="SNOMEDCT_US")
+          + relation("C1", "RO", "C2", source="MSH"))  # fmt: skip
+    if with_mrsab:
+        write(
+            tmp_path, MRSAB=row("MRSAB", RSAB="SNOMEDCT_US", SRL="9") + "\n" + row("MRSAB", RSAB="MSH", SRL="0") + "\n"
+        )
+    definition = row("MRDEF", CUI="C1", SAB="SNOMEDCT_US", DEF="closed", SUPPRESS="N") + "\n"
+    write(tmp_path, MRDEF=definition)
+    build_graph([RrfSource(tmp_path, RrfFilter(licence=3))], tmp_path / "graph")
+    graph = KnowledgeGraph.open(tmp_path / "graph")
+    assert graph.relations == ("RO",)
+    assert graph.definitions(0) == []
+    assert graph.names(1) == ["two"]
+
+
 def test_dropped_rows_are_counted_by_reason(two):
     write(two, MRREL=relation("C2", "RO", "C1") + relation("C1", "XR", "C2") + relation("C3", "RO", "C3"))
     (two / "MRCONSO.RRF").open("a").write(atom("C4", "quatre", LAT="FRE") + atom("C5", "old", SUPPRESS="O"))
@@ -178,7 +198,7 @@ def test_dropped_rows_are_counted_by_reason(two):
     read = {name.split("/")[1]: counts for name, counts in report["read"].items()}
     assert read["MRCONSO"] == {"rows": 5, "dropped: language": 1, "dropped: suppressed": 1}
     assert read["MRREL"] == {"rows": 3, "dropped: not related": 1}
-    assert report["dropped"]["dropped: self-relation"] == 1
+    assert report["dropped"]["self-relations"] == 1
 
 
 BAD = {

@@ -54,7 +54,21 @@ def test_facts_are_listed_from_both_ends_and_duplicates_collapse(small_graph):
 
 def test_dropped_facts_are_counted(small_tables, tmp_path):
     report = build_graph([TableSource(*small_tables)], tmp_path / "out")
-    assert report["dropped"] == {"dropped: unknown concept": 1, "dropped: self-relation": 1}
+    assert report["dropped"] == {
+        "relations of unknown concepts": 1, "self-relations": 1, "facts held out": 0,
+    }  # fmt: skip
+
+
+def test_facts_between_held_out_pairs_are_left_out(small_tables, tmp_path):
+    (tmp_path / "pairs.tsv").write_text("head_cui\ttail_cui\nC3\tC2\nC4\tC1\nC4\tC99\n")
+    report = build_graph([TableSource(*small_tables)], tmp_path / "out", tmp_path / "pairs.tsv")
+    # The fact that is stated twice is counted twice: rows are counted, not facts.
+    assert report["dropped"]["facts held out"] == 4
+    graph = KnowledgeGraph.open(tmp_path / "out")
+    assert facts(graph) == {
+        ("C2", "has_phenotype", "C1", "HPOA"), ("C1", "phenotype_of", "C2", "HPOA"),
+        ("C1", "isa", "C3", "MONDO"), ("C3", "inverse_isa", "C1", "MONDO"),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
