@@ -5,9 +5,9 @@ encoded again with a graph and driven backwards by what its views are owed. Exac
 pass. The usual way is simpler: one engine call that encodes chunks under non-reentrant checkpointing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Iterator, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -69,7 +69,7 @@ def backward_through_chunks(
 
 
 def engine_backward(engine: Any) -> Callable[[Tensor, bool], None]:
-    """Return a `backward` for a DeepSpeed engine of gradient accumulation 1: chunks add up, the last one ends the step."""
+    """Return a `backward` for a DeepSpeed engine without gradient accumulation of its own: chunks add up to a step."""
 
     def backward(surrogate: Tensor, last: bool) -> None:
         engine.set_gradient_accumulation_boundary(last)

@@ -11,7 +11,7 @@ from torch import Tensor
 from bali_ds.objective.contrastive.communication import Exchange
 from bali_ds.objective.contrastive.kinds import Anchors, Kind, MultiSimilarity, Sigmoid
 from bali_ds.objective.contrastive.negatives import FLOOR, HEADROOM, Exponential, Logistic, Tiles
-from bali_ds.objective.contrastive.positives import Positives
+from bali_ds.objective.contrastive.positives import Places, Positives
 from bali_ds.objective.contrastive.views import Block, Side
 
 _RANGE = 85.0  # float32 exponentials below exp(-87) are lost
@@ -49,13 +49,14 @@ class Computation:
         directions: tuple[float, float],
         tile: int,
         cache_bytes: int,
+        kernels: str,
     ) -> None:
         self.kind, self.scale, self.exchange, self.tile, self.cache_bytes = kind, scale, exchange, tile, cache_bytes
+        self.kernels = kernels
         self.dtype, self.device = exchange.own[0].dtype, exchange.own[0].device
         sides = exchange.sides
         partners = find_partners(sides) if kind.partner_only else None
-        on_device = None if partners is None else [torch.from_numpy(each).to(self.device) for each in partners]
-        self.positives = Positives(kind.joint, on_device, self.device, resident=exchange.how != "ring")
+        self.positives = Positives(kind.joint, partners, self.device, resident=exchange.how != "ring")
         self.contrasted: list[Tensor] = []
         self.anchors: list[Anchors] = []
         for side, direction in zip(sides, directions, strict=False):
@@ -120,7 +121,7 @@ class Computation:
 
     def _summed(self, precision: torch.dtype) -> Exponential:
         shift = self._shift(precision)
-        negatives = Exponential(Tiles(self.scale, shift, self.tile, precision, self.cache_bytes))
+        negatives = self._tiled(Tiles(self.scale, shift, self.tile, precision, self.cache_bytes))
         if isinstance(self.kind, MultiSimilarity):
             farthest = self._everyone(
                 self.exchange.sweep(
@@ -153,6 +154,13 @@ class Computation:
         ]
         return negatives
 
+    def _tiled(self, tiles: Tiles) -> Exponential:
+        if self.kernels == "triton" and tiles.precision == torch.float32 and not self.kind.mined:
+            from bali_ds.objective.contrastive.triton_tiles import TritonExponential  # a GPU library, not everywhere
+
+            return TritonExponential(tiles)
+        return Exponential(tiles)
+
     def _factors(self, slope: Tensor, anchors: Anchors, negatives: Exponential) -> Tensor:
         if self.kind.logistic:
             return slope.to(self.dtype)
@@ -162,7 +170,7 @@ class Computation:
     # Positives
 
     def _sum_positives(self) -> Tensor:
-        def terms(cosines: Tensor, side: int, numbers: Tensor) -> tuple[Tensor, ...]:
+        def terms(cosines: Tensor, side: int, numbers: Places) -> tuple[Tensor, ...]:
             return *self.kind.pair_terms(cosines * self.scale, self.anchors[side].at(numbers)), cosines
 
         sums = self._everyone(
@@ -185,7 +193,7 @@ class Computation:
     # Gradients
 
     def _gradients(self, negatives: Exponential, unit: Tensor) -> list[Tensor]:
-        def slopes(cosines: Tensor, side: int, numbers: Tensor) -> tuple[Tensor, ...]:
+        def slopes(cosines: Tensor, side: int, numbers: Places) -> tuple[Tensor, ...]:
             return (self.kind.pair_gradients(cosines * self.scale, self.anchors[side].at(numbers)) / unit,)
 
         def gradients(rows: Block, columns: Block, into: Tensor, across: Tensor | None, same: bool) -> None:

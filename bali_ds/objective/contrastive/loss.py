@@ -33,6 +33,7 @@ def contrastive_loss(
     wire: torch.dtype | None = None,
     tile: int | None = None,
     cache_bytes: int = 0,
+    kernels: str = "torch",
     return_stats: bool = False,
 ) -> Any:
     """Return the contrastive loss over the views of all ranks, the same scalar on every rank.
@@ -61,6 +62,7 @@ def contrastive_loss(
             torch.bfloat16. None: float32, or float64 for float64 features.
         tile: rows and columns of similarities held at a time.
         cache_bytes: how many bytes of similarities may be kept between sweeps; kept ones are not computed again.
+        kernels: "torch", or "triton" for float32 tiles on a GPU (which then keeps none of them).
         return_stats: also return a dictionary of statistics.
 
     Returns:
@@ -78,7 +80,7 @@ def contrastive_loss(
     given = (queries, keys, scale, bias)
     plan = _Plan(
         make, (query_ids, key_ids), weights, directions, Ranks.of(group), communication, wire, tile, cache_bytes,
-        with_gradients=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given),
+        kernels, with_gradients=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given),
     )  # fmt: skip
     with torch.autocast(queries.device.type, enabled=False):
         loss = _Contrastive.apply(*given, plan)
@@ -98,6 +100,7 @@ class _Plan:
     wire: torch.dtype | None
     tile: int | None
     cache_bytes: int
+    kernels: str
     with_gradients: bool
     stats: dict[str, float] | None = None
 
@@ -130,7 +133,8 @@ class _Contrastive(torch.autograd.Function):
         )  # fmt: skip
         tile = plan.tile or TILE.get(queries.device.type, 1024)
         with_gradients = any(wanted for _, _, wanted in sizes)
-        result = Computation(kind, float(scale), exchange, plan.directions, tile, plan.cache_bytes).run(with_gradients)
+        computation = Computation(kind, float(scale), exchange, plan.directions, tile, plan.cache_bytes, plan.kernels)
+        result = computation.run(with_gradients)
         plan.stats = {"alignment": 2 - 2 * float(result.mean_positive), "bytes_sent": ranks.sent}
         if with_gradients:
             ctx.save_for_backward(*_returned(result, exchange, [inverse for _, inverse in units], given, scale, bias))

@@ -37,6 +37,7 @@ class Tiles:
     precision: torch.dtype
     budget: int
     kept: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
+    _scratch: dict[str, Tensor] = field(default_factory=dict)
 
     def between(self, rows: Block, columns: Block, triangle: bool) -> Iterator[tuple[Block, Block, bool]]:
         """Yield (rows, columns, whether they are the same views); of a triangle the upper half."""
@@ -45,13 +46,18 @@ class Tiles:
             for second in range(first if triangle else 0, len(columns), self.size):
                 yield upper, columns.part(second, second + self.size), triangle and first == second
 
-    def similarities(self, rows: Block, columns: Block) -> Tensor:
-        """Return scale * cosine - shift, and -inf between views of one id."""
+    def scratch(self, use: str, rows: int, columns: int, like: Tensor) -> Tensor:
+        """Return memory of [rows, columns], the same for every tile of one use: fresh pages would cost time."""
+        if use not in self._scratch:
+            self._scratch[use] = like.new_empty(self.size * self.size)
+        return self._scratch[use][: rows * columns].view(rows, columns)
+
+    def similarities(self, rows: Block, columns: Block, into: Tensor) -> Tensor:
+        """Return scale * cosine - shift, and -inf between views of one id, in `into` unless precision differs."""
         assert rows.features is not None
         assert columns.features is not None
-        tile = rows.features.new_empty(len(rows), len(columns))
-        torch.addmm(tile, rows.features, columns.features.T, beta=0, alpha=self.scale, out=tile)
-        tile = tile.to(self.precision)
+        torch.addmm(into, rows.features, columns.features.T, beta=0, alpha=self.scale, out=into)
+        tile = into.to(self.precision)
         if self.shift:
             tile.sub_(self.shift)
         _mask_equal_ids(tile, rows.ids, columns.ids)
@@ -59,12 +65,16 @@ class Tiles:
 
     def exponentials(self, rows: Block, columns: Block, *, last: bool) -> Tensor:
         """Return exp(similarities), the caller's to overwrite if this is the `last` use of the tile."""
+        assert rows.features is not None
         key = (rows.side, rows.start, columns.start)
         if key in self.kept:
             return self.kept.pop(key) if last else self.kept[key]
-        tile = self.similarities(rows, columns).exp_()
-        size = tile.numel() * tile.element_size()
-        if not last and size <= self.budget:
+        size = len(rows) * len(columns) * self.precision.itemsize
+        keep = not last and size <= self.budget
+        shape = len(rows), len(columns)
+        into = rows.features.new_empty(shape) if keep else self.scratch("tile", *shape, rows.features)
+        tile = self.similarities(rows, columns, into).exp_()
+        if keep:
             self.budget -= size
             self.kept[key] = tile
         return tile
@@ -116,10 +126,10 @@ class Exponential:
     ) -> None:
         for upper, left, same in self.tiles.between(rows, columns, triangle):
             tile = self.tiles.exponentials(upper, left, last=False)
-            here = into[_within(upper, rows)]
+            here = into[upper.within(rows)]
             combine(here, summary(tile, 1, upper).to(into.dtype), out=here)
             if across is not None and not same:
-                there = across[_within(left, columns)]
+                there = across[left.within(columns)]
                 combine(there, summary(tile, 0, left).to(across.dtype), out=there)
 
     def _counted_sum(self, tile: Tensor, dim: int, anchors: Block) -> Tensor:
@@ -134,16 +144,16 @@ class Exponential:
             assert upper.features is not None
             assert left.features is not None
             tile = self._derivatives(upper, left, across is not None)
-            into[_within(upper, rows)].addmm_(tile, left.features)
+            into[upper.within(rows)].addmm_(tile, left.features)
             if across is not None and not same:
-                across[_within(left, columns)].addmm_(tile.T, upper.features)
+                across[left.within(columns)].addmm_(tile.T, upper.features)
 
     def _derivatives(self, rows: Block, columns: Block, _both: bool) -> Tensor:
         assert rows.features is not None
         tile = self.tiles.exponentials(rows, columns, last=True)
         by_row, by_column = self.factors[rows.side][rows.span, None], self.factors[columns.side][columns.span]
         if self.floors is None:
-            factors = by_row + by_column
+            factors = torch.add(by_row, by_column, out=self.tiles.scratch("factors", len(rows), len(columns), tile))
         else:
             row_floor, column_floor = self.floors[rows.side][rows.span, None], self.floors[columns.side][columns.span]
             factors = by_row * (tile >= row_floor) + by_column * (tile >= column_floor)
@@ -165,7 +175,8 @@ class Logistic(Exponential):
 
     def _derivatives(self, rows: Block, columns: Block, both: bool) -> Tensor:
         assert rows.features is not None
-        tile = self.tiles.similarities(rows, columns)
+        into = self.tiles.scratch("tile", len(rows), len(columns), rows.features)
+        tile = self.tiles.similarities(rows, columns, into)
         by_row, by_column = self.factors[rows.side][rows.span, None], self.factors[columns.side][columns.span]
         # Where only the rows are this rank's, the columns' own part is counted by the rank that has them as rows.
         counted = by_row + by_column if both else by_row.expand_as(tile)
@@ -173,7 +184,3 @@ class Logistic(Exponential):
         self.loss += (F.softplus(tile) * counted).sum(dtype=torch.float64)
         self.bias_gradient += (slopes * counted).sum(dtype=torch.float64)
         return (slopes * (by_row + by_column)).to(rows.features.dtype)
-
-
-def _within(part: Block, whole: Block) -> slice:
-    return slice(part.start - whole.start, part.start - whole.start + len(part))

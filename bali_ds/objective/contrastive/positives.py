@@ -20,16 +20,27 @@ from bali_ds.objective.contrastive.views import Block
 _HEIGHT, _WIDTH = 64, 8192
 
 # From the similarities of a strip to one or more values a pair, seen from the anchors of a side at some numbers.
-PairFunction = Callable[[Tensor, int, Tensor], tuple[Tensor, ...]]
+Places = slice | Tensor
+PairFunction = Callable[[Tensor, int, Places], tuple[Tensor, ...]]
 
 
 class Strip(NamedTuple):
-    """Some rows and columns of a pair of blocks, as positions within each, and what of them pairs up."""
+    """Some rows and columns of a pair of blocks.
 
-    rows: Tensor
-    columns: Tensor
-    row_numbers: Tensor
-    column_numbers: Tensor
+    Attributes:
+        rows: their positions within their block.
+        columns: the same.
+        row_numbers: their numbers within their side.
+        column_numbers: the same.
+        for_rows: bool [rows, columns], where a column is a positive of a row.
+        for_columns: where a row is a positive of a column.
+        cosines: float64 [rows, columns].
+    """
+
+    rows: Places
+    columns: Places
+    row_numbers: Places
+    column_numbers: Places
     for_rows: Tensor
     for_columns: Tensor
     cosines: Tensor
@@ -49,7 +60,7 @@ class Positives:
     """
 
     joint: bool
-    partners: list[Tensor] | None
+    partners: list[NDArray[np.int64]] | None
     device: torch.device
     resident: bool = True
     budget: int = 1 << 26
@@ -63,20 +74,33 @@ class Positives:
     def strips(self, rows: Block, columns: Block) -> Iterator[Strip]:
         """Yield what pairs up, strip by strip."""
         for number, (upper, left) in enumerate(_matches(rows.ids, columns.ids)):
-            equal = self._tensor(rows.ids[upper][:, None] == columns.ids[left])
-            places = self._tensor(upper), self._tensor(left)
-            numbers = places[0] + rows.start, places[1] + columns.start
-            for_rows = for_columns = equal
+            for_rows = for_columns = rows.ids[upper][:, None] == columns.ids[left]
+            row_numbers, column_numbers = upper + rows.start, left + columns.start
             if self.joint:
-                for_rows = for_columns = equal & (numbers[0][:, None] != numbers[1])
+                for_rows = for_columns = for_rows & (row_numbers[:, None] != column_numbers)
             if self.partners is not None:
-                for_rows = self.partners[rows.side][numbers[0], None] == numbers[1]
-                for_columns = self.partners[columns.side][numbers[1]] == numbers[0][:, None]
+                for_rows = self.partners[rows.side][row_numbers, None] == column_numbers
+                for_columns = self.partners[columns.side][column_numbers] == row_numbers[:, None]
+            places = self._places(upper), self._places(left)
             key = (rows.side, rows.start, columns.start, number)
-            yield Strip(*places, *numbers, for_rows, for_columns, self._cosines(key, rows, columns, places))
+            yield Strip(
+                *places,
+                self._places(row_numbers),
+                self._places(column_numbers),
+                torch.from_numpy(for_rows).to(self.device),
+                torch.from_numpy(for_columns).to(self.device),
+                self._cosines(key, rows, columns, places),
+            )
+
+    def _places(self, positions: NDArray[np.int64]) -> Places:
+        """Ranges as slices: what they select is not copied."""
+        first, last = int(positions[0]), int(positions[-1])
+        if last - first + 1 == len(positions):
+            return slice(first, last + 1)
+        return torch.from_numpy(positions).to(self.device)
 
     def _cosines(
-        self, key: tuple[int, int, int, int], rows: Block, columns: Block, places: tuple[Tensor, Tensor]
+        self, key: tuple[int, int, int, int], rows: Block, columns: Block, places: tuple[Places, Places]
     ) -> Tensor:
         if key in self.kept:
             return self.kept[key]
@@ -89,19 +113,15 @@ class Positives:
             self.kept[key] = cosines
         return cosines
 
-    def _tensor(self, values: NDArray) -> Tensor:
-        return torch.from_numpy(values).to(self.device)
-
     def sums(self, function: PairFunction, rows: Block, columns: Block, into: Tensor, across: Tensor | None) -> None:
         """Add the sums over positives of each value of `function` to `into` [rows, values] and `across`."""
         for strip in self.strips(rows, columns):
             values = function(strip.cosines, rows.side, strip.row_numbers)
-            for column, value in enumerate(values):
-                into[strip.rows, column] += value.where(strip.for_rows, 0.0).sum(1)
+            into[strip.rows] += torch.stack([value.where(strip.for_rows, 0.0).sum(1) for value in values], dim=1)
             if across is not None:
                 values = function(strip.cosines.T, columns.side, strip.column_numbers)
-                for column, value in enumerate(values):
-                    across[strip.columns, column] += value.where(strip.for_columns.T, 0.0).sum(1)
+                sums = [value.where(strip.for_columns.T, 0.0).sum(1) for value in values]
+                across[strip.columns] += torch.stack(sums, dim=1)
 
     def farthest(self, rows: Block, columns: Block, into: Tensor, across: Tensor | None) -> None:
         """Raise `into` [rows] and `across` [columns] to the largest negated cosine of an anchor's positives."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bali_ds.objective.ranks import Ranks
 
-_CHUNK = 4096  # rows handled in double precision at a time
+_CHUNK = 256  # rows handled at a time, such that they stay in a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,10 @@ class Block:
         features = None if self.features is None else self.features[first:last]
         return replace(self, ids=self.ids[first:last], start=self.start + first, features=features)
 
+    def within(self, whole: "Block") -> slice:
+        """Return where this part of a block stands in an array over that block."""
+        return slice(self.start - whole.start, self.start - whole.start + len(self))
+
     @property
     def span(self) -> slice:
         """Where the views stand in an array over the whole side."""
@@ -131,10 +135,8 @@ def through_unit_length(gradient: Tensor, features: Tensor, inverse: Tensor, fac
         float64 scalar, the sum over rows of <gradient, features>, times `factor`.
     """
     radial = torch.zeros((), dtype=torch.float64, device=gradient.device)
-    for first in range(0, len(gradient), _CHUNK):
-        rows = slice(first, first + _CHUNK)
-        exact, unit = gradient[rows].double() * factor, features[rows].double()
-        along = (exact * unit).sum(dim=1, keepdim=True)
+    for rows, unit, scales in zip(gradient.split(_CHUNK), features.split(_CHUNK), inverse.split(_CHUNK), strict=True):
+        along = (rows * unit).sum(dim=1, keepdim=True, dtype=torch.float64)
         radial += along.sum()
-        gradient[rows] = ((exact - along * unit) * inverse[rows, None]).to(gradient.dtype)
-    return radial
+        rows.addcmul_(unit, along.to(unit.dtype), value=-1).mul_((scales * factor)[:, None].to(unit.dtype))
+    return radial * factor
