@@ -12,6 +12,8 @@ from bali_ds.training.run import Data, stream_settings
 from tests.conftest import run_ranks
 from tests.training.cases import CHUNKS, STAGES, WORLD_SIZES
 
+pytestmark = pytest.mark.timeout(1200)
+
 
 @pytest.fixture(scope="module")
 def recipe(sample, tmp_path_factory):
@@ -43,7 +45,7 @@ def trained(recipe, tmp_path_factory):
     out = tmp_path_factory.mktemp("trained")
     (out / "recipe.json").write_text(recipe.model_dump_json())
     for world_size in WORLD_SIZES:
-        run_ranks(world_size, Path(__file__).with_name("ranks.py"), out / "recipe.json", out)
+        run_ranks(world_size, Path(__file__).with_name("ranks.py"), out / "recipe.json", out, timeout=600)
     return out
 
 
