@@ -1,5 +1,6 @@
 """What follows training: export, evaluation before and after, the report."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def conclude(recipe: Recipe) -> str:
     if not concluded(recipe):
         print("exporting fp16 weights", flush=True)
         export_run(run, run / "export")
-        figures: dict[str, Any] = {}
+        figures: dict[str, Any] = {"retrieval": _retrieval(run)}
         if recipe.evaluation.linking:
             print("evaluating linking, untrained and trained", flush=True)
             figures["linking"] = _linking(recipe, recipe.evaluation.linking)
@@ -63,6 +64,16 @@ def _linking(recipe: Recipe, data: Linking) -> dict[str, Any]:
     }
 
 
+def _retrieval(run: Path) -> dict[str, float]:
+    """Return the measures of a run's last validation, none where nothing was held out."""
+    measures: dict[str, float] = {}
+    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        for key, value in json.loads(line).items():
+            if key.startswith("validation/"):
+                measures[key.removeprefix("validation/")] = value
+    return measures
+
+
 def _table(run: Path, figures: dict[str, Any]) -> str:
     lines = []
     if linking := figures.get("linking"):
@@ -73,5 +84,10 @@ def _table(run: Path, figures: dict[str, Any]) -> str:
             spread = f"{100 * change['value']:+.1f} [{100 * change['low']:+.1f}, {100 * change['high']:+.1f}]"
             lines.append(f"{subset:<22}{trained['n']:>9,}{before:>12.1%}{after:>10.1%}{spread:>24}")
         lines.append("")
+    if retrieval := figures.get("retrieval"):
+        recalls = (
+            f"text to graph {retrieval['text_to_graph_r@1']:.1%}, graph to text {retrieval['graph_to_text_r@1']:.1%}"
+        )
+        lines.append(f"R@1 on held-out passages: {recalls}\n")
     lines += [f"model   {run / 'export'}", f"report  {run / 'report.html'}"]
     return "\n".join(lines)
