@@ -19,6 +19,12 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     plan.add_argument("--json", action="store_true", help="print one JSON document")
     plan.add_argument("overrides", nargs="*", metavar="key=value", help="change the recipe")
     plan.set_defaults(run=_plan)
+    doctor = commands.add_parser("doctor", help="check this machine, and the hosts of a hostfile, before ranks start")
+    doctor.add_argument("--hostfile", type=Path, metavar="HOSTS", help="ask these hosts too, over ssh")
+    doctor.add_argument("--ssh-port", type=_positive, metavar="PORT", help="of the hosts' ssh servers")
+    doctor.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs will be written")
+    doctor.add_argument("--json", action="store_true", help="print one JSON document")
+    doctor.set_defaults(run=_doctor)
 
 
 def _positive(text: str) -> int:
@@ -44,3 +50,18 @@ def _plan(options: argparse.Namespace) -> None:
     on_gpu = options.device == "cuda" if options.device else torch.cuda.is_available()
     made = plan(recipe, ranks=ranks, on_gpu=on_gpu, samples_per_second=rate)
     emit(made.as_dict(), options.json, lambda: plan_text(made, recipe))
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from bali_ds.preflight.finding import findings_text
+    from bali_ds.preflight.hostfile import read_hostfile
+    from bali_ds.preflight.hosts import host_findings
+    from bali_ds.preflight.machine import machine_findings
+
+    hosts = read_hostfile(options.hostfile) if options.hostfile else []
+    findings = list(machine_findings(options.runs.absolute()))
+    findings += host_findings(hosts, ssh_port=options.ssh_port)
+    emit([asdict(finding) for finding in findings], options.json, lambda: findings_text(findings))
+    return int(any(finding.status == "error" for finding in findings))

@@ -1,0 +1,45 @@
+import torch
+from torch import nn
+
+from bali_ds.preflight.activations import pass_memory
+
+
+def test_a_chain_of_matrices_counts_by_hand():
+    """Two 100 x 100 layers on [50, 100]: products, the sum, and gradients while they live."""
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(100, 100, bias=False), nn.Linear(100, 100, bias=False))
+        inputs = torch.empty(50, 100)
+    memory = pass_memory(model, lambda: model(inputs).sum())
+    product, gradient = 50 * 100 * 4, 100 * 100 * 4
+    # at the end of the backward pass: both gradients, the first product's gradient, at most one more product
+    assert 2 * gradient + product <= memory.kept <= 2 * gradient + 3 * product + 64
+    assert memory.flowing <= 3 * product + 64
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_saved_tensors_decide_the_peak():
+    with torch.device("meta"):
+        layer = nn.Linear(10, 10)
+        inputs = torch.empty(1000, 10)
+
+    def run(depth):
+        def forward():
+            hidden = layer(inputs)
+            for _ in range(depth):
+                hidden = torch.tanh(hidden)
+            return hidden.sum()
+
+        return forward
+
+    shallow, deep = (pass_memory(layer, run(depth)).flowing for depth in (3, 13))
+    assert deep - shallow == 10 * 1000 * 10 * 4
+
+
+def test_half_precision_takes_half():
+    def peak(dtype):
+        with torch.device("meta"):
+            model = nn.Linear(64, 64, dtype=dtype)
+            inputs = torch.empty(512, 64, dtype=dtype)
+        return pass_memory(model, lambda: torch.tanh(model(inputs)).float().mean()).kept
+
+    assert peak(torch.bfloat16) < 0.8 * peak(torch.float32)

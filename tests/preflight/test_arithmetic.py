@@ -1,0 +1,50 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bali_ds.config import Recipe
+from bali_ds.errors import InputError
+from bali_ds.preflight.arithmetic import arithmetic
+
+
+def recipe(**values):
+    fixed = {"name": "r", "data": {"graph": "g", "shards": "s"}, "text_encoder": {"path": "m"}}
+    return Recipe.model_validate(fixed | values)
+
+
+def test_numbers_of_the_method():
+    """BALI's own run: 1.5 M sentences, 256 a step, 65,000 steps are 11.1 epochs."""
+    numbers = arithmetic(recipe(batch={"passages": 256, "chunks": 2}, steps=65_000), 8, 1_500_000)
+    assert (numbers.passages_per_rank, numbers.passages_per_chunk) == (32, 16)
+    assert numbers.steps_per_epoch == 5859
+    assert numbers.left_out == 1_500_000 - 5859 * 256
+    assert numbers.epochs == pytest.approx(11.09, abs=0.01)
+    assert numbers.warmup_steps == 3250
+
+
+def test_steps_equal_those_of_training():
+    from bali_ds.training.run import total_steps
+
+    for epochs, passages in ((0.01, 100), (1, 1000), (2.5, 999)):
+        told = recipe(batch={"passages": 10}, epochs=epochs)
+        assert arithmetic(told, 2, passages).steps == total_steps(told, passages)
+
+
+@settings(deadline=None)
+@given(batch=st.integers(1, 5000), ranks=st.integers(1, 3000), chunks=st.integers(1, 8))
+def test_a_batch_divides_or_is_refused_with_sizes_that_do(batch, ranks, chunks):
+    told = recipe(batch={"passages": batch, "chunks": chunks}, steps=5)
+    try:
+        numbers = arithmetic(told, ranks, 100_000)
+    except InputError as error:
+        assert batch % (ranks * chunks)
+        for size in str(error).rsplit("use ", 1)[1].split(" or "):
+            other = told.model_copy(update={"batch": told.batch.model_copy(update={"passages": int(size)})})
+            assert arithmetic(other, ranks, 100_000).passages_per_step == int(size)
+    else:
+        assert numbers.passages_per_chunk * chunks * ranks == batch
+
+
+def test_more_than_the_data_is_refused():
+    with pytest.raises(InputError, match=r"batch\.passages: 64 is more than the 50 training passages"):
+        arithmetic(recipe(batch={"passages": 64}, steps=1), 1, 50)

@@ -1,0 +1,70 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bali_ds.cli import main
+from bali_ds.errors import InputError
+from bali_ds.model.aligner import build_aligner
+from bali_ds.preflight.plan import plan, shapes_of_model
+
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def recipe(sample, tmp_path):
+    return sample.recipe(tmp_path / "runs", deepspeed=REPOSITORY / "ds_configs/zero2.json", steps=20)
+
+
+def test_parameters_are_those_of_the_built_model(recipe):
+    real, shapes = build_aligner(recipe, 10), shapes_of_model(recipe, 10)
+    assert {name: value.shape for name, value in real.named_parameters()} == {
+        name: value.shape for name, value in shapes.named_parameters()
+    }
+    assert all(parameter.is_meta for parameter in shapes.parameters())
+
+
+def test_plan_of_the_sample(recipe):
+    two = plan(recipe, ranks=2, on_gpu=False, samples_per_second=32.0)
+    assert two.arithmetic.passages_per_chunk == 8
+    assert two.stage == 2
+    assert two.seconds == pytest.approx(20 * 16 / 32)
+    assert [memory.stage for memory in two.memory] == [0, 1, 2, 3]
+    assert two.memory[1].optimiser * 2 == pytest.approx(two.memory[0].optimiser, rel=0.01)
+    halves = plan(
+        recipe.model_copy(update={"batch": recipe.batch.model_copy(update={"chunks": 4})}), ranks=2, on_gpu=False
+    )
+    assert halves.memory[0].activations < 0.6 * two.memory[0].activations
+    assert halves.seconds is None
+
+
+def test_command_for_a_hostfile_of_thousands(recipe, tmp_path, capsys):
+    hostfile, file = tmp_path / "hostfile", tmp_path / "recipe.yaml"
+    hostfile.write_text("".join(f"node{n} slots=2\n" for n in range(1000)))
+    file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    arguments = ["plan", "--config", str(file), "--hostfile", str(hostfile), "--device", "cuda"]
+    assert main([*arguments, "batch.passages=2000", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["arithmetic"]["ranks"] == 2000
+    assert told["arithmetic"]["passages_per_rank"] == 1
+    assert main([*arguments, "batch.passages=2001"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert "does not divide by 2000 ranks x 1 chunks; use 2000 or 4000" in captured.err
+
+
+def test_text_shows_every_stage_and_marks_the_recipes_own(recipe, tmp_path, capsys):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    assert main(["plan", "--config", str(file), "--ranks", "2", "--samples-per-second", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert "16 passages = 2 ranks x 1 chunks x 8" in printed
+    assert "*2" in printed
+
+
+def test_a_missing_encoder_is_named(recipe):
+    encoder = recipe.text_encoder.model_copy(update={"path": "/nowhere"})
+    with pytest.raises(InputError, match="/nowhere: is no Hugging Face encoder"):
+        shapes_of_model(recipe.model_copy(update={"text_encoder": encoder}), 10)
