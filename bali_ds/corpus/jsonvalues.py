@@ -50,16 +50,25 @@ def checked(shape: type[Shape], value: Any, where: str) -> Shape:
 
 def _first(line: str) -> Any | None:
     try:
-        return json.loads(line)
+        return _loaded(line)
     except (ValueError, RecursionError):
         return None
 
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return _loaded(text)
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where}: holds half of a surrogate pair (\\ud800 to \\udfff); repair the file") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: is no JSON: {str(error)[:120]}") from error
+
+
+def _loaded(text: str) -> Any:
+    value = json.loads(text)
+    if "\\ud" in text or "\\uD" in text:  # an escape may stand for half of a character, which no text can hold
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def _rest(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[str]:

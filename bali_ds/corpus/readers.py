@@ -35,7 +35,7 @@ def read_documents(format: str, path: Path, report: ReadReport) -> Iterator[Docu
     """
     if format not in READERS:
         raise InputError(f"corpus format {format!r}: is unknown; use one of {', '.join(READERS)}")
-    return (_encodable(document, path) for document in READERS[format](Path(path), report))
+    return READERS[format](Path(path), report)
 
 
 def join_links(texts: Iterator[Document], links: Path, report: ReadReport) -> Iterator[Document]:
@@ -66,13 +66,3 @@ def join_links(texts: Iterator[Document], links: Path, report: ReadReport) -> It
     if linked == len(rows) > 0:
         raise InputError(f"{links}: none of its {linked} documents is among the texts; do both use the same ids?")
     check_share(links, own)
-
-
-def _encodable(document: Document, path: Path) -> Document:
-    try:
-        f"{document.id}{document.text}".encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{path}: document {document.id!r}: holds half of a surrogate pair; repair the file"
-        ) from error
-    return document

@@ -57,8 +57,8 @@ def readable(value: dict[str, Any]) -> str:
 
 
 def _row(shards: ShardSet, key: str) -> int:
-    for row in range(len(shards.samples)):
-        if shards.key(row) == key:
+    for row, name in enumerate(shards.keys(range(len(shards.samples)))):
+        if name == key:
             return row
     if key.isdecimal() and int(key) < len(shards.samples):
         return int(key)

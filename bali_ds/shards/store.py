@@ -1,9 +1,11 @@
 """Shards as a reader sees them: an index, a memory-mapped sample table, a table of tokenised names, tars."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,10 +108,20 @@ class ShardSet:
 
     def key(self, row: int) -> str:
         """Return the key of a sample, read off its first tar header."""
-        with open(self._tar(row), "rb") as stream:
-            stream.seek(int(self.samples[row]["offset"]))
-            name = stream.read(LONGEST_NAME)
-        return name.split(b".", 1)[0].decode("ascii", "replace")
+        return next(self.keys([row]))
+
+    def keys(self, rows: Iterable[int]) -> Iterator[str]:
+        """Yield the keys of samples; ascending rows open each tar once."""
+        with ExitStack() as opened:
+            tar: Path | None = None
+            stream: IO[bytes]
+            for row in rows:
+                if self._tar(row) != tar:
+                    opened.close()
+                    tar = self._tar(row)
+                    stream = opened.enter_context(open(tar, "rb"))
+                stream.seek(int(self.samples["offset"][row]))
+                yield stream.read(LONGEST_NAME).split(b".", 1)[0].decode("ascii", "replace")
 
     def arrays(self, row: int) -> tuple[NDArray[Any], NDArray[np.int32], NDArray[np.int32]]:
         """Return tokens [T], mentions [M, 3] and edges [E, 3] of a sample, read plainly: for tools and tests."""

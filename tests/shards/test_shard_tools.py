@@ -1,0 +1,79 @@
+"""Subsets, merged sets and commands."""
+
+import json
+
+import pytest
+
+from bali_ds.cli import main
+from bali_ds.errors import InputError
+from bali_ds.shards.build import build_shards
+from bali_ds.shards.lint import lint
+from bali_ds.shards.part import BuildSettings
+from bali_ds.shards.store import ShardSet
+from bali_ds.shards.subset import merge_shards, sample_shards
+
+from .conftest import SETTINGS
+
+
+def samples(path):
+    shards = ShardSet.open(path)
+    return {
+        shards.key(row): tuple(array.tobytes() for array in shards.arrays(row)) for row in range(len(shards.samples))
+    }
+
+
+def test_a_subset_is_lint_clean_and_its_samples_are_the_originals(built, tmp_path, graph_directory):
+    sample_shards(built, tmp_path / "a", 40, seed=1)
+    sample_shards(built, tmp_path / "b", 40, seed=1)
+    sample_shards(built, tmp_path / "c", 40, seed=2)
+    assert lint(tmp_path / "a", graph_directory) == []
+    chosen = samples(tmp_path / "a")
+    assert len(chosen) == 40
+    assert chosen.items() <= samples(built).items()
+    assert chosen == samples(tmp_path / "b") != samples(tmp_path / "c")
+    validation = {ShardSet.open(built).key(row) for row in ShardSet.open(built).split("validation")}
+    subset = ShardSet.open(tmp_path / "a")
+    assert {subset.key(row) for row in subset.split("validation")} == validation & set(chosen)
+    with pytest.raises(InputError, match="holds"):
+        sample_shards(built, tmp_path / "d", 10**6, seed=1)
+
+
+def test_merged_sets_hold_the_samples_of_all(built, tmp_path, corpora, graph_directory, tokenizer_directory):
+    for number, corpus in enumerate(corpora):
+        build_shards([corpus], graph_directory, str(tokenizer_directory), tmp_path / str(number), SETTINGS)
+    parts = [tmp_path / str(number) for number in range(len(corpora))]
+    merge_shards(parts, tmp_path / "whole")
+    assert lint(tmp_path / "whole", graph_directory) == []
+    assert samples(tmp_path / "whole") == samples(built)
+    with pytest.raises(InputError, match="occurs twice"):
+        merge_shards([parts[0], parts[0]], tmp_path / "twice")
+    other = BuildSettings(max_tokens=40, stored_fan_out=8, max_name_tokens=6)
+    build_shards(corpora[:1], graph_directory, str(tokenizer_directory), tmp_path / "other", other)
+    with pytest.raises(InputError, match=r"belongs to another shard set .*: max_tokens differs"):
+        merge_shards([parts[0], tmp_path / "other"], tmp_path / "mixed")
+    assert not (tmp_path / "mixed").exists()
+
+
+def test_the_build_command_reports(tmp_path, corpora, graph_directory, tokenizer_directory, capsys):
+    common = ["shards", "build", "--graph", str(graph_directory), "--tokenizer", str(tokenizer_directory)]
+    files = [f"pubtator:{corpus.path}" for corpus in corpora]
+    assert main([*common, "--corpus", *files, "--out", str(tmp_path / "s"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["counts"]["documents"] == 105
+    assert report["linked_by_type"] == {"Disease": report["counts"]["linked_mentions"]}
+    assert report["most_frequent"][0]["passages"] >= report["most_frequent"][1]["passages"]
+    assert main([*common, "--corpus", *files, "--out", str(tmp_path / "s"), "--link", "dictionary"]) == 0
+    assert "most frequent concepts" in capsys.readouterr().out
+    assert lint(tmp_path / "s", graph_directory) == []
+    broken = tmp_path / "broken.txt"
+    broken.write_text("1|t|Short\n1\t3\t99\tx\ty\tC0000001\n")
+    assert main([*common, "--corpus", files[0], f"pubtator:{broken}", "--out", str(tmp_path / "s")]) == 1
+    assert "set aside: " in capsys.readouterr().err
+    for wrong in (
+        ["--corpus", "nonsense"],
+        ["--corpus", "pubtator:/no/file"],
+        ["--corpus", *files, "--max-tokens", "3"],
+    ):
+        assert main([*common, *wrong, "--out", str(tmp_path / "t")]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "t").exists()
