@@ -67,10 +67,15 @@ def joined_cluster() -> Iterator[Cluster]:
 
 
 def _adopt_mpirun() -> None:
-    """Give a rank of OpenMPI's mpirun the variables that torch knows; without MASTER_ADDR, ask the first rank."""
+    """Give the ranks of OpenMPI's mpirun the variables that torch knows; rank 0's MASTER_ADDR counts, if it has one."""
     if "RANK" in os.environ or "OMPI_COMM_WORLD_RANK" not in os.environ:
         return
-    if "MASTER_ADDR" not in os.environ:
-        deepspeed.comm.mpi_discovery(verbose=False)
-    for name, theirs in (("RANK", "RANK"), ("WORLD_SIZE", "SIZE"), ("LOCAL_RANK", "LOCAL_RANK")):
-        os.environ[name] = os.environ[f"OMPI_COMM_WORLD_{theirs}"]
+    from mpi4py import MPI
+
+    port = int(os.environ.get("MASTER_PORT", "29500"))
+    chosen = MPI.COMM_WORLD.bcast(os.environ.get("MASTER_ADDR"))
+    deepspeed.comm.mpi_discovery(distributed_port=port, verbose=False)
+    if chosen:
+        os.environ["MASTER_ADDR"] = chosen
+    # DeepSpeed counts by host name, which hosts may share
+    os.environ["LOCAL_RANK"] = os.environ["OMPI_COMM_WORLD_LOCAL_RANK"]
