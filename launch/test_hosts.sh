@@ -56,7 +56,7 @@ up() {
     # a host that is gone ends its ssh after fifteen seconds
     ssh_options+=" -o LogLevel=ERROR -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
     # what the launcher forwards to every rank; neither blank lines nor comments may stand in it
-    printf '%s\n' GLOO_SOCKET_IFNAME=eth0 DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 DEEPSPEED_TIMEOUT=1 >"$dir/forwarded"
+    printf '%s\n' GLOO_SOCKET_IFNAME=eth0 DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 "DEEPSPEED_TIMEOUT=${DEEPSPEED_TIMEOUT:-5}" >"$dir/forwarded"
     cat >"$dir/environment" <<END
 export DS_ENV_FILE='$dir/forwarded'
 export PDSH_SSH_ARGS_APPEND='$ssh_options'
