@@ -109,17 +109,17 @@ def _columns(graph: KnowledgeGraph) -> dict[str, NDArray[Any]]:
     batches = list(_paths(graph))
     empty = np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.bool_), np.empty(0, np.uint64)
     paths, names, acronyms, inner = (np.concatenate(parts) for parts in zip(empty, *batches, strict=True))
+    if not len(paths):
+        raise InputError(f"{graph.path}: has no names to look for in texts; build the graph with names, or --link gold")
     keys = np.unique(np.concatenate([paths, inner]))
     concepts = np.searchsorted(graph.name_offsets, names, side="right") - 1
     preferred = graph.name_offsets[concepts] == names
     order = np.lexsort((concepts, paths))
     paths, concepts = paths[order], concepts[order]
-    new = np.append(True, (paths[1:] != paths[:-1]) | (concepts[1:] != concepts[:-1]))
-    firsts = np.flatnonzero(new[: len(paths)])
+    firsts = np.flatnonzero(np.append(True, (paths[1:] != paths[:-1]) | (concepts[1:] != concepts[:-1])))
     paths, concepts = paths[firsts], concepts[firsts]
-    if len(firsts):
-        preferred = np.logical_or.reduceat(preferred[order], firsts)
-        acronyms = np.logical_and.reduceat(acronyms[order], firsts)
+    preferred = np.logical_or.reduceat(preferred[order], firsts)
+    acronyms = np.logical_and.reduceat(acronyms[order], firsts)
     degrees = graph.edge_offsets[concepts + 1] - graph.edge_offsets[concepts]
     order = np.lexsort((concepts, -degrees, ~preferred, paths))
     return {

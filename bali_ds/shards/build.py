@@ -11,6 +11,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+from bali_ds.corpus.dictionary import open_dictionary
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.errors import InputError
 from bali_ds.files import published_directory, sha256_file, write_json
@@ -63,10 +64,10 @@ def build_shards(
     _check(settings, corpora)
     with _working_directory(out) as working, open_pool(1) as own:
         run = pool or own
-        tasks = [
-            PartTask(corpus, graph_path.resolve(), tokenizer_source, working / "dictionary", settings)
-            for corpus in corpora
-        ]
+        dictionary = working / f"dictionary-{graph.fingerprint[:24]}"
+        if any(corpus.uses_dictionary for corpus in corpora):
+            open_dictionary(dictionary, graph)
+        tasks = [PartTask(corpus, graph_path.resolve(), tokenizer_source, dictionary, settings) for corpus in corpora]
         made, failures = _make_parts(run, tasks, working, graph, tokenizer)
         parts = [part for _, part in made]
         assembly = plan_shards(parts, settings)
@@ -77,7 +78,7 @@ def build_shards(
                 "do the identifiers belong to the same vocabulary?"
             )
         description = describe(graph, tokenizer, settings)
-        directory = working / f"set-{_digest(parts, settings)}"
+        directory = working / f"set-{_digest(parts, settings, description)}"
         directory.mkdir(exist_ok=True)
         shards = _write_shards(run, directory, assembly, description)
         if not (directory / "names.offsets.npy").is_file():
@@ -177,8 +178,9 @@ def _attempt(task: PartTask, target: Path) -> str | None:
     return None
 
 
-def _digest(parts: Sequence[Path], settings: BuildSettings) -> str:
-    return hashlib.sha256(repr(([part.name for part in parts], settings)).encode()).hexdigest()[:24]
+def _digest(parts: Sequence[Path], settings: BuildSettings, description: dict[str, Any]) -> str:
+    matter = [part.name for part in parts], settings, description
+    return hashlib.sha256(repr(matter).encode()).hexdigest()[:24]
 
 
 def _write_shards(run: Pool, directory: Path, assembly: Assembly, description: dict[str, Any]) -> list[Shard]:

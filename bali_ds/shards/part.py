@@ -24,7 +24,7 @@ from bali_ds.files import published_directory, write_json
 from bali_ds.graph.sampling import sample_neighbours
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.randomness import derive
-from bali_ds.shards.layout import npy_bytes, token_dtype
+from bali_ds.shards.layout import FORMAT_VERSION, npy_bytes, token_dtype
 from bali_ds.shards.sample import Sample, sample_key
 from bali_ds.shards.writer import ROW_DTYPE, sample_row
 
@@ -106,7 +106,7 @@ class PartTask:
         files = [corpus.path, *([corpus.text[1]] if corpus.text else [])]
         states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         matter = [
-            corpus.format, corpus.text[0] if corpus.text else "", corpus.uses_dictionary, states,
+            FORMAT_VERSION, corpus.format, corpus.text[0] if corpus.text else "", corpus.uses_dictionary, states,
             settings.max_tokens, settings.stored_fan_out, settings.keep_unlinked,
             graph_fingerprint, tokenizer_fingerprint,
         ]  # fmt: skip
