@@ -60,7 +60,7 @@ def _add_build(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     rrf.add_argument("--licence", type=int, default=9, metavar="SRL", help="highest restriction level, 0 to 9")
     rrf.add_argument("--suppressed", action="store_true", help="keep what SUPPRESS marks")
     other = build.add_argument_group("how to read ontologies and tables, and what to leave out")
-    other.add_argument("--xref", metavar="PREFIX", help="cross-reference that identifies an OBO term (UMLS)")
+    other.add_argument("--xref", default="UMLS", metavar="PREFIX", help="cross-reference that identifies an OBO term")
     other.add_argument(
         "--column", nargs="+", default=[], metavar="NAME=COLUMN", help="a table's own name of a column (head_cui=x_id)"
     )

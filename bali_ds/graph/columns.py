@@ -61,6 +61,14 @@ def _header(dtype: np.dtype[Any], length: int) -> bytes:
     return stream.getvalue()
 
 
+def search(ordered: NDArray[Any], wanted: NDArray[Any]) -> NDArray[np.int32]:
+    """Return the position of each of `wanted` in the sorted `ordered`, int32, -1 where it is missing."""
+    if not ordered.size:
+        return np.full(wanted.size, -1, np.int32)
+    found = np.minimum(np.searchsorted(ordered, wanted), ordered.size - 1)
+    return np.where(ordered[found] == wanted, found, -1).astype(np.int32)
+
+
 class TextColumn(Sequence[str]):
     """Strings in one flat UTF-8 buffer.
 

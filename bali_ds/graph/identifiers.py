@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bali_ds.errors import InputError
+from bali_ds.graph.columns import search
 
 if TYPE_CHECKING:
     import polars as pl
@@ -57,14 +58,6 @@ class IdentifierIndex:
         if wanted.dtype.itemsize > 8:
             found[np.char.str_len(wanted) > 8] = -1
         return found
-
-
-def search(ordered: NDArray[Any], wanted: NDArray[Any]) -> NDArray[np.int32]:
-    """Return the position of each of `wanted` in the sorted `ordered`, int32, -1 where it is missing."""
-    if not ordered.size:
-        return np.full(wanted.size, -1, np.int32)
-    found = np.minimum(np.searchsorted(ordered, wanted), ordered.size - 1)
-    return np.where(ordered[found] == wanted, found, -1).astype(np.int32)
 
 
 def _integers(identifiers: NDArray[Any]) -> NDArray[np.uint64]:

@@ -9,8 +9,7 @@ import polars as pl
 
 from bali_ds.errors import InputError
 from bali_ds.graph.delimited import read_delimited
-from bali_ds.graph.source import Report, Table, keep
-from bali_ds.graph.vocabularies import split_code
+from bali_ds.graph.source import Report, Table, keep, split_codes
 
 # Every column in order; each row ends in a bar, so that a last, empty column follows.
 COLUMNS = {
@@ -171,19 +170,6 @@ class RrfSource:
 
     def _counts(self, name: str) -> Counter[str]:
         return self.report.setdefault(f"{self.folder.name}/{name}", Counter())
-
-
-def split_codes(codes: pl.DataFrame) -> pl.DataFrame:
-    """Return codes with the prefix taken off where it repeats the source ("HPO", "HP:0000118")."""
-    prefixed = codes["code"].str.contains(":", literal=True)
-    if not prefixed.any():
-        return codes
-    pairs = [split_code(source, code) for source, code in codes.filter(prefixed).select("source", "code").iter_rows()]
-    split = codes.filter(prefixed).with_columns(
-        source=pl.Series([source for source, _ in pairs], dtype=pl.String),
-        code=pl.Series([code for _, code in pairs], dtype=pl.String),
-    )
-    return pl.concat([codes.filter(~prefixed), split])
 
 
 def _level() -> pl.Expr:

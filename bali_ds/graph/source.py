@@ -6,6 +6,8 @@ from typing import Literal, Protocol
 
 import polars as pl
 
+from bali_ds.graph.vocabularies import split_code
+
 Table = Literal["concepts", "names", "types", "codes", "definitions", "retired"]
 Report = dict[str, Counter[str]]
 
@@ -52,3 +54,16 @@ def keep(frame: pl.DataFrame, counts: Counter[str], filters: Mapping[str, pl.Exp
         if frame.height < height:
             counts[f"dropped: {reason}"] += height - frame.height
     return frame
+
+
+def split_codes(codes: pl.DataFrame) -> pl.DataFrame:
+    """Return codes with the prefix taken off where it repeats the source ("HPO", "HP:0000118")."""
+    prefixed = codes["code"].str.contains(":", literal=True)
+    if not prefixed.any():
+        return codes
+    pairs = [split_code(source, code) for source, code in codes.filter(prefixed).select("source", "code").iter_rows()]
+    split = codes.filter(prefixed).with_columns(
+        source=pl.Series([source for source, _ in pairs], dtype=pl.String),
+        code=pl.Series([code for _, code in pairs], dtype=pl.String),
+    )
+    return pl.concat([codes.filter(~prefixed), split])

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from bali_ds.errors import InputError
 from bali_ds.files import sha256_file
-from bali_ds.graph.columns import TextColumn, open_column
-from bali_ds.graph.identifiers import search
+from bali_ds.graph.columns import TextColumn, open_column, search
 from bali_ds.graph.manifest import read_manifest
 from bali_ds.graph.vocabularies import split_code
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from bali_ds.errors import InputError
-from bali_ds.graph.rrf import split_codes
-from bali_ds.graph.source import Report, Table, keep
+from bali_ds.graph.source import Report, Table, keep, split_codes
 from bali_ds.graph.table_files import read_table, table_columns
 from bali_ds.graph.vocabularies import relation_label, source_abbreviation
 
