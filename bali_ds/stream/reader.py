@@ -13,6 +13,7 @@ from bali_ds.errors import InputError
 from bali_ds.shards.layout import BLOCK, NPY_HEADER, member_offsets
 from bali_ds.shards.store import ShardSet
 from bali_ds.stream.ragged import Ints, ranges, starts
+from bali_ds.stream.remote import Mirror
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class SampleReader:
     def __init__(self, shards: ShardSet) -> None:
         self._shards = shards
         self._tar_bytes = np.array([shard.bytes for shard in shards.shards], np.int64)
+        self._mirror = Mirror.at(shards.path)
         self._mapped = lru_cache(_OPEN_TARS)(self._map)
 
     def read(self, rows: Ints) -> Samples:
@@ -106,6 +108,21 @@ class SampleReader:
             edges, possible,
         )  # fmt: skip
 
+    @property
+    def remote(self) -> bool:
+        """Whether tars have to be fetched before they are read."""
+        return self._mirror is not None
+
+    def fetch(self, rows: Ints) -> None:
+        """Fetch the tars of samples that are soon to be read.
+
+        Raises:
+            InputError: a tar cannot be fetched.
+        """
+        if self._mirror:
+            for number in np.unique(self._shards.shard_numbers(rows)).tolist():
+                self._mirror.fetch(self._shards.shards[number])
+
     def _table(self, rows: Ints, numbers: Ints) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
         """Rows of the sample table, and which of them can be true; those that cannot are emptied."""
         table = self._shards.samples[rows]
@@ -123,6 +140,8 @@ class SampleReader:
         """Map a tar, with patience: a file server may be away for a moment."""
         shard = self._shards.shards[number]
         path = self._shards.path / shard.name
+        if self._mirror:
+            self._mirror.fetch(shard)
         for wait in (*_WAITS, None):
             try:
                 mapped = np.memmap(path, np.uint8, "r")

@@ -1,17 +1,26 @@
 """The steps of one rank: which samples each takes and the arrays they become. A worker holds one, or the loader."""
 
+import queue
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
+from bali_ds.errors import InputError
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.shards.store import ShardSet
 from bali_ds.stream.collation import BatchArrays, Collator
 from bali_ds.stream.order import EpochOrder, Position, Schedule, epoch_order, rank_share
+from bali_ds.stream.ragged import Ints
+from bali_ds.stream.reader import SampleReader
 from bali_ds.stream.settings import StreamSettings
 from bali_ds.stream.soundness import Replacement
+
+# Far enough for a shard to arrive while these steps are taken, near enough for the cache to hold what lies between.
+_STEPS_AHEAD = 32
 
 
 class StepArrays(NamedTuple):
@@ -51,6 +60,7 @@ class RankSteps:
         self.schedule = Schedule(len(self._split), share.global_batch, start)
         self._collator = Collator.of(shards, graph, settings)
         self._order = lru_cache(2)(self._epoch_order)
+        self._ahead = _Ahead(self._collator.reader) if self._collator.reader.remote else None
 
     def __getitem__(self, step: int) -> StepArrays:
         """Return a step.
@@ -59,10 +69,32 @@ class RankSteps:
             InputError: the shards cannot be read.
         """
         begin = self.schedule.begin(step)
-        rows = self._order(begin.epoch).rows(begin.samples_seen + self._offsets) + self._split.start
+        rows = self._rows(begin)
+        if self._ahead:
+            self._ahead.fetch(self._rows(self.schedule.begin(step + _STEPS_AHEAD)))
         collated = [self._collator.collate(part, begin.epoch) for part in np.split(rows, self._chunks)]
         replaced = tuple(replacement for _, replacements in collated for replacement in replacements)
         return StepArrays(self.schedule.begin(step + 1), tuple(arrays for arrays, _ in collated), replaced)
 
+    def _rows(self, begin: Position) -> Ints:
+        return self._order(begin.epoch).rows(begin.samples_seen + self._offsets) + self._split.start
+
     def _epoch_order(self, epoch: int) -> EpochOrder:
         return epoch_order(self._shards, self._settings.split, self._settings.seed, epoch, self._settings.window)
+
+
+class _Ahead:
+    """A thread that fetches shards before they are read; what it cannot fetch, the reader meets and reports."""
+
+    def __init__(self, reader: SampleReader) -> None:
+        self._reader = reader
+        self._wanted: queue.Queue[Ints] = queue.Queue()
+        threading.Thread(target=self._run, name="bali-ds fetch", daemon=True).start()
+
+    def fetch(self, rows: Ints) -> None:
+        self._wanted.put(rows)
+
+    def _run(self) -> None:
+        while True:
+            with suppress(InputError):
+                self._reader.fetch(self._wanted.get())

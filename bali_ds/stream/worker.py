@@ -15,6 +15,7 @@ from bali_ds.errors import InputError
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.shards.store import ShardSet
 from bali_ds.stream.order import Position
+from bali_ds.stream.remote import open_local
 from bali_ds.stream.settings import StreamSettings
 from bali_ds.stream.steps import RankSteps, Share
 from bali_ds.stream.wire import send_error, send_step
@@ -60,7 +61,7 @@ def main() -> None:
 
 def _open(work: dict[str, Any]) -> RankSteps:
     return RankSteps(
-        ShardSet.open(work["shards"]),
+        open_local(work["shards"]),
         KnowledgeGraph.open(work["graph"]),
         StreamSettings(**work["settings"]),
         Share(**work["share"]),

@@ -1,0 +1,134 @@
+"""Shards over HTTP from a server that drops, delays, halves and garbles."""
+
+import threading
+import time
+from collections import Counter
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
+
+import pytest
+
+from bali_ds.errors import InputError
+from bali_ds.files import sha256_file
+from bali_ds.stream import remote
+from bali_ds.stream.loader import Loader
+from bali_ds.stream.remote import open_shards
+from bali_ds.stream.settings import StreamSettings
+from tests.stream.test_loader import rows, same, steps
+
+SETTINGS = StreamSettings(seed=3)
+TROUBLE = ("drop", "half", "garbled", "error", "silent", "fine")
+
+
+class Server(ThreadingHTTPServer):
+    """Serves a directory; every file meets the troubles in order, then comes as it is."""
+
+    daemon_threads = True
+
+    def __init__(self, directory, troubles=()):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.directory, self.troubles = directory, troubles
+        self.asked, self.delivered = Counter(), Counter()
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def handle_error(self, *_):
+        """A client that goes away is part of the test."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        path = self.server.directory / self.path.lstrip("/")
+        number = self.server.asked[path.name]
+        self.server.asked[path.name] += 1
+        trouble = self.server.troubles[number % len(self.server.troubles)] if self.server.troubles else "fine"
+        if trouble == "drop":
+            return
+        if trouble == "silent":
+            time.sleep(2)
+            return
+        if trouble == "error" or not path.exists():
+            self.send_error(503 if path.exists() else 404)
+            return
+        body = path.read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if trouble == "half":
+            self.wfile.write(body[: len(body) // 2])
+            return
+        self.wfile.write(bytes(9) + body[9:] if trouble == "garbled" else body)
+        self.server.delivered[path.name] += trouble == "fine"
+
+    def log_message(self, *_):
+        """Silence."""
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(remote, "_WAITS", (0.01,) * 8)
+    monkeypatch.setattr(remote, "_SECONDS_OF_SILENCE", 0.5)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_troubled_server_changes_nothing_and_leaves_no_wrong_file(data, tmp_path):
+    shards, graph = data
+    server = Server(shards.path, TROUBLE)
+    mirrored = open_shards(server.url, cache=tmp_path)
+    assert not list(mirrored.path.glob("*.tar"))
+    expected = steps(data, 8, global_batch=12, settings=SETTINGS)
+    found = steps((mirrored, graph), 8, global_batch=12, settings=SETTINGS)
+    assert all(same(a.chunks, b.chunks) for a, b in zip(expected, found, strict=True))
+    digests = {shard.name: shard.sha256 for shard in shards.shards} | shards.index["tables"]
+    kept = [path for path in mirrored.path.iterdir() if path.suffix in (".tar", ".npy")]
+    assert len(kept) >= 9
+    assert all(sha256_file(path) == digests[path.name] for path in kept)
+    assert not list(mirrored.path.glob("*.part"))
+    assert set(server.delivered.values()) == {1}
+
+
+def test_workers_of_a_node_fetch_each_shard_once(data, tmp_path):
+    shards, graph = data
+    server = Server(shards.path)
+    mirrored = open_shards(server.url, cache=tmp_path)
+    found = steps((mirrored, graph), 16, global_batch=12, workers=2, settings=SETTINGS)
+    assert [rows(step) for step in found] == [
+        rows(step) for step in steps(data, 16, global_batch=12, settings=SETTINGS)
+    ]
+    assert {name: count for name, count in server.asked.items() if name.endswith(".tar")} == {
+        shard.name: 1 for shard in shards.shards if shard.split == "train"
+    }
+    again = open_shards(server.url, cache=tmp_path)
+    assert again.fingerprint == shards.fingerprint
+    assert server.asked["samples.npy"] == 1
+
+
+def test_the_cache_stays_below_its_limit(data, tmp_path):
+    shards, graph = data
+    limit = 3 * max(shard.bytes for shard in shards.shards)
+    mirrored = open_shards(Server(shards.path).url, cache=tmp_path, limit_bytes=limit)
+    with closing(Loader(mirrored, graph, SETTINGS, global_batch=12)) as loader:
+        for step, expected in zip(islice(loader, 12), steps(data, 12, global_batch=12, settings=SETTINGS), strict=True):
+            assert rows(step) == rows(expected)
+            assert sum(tar.stat().st_size for tar in mirrored.path.glob("*.tar")) <= limit
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("troubles", [("half",), ("garbled",), ("drop", "error")])
+def test_a_server_that_never_delivers_stops_the_run_with_one_line(data, tmp_path, troubles):
+    server = Server(data[0].path)
+    mirrored = open_shards(server.url, cache=tmp_path)
+    server.troubles = troubles
+    with closing(Loader(mirrored, data[1], SETTINGS, global_batch=12)) as loader, pytest.raises(InputError) as caught:
+        list(islice(loader, 8))
+    assert str(caught.value).startswith(server.url)
+    assert "\n" not in str(caught.value)
+    assert not list(mirrored.path.glob("*.tar"))
+    assert not list(mirrored.path.glob("*.part"))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_url_without_shards_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match=r"index\.json"):
+        open_shards(Server(tmp_path).url, cache=tmp_path / "cache")
