@@ -12,6 +12,8 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     evaluate = commands.add_parser("evaluate", help="measure a model", description="Measure a model.")
     tasks = evaluate.add_subparsers(metavar="TASK", required=True)
     _add_linking(tasks)
+    _add_retrieval(tasks)
+    _add_questions(tasks)
 
 
 def _add_linking(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -73,3 +75,97 @@ def _linking_table(result: dict[str, Any]) -> str:
 def _interval(measure: dict[str, float], sign: str = "") -> str:
     value, low, high = (100 * measure[key] for key in ("value", "low", "high"))
     return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]".rjust(24)
+
+
+def _add_retrieval(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    retrieval = tasks.add_parser(
+        "retrieval",
+        help="text to graph and back on held-out passages: R@1, R@5, R@10, MRR",
+        description="Find the graph view of a concept by its text view among those of all held-out passages, and back.",
+    )
+    retrieval.add_argument("--model", type=Path, required=True, metavar="DIR", help="a directory that export wrote")
+    retrieval.add_argument("--graph", type=Path, required=True, metavar="GRAPH")
+    retrieval.add_argument("--shards", type=Path, required=True, metavar="SHARDS")
+    retrieval.add_argument("--split", choices=("validation", "train"), default="validation")
+    retrieval.add_argument("--passages", type=int, metavar="N", help="take the first N (default: all)")
+    retrieval.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
+    retrieval.add_argument("--device", default="cpu", help="where the model computes (default cpu)")
+    retrieval.add_argument("--json", action="store_true", help="print JSON")
+    retrieval.set_defaults(run=_run_retrieval)
+
+
+def _run_retrieval(options: argparse.Namespace) -> None:
+    from bali_ds.evaluation.retrieval import evaluate_retrieval
+    from bali_ds.graph.store import KnowledgeGraph
+    from bali_ds.inference.aligned import held_out_views, load_aligned
+    from bali_ds.shards.store import ShardSet
+
+    graph, shards = KnowledgeGraph.open(options.graph), ShardSet.open(options.shards)
+    aligner, recipe = load_aligned(options.model, options.device)
+    views = held_out_views(aligner, recipe, graph, shards, split=options.split, passages=options.passages)
+    result = evaluate_retrieval(*views, seed=options.seed)
+    emit(result, options.json, lambda: _retrieval_table(result))
+
+
+def _retrieval_table(result: dict[str, Any]) -> str:
+    measures = ("r@1", "r@5", "r@10", "mrr")
+    lines = [f"{'direction':<20}{'n':>8}" + "".join(f"{measure:>24}" for measure in measures)]
+    for key in ("text_to_graph", "graph_to_text"):
+        cells = "".join(_interval(result[key][measure]) for measure in measures)
+        lines.append(f"{key.replace('_', ' '):<20}{result['n']:>8,}{cells}")
+    uniformity = ", ".join(f"{view} {value:.3f}" for view, value in result["uniformity"].items())
+    lines.append(f"alignment {result['alignment']:.3f}; uniformity: {uniformity}")
+    return "\n".join(lines)
+
+
+def _add_questions(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    questions = tasks.add_parser(
+        "qa",
+        help="fine-tune on questions and score: PubMedQA, BioASQ, MedQA, MedMCQA, BLURB",
+        description="Fine-tune the encoder with the Hugging Face Trainer and print accuracy, mean and standard "
+        "deviation over rounds. The data is your own copy: pubmedqa github.com/pubmedqa/pubmedqa; bioasq "
+        "participants-area.bioasq.org; medqa github.com/jind11/MedQA; medmcqa github.com/medmcqa/medmcqa; blurb "
+        "github.com/michiyasunaga/LinkBERT.",
+    )
+    questions.add_argument(
+        "--model", type=Path, required=True, metavar="DIR", help="an exported or Hugging Face encoder"
+    )
+    questions.add_argument("--task", required=True, choices=("pubmedqa", "bioasq", "medqa", "medmcqa", "blurb"))
+    questions.add_argument("--data", type=Path, required=True, metavar="PATH", help="official folder, or one file")
+    questions.add_argument(
+        "--folds", type=int, default=10, help="rounds of cross-validation over one file (default 10)"
+    )
+    questions.add_argument("--no-snippets", action="store_true", help="BioASQ questions alone")
+    questions.add_argument("--epochs", type=int, default=50)
+    questions.add_argument("--learning-rate", type=float, default=1e-5)
+    questions.add_argument("--batch", type=int, default=16)
+    questions.add_argument("--max-tokens", type=int, default=512)
+    questions.add_argument("--seed", type=int, default=42)
+    questions.add_argument("--json", action="store_true", help="print JSON")
+    questions.set_defaults(run=_run_questions)
+
+
+def _run_questions(options: argparse.Namespace) -> None:
+    from bali_ds.evaluation.question_data import read_splits
+    from bali_ds.evaluation.questions import Tuning, evaluate_questions
+    from bali_ds.inference.encoder import check_directory
+
+    check_directory(options.model)
+    splits = read_splits(options.task, options.data, folds=options.folds, snippets=not options.no_snippets)
+    tuning = Tuning(
+        epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        batch=options.batch,
+        max_tokens=options.max_tokens,
+        seed=options.seed,
+    )
+    result = evaluate_questions(options.model, splits, tuning)
+    accuracy = result["accuracy"]
+    emit(
+        result,
+        options.json,
+        lambda: (
+            f"{options.task}: accuracy {100 * accuracy['mean']:.1f} ± {100 * accuracy['sd']:.1f} over "
+            f"{result['rounds']} rounds, {result['n']:,} questions; most frequent answer {100 * result['majority']:.1f}"
+        ),
+    )

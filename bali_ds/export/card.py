@@ -25,7 +25,8 @@ tokenizer = AutoTokenizer.from_pretrained(DIR)
 ```
 
 The vector of a mention or name is the mean of the last layer over its own tokens, without [CLS] and [SEP];
-`bali_ds.load(DIR).encode(texts)` does that. The pooler, if the architecture has one, was not trained.
+`bali_ds.load(DIR).encode(texts)` does that. `SentenceTransformer(DIR)` comes close: its mean counts [CLS] and [SEP].
+The pooler, if the architecture has one, was not trained.
 """
 LICENCE = """\
 ## Licence

@@ -11,6 +11,7 @@ from bali_ds.config import Recipe, load_recipe
 from bali_ds.errors import InputError
 from bali_ds.export.card import model_card
 from bali_ds.export.checkpoint import StoredTensor, read_checkpoint
+from bali_ds.export.sentence_modules import write_sentence_modules
 from bali_ds.export.weights import SHARD_BYTES, verify_weights, write_weights
 from bali_ds.files import published_directory, published_file, read_json, sha256_file, write_json
 from bali_ds.inference.encoder import DESCRIPTION
@@ -60,6 +61,7 @@ def export_run(
         compared += verify_weights(own, graph, DTYPES[dtype])
         architecture.save(working, DTYPES[dtype])
         write_json(working / DESCRIPTION, description)
+        write_sentence_modules(working, architecture.width)
         _write_card(run, working, description)
     written = sorted(path for path in out.iterdir() if path.is_file())
     return {
@@ -142,6 +144,11 @@ class _Architecture:
         if surplus := sorted(set(found) - set(expected)):
             raise InputError(f"{self.source}: the checkpoint's {surplus[0]} is no weight of its architecture")
 
+    @property
+    def width(self) -> int:
+        """The hidden size."""
+        return int(self.model.config.hidden_size)
+
     def save(self, out: Path, dtype: torch.dtype) -> None:
         """Write config.json and the tokenizer's files."""
         from transformers import AutoTokenizer
@@ -177,7 +184,7 @@ def _description(recipe: Recipe, checkpoint: Path, tensors: Mapping[str, StoredT
         "step": marker["progress"]["step"],
         "dtype": dtype,
         "fingerprints": fingerprints,
-        "relations": relations.shape[0] if relations else None,
+        "num_relations": relations.shape[0] - 1 if relations else None,
         "log_scale_offset": float(offset.tensor().detach()[0]) if offset else None,
         "recipe": recipe.model_dump(mode="json"),
     }

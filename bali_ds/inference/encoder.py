@@ -31,7 +31,7 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
     from transformers import AutoTokenizer
 
     path = Path(path)
-    _check_directory(path)
+    check_directory(path)
     model = _load_model(path, dtype or (torch.float32 if torch.device(device).type == "cpu" else "auto"))
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -42,7 +42,12 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
     return Encoder(model.to(device), tokenizer, pooling)
 
 
-def _check_directory(path: Path) -> None:
+def check_directory(path: Path) -> None:
+    """Check that a directory holds a configuration and weights.
+
+    Raises:
+        InputError: it does not.
+    """
     if not (path / "config.json").is_file():
         raise InputError(f"{path}: is no model directory: it has no config.json")
     if not any((path / name).is_file() for name in WEIGHTS):
@@ -54,14 +59,17 @@ def _load_model(path: Path, dtype: torch.dtype | str) -> torch.nn.Module:
     from transformers import AutoModel
     from transformers.utils import logging
 
-    shown = logging.get_verbosity()
+    shown, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         model, info = AutoModel.from_pretrained(path, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be loaded as an encoder: {_first_line(error)}") from error
     finally:
         logging.set_verbosity(shown)
+        if bars:
+            logging.enable_progress_bar()
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise InputError(f"{path}: its weights lack {len(missing)} tensors of the architecture, such as {missing[0]}")
@@ -144,8 +152,10 @@ class Encoder:
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Return how many tokens each text has, [CLS] and [SEP] not counted."""
+        if not texts:
+            return []
         encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)
-        return [len(row) for row in encoded["input_ids"]] if texts else []
+        return [len(row) for row in encoded["input_ids"]]
 
     def _tokenise(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
         encoded = self.tokenizer(

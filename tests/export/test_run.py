@@ -11,6 +11,7 @@ from bali_ds.cli import main
 from bali_ds.errors import InputError
 from bali_ds.export.run import export_run
 from bali_ds.files import read_json
+from bali_ds.inference.aligned import load_aligned
 from bali_ds.inference.encoder import load
 from tests.export.ranks import CASES, aligner
 from tests.export.runs import mark
@@ -63,7 +64,7 @@ def test_the_directory_describes_itself(run_of, tmp_path):
     assert described["pooling"] == "mean_tokens"
     assert described["fingerprints"]["shards"] == "f" * 64
     assert described["recipe"]["name"] == "toy"
-    assert described["relations"] == 4
+    assert described["num_relations"] == 3
     card = (tmp_path / "out" / "README.md").read_text()
     assert "50.0 (40.0 to 60.0)" in card
     assert "UMLS" in card
@@ -119,3 +120,29 @@ def test_overflow_names_the_tensor(run_of, tmp_path):
     with pytest.raises(InputError, match=r"relations.weight: 1e\+06 is too large for float16"):
         export_run(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_sentence_transformers_loads_it(run_of, tmp_path):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    export_run(run_of("2-fp32"), tmp_path / "out", "float32")
+    found = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(
+        ["word3 word4", "word9"]
+    )
+    expected = load(tmp_path / "out").encode(["word3 word4", "word9"], pooling="mean")
+    assert abs(found - expected).max() < 1e-5
+
+
+def test_the_graph_encoder_loads_again(run_of, trained, tmp_path):
+    run = run_of("3-bf16")
+    export_run(run, tmp_path / "out", "float32")
+    description = read_json(tmp_path / "out" / "bali_ds.json")
+    description["recipe"]["graph_encoder"]["layers"] = 1
+    (tmp_path / "out" / "bali_ds.json").write_text(json.dumps(description))
+    loaded, _ = load_aligned(tmp_path / "out")
+    live = torch.load(trained / "3-bf16" / "live.pt", weights_only=True)
+    for name, parameter in loaded.graph.named_parameters():
+        assert torch.equal(parameter.to(torch.bfloat16), live[f"graph.{name}"]), name
+    description["recipe"]["graph_encoder"]["layers"] = 2
+    (tmp_path / "out" / "bali_ds.json").write_text(json.dumps(description))
+    with pytest.raises(InputError, match=r"does not fit the recipe at layers\.1"):
+        load_aligned(tmp_path / "out")

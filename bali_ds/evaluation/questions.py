@@ -1,0 +1,137 @@
+"""Fine-tunes an encoder on questions with the Hugging Face Trainer and scores it."""
+
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from bali_ds.evaluation.question_data import Question, Split
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How an encoder is fine-tuned; the defaults are those of BALI's evaluation."""
+
+    epochs: int = 50
+    learning_rate: float = 1e-5
+    batch: int = 16
+    max_tokens: int = 512
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    patience: int = 5
+    """Epochs without a better development accuracy before training stops."""
+    seed: int = 42
+
+
+def evaluate_questions(model: Path, splits: list[Split], tuning: Tuning) -> dict[str, Any]:
+    """Fine-tune and test once a split, the epoch chosen on its development part.
+
+    Returns:
+        {"accuracy": {"mean", "sd", "each"}, "majority": mean accuracy of the most frequent training answer,
+        "n": questions tested, "rounds": ...}; sd over the rounds, 0 for a single one.
+    """
+    scores = [_round(model, split, tuning, tuning.seed + number) for number, split in enumerate(splits)]
+    majority = [_majority(split) for split in splits]
+    return {
+        "accuracy": {
+            "mean": float(np.mean(scores)),
+            "sd": float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0,
+            "each": scores,
+        },
+        "majority": float(np.mean(majority)),
+        "rounds": len(splits),
+        "n": sum(len(split.test) for split in splits),
+    }
+
+
+def _majority(split: Split) -> float:
+    answer = Counter(question.answer for question in split.train).most_common(1)[0][0]
+    return sum(question.answer == answer for question in split.test) / len(split.test)
+
+
+class _Encoded(Dataset):
+    """Questions as token ids; multiple choice has one row an option."""
+
+    def __init__(self, questions: list[Question], tokenizer: Any, labels: list[str], max_tokens: int) -> None:
+        self.rows = []
+        for question in questions:
+            # The question is kept whole, what stands beside it is cut.
+            firsts = [question.text] * max(1, len(question.options))
+            seconds = list(question.options) or ([question.context] if question.context else None)
+            cut = {"truncation": "only_second" if seconds and not question.options else True, "max_length": max_tokens}
+            encoded = tokenizer(firsts, seconds, **cut)
+            values = {key: rows if question.options else rows[0] for key, rows in encoded.items()}
+            self.rows.append({**values, "label": labels.index(question.answer) if question.answer in labels else -100})
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows[index]
+
+
+def _round(model: Path, split: Split, tuning: Tuning, seed: int) -> float:
+    from transformers import (
+        AutoModelForMultipleChoice,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        DataCollatorForMultipleChoice,
+        DataCollatorWithPadding,
+        EarlyStoppingCallback,
+        Trainer,
+        TrainingArguments,
+        set_seed,
+    )
+
+    set_seed(seed)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    choice = bool(split.train[0].options)
+    labels = sorted({question.answer for question in split.train})
+    if choice:
+        labels = [str(option) for option in range(len(split.train[0].options))]
+        network = AutoModelForMultipleChoice.from_pretrained(model, dtype=torch.float32)
+    else:
+        network = AutoModelForSequenceClassification.from_pretrained(model, num_labels=len(labels), dtype=torch.float32)
+    train, development, test = (
+        _Encoded(part, tokenizer, labels, tuning.max_tokens) for part in (split.train, split.development, split.test)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=tuning.epochs,
+            learning_rate=tuning.learning_rate,
+            per_device_train_batch_size=tuning.batch,
+            per_device_eval_batch_size=tuning.batch,
+            warmup_steps=int(tuning.warmup * tuning.epochs * -(-len(train) // tuning.batch)),
+            weight_decay=tuning.weight_decay,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            save_total_limit=1,
+            load_best_model_at_end=True,
+            metric_for_best_model="accuracy",
+            logging_strategy="no",
+            report_to=[],
+            dataloader_pin_memory=torch.cuda.is_available(),
+            seed=seed,
+            disable_tqdm=True,
+        )
+        trainer = Trainer(
+            model=network,
+            args=arguments,
+            train_dataset=train,
+            eval_dataset=development,
+            data_collator=(DataCollatorForMultipleChoice if choice else DataCollatorWithPadding)(tokenizer),
+            compute_metrics=_accuracy,
+            callbacks=[EarlyStoppingCallback(tuning.patience)],
+        )
+        trainer.train()
+        return float(trainer.evaluate(test)["eval_accuracy"])
+
+
+def _accuracy(prediction: Any) -> dict[str, float]:
+    return {"accuracy": float((prediction.predictions.argmax(axis=-1) == prediction.label_ids).mean())}

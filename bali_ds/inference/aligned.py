@@ -1,0 +1,72 @@
+"""The whole aligned model of an exported directory: text encoder and graph encoder."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from bali_ds.config import Objective, Recipe
+from bali_ds.errors import InputError
+from bali_ds.files import read_json
+from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.inference.encoder import DESCRIPTION, load
+from bali_ds.model.aligner import Aligner
+from bali_ds.model.graph import GraphEncoder
+from bali_ds.model.text import TextEncoder
+from bali_ds.shards.store import ShardSet
+from bali_ds.stream.evaluation import evaluation_batches
+from bali_ds.stream.settings import StreamSettings
+
+
+def load_aligned(path: Path, device: str = "cpu") -> tuple[Aligner, Recipe]:
+    """Load text and graph encoder of an exported model, in float32, without its masked-language-model head.
+
+    Raises:
+        InputError: the directory is no export, or its graph encoder does not fit its description.
+    """
+    path = Path(path)
+    if not (path / DESCRIPTION).is_file():
+        raise InputError(f"{path}: has no {DESCRIPTION}; name a directory that `bali-ds export` wrote")
+    description = read_json(path / DESCRIPTION)
+    recipe = Recipe.model_validate(description["recipe"])
+    encoder = load(path)
+    graph = GraphEncoder(
+        encoder.width,
+        description["num_relations"],
+        layers=recipe.graph_encoder.layers,
+        heads=recipe.graph_encoder.heads,
+        dropout=recipe.graph_encoder.dropout,
+    )
+    try:
+        weights = {name: tensor.float() for name, tensor in load_file(path / "graph_encoder.safetensors").items()}
+        # Modules under two names are stored once, so only the names of parameters count as missing.
+        missing = {name for name, _ in graph.named_parameters()} - set(weights)
+        unexpected = graph.load_state_dict(weights, strict=False).unexpected_keys
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"{path}/graph_encoder.safetensors: {str(error).splitlines()[0]}") from error
+    if wrong := sorted(missing) + unexpected:
+        raise InputError(f"{path}/graph_encoder.safetensors: does not fit the recipe at {wrong[0]}")
+    aligner = Aligner(TextEncoder(encoder.model, nn.Identity()), graph, Objective())
+    return aligner.to(device).eval(), recipe
+
+
+def held_out_views(
+    aligner: Aligner, recipe: Recipe, graph: KnowledgeGraph, shards: ShardSet, *, split: str, passages: int | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+    """Return text views [V, d], graph views [V, d] and concept ids [V] of the unmasked passages of a split."""
+    settings = StreamSettings(seed=recipe.seed, fan_out=recipe.data.fan_out)
+    device = next(aligner.parameters()).device
+    text, nodes, concepts = [], [], []
+    with torch.inference_mode():
+        for batch in evaluation_batches(shards, graph, settings, split=split, batch_size=32, limit=passages):
+            views = aligner.encode(batch.to(device))
+            text.append(views.text.cpu().numpy())
+            nodes.append(views.graph.cpu().numpy())
+            concepts.append(views.concept_ids.cpu().numpy())
+    if not concepts:
+        raise InputError(f"{shards.path}: has no passage in the split {split!r}; build with --validation")
+    return np.concatenate(text), np.concatenate(nodes), np.concatenate(concepts)

@@ -1,0 +1,103 @@
+"""Linking and context by a tiny encoder over the small graph, from Python and from the command line."""
+
+import json
+import sys
+from io import StringIO
+
+import numpy as np
+import pytest
+
+import bali_ds
+from bali_ds.cli import main
+from bali_ds.corpus.dictionary import open_dictionary
+from bali_ds.errors import InputError
+from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.inference.context import ContextFinder, verbalise
+from bali_ds.inference.dictionary import graph_dictionary, read_dictionary
+from bali_ds.inference.linker import Linker
+
+
+@pytest.fixture
+def names(tmp_path):
+    file = tmp_path / "dictionary.txt"
+    file.write_text("C1||name 1\nC1|C2||pair 2 3\nC3||name 1 plus\nC4||mention 7 8 9\n")
+    return file
+
+
+@pytest.fixture(scope="session")
+def graph(graph_directory):
+    return KnowledgeGraph.open(graph_directory)
+
+
+@pytest.fixture
+def finder(tiny_encoder, graph, tmp_path):
+    return ContextFinder(bali_ds.load(tiny_encoder), graph, open_dictionary(tmp_path / "words", graph))
+
+
+def test_a_name_links_to_its_concepts(tiny_encoder, names):
+    linker = Linker.build(bali_ds.load(tiny_encoder), read_dictionary(names))
+    (first, second) = linker.link(["pair 2 3", "mention 7 8 9"], top=3)
+    assert [candidate.cui for candidate in first[:2]] == ["C1", "C2"]
+    assert first[0].name == "pair 2 3"
+    assert first[0].score == pytest.approx(1, abs=1e-5)
+    assert second[0].cui == "C4"
+    assert len({candidate.cui for candidate in second}) == len(second) == 3
+
+
+def test_kept_vectors_serve_again_and_only_their_own_names(tiny_encoder, names, tmp_path):
+    encoder, dictionary = bali_ds.load(tiny_encoder), read_dictionary(names)
+    made = Linker.build(encoder, dictionary, index=tmp_path / "index")
+    again = Linker.build(encoder, dictionary, index=tmp_path / "index")
+    assert np.array_equal(made.vectors, again.vectors)
+    names.write_text("C1||another\n")
+    with pytest.raises(InputError, match="vectors of other names"):
+        Linker.build(encoder, read_dictionary(names), index=tmp_path / "index")
+
+
+def test_every_name_of_a_graph_is_in_its_dictionary(graph):
+    dictionary = graph_dictionary(graph)
+    assert set(dictionary.names) == {name for concept in range(graph.num_concepts) for name in graph.names(concept)}
+    assert dictionary.concepts_of(dictionary.names.index("synonym 7")) == ["C0000007"]
+
+
+def test_context_names_facts_with_provenance_within_the_budget(finder, graph):
+    found = finder.find("Does synonym 5 follow from synonym 12?", token_budget=60)
+    assert [concept.cui for concept in found.concepts] == ["C0000005", "C0000012"]
+    assert sum(fact.tokens for fact in found.facts) <= 60
+    assert [fact.score for fact in found.facts] == sorted((fact.score for fact in found.facts), reverse=True)
+    for fact in found.facts:
+        head, tail = graph.lookup([fact.head, fact.tail]).tolist()
+        relation = graph.relations.index(fact.relation)
+        assert fact.text == verbalise(graph, head, relation, tail)
+        assert fact.source == "MADE"
+        assert {fact.head, fact.tail} & {"C0000005", "C0000012"}
+    everything = finder.find("Does synonym 5 follow from synonym 12?", token_budget=10**6)
+    rows = sum(int(graph.edge_offsets[c + 1] - graph.edge_offsets[c]) for c in (5, 12))
+    shared = sum(1 for fact in everything.facts if {fact.head, fact.tail} == {"C0000005", "C0000012"})
+    assert len(everything.facts) == rows - shared
+
+
+def test_a_question_without_concepts_has_no_context(finder):
+    found = finder.find("Why?")
+    assert (found.concepts, found.facts, found.text) == ((), (), "")
+
+
+def test_the_commands(tiny_encoder, names, graph_directory, tmp_path, capsys, monkeypatch):
+    mentions = tmp_path / "mentions.txt"
+    mentions.write_text("name 1\npair 2 3\n")
+    model = ["--model", str(tiny_encoder)]
+    assert main(["encode", *model, str(mentions), "--out", str(tmp_path / "out.npy")]) == 0
+    vectors = np.load(tmp_path / "out.npy")
+    assert np.allclose(vectors, bali_ds.load(tiny_encoder).encode(["name 1", "pair 2 3"]))
+    capsys.readouterr()
+    assert main(["link", *model, "--dictionary", str(names), "--top", "2", str(mentions)]) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert lines[0][:3] == ["name 1", "C1", "name 1"]
+    monkeypatch.setattr(sys, "stdin", StringIO("pair 2 3\n"))
+    assert main(["link", *model, "--graph", str(graph_directory), "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["mention"] == "pair 2 3"
+    assert main(["context", *model, "--graph", str(graph_directory), "--json", "About synonym 3"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {"question", "concepts", "facts", "text"}
+    assert main(["encode", *model, str(tmp_path / "none"), "--out", str(tmp_path / "x.npy")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
