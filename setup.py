@@ -16,6 +16,7 @@ setup(
     package_data={"bali_ds": ["py.typed"]},
     entry_points={"console_scripts": ["bali-ds = bali_ds.cli:main"]},
     install_requires=[
+        "accelerate",
         "deepspeed",
         "faiss-cpu",
         "fastobo",
