@@ -1,46 +1,22 @@
-"""The kernels through Triton's interpreter, which runs them on a CPU."""
+"""Runs the cases of triton_cases.py in a process of its own: Triton asks for its interpreter when first imported."""
 
-import importlib
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-import torch
-
-from tests.objective import dense_contrastive as dense
-from tests.objective.test_contrastive import assert_close, expected, obtained
-
-pytest.importorskip("triton", reason="Triton is not installed")
 
 
-@pytest.fixture(scope="module")
-def kernels():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        yield importlib.import_module("bali_ds.objective.contrastive.triton_tiles")
-
-
-def plain(rows, columns, row_ids, column_ids, scale, shift):
-    tile = torch.exp(rows.double() @ columns.double().T * scale - shift)
-    return tile.masked_fill(row_ids[:, None] == column_ids, 0.0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("m", "n", "d"), [(1, 1, 1), (64, 64, 32), (70, 130, 33), (65, 3, 1024)])
-def test_sums_and_derivatives(m, n, d, dtype, kernels):
-    queries, keys, row_ids, column_ids = dense.views(m, m, n, d, concepts=20)
-    rows, columns = (torch.nn.functional.normalize(each, dim=1).to(dtype) for each in (queries, keys))
-    operands = (rows, columns, row_ids, column_ids)
-    want = plain(*operands, 9.0, 2.0)
-    by_row, by_column = kernels.tile_sums(*operands, 9.0, 2.0)
-    torch.testing.assert_close(by_row, want.sum(1), rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(by_column, want.sum(0), rtol=1e-5, atol=1e-7)
-    factors = torch.rand(m), torch.rand(n)
-    got = kernels.tile_derivatives(*operands, *factors, 9.0, 2.0)
-    want = want * (factors[0][:, None] + factors[1])
-    torch.testing.assert_close(got.double(), want, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", ["ntxent", "clip"])
-@pytest.mark.usefixtures("kernels")
-def test_the_loss_on_kernels(kind):
-    data = dense.views(3, 80, 60, 20, concepts=50)
-    assert_close(obtained(kind, data, 14.0, tile=70, kernels="triton"), expected(kind, data, 14.0))
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_kernels_in_the_interpreter():
+    cases = Path(__file__).with_name("triton_cases.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", str(cases), "-p", "no:cacheprovider"],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]

@@ -125,19 +125,22 @@ class _Contrastive(torch.autograd.Function):
                 gather_side(number, plan.ids[number], each[number], [size[number] for size in sizes], ranks)
                 for number in (0, 1)
             ]
-        units = [unit_length(rows, side.orders[ranks.rank], dtype) for rows, side in zip(parts, sides, strict=True)]
         wire = plan.wire or dtype
-        exchange = Exchange(
-            ranks, sides, [unit.to(wire).to(dtype) for unit, _ in units],
-            choose(plan.communication, ranks, sides, queries.shape[1]), wire,
-        )  # fmt: skip
+        own, inverse = [], []
+        for rows, side in zip(parts, sides, strict=True):
+            unit, lengths = unit_length(rows, side.orders[ranks.rank], dtype)
+            own.append(unit.to(wire).to(dtype))
+            inverse.append(lengths)
+        del unit
+        how = choose(plan.communication, ranks, sides, queries.shape[1])
+        exchange = Exchange(ranks, sides, own, how, wire)
         tile = plan.tile or TILE.get(queries.device.type, 1024)
         with_gradients = any(wanted for _, _, wanted in sizes)
         computation = Computation(kind, float(scale), exchange, plan.directions, tile, plan.cache_bytes, plan.kernels)
         result = computation.run(with_gradients)
         plan.stats = {"alignment": 2 - 2 * float(result.mean_positive), "bytes_sent": ranks.sent}
         if with_gradients:
-            ctx.save_for_backward(*_returned(result, exchange, [inverse for _, inverse in units], given, scale, bias))
+            ctx.save_for_backward(*_returned(result, exchange, inverse, given, scale, bias))
         return result.loss.to(dtype)
 
     @staticmethod
