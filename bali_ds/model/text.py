@@ -110,10 +110,12 @@ def _pretrained(path: str, config: PretrainedConfig) -> tuple[PreTrainedModel, b
 def _head(model: PreTrainedModel, path: str) -> nn.Module:
     """Return what follows the base model: one module, or several applied in the order of their definition.
 
-    Whether that is how this architecture computes its logits is tried out.
+    Whether that is how this architecture computes its logits is tried out, unless the model is shapes without values.
     """
     modules = [module for name, module in model.named_children() if name != model.base_model_prefix]
     head = modules[0] if len(modules) == 1 else nn.Sequential(*modules)
+    if model.device.type == "meta":
+        return head
     training = model.training
     model.eval()
     with torch.no_grad():
