@@ -47,16 +47,19 @@ up() {
         ip -n "$ns" link set lo up
         ip -n "$ns" address add "$address/24" dev eth0
         ip -n "$ns" link set eth0 up
-        ip netns exec "$ns" /usr/sbin/sshd -f /dev/null -h "$dir/host_key" -o Port=$SSH_PORT \
-            -o ListenAddress="$address" -o PidFile="$dir/sshd.$host.pid" -o AuthorizedKeysFile="$dir/authorized_keys" \
-            -o StrictModes=no -o PermitRootLogin=prohibit-password -o UsePAM=no -E "$dir/sshd.$host.log"
+        # a host name of its own too: OpenMPI tells hosts apart by it
+        # shellcheck disable=SC2016  # expanded by the inner shell
+        ip netns exec "$ns" unshare --uts bash -c 'hostname "$0"; exec "$@"' "$ns" /usr/sbin/sshd -f /dev/null \
+            -h "$dir/host_key" -o Port=$SSH_PORT -o ListenAddress="$address" -o PidFile="$dir/sshd.$host.pid" \
+            -o AuthorizedKeysFile="$dir/authorized_keys" -o StrictModes=no -o PermitRootLogin=prohibit-password -o UsePAM=no -E "$dir/sshd.$host.log"
         echo "$address slots=1" >>"$dir/hostfile"
     done
     ssh_options="-i $dir/key -p $SSH_PORT -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
     # a host that is gone ends its ssh after fifteen seconds
     ssh_options+=" -o LogLevel=ERROR -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
     # what the launcher forwards to every rank; neither blank lines nor comments may stand in it
-    printf '%s\n' GLOO_SOCKET_IFNAME=eth0 DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 "DEEPSPEED_TIMEOUT=${DEEPSPEED_TIMEOUT:-5}" >"$dir/forwarded"
+    printf '%s\n' GLOO_SOCKET_IFNAME=eth0 DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 \
+        "DEEPSPEED_TIMEOUT=${DEEPSPEED_TIMEOUT:-5}" >"$dir/forwarded"
     cat >"$dir/environment" <<END
 export DS_ENV_FILE='$dir/forwarded'
 export PDSH_SSH_ARGS_APPEND='$ssh_options'
@@ -71,7 +74,8 @@ run() {
     local dir=$1
     shift
     # shellcheck disable=SC2016  # expanded by the inner shell
-    exec ip netns exec "$(name_of "$dir" 1)" bash -c '. "$1/environment"; shift; exec "$@"' run "$dir" "$@"
+    exec nsenter --target "$(cat "$dir/sshd.1.pid")" --net --uts \
+        bash -c '. "$1/environment"; shift; exec "$@"' run "$dir" "$@"
 }
 
 cable() { ip link set "bv$(cat "$1/network")x$2" "$3"; }
