@@ -8,7 +8,7 @@ import torch
 from bali_ds.config import Optimiser, Recipe
 from bali_ds.errors import InputError
 from bali_ds.model.aligner import Aligner
-from bali_ds.preflight.deepspeed_config import load_deepspeed_config
+from bali_ds.preflight.deepspeed_config import check_recipe, load_deepspeed_config
 
 
 def deepspeed_settings(recipe: Recipe, world_size: int) -> dict[str, Any]:
@@ -30,6 +30,7 @@ def deepspeed_settings(recipe: Recipe, world_size: int) -> dict[str, Any]:
     if share % chunks:
         raise InputError(f"batch.chunks: the {share} passages of a rank do not divide by {chunks} chunks")
     settings = load_deepspeed_config(recipe.deepspeed)
+    check_recipe(settings, recipe)
     settings["train_batch_size"] = passages
     settings["train_micro_batch_size_per_gpu"] = share
     settings["gradient_accumulation_steps"] = 1
