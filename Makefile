@@ -18,7 +18,8 @@ train: install $(SAMPLE)/shards/index.json
 $(SAMPLE)/graph/manifest.json: $(wildcard shards/sample/*.RRF) | install
 	$(BIN)/bali-ds graph build --rrf shards/sample --out $(SAMPLE)/graph
 
-$(SAMPLE)/shards/index.json: $(SAMPLE)/graph/manifest.json shards/sample/corpus.pubtator | install
+$(SAMPLE)/shards/index.json: $(SAMPLE)/graph/manifest.json shards/sample/corpus.pubtator \
+		shards/sample/encoder/tokenizer.json | install
 	$(BIN)/bali-ds shards build --graph $(SAMPLE)/graph --corpus pubtator:shards/sample/corpus.pubtator \
 		--tokenizer shards/sample/encoder --validation 0.05 --out $(SAMPLE)/shards
 

@@ -15,7 +15,10 @@ from bali_ds.errors import InputError
 
 
 def main() -> int:
-    """Train, then, on rank 0, export, evaluate and report. Returns the exit status."""
+    """Train, then, on rank 0, export, evaluate and report.
+
+    Returns the exit status: 0 complete, 2 a mistake in recipe or data, 75 stopped with a checkpoint to go on from.
+    """
     options = _options()
     first = os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")) == "0"
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s", force=True)
@@ -52,6 +55,7 @@ def _job(recipe: Recipe, *, resume: bool, first: bool) -> int:
 
     from bali_ds.export.conclusion import conclude, concluded
     from bali_ds.training.loop import train
+    from bali_ds.training.stopping import STOPPED, Stopped
 
     transformers_logging.disable_progress_bar()
     # DeepSpeed calls collectives by names that this torch is about to drop.
@@ -60,7 +64,12 @@ def _job(recipe: Recipe, *, resume: bool, first: bool) -> int:
         if first:
             print(f"{recipe.directory} is complete; --resume never trains it afresh\n\n{conclude(recipe)}")
         return 0
-    train(recipe, resume=resume)
+    try:
+        train(recipe, resume=resume)
+    except Stopped as stopped:
+        if first:
+            print(f"train: {stopped}", file=sys.stderr, flush=True)
+        return STOPPED
     if first:
         print(conclude(recipe), flush=True)
     return 0

@@ -15,7 +15,7 @@ class GraphEncoder(nn.Module):
     """Attention over neighbours with relation embeddings as edge features.
 
     Each layer is h + scale * dropout(GELU(GATv2(LayerNorm(h)))), with GATv2 of Brody, Alon and Yahav (ICLR 2022),
-    shared source and target weights, and the relation's embedding inside the attention and its score. Every node
+    shared source and target weights, and the relation's embedding in the score of its edge. Every node
     attends to itself through a relation of its own: without it a second layer would see the neighbours of a star
     as empty and give every concept the same vector.
 

@@ -20,6 +20,7 @@ from bali_ds.training.cluster import Cluster, joined_cluster
 from bali_ds.training.engine import build_engine, deepspeed_settings, set_learning_rates
 from bali_ds.training.run import Data, announcement, prepare, stream_settings, total_steps
 from bali_ds.training.schedule import learning_rate_factor
+from bali_ds.training.stopping import Stopped, StopRequest
 from bali_ds.training.telemetry import Telemetry
 from bali_ds.training.validation import validate
 
@@ -39,6 +40,7 @@ def train(recipe: Recipe, *, resume: bool = True) -> None:
     Raises:
         InputError: recipe, data and machine do not fit together.
         FloatingPointError: the loss is no longer a number.
+        Stopped: a signal, the stop file or the launcher's end came first; a checkpoint is saved.
     """
     with joined_cluster() as cluster:
         data = Data.open(recipe)
@@ -102,7 +104,8 @@ class _Training:
             passages=recipe.batch.passages,
             epoch_samples=len(self.data.shards.split("train")),
         )
-        with closing(loader), closing(telemetry):
+        stop = StopRequest(cluster, recipe.directory / "stop")
+        with stop.listening(), closing(loader), closing(telemetry):
             batches = iter(loader)
             while progress.step < self.steps:
                 asked = time.monotonic()
@@ -115,8 +118,13 @@ class _Training:
                 telemetry.record(progress, *facts, waited=waited)
                 if held_out and self._due(progress, recipe.validation.every):
                     telemetry.write(progress.step, validate(self.engine, held_out, cluster))
-                if self._due(progress, recipe.checkpoints.every):
+                reason = stop.agreed()
+                if reason or self._due(progress, recipe.checkpoints.every):
                     self.checkpoints.save(self.engine, progress)
+                if reason and progress.step < self.steps:
+                    raise Stopped(
+                        f"stopped by {reason} after step {progress.step}; the same command goes on from there"
+                    )
 
     def _step(self, step: int, batch: Step) -> tuple[dict[str, torch.Tensor], float]:
         """Take one optimiser step; return the loss with its parts, and the learning rate of the text encoder."""

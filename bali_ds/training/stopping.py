@@ -1,0 +1,94 @@
+"""Leaving early without losing anything: signals, a stop file and a dead launcher, agreed on by all ranks."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from bali_ds.training.cluster import Cluster
+
+logger = logging.getLogger(__name__)
+
+STOPPED = 75
+"""Exit status of a run that saved itself and wants to go on later (EX_TEMPFAIL)."""
+
+_REASONS = ("", "SIGTERM", "SIGUSR1", "SIGINT", "the stop file", "the launcher is gone")
+# A rank that cannot reach its next step boundary in this time after its launcher died will never be waited for.
+_ORPHAN_SECONDS = 120.0
+
+
+class Stopped(Exception):  # noqa: N818 it is no error
+    """The run was asked to stop and has saved a checkpoint."""
+
+
+class StopRequest:
+    """Collects reasons to stop; the ranks compare them at every step boundary.
+
+    Handlers only take note. Touching `stop` in the run's directory stops it too.
+    """
+
+    def __init__(self, cluster: Cluster, stop_file: Path) -> None:
+        self._cluster = cluster
+        self._stop_file = stop_file
+        self._code = 0
+        # Host memory and gloo: asking after every step must not make the host wait for the device.
+        self._group = dist.new_group(backend="gloo")
+        if cluster.first:
+            stop_file.unlink(missing_ok=True)
+        self._ended = threading.Event()
+
+    def agreed(self) -> str | None:
+        """Return why to stop if any rank has a reason, else None; every rank calls this after every step."""
+        if not self._code and self._cluster.first and self._stop_file.exists():
+            self._note("the stop file")
+        code = torch.tensor([self._code])
+        dist.all_reduce(code, op=dist.ReduceOp.MAX, group=self._group)
+        return _REASONS[int(code)] or None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take note of signals and of the launcher's end inside the block."""
+        signals = {signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1", signal.SIGINT: "SIGINT"}
+
+        def handle(number: int, _: FrameType | None) -> None:
+            self._note(signals[signal.Signals(number)])
+
+        before = {number: signal.signal(number, handle) for number in signals}
+        watcher = threading.Thread(target=self._watch_launcher, args=(_ancestors(),), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, reason: str) -> None:
+        self._code = max(self._code, _REASONS.index(reason))
+
+    def _watch_launcher(self, ancestors: list[int]) -> None:
+        """The launcher does not pass signals on: when it is killed its ranks would run on unseen."""
+        while not self._ended.wait(1.0):
+            if _ancestors()[: len(ancestors)] != ancestors:
+                self._note("the launcher is gone")
+                if not self._ended.wait(_ORPHAN_SECONDS):
+                    logger.error("the launcher is gone and no step ended within %.0f s", _ORPHAN_SECONDS)
+                    os._exit(STOPPED)
+                return
+
+
+def _ancestors() -> list[int]:
+    """Parent and grandparent: DeepSpeed's per-host launcher and the command that started it."""
+    try:
+        parent = os.getppid()
+        fields = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return [os.getppid()]
+    return [parent, int(fields[1])]
