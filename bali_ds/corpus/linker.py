@@ -70,22 +70,34 @@ class DictionaryLinker:
     ) -> list[_Hit]:
         """Take the longest match at the leftmost word, go on behind it; acronyms count in capitals alone."""
         table = self._dictionary
+        heads = table.offsets[entries]
+        many = (table.offsets[entries + 1] - heads > 1).tolist()
+        best, capitals = table.concepts[heads].tolist(), table.acronyms[heads].tolist()
         behind = 0
         hits = []
-        for first, length, entry in zip(firsts.tolist(), lengths.tolist(), entries.tolist(), strict=True):
+        for number, (first, length) in enumerate(zip(firsts.tolist(), lengths.tolist(), strict=True)):
             if first < behind:
                 continue
             last = first + length - 1
             start, end = words.starts[first], words.starts[last] + len(words.texts[last])
-            own = slice(int(table.offsets[entry]), int(table.offsets[entry + 1]))
-            candidates = table.concepts[own].tolist()
-            if not _in_capitals(text[start:end]):
-                acronyms = table.acronyms[own].tolist()
-                candidates = [c for c, acronym in zip(candidates, acronyms, strict=True) if not acronym]
+            if many[number]:
+                candidates = self._candidates(int(entries[number]), text[start:end])
+            else:
+                known = not capitals[number] or _in_capitals(text[start:end])
+                candidates = (best[number],) if known else ()
             if candidates:
-                hits.append(_Hit(start, end, tuple(candidates)))
+                hits.append(_Hit(start, end, candidates))
                 behind = last + 1
         return hits
+
+    def _candidates(self, entry: int, surface: str) -> tuple[int, ...]:
+        """Return the concepts of a name, without those that have it in capitals alone where the text has not."""
+        table = self._dictionary
+        own = slice(int(table.offsets[entry]), int(table.offsets[entry + 1]))
+        concepts, acronyms = table.concepts[own].tolist(), table.acronyms[own].tolist()
+        if any(acronyms) and not _in_capitals(surface):
+            return tuple(concept for concept, acronym in zip(concepts, acronyms, strict=True) if not acronym)
+        return tuple(concepts)
 
     def _mentions(self, text: str, hits: list[_Hit]) -> tuple[Mention, ...]:
         hits = _define_abbreviations(text, hits)

@@ -84,14 +84,14 @@ def _mention_rows(
 ) -> _MentionRows:
     """Return the token spans and concepts of the linked mentions that a passage can hold."""
     rows: set[tuple[int, int, int]] = set()
-    for mention in document.mentions:
+    bounds = np.array([(mention.start, mention.end) for mention in document.mentions], np.int64).reshape(-1, 2)
+    firsts = np.searchsorted(encoding.ends, bounds[:, 0], side="right").tolist()
+    lasts = np.searchsorted(encoding.starts, bounds[:, 1], side="left").tolist()
+    for mention, first, last in zip(document.mentions, firsts, lasts, strict=True):
         concepts = resolver.concepts(mention)
         if not concepts:
             report.count("mentions_outside_graph", bool(mention.ids))
-            continue
-        first = int(np.searchsorted(encoding.ends, mention.start, side="right"))
-        last = int(np.searchsorted(encoding.starts, mention.end, side="left"))
-        if first >= last:
+        elif first >= last:
             report.count("mentions_without_tokens")
         elif last - first > budget:
             report.count("mentions_too_long")
@@ -109,7 +109,7 @@ def _segments(text: str, encoding: Encoding, mentions: _MentionRows, budget: int
         return [0]
     free = _outside_mentions(count, mentions)
     ends = list(accumulate(len(sentence) for sentence in sentencex.segment("en", text)))
-    sentences = np.unique(np.searchsorted(encoding.starts, ends, side="left"))
+    sentences = np.searchsorted(encoding.starts, ends, side="left")
     cuts = [0]
     for cut in [*sentences[free[sentences]].tolist(), count]:
         while cut - cuts[-1] > budget:

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -72,7 +73,7 @@ def build_shards(
         parts = [part for _, part in made]
         assembly = plan_shards(parts, settings)
         if not assembly.shards:
-            shutil.rmtree(working)
+            _discard(working)
             raise InputError(
                 f"{corpora[0].path}: none of {assembly.counts['mentions']} mentions is a concept of {graph_path}; "
                 "do the identifiers belong to the same vocabulary?"
@@ -89,7 +90,7 @@ def build_shards(
         index = write_index(directory, description, shards, assembly.counts)
         _publish(directory, out)
         if not failures:
-            shutil.rmtree(working)
+            _discard(working)
     return BuildResult(index, report, failures)
 
 
@@ -148,6 +149,13 @@ def _working_directory(out: Path) -> Iterator[Path]:
         os.close(lock)
 
 
+def _discard(working: Path) -> None:
+    """Remove the unfinished work; renamed first, so that no later run takes half of it for the whole."""
+    retired = Path(tempfile.mkdtemp(prefix=working.name.removesuffix("build"), dir=working.parent))
+    os.rename(working, retired / working.name)
+    shutil.rmtree(retired)
+
+
 def _make_parts(
     run: Pool, tasks: Sequence[PartTask], working: Path, graph: KnowledgeGraph, tokenizer: Tokenizer
 ) -> tuple[list[tuple[Corpus, Path]], list[str]]:
@@ -163,7 +171,7 @@ def _make_parts(
     pairs = zip(tasks, targets, strict=True)
     parts = [(task.corpus, target) for number, (task, target) in enumerate(pairs) if number not in failures]
     if not parts:
-        shutil.rmtree(working)
+        _discard(working)
         raise InputError(failures[0])
     return parts, [failures[number] for number in sorted(failures)]
 

@@ -5,6 +5,7 @@ shards/README.md describes the same on paper.
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,12 @@ BLOCK = 512
 NPY_HEADER = 128
 LONGEST_NAME = 100
 END_OF_ARCHIVE = bytes(2 * BLOCK)
+
+# The parts of a tar header that never change: mode and owner, time, what follows the kind of a member.
+_OWNER = b"0000644\0" + b"0000000\0" * 2
+_TIME = b"\0" + b"00000000000\0"
+_REST = bytes(LONGEST_NAME) + b"ustar\x0000" + bytes(247)
+_FIXED_SUM = sum(_OWNER) + sum(_TIME) + sum(_REST) + 8 * ord(" ")
 ARRAY_MEMBERS = ("tokens.npy", "mentions.npy", "edges.npy")
 META_MEMBER = "meta.json"
 
@@ -54,6 +61,7 @@ def padded(size: Any) -> Any:
     return (size + (BLOCK - 1)) // BLOCK * BLOCK
 
 
+@lru_cache(1 << 12)
 def npy_header(dtype: DTypeLike, shape: tuple[int, ...]) -> bytes:
     """Return an npy version 1.0 header: 128 bytes for plain dtypes, a multiple of 128 for structured ones."""
     descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
@@ -69,19 +77,10 @@ def npy_bytes(array: NDArray[np.generic]) -> bytes:
 
 def tar_header(name: str, size: int, kind: bytes = b"0") -> bytes:
     """Return a ustar header that depends on name and size alone: mode 0644, owner 0, time 0."""
-    body = b"".join(
-        (
-            name.encode("ascii").ljust(LONGEST_NAME, b"\0"),
-            b"0000644\x000000000\x000000000\x00",
-            b"%011o\x0000000000000\x00" % size,
-            b"        ",
-            kind,
-            bytes(LONGEST_NAME),
-            b"ustar\x0000",
-            bytes(247),
-        )
-    )
-    return body[:148] + b"%06o\x00 " % sum(body) + body[156:]
+    path, length = name.encode("ascii"), b"%011o" % size
+    checksum = _FIXED_SUM + sum(path) + sum(length) + sum(kind)
+    parts = (path.ljust(LONGEST_NAME, b"\0"), _OWNER, length, _TIME, b"%06o\0 " % checksum, kind, _REST)
+    return b"".join(parts)
 
 
 def tar_member(name: str, data: bytes, kind: bytes = b"0") -> bytes:

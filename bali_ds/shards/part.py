@@ -177,7 +177,7 @@ def _write_tables(
 
 def _document_row(document: Document, passages: Sequence[Passage], settings: BuildSettings) -> tuple[int, ...]:
     stored = [passage for passage in passages if len(passage.mentions) or settings.keep_unlinked]
-    spans = sum(len(np.unique(passage.mentions[:, :2], axis=0)) for passage in stored)
+    spans = sum(len(set(map(tuple, passage.mentions[:, :2].tolist()))) for passage in stored)
     hashes = stable_hash(document.id), stable_hash(document.text)
     return *hashes, len(stored), len(document.mentions), spans, document.withdrawn
 
