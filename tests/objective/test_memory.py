@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bali_ds.objective.contrastive import contrastive_loss
-from tests.objective.memory import PeakBytes
+from bench.peers.memory import PeakBytes
 
 
 @pytest.mark.parametrize("kind", ["ntxent", "clip"])

@@ -14,12 +14,13 @@ from bali_ds.objective.contrastive.negatives import Exponential
 from bali_ds.objective.contrastive.views import Block
 
 _ROWS, _COLUMNS, _DEPTH = 64, 64, 32
+_WIDENED = triton.knobs.runtime.interpret  # the interpreter multiplies bfloat16 as if it were integers
 
 
 @triton.jit
 def _exponentials(  # type: ignore[no-untyped-def]
     rows, columns, row_ids, column_ids, row_places, column_places, num_rows, num_columns, width, scale, shift,
-    depth: tl.constexpr,
+    depth: tl.constexpr, widened: tl.constexpr,
 ):  # fmt: skip
     """Return exp(scale * cosine - shift) of one block, 0 between equal ids and beyond the edges."""
     row_exists, column_exists = row_places < num_rows, column_places < num_columns
@@ -35,6 +36,8 @@ def _exponentials(  # type: ignore[no-untyped-def]
             column_exists[:, None] & inside[None, :],
             other=0.0,
         )
+        if widened:
+            left, right = left.to(tl.float32), right.to(tl.float32)
         products = tl.dot(left, tl.trans(right), products, input_precision="ieee")
     different = (
         tl.load(row_ids + row_places, row_exists, other=0)[:, None]
@@ -47,15 +50,16 @@ def _exponentials(  # type: ignore[no-untyped-def]
 @triton.jit
 def _sum_kernel(  # type: ignore[no-untyped-def]
     rows, columns, row_ids, column_ids, row_sums, column_sums, num_rows, num_columns, width, scale, shift,
-    height: tl.constexpr, breadth: tl.constexpr, depth: tl.constexpr,
+    height: tl.constexpr, breadth: tl.constexpr, depth: tl.constexpr, widened: tl.constexpr,
 ):  # fmt: skip
     """Write each row's sum over this block to row_sums [blocks of columns, rows], and the same for columns."""
     block_row, block_column = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     row_places = block_row * height + tl.arange(0, height)
     column_places = block_column * breadth + tl.arange(0, breadth)
     tile = _exponentials(
-        rows, columns, row_ids, column_ids, row_places, column_places, num_rows, num_columns, width, scale, shift, depth
-    )
+        rows, columns, row_ids, column_ids, row_places, column_places, num_rows, num_columns, width,
+        scale, shift, depth, widened,
+    )  # fmt: skip
     tl.store(row_sums + block_column * num_rows + row_places, tl.sum(tile, axis=1), row_places < num_rows)
     tl.store(column_sums + block_row * num_columns + column_places, tl.sum(tile, axis=0), column_places < num_columns)
 
@@ -63,14 +67,15 @@ def _sum_kernel(  # type: ignore[no-untyped-def]
 @triton.jit
 def _derivative_kernel(  # type: ignore[no-untyped-def]
     rows, columns, row_ids, column_ids, row_factors, column_factors, out, num_rows, num_columns, width, scale, shift,
-    height: tl.constexpr, breadth: tl.constexpr, depth: tl.constexpr,
+    height: tl.constexpr, breadth: tl.constexpr, depth: tl.constexpr, widened: tl.constexpr,
 ):  # fmt: skip
     """Write exponential * (row factor + column factor) of this block to out [rows, columns]."""
     row_places = tl.program_id(0).to(tl.int64) * height + tl.arange(0, height)
     column_places = tl.program_id(1).to(tl.int64) * breadth + tl.arange(0, breadth)
     tile = _exponentials(
-        rows, columns, row_ids, column_ids, row_places, column_places, num_rows, num_columns, width, scale, shift, depth
-    )
+        rows, columns, row_ids, column_ids, row_places, column_places, num_rows, num_columns, width,
+        scale, shift, depth, widened,
+    )  # fmt: skip
     by_row = tl.load(row_factors + row_places, row_places < num_rows, other=0.0)
     by_column = tl.load(column_factors + column_places, column_places < num_columns, other=0.0)
     tl.store(
@@ -101,7 +106,7 @@ def tile_sums(
     column_sums = torch.empty(grid[0], len(columns), device=rows.device)
     _sum_kernel[grid](
         rows, columns, row_ids, column_ids, row_sums, column_sums, len(rows), len(columns), rows.shape[1], scale, shift,
-        _ROWS, _COLUMNS, _DEPTH,
+        _ROWS, _COLUMNS, _DEPTH, _WIDENED,
     )  # fmt: skip
     return row_sums.sum(0, dtype=torch.float64), column_sums.sum(0, dtype=torch.float64)
 
@@ -135,7 +140,7 @@ def tile_derivatives(
     out = rows.new_empty(len(rows), len(columns))
     _derivative_kernel[grid](
         rows, columns, row_ids, column_ids, row_factors, column_factors, out, len(rows), len(columns), rows.shape[1],
-        scale, shift, _ROWS, _COLUMNS, _DEPTH,
+        scale, shift, _ROWS, _COLUMNS, _DEPTH, _WIDENED,
     )  # fmt: skip
     return out
 

@@ -1,0 +1,293 @@
+"""Measure the contrastive loss against dense torch, open_clip, pytorch-metric-learning and sentence-transformers.
+
+    python bench/contrastive.py --pairs 1024 4096 --width 768 --scale 14 100
+    python bench/contrastive.py --ranks 1 2 4 --pairs 4096
+
+Every contestant gets the same unit features and gives all gradients, the scale's where it has one. Losses are
+compared before anything is timed. Runs are interleaved in one process; times are CPU seconds of one thread, medians
+and minima, which other load on the machine disturbs little; peak is of live storages, read off every operation.
+"""
+
+import argparse
+import contextlib
+import gc
+import importlib.util
+import json
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from peers.memory import PeakBytes
+from torch import Tensor
+
+from bali_ds.files import write_json
+from bali_ds.objective.contrastive import contrastive_loss
+
+CACHE = 2 << 30
+DENSE_LIMIT = 20_000  # pairs beyond which the contestants that hold all similarities are left out
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def main() -> None:
+    """Measure what was asked for, print one table, write JSON."""
+    options = _options()
+    torch.set_num_threads(options.threads)
+    rows: list[dict[str, Any]] = []
+    for pairs in options.pairs:
+        for width in options.width:
+            for scale in options.scale:
+                for data in options.data:
+                    rows += measure(pairs, width, scale, data, options)
+    for ranks in options.ranks:
+        rows += [measure_ranks(ranks, options.pairs[0], options.width[0], how) for how in ("gather", "ring", "column")]
+    if options.million:
+        rows.append(measure_million())
+    write_json(Path(__file__).parent / "results" / "contrastive.json", {"threads": options.threads, "rows": rows})
+
+
+def measure(pairs: int, width: int, scale: float, data: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return one row for each contestant on one set of views."""
+    queries, keys, ids = views(pairs, width, data)
+    everyone = contestants(pairs, ids)
+    inputs = [queries.requires_grad_(), keys.requires_grad_(), torch.tensor(scale, requires_grad=True)]
+    check(everyone, inputs, data)
+    times: dict[str, list[float]] = {name: [] for name in everyone}
+    walls: dict[str, list[float]] = {name: [] for name in everyone}
+    for _ in range(options.repeats):
+        for name, loss in everyone.items():
+            cpu, wall = run(loss, inputs)
+            times[name].append(cpu)
+            walls[name].append(wall)
+    rows = []
+    for name, loss in everyone.items():
+        base = "dense ntxent" if "ntxent" in name or "NTXent" in name else "dense clip"
+        row = {
+            "name": name, "pairs": pairs, "width": width, "scale": scale, "data": data,
+            "cpu_s": statistics.median(times[name]), "cpu_min_s": min(times[name]),
+            "wall_s": statistics.median(walls[name]), "peak_bytes": peak_bytes(loss, inputs),
+            "load": os.getloadavg()[0],
+        }  # fmt: skip
+        row["of_dense"] = row["cpu_s"] / statistics.median(times[base]) if base in times else None
+        rows.append(row)
+        report(row)
+    return rows
+
+
+def views(pairs: int, width: int, data: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return unit queries and keys and their ids: random, saturated, or ids by Zipf's law over 300,000."""
+    generator = torch.Generator().manual_seed(0)
+    queries = F.normalize(torch.randn(pairs, width, generator=generator))
+    keys = F.normalize(torch.randn(pairs, width, generator=generator))
+    ids = torch.arange(pairs)
+    if data == "saturated":
+        keys = F.normalize(queries + 0.3 * keys)
+    if data == "zipf":
+        ids = torch.multinomial(1 / torch.arange(1.0, 300_001), pairs, replacement=True, generator=generator)
+    return queries, keys, ids
+
+
+def contestants(pairs: int, ids: Tensor) -> dict[str, Loss]:
+    """Return the losses by name; those that hold all similarities only while these are few."""
+
+    def ours(kind: str, cache_bytes: int) -> Loss:
+        return lambda q, k, s: contrastive_loss(q, k, s, query_ids=ids, key_ids=ids, kind=kind, cache_bytes=cache_bytes)
+
+    everyone = {
+        "ours clip": ours("clip", 0), "ours clip, cache": ours("clip", CACHE),
+        "ours ntxent": ours("ntxent", 0), "ours ntxent, cache": ours("ntxent", CACHE),
+    }  # fmt: skip
+    if pairs <= DENSE_LIMIT:
+        everyone["dense clip"] = lambda q, k, s: dense_clip(q, k, s, ids)
+        everyone["open_clip ClipLoss"] = open_clip_loss()
+    if pairs <= DENSE_LIMIT // 4:
+        everyone["dense ntxent"] = lambda q, k, s: dense_ntxent(q, k, s, ids)
+    if pairs <= DENSE_LIMIT // 16:
+        everyone["pytorch-metric-learning NTXentLoss"] = metric_learning_loss(ids)
+        everyone["sentence-transformers cached"] = sentence_transformers_loss()
+    return {name: loss for name, loss in everyone.items() if loss is not None}
+
+
+def dense_clip(queries: Tensor, keys: Tensor, scale: Tensor, ids: Tensor) -> Tensor:
+    """Both directions from one matrix; duplicates are masked where there are any."""
+    logits = scale * queries @ keys.T
+    places = torch.arange(len(queries))
+    if len(ids.unique()) < len(ids):
+        logits = logits.masked_fill((ids[:, None] == ids) & (places[:, None] != places), -torch.inf)
+    return (F.cross_entropy(logits, places) + F.cross_entropy(logits.T, places)) / 2
+
+
+def dense_ntxent(queries: Tensor, keys: Tensor, scale: Tensor, ids: Tensor) -> Tensor:
+    """The joint matrix of all views, each positive pair against all negatives."""
+    views, ids = torch.cat([queries, keys]), torch.cat([ids, ids])
+    logits = scale * views @ views.T
+    same = ids[:, None] == ids
+    negatives = logits.masked_fill(same, -torch.inf).logsumexp(dim=1)
+    anchors, positives = (same & ~torch.eye(len(ids), dtype=torch.bool)).nonzero(as_tuple=True)
+    return F.softplus(negatives[anchors] - logits[anchors, positives]).mean()
+
+
+def open_clip_loss() -> Loss | None:
+    """Return open_clip's loss, from its own file: the rest of the package asks for image libraries."""
+    package = importlib.util.find_spec("open_clip")
+    if package is None or package.origin is None:
+        return missing("open_clip")
+    spec = importlib.util.spec_from_file_location("open_clip_loss", Path(package.origin).with_name("loss.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.ClipLoss()
+
+
+def metric_learning_loss(ids: Tensor) -> Loss | None:
+    """Return pytorch-metric-learning's NTXentLoss on queries and keys together."""
+    try:
+        from pytorch_metric_learning.losses import NTXentLoss
+    except ImportError:
+        return missing("pytorch-metric-learning")
+    return lambda q, k, s: NTXentLoss(1 / s.item())(torch.cat([q, k]), torch.cat([ids, ids]))
+
+
+def sentence_transformers_loss() -> Loss | None:
+    """Return the cached two-way loss on given vectors: an encoder that only looks them up."""
+    try:
+        from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+    except ImportError:
+        return missing("sentence-transformers")
+
+    def loss(queries: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
+        cached = CachedMultipleNegativesRankingLoss(torch.nn.Identity(), scale=scale.item(), mini_batch_size=256)  # type: ignore[arg-type]
+        value: Tensor = cached.calculate_loss([[queries], [keys]])
+        return value
+
+    return loss
+
+
+def missing(name: str) -> None:
+    """Say that a contestant is absent."""
+    print(f"{name} is not installed and left out", file=sys.stderr)
+
+
+def run(loss: Loss, inputs: list[Tensor]) -> tuple[float, float]:
+    """Return CPU and wall seconds of one evaluation with all gradients."""
+    for each in inputs:
+        each.grad = None
+    gc.collect()
+    cpu, wall = time.process_time(), time.perf_counter()
+    loss(*inputs).backward()
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
+def check(everyone: dict[str, Loss], inputs: list[Tensor], data: str) -> None:
+    """Compare every contestant of a definition with the dense one; also warms all of them up."""
+    values = {}
+    for name, loss in everyone.items():
+        run(loss, inputs)
+        values[name] = (float(loss(*inputs).detach()), inputs[0].grad.clone())  # type: ignore[union-attr]
+    for name, (value, gradient) in values.items():
+        base = "dense ntxent" if "tx" in name.lower() else "dense clip"
+        comparable = base in values and (data == "random" or name.startswith("ours") or "NTXent" in name)
+        if comparable and "sentence" not in name and data != "saturated":
+            want, slope = values[base]
+            # The others take features as they are, ours their directions: compare along the sphere.
+            unit = inputs[0].detach()
+            slope, gradient = (each - (each * unit).sum(1, keepdim=True) * unit for each in (slope, gradient))
+            if abs(value - want) > 1e-5 * abs(want) or (gradient - slope).norm() > 1e-4 * slope.norm():
+                raise SystemExit(f"{name} gives {value}, {base} {want}: nothing timed")
+
+
+def peak_bytes(loss: Loss, inputs: list[Tensor]) -> int:
+    """Return the most bytes alive at one time beside the inputs, the returned gradients included."""
+    for each in inputs:
+        each.grad = None
+    with PeakBytes() as memory:
+        loss(*inputs).backward()
+    return memory.peak
+
+
+def measure_ranks(ranks: int, pairs: int, width: int, how: str) -> dict[str, Any]:
+    """Return one row for gloo ranks on this machine: slowest CPU seconds and most bytes sent by one of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_rank, (ranks, pairs, width, how, folder), nprocs=ranks)
+        parts = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(ranks)]
+    row = {
+        "name": f"ours ntxent, {how}, {ranks} ranks, bf16 wire", "pairs": pairs, "width": width, "scale": 14.0,
+        "data": "random", "load": os.getloadavg()[0],
+        **{key: max(part[key] for part in parts) for key in ("cpu_s", "wall_s", "bytes_sent")},
+    }  # fmt: skip
+    row["bytes_per_pair_and_dimension"] = row["bytes_sent"] / pairs / width
+    report(row)
+    return row
+
+
+def _rank(rank: int, ranks: int, pairs: int, width: int, how: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
+    queries, keys, ids = (each.tensor_split(ranks)[rank] for each in views(pairs, width, "random"))
+    inputs = [queries.requires_grad_(), keys.requires_grad_(), torch.tensor(14.0, requires_grad=True)]
+    stats: dict[str, float] = {}
+
+    def loss(q: Tensor, k: Tensor, s: Tensor) -> Tensor:
+        value, found = contrastive_loss(
+            q, k, s, query_ids=ids, key_ids=ids, communication=how, wire=torch.bfloat16, return_stats=True
+        )
+        stats.update(found)
+        return value
+
+    cpu, wall = min(run(loss, inputs) for _ in range(2))
+    (Path(folder) / f"{rank}.json").write_text(json.dumps({"cpu_s": cpu, "wall_s": wall, **stats}))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def measure_million() -> dict[str, Any]:
+    """Return the row of a million pairs of width 256 in this process, with its peak resident memory."""
+    queries, keys, ids = views(1 << 20, 256, "random")
+    inputs = [queries.requires_grad_(), keys.requires_grad_(), torch.tensor(14.0, requires_grad=True)]
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    cpu, wall = run(lambda q, k, s: contrastive_loss(q, k, s, query_ids=ids, key_ids=ids, kind="clip"), inputs)
+    row = {
+        "name": "ours clip, a million pairs", "pairs": 1 << 20, "width": 256, "scale": 14.0, "data": "random",
+        "cpu_s": cpu, "wall_s": wall, "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }  # fmt: skip
+    report(row)
+    return row
+
+
+def report(row: dict[str, Any]) -> None:
+    """Print one line of the table."""
+    extra = f"{row['of_dense']:6.2f} x dense" if row.get("of_dense") else ""
+    extra += f"  peak {row['peak_bytes'] / 2**20:9.1f} MiB" if "peak_bytes" in row else ""
+    extra += f"  sent {row['bytes_per_pair_and_dimension']:5.2f} N d" if "bytes_sent" in row else ""
+    print(
+        f"N {row['pairs']:>8}  d {row['width']:>4}  scale {row['scale']:>5}  {row['data']:<9}  {row['name']:<42}"
+        f"  cpu {row['cpu_s']:8.3f} s  {extra}",
+        flush=True,
+    )
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, nargs="+", default=[1024, 4096, 16384])
+    parser.add_argument("--width", type=int, nargs="+", default=[256, 768])
+    parser.add_argument("--scale", type=float, nargs="+", default=[14.0, 50.0, 100.0])
+    parser.add_argument("--data", nargs="+", default=["random", "saturated", "zipf"])
+    parser.add_argument("--ranks", type=int, nargs="*", default=[], help="also on this many gloo ranks")
+    parser.add_argument("--million", action="store_true", help="also a million pairs: hours of CPU time")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
