@@ -1,6 +1,8 @@
 """Commands that write a trained encoder as fp16 weights."""
 
 import argparse
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from bali_ds.cli.common import emit
@@ -23,9 +25,11 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _run(options: argparse.Namespace) -> None:
-    from bali_ds.export.run import export_run
+    # DeepSpeed speaks on the standard output as soon as it is imported.
+    with redirect_stdout(sys.stderr):
+        from bali_ds.export.run import export_run
 
-    report = export_run(options.path, options.out, options.dtype, step=options.step)
+        report = export_run(options.path, options.out, options.dtype, step=options.step)
     emit(
         report,
         options.json,

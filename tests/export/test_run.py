@@ -1,6 +1,8 @@
 """Exported directories: what transformers loads from them is what was trained."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -72,10 +74,19 @@ def test_the_directory_describes_itself(run_of, tmp_path):
     assert load(tmp_path / "out").encode(["word3", "word4 word5"]).shape == (2, 12)
 
 
-def test_the_command_says_what_it_wrote(run_of, tmp_path, capsys):
-    run = run_of("3-bf16")
-    assert main(["export", str(run), "--out", str(tmp_path / "out"), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+def test_the_command_prints_nothing_but_its_report(run_of, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "bali_ds",
+        "export",
+        str(run_of("3-bf16")),
+        "--out",
+        str(tmp_path / "out"),
+        "--json",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    report = json.loads(done.stdout)
     assert report["dtype"] == "float16"
     assert "model.safetensors" in report["files"]
 
