@@ -1,11 +1,14 @@
 """Memory of one forward and backward pass, found without weights: the model runs on shapes alone."""
 
+import contextlib
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -23,15 +26,18 @@ class PassMemory:
     flowing: int
 
 
-def pass_memory(model: torch.nn.Module, run: Callable[[], torch.Tensor]) -> PassMemory:
+def pass_memory(
+    model: torch.nn.Module, run: Callable[[], torch.Tensor], *, fused_attention: bool = False
+) -> PassMemory:
     """Return the peak memory of `run` and of its backward pass.
 
     Args:
         model: on the meta device; its gradients are cleared.
         run: returns a scalar, on the meta device, that has gradients for the model's parameters.
+        fused_attention: whether attention keeps no matrix of scores, as on GPUs; CPUs keep it under dropout.
     """
     allocations = _Allocations()
-    with allocations:
+    with allocations, _FusedAttention() if fused_attention else contextlib.nullcontext():
         run().backward()
     gradients = {allocations.number(parameter.grad) for parameter in model.parameters() if parameter.grad is not None}
     model.zero_grad(set_to_none=True)
@@ -88,3 +94,25 @@ class _Allocations(TorchDispatchMode):
 
 def _storages(values: Any) -> list[torch.UntypedStorage]:
     return [item.untyped_storage() for item in tree_iter(values) if isinstance(item, torch.Tensor)]
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention with the memory of FlashAttention (Dao et al., NeurIPS 2022)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _FusedAttentionShapes.apply(*args[:3])
+        return func(*args, **(kwargs or {}))
+
+
+class _FusedAttentionShapes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        output = torch.empty_like(query)
+        normalisers = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, output, normalisers)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *_gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.empty_like(saved) for saved in ctx.saved_tensors[:3])

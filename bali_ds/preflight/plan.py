@@ -82,7 +82,7 @@ def plan(recipe: Recipe, *, ranks: int, on_gpu: bool, samples_per_second: float 
         largest=max(parameter.numel() for parameter in model.parameters()),
         weight_bytes=DTYPES[recipe.precision].itemsize,
         ranks=ranks,
-        activations=_activations(model, batch, numbers),
+        activations=_activations(model, batch, numbers, on_gpu=on_gpu),
         on_gpu=on_gpu,
         settings=settings,
     )
@@ -119,14 +119,14 @@ def shapes_of_model(recipe: Recipe, num_relations: int) -> Aligner:
     return model.to(DTYPES[recipe.precision]).train()
 
 
-def _activations(model: Aligner, batch: Batch, numbers: Arithmetic) -> PassMemory:
+def _activations(model: Aligner, batch: Batch, numbers: Arithmetic, *, on_gpu: bool) -> PassMemory:
     shapes = batch.to("meta")
 
     def run() -> torch.Tensor:
         views = model.encode(shapes)
         return views.text.sum() + views.graph.sum() + views.cross_entropy.sum()
 
-    one = pass_memory(model, run)
+    one = pass_memory(model, run, fused_attention=on_gpu)
     # both views of all ranks in fp32: normalised, gathered, and their gradients
     rows = 2 * batch.num_views * numbers.chunks * numbers.ranks
     features = 3 * 4 * rows * model.text.width

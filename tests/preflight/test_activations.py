@@ -1,3 +1,6 @@
+from functools import partial
+
+import pytest
 import torch
 from torch import nn
 
@@ -43,3 +46,17 @@ def test_half_precision_takes_half():
         return pass_memory(model, lambda: torch.tanh(model(inputs)).float().mean()).kept
 
     assert peak(torch.bfloat16) < 0.8 * peak(torch.float32)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_fused_attention_keeps_no_scores(fused):
+    n, heads, length, width = 4, 2, 256, 16
+
+    def peak(size):
+        with torch.device("meta"):
+            query, key, value = (torch.empty(n, heads, size, width, requires_grad=True) for _ in range(3))
+        attend = partial(nn.functional.scaled_dot_product_attention, query, key, value, dropout_p=0.1)
+        return pass_memory(nn.Identity(), lambda: attend().sum(), fused_attention=fused).kept
+
+    grows = peak(2 * length) / peak(length)
+    assert (1.9 < grows < 2.1) if fused else grows > 3.5
