@@ -3,7 +3,8 @@
     python bench/graph.py --scale 0.05
 
 Scale 1 is 4 million concepts, 15 million names and 39 million rows of relations, both directions counted as the
-UMLS does. Everything is written below --folder and removed afterwards.
+UMLS does. Rates are by processor time, so that other work on the machine does not count. Everything is written below
+--folder and removed afterwards.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +28,8 @@ from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.randomness import derive
 
 CONCEPTS, NAMES, RELATIONS = 4_000_000, 15_000_000, 39_000_000
-FAN_OUT, BATCH = 3, 4096
-DICT_ROWS = 100_000
+FAN_OUT, BATCH, TURNS = 3, 4096, 30
+DICT_ROWS = 500_000
 WORDS = ["acute", "chronic", "benign", "left", "right", "renal", "cardiac", "hepatic", "bone", "disease", "of", "the"]
 SOURCES = ["SNOMEDCT_US", "MSH", "NCI", "ICD10CM", "RXNORM", "LNC", "MDR", "GO", "HPO", "OMIM", "FMA", "NCBI"]
 RELA = ["isa", "has_finding_site", "part_of", "may_treat", "has_ingredient", "associated_with", "mapped_to", ""]
@@ -80,9 +82,9 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _timed(call: object) -> float:
+def _timed(call: Callable[[], object]) -> float:
     start = time.perf_counter()
-    call()  # type: ignore[operator]
+    call()
     return round(time.perf_counter() - start, 2)
 
 
@@ -201,23 +203,24 @@ def _timed_ms(path: Path) -> float:
 
 
 def sampling(path: Path) -> dict[str, object]:
-    """Concepts a second of one process, and its private memory, for random concepts in batches."""
+    """Concepts a second of processor time of one process, and its private memory, for random concepts in batches."""
     from bali_ds.graph.sampling import sample_neighbours
+    from bali_ds.graph.weighting import EdgeFilter, WeightedSampler
 
     before = _private_mib()
     graph = KnowledgeGraph.open(path)
     random_numbers = np.random.default_rng(1)
-    rates = []
-    for turn in range(30):
-        concepts = random_numbers.integers(0, graph.num_concepts, BATCH)
-        keys = derive(turn, np.arange(BATCH))
-        start = time.perf_counter()
-        sample_neighbours(graph, concepts, FAN_OUT, keys)
-        rates.append(BATCH / (time.perf_counter() - start))
+    concepts = random_numbers.integers(0, graph.num_concepts, (TURNS, BATCH))
+    keys = [derive(turn, np.arange(BATCH)) for turn in range(TURNS)]
+    sampler = WeightedSampler(graph, EdgeFilter(weights={graph.relations[0]: 0.1}))
+    rates = {
+        "concepts_per_s": _rate(lambda turn: sample_neighbours(graph, concepts[turn], FAN_OUT, keys[turn])),
+        "weighted_concepts_per_s": _rate(lambda turn: sampler.sample(concepts[turn], FAN_OUT, keys[turn])),
+    }
     for concept in random_numbers.integers(0, graph.num_concepts, 20_000).tolist():
         graph.names(concept)
     return {
-        "concepts_per_s": round(statistics.median(rates[5:])),
+        **rates,
         "private_mib_before_opening": before,
         "private_mib_after_sampling": _private_mib(),
     }
@@ -239,21 +242,24 @@ def peers(path: Path) -> dict[str, object]:
     rows = min(DICT_ROWS, graph.num_concepts)
     last = int(graph.edge_offsets[rows])
     before = _private_mib()
-    neighbours: dict[str, list[tuple[str, str]]] = {}
+    neighbours: dict[str, list[tuple[int, int]]] = {}
     for row in range(rows):
-        span = range(int(graph.edge_offsets[row]), int(graph.edge_offsets[row + 1]))
-        neighbours[graph.cui(row)] = [
-            (graph.relation_name(int(graph.edge_relations[entry])), graph.cui(int(graph.edge_targets[entry])))
-            for entry in span
-        ]
+        span = slice(int(graph.edge_offsets[row]), int(graph.edge_offsets[row + 1]))
+        neighbours[graph.cui(row)] = list(
+            zip(graph.edge_targets[span].tolist(), graph.edge_relations[span].tolist(), strict=True)
+        )
     dict_bytes = (_private_mib() - before) * 2**20 / last
-    cuis = [graph.cui(row) for row in np.random.default_rng(1).integers(0, rows, BATCH).tolist()]
-    draw = random.Random(1)
+    random_numbers, draw = np.random.default_rng(1), random.Random(1)
+    turns = [random_numbers.integers(0, rows, BATCH).tolist() for _ in range(TURNS)]
+    cuis = [[graph.cui(row) for row in turn] for turn in turns]
 
-    def from_dict() -> None:
-        for cui in cuis:
+    def from_dict(turn: int) -> None:
+        drawn = []
+        for cui in cuis[turn]:
             edges = neighbours[cui]
-            draw.sample(edges, min(FAN_OUT, len(edges)))
+            few = draw.sample(edges, min(FAN_OUT, len(edges)))
+            drawn.append(few + [(-1, -1)] * (FAN_OUT - len(few)))
+        np.array(drawn, np.int32)
 
     source = torch.repeat_interleave(
         torch.arange(graph.num_concepts), torch.from_numpy(np.diff(graph.edge_offsets).astype(np.int64))
@@ -261,10 +267,10 @@ def peers(path: Path) -> dict[str, object]:
     edge_index = torch.stack([source, torch.from_numpy(graph.edge_targets.astype(np.int64))])
     data = Data(edge_index=edge_index, edge_type=torch.from_numpy(graph.edge_relations.astype(np.int64)))
     pointers = index2ptr(data.edge_index[0], graph.num_concepts)
-    concepts = torch.from_numpy(np.random.default_rng(1).integers(0, graph.num_concepts, BATCH))
+    concepts = torch.from_numpy(random_numbers.integers(0, graph.num_concepts, (TURNS, BATCH)))
 
-    def from_tensors() -> None:
-        start, degree = pointers[concepts], pointers[concepts + 1] - pointers[concepts]
+    def from_tensors(turn: int) -> None:
+        start, degree = pointers[concepts[turn]], pointers[concepts[turn] + 1] - pointers[concepts[turn]]
         picked = start[:, None] + (torch.rand(BATCH, FAN_OUT) * degree[:, None]).long()
         picked = picked.clamp(max=data.num_edges - 1)
         data.edge_index[1][picked], data.edge_type[picked]
@@ -277,15 +283,14 @@ def peers(path: Path) -> dict[str, object]:
     }
 
 
-def _rate(call: object) -> int:
-    times = [_seconds(call) for _ in range(15)]
-    return round(BATCH / statistics.median(times[3:]))
-
-
-def _seconds(call: object) -> float:
-    start = time.perf_counter()
-    call()  # type: ignore[operator]
-    return time.perf_counter() - start
+def _rate(call: Callable[[int], object]) -> int:
+    """Concepts a second of processor time, the median over turns of other concepts each; the first few warm up."""
+    times = []
+    for turn in range(TURNS):
+        start = time.process_time()
+        call(turn)
+        times.append(time.process_time() - start)
+    return round(BATCH / statistics.median(times[5:]))
 
 
 PARTS = {"opening": opening, "sampling": sampling, "peers": peers}

@@ -3,7 +3,7 @@
 from typing import Any
 
 from bali_ds.errors import InputError
-from bali_ds.graph.sampling import check_entries, rows_of
+from bali_ds.graph.sampling import gather, rows_of
 from bali_ds.graph.store import KnowledgeGraph
 
 
@@ -21,16 +21,16 @@ def describe_concept(graph: KnowledgeGraph, cui: str) -> dict[str, Any]:
     if concept < 0:
         raise InputError(f"{cui}: is no concept of {graph.path}; see the identifiers that its source uses")
     starts, degrees = rows_of(graph, [concept])
-    entries = range(int(starts[0]), int(starts[0] + degrees[0]))
-    check_entries(graph, slice(entries.start, entries.stop))
+    entries = slice(int(starts[0]), int(starts[0] + degrees[0]))
+    columns = (gather(graph, column, entries).tolist() for column in ("relations", "targets", "sources"))
     facts = [
         {
-            "relation": graph.relation_name(int(graph.edge_relations[entry])),
-            "cui": graph.cui(int(graph.edge_targets[entry])),
-            "name": graph.preferred_name(int(graph.edge_targets[entry])),
-            "source": graph.sources[graph.edge_sources[entry]],
+            "relation": graph.relation_name(relation),
+            "cui": graph.cui(target),
+            "name": graph.preferred_name(target),
+            "source": graph.sources[source],
         }
-        for entry in entries
+        for relation, target, source in zip(*columns, strict=True)
     ]
     return {
         "cui": graph.cui(concept),

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bali_ds.errors import InputError
-from bali_ds.graph.sampling import Drawn, check_entries, nothing_drawn, read_drawn, rows_of
+from bali_ds.graph.sampling import Drawn, gather, nothing_drawn, read_drawn, rows_of
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.randomness import Keys, derive, permute, uniform
 
@@ -90,9 +90,9 @@ class WeightedSampler:
 
     def _entry_weights(self, concepts: NDArray[np.int64], entries: NDArray[np.int64]) -> NDArray[np.float64]:
         graph = self.graph
-        check_entries(graph, entries)
-        neighbours = graph.edge_targets[entries]
-        weights = self._weights[graph.edge_relations[entries]] * self._sources[graph.edge_sources[entries]]
+        neighbours = gather(graph, "targets", entries)
+        weights = self._weights[gather(graph, "relations", entries)]
+        weights *= self._sources[gather(graph, "sources", entries)]
         if self._kept.largest_degree is not None:
             degrees = graph.edge_offsets[neighbours + 1] - graph.edge_offsets[neighbours]
             weights[degrees > self._kept.largest_degree] = 0
