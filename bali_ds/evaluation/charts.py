@@ -45,6 +45,8 @@ def line_chart(series: dict[str, Points], *, x_label: str, y_label: str, from_ze
     for tick in ticks(x_low, x_high, count=5):
         if x_low <= tick <= x_high:
             x, _ = place(tick, y_low)
+            if x < LEFT + 30:  # there the axis has its name
+                continue
             parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 10}" text-anchor="middle">{number(tick)}</text>')
     parts.append(f'<text class="tick" x="{LEFT - 8}" y="{HEIGHT - 10}" text-anchor="end">{escape(x_label)}</text>')
     for colour, points in enumerate(drawn.values()):

@@ -22,7 +22,7 @@ import torch
 
 from bali_ds.errors import InputError
 
-CHUNK = 2**24
+CHUNK = 2**20
 
 
 @dataclass(frozen=True)
