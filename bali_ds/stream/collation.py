@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,8 @@ from bali_ds.stream.ragged import Ints, ranges, starts
 from bali_ds.stream.reader import SampleReader, Samples
 from bali_ds.stream.settings import StreamSettings
 from bali_ds.stream.soundness import REASONS, Replacement, find_faults, substitutes
-from bali_ds.stream.stars import draw_names, draw_stars
+from bali_ds.stream.stars import Stars, draw_names, draw_stars
+from bali_ds.stream.views import Views, find_views, mention_tokens
 
 BatchArrays = Mapping[str, NDArray[np.int64] | tuple[Block, ...]]
 """The fields of `bali_ds.stream.batch.Batch` by name, as numpy arrays."""
@@ -27,24 +29,33 @@ _ATTEMPTS = 20
 BLOCK_FIELDS = ("passages", "names")
 
 
-class Views(NamedTuple):
-    """The distinct concepts of each sample, by sample, then by order of first mention.
+Replacements = tuple[Replacement, ...]
+
+
+class Drawn(NamedTuple):
+    """Samples with all that is drawn for them alone; positions count through all their tokens, nodes and views.
 
     Attributes:
-        samples: int64 [V], the sample of each view, counted within the batch.
-        concepts: int64 [V], the concept of each view.
-        of_mention: int64 [M], the view that each mention belongs to.
-        edge_begins: int64 [V], the first stored edge of each view.
-        edge_counts: int64 [V], stored edges of each view.
-        stray_edges: int64, samples with edges that do not follow their concepts in order of first mention.
+        samples: as stored.
+        views: their distinct concepts.
+        masked: int64 [T], the tokens to show.
+        labelled: int64 [K], positions of tokens to predict, ascending.
+        mention_tokens: int64 [P], positions of tokens of mentions.
+        mention_views: int64 [P], the view of each, ascending.
+        stars: the drawn neighbourhoods.
+        names: int64 [N], the drawn name of each node.
+        hidden: bool [N], whether that name is masked.
     """
 
-    samples: Ints
-    concepts: Ints
-    of_mention: Ints
-    edge_begins: Ints
-    edge_counts: Ints
-    stray_edges: Ints
+    samples: Samples
+    views: Views
+    masked: Ints
+    labelled: Ints
+    mention_tokens: Ints
+    mention_views: Ints
+    stars: Stars
+    names: Ints
+    hidden: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -72,26 +83,77 @@ class Collator:
             )
         return cls(shards, graph, settings, Vocabulary.from_index(shards.index["tokenizer"]), SampleReader(shards))
 
-    def collate(self, rows: Ints, epoch: int) -> tuple[BatchArrays, tuple[Replacement, ...]]:
-        """Return the batch of sample rows as visited in an epoch, and which of them others had to replace.
+    def collate(self, rows: Ints, epoch: int, chunks: int = 1) -> tuple[tuple[BatchArrays, ...], Replacements]:
+        """Return the batches of sample rows as visited in an epoch, and which samples others had to replace.
+
+        Whatever does not depend on the other samples of a batch is done for all batches at once.
+
+        Args:
+            rows: int64 [n], rows of the sample table.
+            epoch: decides what is drawn and masked.
+            chunks: batches of n / chunks samples each, in the order of the rows.
 
         Raises:
             InputError: a tar cannot be read, or hardly any sample can be used.
         """
         samples, views, replaced = self._read(rows, epoch)
         visits = visit_keys(self.settings.seed, epoch, samples.rows)
-        view_keys = derive(visits[views.samples], views.concepts)
-        tokens, token_views = mention_tokens(samples, views)
-        arrays: BatchArrays = {
-            **self._passages(samples, visits, tokens),
-            "mention_views": token_views,
-            "concept_ids": views.concepts,
-            **self._graph(samples, views, view_keys),
-            "sample_ids": samples.rows,
-        }
-        return arrays, replaced
+        drawn = self._draw(samples, views, visits)
+        bounds = np.linspace(0, rows.size, chunks + 1).astype(np.int64)
+        return tuple(self._batch(drawn, *bound) for bound in pairwise(bounds.tolist())), replaced
 
-    def _read(self, rows: Ints, epoch: int) -> tuple[Samples, Views, tuple[Replacement, ...]]:
+    def _draw(self, samples: Samples, views: Views, visits: Keys) -> Drawn:
+        """Mask and draw for all samples."""
+        settings = self.settings
+        tokens, token_views = mention_tokens(samples, views)
+        mentioned = np.zeros(samples.tokens.size, bool)
+        mentioned[tokens] = True
+        masked, labelled = mask_passages(
+            samples.tokens, samples.lengths, mentioned, visits, settings, self.vocabulary
+        )  # fmt: skip
+        keys = derive(visits[views.samples], views.concepts)
+        stars = draw_stars(
+            views.concepts, keys, samples.edges, views.edge_begins, views.edge_counts, settings.fan_out,
+            self.graph.num_relations,
+        )  # fmt: skip
+        hidden = np.zeros(stars.concepts.size, bool)
+        hidden[stars.targets] = mask_names(keys, views.edge_counts, settings)
+        names = draw_names(stars, keys, self.graph.name_offsets)
+        return Drawn(samples, views, masked, labelled, tokens, token_views, stars, names, hidden)
+
+    def _batch(self, drawn: Drawn, first: int, last: int) -> BatchArrays:
+        """Pack the samples from `first` to before `last`."""
+        samples, stars, settings = drawn.samples, drawn.stars, self.settings
+        lengths = samples.lengths[first:last]
+        token = int(samples.lengths[:first].sum())
+        tokens = slice(token, token + int(lengths.sum()))
+        packed = pack(drawn.masked[tokens], lengths, settings.passage_blocks, self.vocabulary.pad_id, self._dummy)
+        flat_positions = ranges(packed.origins, lengths)
+        labelled = drawn.labelled[slice(*np.searchsorted(drawn.labelled, (tokens.start, tokens.stop)))]
+
+        views = slice(*np.searchsorted(drawn.views.samples, (first, last)).tolist())
+        mentions = slice(*np.searchsorted(drawn.mention_views, (views.start, views.stop)))
+        nodes = slice(*np.searchsorted(stars.views, (views.start, views.stop)).tolist())
+        # Each star has one node more than facts; all messages of one direction precede those of the other.
+        facts = np.arange(nodes.start - views.start, nodes.stop - views.stop)
+        messages = np.concatenate([facts, facts + stars.edge_relations.size // 2])
+        names, node_names = self._names(drawn.names[nodes], drawn.hidden[nodes])
+        return {
+            "passages": packed.blocks,
+            "names": names,
+            "labelled_tokens": flat_positions[labelled - token],
+            "labels": samples.tokens[labelled],
+            "mention_tokens": flat_positions[drawn.mention_tokens[mentions] - token],
+            "mention_views": drawn.mention_views[mentions] - views.start,
+            "concept_ids": drawn.views.concepts[views],
+            "node_names": node_names,
+            "edge_index": stars.edge_index[:, messages] - nodes.start,
+            "edge_relations": stars.edge_relations[messages],
+            "targets": stars.targets[views] - nodes.start,
+            "sample_ids": samples.rows[first:last],
+        }
+
+    def _read(self, rows: Ints, epoch: int) -> tuple[Samples, Views, Replacements]:
         """Read samples, and others in place of the bad ones, until all are sound."""
         settings, chosen, reasons = self.settings, rows, np.zeros_like(rows)
         for attempt in range(_ATTEMPTS):
@@ -106,38 +168,6 @@ class Collator:
             others = substitutes(settings.seed, epoch, rows, attempt, self.shards.split(settings.split))
             chosen = np.where(faults, others, chosen)
         raise InputError(f"{self.shards.path}: hardly any sample can be used; see: bali-ds shards lint")
-
-    def _passages(self, samples: Samples, visits: Keys, mention_tokens: Ints) -> dict[str, Ints | tuple[Block, ...]]:
-        vocabulary, settings = self.vocabulary, self.settings
-        mentioned = np.zeros(samples.tokens.size, bool)
-        mentioned[mention_tokens] = True
-        masked, labelled = mask_passages(samples.tokens, samples.lengths, mentioned, visits, settings, vocabulary)
-        packed = pack(masked, samples.lengths, settings.passage_blocks, vocabulary.pad_id, self._dummy)
-        flat_positions = ranges(packed.origins, samples.lengths)
-        return {
-            "passages": packed.blocks,
-            "labelled_tokens": flat_positions[labelled],
-            "labels": samples.tokens[labelled],
-            "mention_tokens": flat_positions[mention_tokens],
-        }
-
-    def _graph(self, samples: Samples, views: Views, keys: Keys) -> dict[str, NDArray[np.int64] | tuple[Block, ...]]:
-        settings = self.settings
-        stars = draw_stars(
-            views.concepts, keys, samples.edges, views.edge_begins, views.edge_counts, settings.fan_out,
-            self.graph.num_relations,
-        )  # fmt: skip
-        names = draw_names(stars, keys, self.graph.name_offsets)
-        hidden = np.zeros(stars.concepts.size, bool)
-        hidden[stars.targets] = mask_names(keys, views.edge_counts, settings)
-        blocks, node_names = self._names(names, hidden)
-        return {
-            "names": blocks,
-            "node_names": node_names,
-            "edge_index": stars.edge_index,
-            "edge_relations": stars.edge_relations,
-            "targets": stars.targets,
-        }
 
     def _names(self, names: Ints, hidden: NDArray[np.bool_]) -> tuple[tuple[Block, ...], Ints]:
         """Encode each distinct name once; names hidden behind equally many [MASK]s are one name.
@@ -163,46 +193,3 @@ class Collator:
     @property
     def _dummy(self) -> tuple[int, int]:
         return self.vocabulary.cls_id, self.vocabulary.sep_id
-
-
-def find_views(samples: Samples, num_concepts: int) -> Views:
-    """Return the views of samples: each concept of each passage once."""
-    sample_of_mention = np.repeat(np.arange(samples.rows.size), samples.mention_counts)
-    mentions = sample_of_mention * num_concepts + samples.mentions[:, 2]
-    distinct, first, inverse = np.unique(mentions, return_index=True, return_inverse=True)
-    by_first_mention = np.argsort(first)
-    view_of_distinct = np.empty_like(by_first_mention)
-    view_of_distinct[by_first_mention] = np.arange(by_first_mention.size)
-
-    sample_of_edge = np.repeat(np.arange(samples.rows.size), samples.edge_counts)
-    edges = sample_of_edge * num_concepts + samples.edges[:, 0]
-    heads = np.flatnonzero(np.diff(edges, prepend=-1))
-    sizes = np.diff(heads, append=edges.size)
-    places = np.searchsorted(distinct, edges[heads])
-    known = np.append(distinct, -1)[places] == edges[heads]
-    views = view_of_distinct[places[known]]
-    astray = ~known
-    astray[known] = np.diff(views, prepend=-1) <= 0
-    begins, counts = np.zeros(distinct.size, np.int64), np.zeros(distinct.size, np.int64)
-    begins[views], counts[views] = heads[known], sizes[known]
-    ordered = first[by_first_mention]
-    return Views(
-        sample_of_mention[ordered],
-        samples.mentions[ordered, 2].astype(np.int64),
-        view_of_distinct[inverse],
-        begins,
-        counts,
-        sample_of_edge[heads[astray]],
-    )
-
-
-def mention_tokens(samples: Samples, views: Views) -> tuple[Ints, Ints]:
-    """Return the flat token positions of each view's mentions, and the view of each position, int64 [P] each.
-
-    A token inside two mentions of one concept counts once.
-    """
-    begins, ends = samples.mentions[:, 0].astype(np.int64), samples.mentions[:, 1].astype(np.int64)
-    sample_begins = np.repeat(starts(samples.lengths), samples.mention_counts)
-    positions = ranges(sample_begins + begins, ends - begins)
-    distinct = np.unique(np.repeat(views.of_mention, ends - begins) * samples.tokens.size + positions)
-    return distinct % max(samples.tokens.size, 1), distinct // max(samples.tokens.size, 1)

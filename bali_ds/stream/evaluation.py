@@ -42,5 +42,5 @@ def evaluation_batches(
     collator = Collator.of(shards, graph, plain)
     rows = np.array(shards.split(split)[:limit], np.int64)
     for begin in range(0, rows.size, batch_size):
-        arrays, _ = collator.collate(rows[begin : begin + batch_size], 0)
+        (arrays,), _ = collator.collate(rows[begin : begin + batch_size], 0)
         yield as_batch(arrays)

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
-
 from bali_ds.errors import InputError
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.shards.store import ShardSet
@@ -72,9 +70,8 @@ class RankSteps:
         rows = self._rows(begin)
         if self._ahead:
             self._ahead.fetch(self._rows(self.schedule.begin(step + _STEPS_AHEAD)))
-        collated = [self._collator.collate(part, begin.epoch) for part in np.split(rows, self._chunks)]
-        replaced = tuple(replacement for _, replacements in collated for replacement in replacements)
-        return StepArrays(self.schedule.begin(step + 1), tuple(arrays for arrays, _ in collated), replaced)
+        chunks, replaced = self._collator.collate(rows, begin.epoch, self._chunks)
+        return StepArrays(self.schedule.begin(step + 1), chunks, replaced)
 
     def _rows(self, begin: Position) -> Ints:
         return self._order(begin.epoch).rows(begin.samples_seen + self._offsets) + self._split.start

@@ -10,10 +10,12 @@ from bali_ds.stream.evaluation import evaluation_batches
 from bali_ds.stream.loader import as_batch
 from bali_ds.stream.settings import StreamSettings
 from tests.stream.oracle import block_starts, expected_sample, found_samples
+from tests.stream.test_loader import same
 
 
 def batch_of(data, settings, rows, epoch=0):
-    return as_batch(Collator.of(*data, settings).collate(np.array(rows, np.int64), epoch)[0])
+    (arrays,), _ = Collator.of(*data, settings).collate(np.array(rows, np.int64), epoch)
+    return as_batch(arrays)
 
 
 @pytest.mark.parametrize("rows", [[3], [7, 2, 90, 41, 13, 60, 61, 5], list(range(50, 99)), [4, 4, 4]], ids=len)
@@ -108,3 +110,12 @@ def test_evaluation_batches_are_unmasked_and_in_order(data):
         assert [view["names"] for view in views] == [view["names"] for sample in expected for view in sample["views"]]
         assert batch.labels.shape == (0,)
     assert len(list(evaluation_batches(shards, graph, settings, batch_size=5, limit=7))) == 2
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 3, 24])
+def test_batches_made_together_equal_batches_made_alone(data, chunks):
+    collator = Collator.of(*data, StreamSettings(mention_masking=0.4, name_masking=0.4))
+    rows = np.arange(53, 29, -1)
+    together, _ = collator.collate(rows, 1, chunks)
+    alone = [collator.collate(part, 1)[0][0] for part in np.split(rows, chunks)]
+    assert all(same(as_batch(a), as_batch(b)) for a, b in zip(together, alone, strict=True))

@@ -1,0 +1,71 @@
+"""Views: the distinct concepts of each passage, and where its text and its stored edges speak of them."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from bali_ds.stream.ragged import Ints, ranges, starts
+from bali_ds.stream.reader import Samples
+
+
+class Views(NamedTuple):
+    """The distinct concepts of each sample, by sample, then by order of first mention.
+
+    Attributes:
+        samples: int64 [V], the sample of each view, counted within the batch.
+        concepts: int64 [V], the concept of each view.
+        of_mention: int64 [M], the view that each mention belongs to.
+        edge_begins: int64 [V], the first stored edge of each view.
+        edge_counts: int64 [V], stored edges of each view.
+        stray_edges: int64, samples with edges that do not follow their concepts in order of first mention.
+    """
+
+    samples: Ints
+    concepts: Ints
+    of_mention: Ints
+    edge_begins: Ints
+    edge_counts: Ints
+    stray_edges: Ints
+
+
+def find_views(samples: Samples, num_concepts: int) -> Views:
+    """Return the views of samples: each concept of each passage once."""
+    sample_of_mention = np.repeat(np.arange(samples.rows.size), samples.mention_counts)
+    mentions = sample_of_mention * num_concepts + samples.mentions[:, 2]
+    distinct, first, inverse = np.unique(mentions, return_index=True, return_inverse=True)
+    by_first_mention = np.argsort(first)
+    view_of_distinct = np.empty_like(by_first_mention)
+    view_of_distinct[by_first_mention] = np.arange(by_first_mention.size)
+
+    sample_of_edge = np.repeat(np.arange(samples.rows.size), samples.edge_counts)
+    edges = sample_of_edge * num_concepts + samples.edges[:, 0]
+    heads = np.flatnonzero(np.diff(edges, prepend=-1))
+    sizes = np.diff(heads, append=edges.size)
+    places = np.searchsorted(distinct, edges[heads])
+    known = np.append(distinct, -1)[places] == edges[heads]
+    views = view_of_distinct[places[known]]
+    astray = ~known
+    astray[known] = np.diff(views, prepend=-1) <= 0
+    begins, counts = np.zeros(distinct.size, np.int64), np.zeros(distinct.size, np.int64)
+    begins[views], counts[views] = heads[known], sizes[known]
+    ordered = first[by_first_mention]
+    return Views(
+        sample_of_mention[ordered],
+        samples.mentions[ordered, 2].astype(np.int64),
+        view_of_distinct[inverse],
+        begins,
+        counts,
+        sample_of_edge[heads[astray]],
+    )
+
+
+def mention_tokens(samples: Samples, views: Views) -> tuple[Ints, Ints]:
+    """Return the flat token positions of each view's mentions, and the view of each position, int64 [P] each.
+
+    A token inside two mentions of one concept counts once.
+    """
+    begins, ends = samples.mentions[:, 0].astype(np.int64), samples.mentions[:, 1].astype(np.int64)
+    sample_begins = np.repeat(starts(samples.lengths), samples.mention_counts)
+    positions = ranges(sample_begins + begins, ends - begins)
+    distinct = np.unique(np.repeat(views.of_mention, ends - begins) * samples.tokens.size + positions)
+    return distinct % max(samples.tokens.size, 1), distinct // max(samples.tokens.size, 1)
