@@ -68,7 +68,8 @@ class Dictionary:
         alive = np.flatnonzero(hashes)
         paths = extend(np.zeros(len(alive), np.uint64), hashes[alive])
         for length in range(1, LONGEST_NAME + 1):
-            rows = np.minimum(np.searchsorted(self.keys, paths), len(self.keys) - 1)
+            distinct, which = np.unique(paths, return_inverse=True)  # sorted searches stay in the cache
+            rows = np.minimum(np.searchsorted(self.keys, distinct), len(self.keys) - 1)[which]
             known = self.keys[rows] == paths
             alive, paths, rows = alive[known], paths[known], rows[known]
             names = self.offsets[rows + 1] > self.offsets[rows]

@@ -103,9 +103,9 @@ class DictionaryLinker:
         hits = _define_abbreviations(text, hits)
         certain = Counter(hit.candidates[0] for hit in hits if len(hit.candidates) == 1)
         mentions = []
-        for hit in hits:
-            concept = max(hit.candidates, key=lambda candidate: certain[candidate])
-            mentions.append(Mention(hit.start, hit.end, text[hit.start : hit.end], "", (self._cui(concept),)))
+        for start, end, candidates in hits:
+            concept = candidates[0] if len(candidates) == 1 else max(candidates, key=certain.__getitem__)
+            mentions.append(Mention(start, end, text[start:end], "", (self._cui(concept),)))
         return tuple(mentions)
 
     def _cui(self, concept: int) -> str:

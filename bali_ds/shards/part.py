@@ -28,7 +28,7 @@ from bali_ds.shards.layout import FORMAT_VERSION, npy_bytes, token_dtype
 from bali_ds.shards.sample import Sample, sample_key
 from bali_ds.shards.writer import ROW_DTYPE, sample_row
 
-_BATCH = 64
+_BATCH = 128
 DOCUMENT_DTYPE = np.dtype(
     [
         ("id", "<u8"), ("text", "<u8"), ("samples", "<i4"), ("mentions", "<i4"), ("linked_mentions", "<i4"),
