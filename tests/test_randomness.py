@@ -4,7 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bali_ds.randomness import below, choose, derive, permute, uniform
@@ -45,6 +45,7 @@ def test_neighbouring_keys_are_unrelated():
     assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 5 / np.sqrt(50_000)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**63 - 1), st.integers(0, 1000))
 def test_below_stays_below(key, bound):
     drawn = below(derive(key, np.arange(50)), bound)
@@ -52,6 +53,7 @@ def test_below_stays_below(key, bound):
     assert drawn.max() < max(bound, 1)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=30), st.integers(0, 8), st.integers(0, 2**32))
 def test_choose_draws_distinct_positions(sizes, count, seed):
     for row, size in zip(choose(derive(seed, np.arange(len(sizes))), sizes, count).tolist(), sizes, strict=True):
@@ -70,11 +72,13 @@ def test_choose_draws_every_subset_equally_often():
     assert 5.4 < chi_square(counts) < 43.8
 
 
+@settings(deadline=None)
 @given(st.integers(1, 2000), st.integers(0, 2**63))
 def test_permute_is_a_bijection(size, seed):
     assert np.array_equal(np.sort(permute(np.arange(size), size, derive(seed))), np.arange(size))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=10), st.integers(0, 2**32))
 def test_permute_takes_sizes_and_keys_by_position(sizes, seed):
     keys = derive(seed, np.arange(len(sizes)))

@@ -61,6 +61,7 @@ def test_a_small_set_is_shuffled_as_a_whole():
     assert 45 < statistic < 126
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.integers(1, 50), st.integers(0, 3), st.integers(0, 200))
 def test_schedule_counts_whole_steps_of_each_epoch(size, batch, epoch, seen):
     if batch > size or seen > size:
