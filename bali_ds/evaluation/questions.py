@@ -83,6 +83,7 @@ def _round(model: Path, split: Split, tuning: Tuning, seed: int) -> float:
         DataCollatorForMultipleChoice,
         DataCollatorWithPadding,
         EarlyStoppingCallback,
+        PrinterCallback,
         Trainer,
         TrainingArguments,
         set_seed,
@@ -129,6 +130,7 @@ def _round(model: Path, split: Split, tuning: Tuning, seed: int) -> float:
             compute_metrics=_accuracy,
             callbacks=[EarlyStoppingCallback(tuning.patience)],
         )
+        trainer.remove_callback(PrinterCallback)  # it prints on the standard output
         trainer.train()
         return float(trainer.evaluate(test)["eval_accuracy"])
 

@@ -88,7 +88,7 @@ def test_the_command_fine_tunes_and_scores(tmp_path, tiny_encoder, capsys):
         str(tmp_path / "all.json"),
     ]
     assert main([*arguments, "--folds", "3", "--epochs", "1", "--max-tokens", "24", "--json"]) == 0
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    result = json.loads(capsys.readouterr().out)
     assert result["rounds"] == 3
     assert result["n"] == 24
     assert result["majority"] == 0.5
