@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bali_ds.objective.contrastive.views import Block
 
-_HEIGHT, _WIDTH = 64, 8192
+_HEIGHT, _WIDTH = 32, 8192
 
 # From the similarities of a strip to one or more values a pair, seen from the anchors of a side at some numbers.
 Places = slice | Tensor
