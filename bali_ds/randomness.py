@@ -76,9 +76,10 @@ def choose(keys: Keys, sizes: ArrayLike, count: int) -> NDArray[np.int64]:
     """
     sizes = np.broadcast_to(np.asarray(sizes, np.int64), keys.shape)
     chosen = np.full((keys.shape[0], count), -1, np.int64)
+    column_keys = derive(keys, np.arange(count)[:, None])
     for column in range(count):
         highest = sizes - count + column
-        draw = below(derive(keys, column), highest + 1)
+        draw = below(column_keys[column], highest + 1)
         taken = (chosen[:, :column] == draw[:, None]).any(axis=1)
         chosen[:, column] = np.where(taken, highest, draw)
     few = sizes <= count
