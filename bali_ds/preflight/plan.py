@@ -19,10 +19,12 @@ from bali_ds.preflight.memory import Memory, Run, bytes_sent, rank_memory
 from bali_ds.shards.store import ShardSet
 from bali_ds.stream.batch import Batch
 from bali_ds.stream.loader import Loader
+from bali_ds.stream.remote import open_shards
 from bali_ds.stream.settings import StreamSettings
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 STAGES = (0, 1, 2, 3)
+_SAMPLED_RANKS = 4
 _SAMPLED_STEPS = 8
 _SAMPLED_PASSAGES = 4096
 
@@ -59,8 +61,8 @@ class Plan:
 def plan(recipe: Recipe, *, ranks: int, on_gpu: bool, samples_per_second: float | None = None) -> Plan:
     """Return the plan of a run.
 
-    The activations are those of the largest of the first micro-batches that rank 0 would train on, found by running
-    the model on shapes alone.
+    The activations are those of the largest of the first micro-batches of the first ranks, found by running the model
+    on shapes alone.
 
     Args:
         recipe: the run.
@@ -73,7 +75,7 @@ def plan(recipe: Recipe, *, ranks: int, on_gpu: bool, samples_per_second: float 
     """
     settings = load_deepspeed_config(recipe.deepspeed)
     check_recipe(settings, recipe)
-    graph, shards = KnowledgeGraph.open(recipe.data.graph), ShardSet.open(recipe.data.shards)
+    graph, shards = KnowledgeGraph.open(recipe.data.graph), open_shards(recipe.data.shards)
     numbers = arithmetic(recipe, ranks, len(shards.split("train")))
     batch = _largest_batch(recipe, shards, graph, numbers)
     model = shapes_of_model(recipe, 2 * graph.num_relations)
@@ -143,15 +145,18 @@ def _largest_batch(recipe: Recipe, shards: ShardSet, graph: KnowledgeGraph, numb
         name_masking=masking.names,
     )
     steps = max(1, min(_SAMPLED_STEPS, numbers.steps, _SAMPLED_PASSAGES // numbers.passages_per_rank))
-    with Loader(
-        shards,
-        graph,
-        settings,
-        global_batch=numbers.passages_per_step,
-        chunks=numbers.chunks,
-        world_size=numbers.ranks,
-    ) as loader:
-        batches = [chunk for step in islice(loader, steps) for chunk in step.chunks]
+    batches: list[Batch] = []
+    for rank in range(min(_SAMPLED_RANKS, numbers.ranks)):
+        loader = Loader(
+            shards,
+            graph,
+            settings,
+            global_batch=numbers.passages_per_step,
+            chunks=numbers.chunks,
+            rank=rank,
+            world_size=numbers.ranks,
+        )
+        batches += [chunk for step in islice(loader, steps) for chunk in step.chunks]
     return max(batches, key=_positions)
 
 
