@@ -21,7 +21,8 @@ class Data(Section):
     """Where graph and shards lie and how samples are drawn from them."""
 
     graph: Path
-    shards: Path
+    shards: str
+    """A directory, or a URL (http, s3, gs, hf) that is read through a cache on each node."""
     fan_out: int = Field(default=3, ge=0)
     """Neighbours drawn afresh for each concept at each visit."""
     workers: int = Field(default=1, ge=0)

@@ -92,7 +92,7 @@ class Sample:
         values = {
             "name": "run",
             "runs": runs,
-            "data": {"graph": self.graph, "shards": self.shards, "workers": 0},
+            "data": {"graph": self.graph, "shards": str(self.shards), "workers": 0},
             "text_encoder": {"path": str(self.encoder), "dropout": 0.0},
             "graph_encoder": {"dropout": 0.0},
             "batch": {"passages": 16},

@@ -174,7 +174,7 @@ def _description(recipe: Recipe, checkpoint: Path, tensors: Mapping[str, StoredT
     relations = tensors.get("graph.relations.weight")
     offset = tensors.get("log_scale_offset")
     fingerprints = {"shards": marker.get("identity", {}).get("data")}
-    index = recipe.data.shards / "index.json"
+    index = Path(recipe.data.shards) / "index.json"
     if index.is_file():
         facts = read_json(index)
         fingerprints |= {"graph": facts.get("graph_fingerprint"), "tokenizer": facts["tokenizer"]["fingerprint"]}

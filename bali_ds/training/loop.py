@@ -94,6 +94,8 @@ class _Training:
             world_size=cluster.world_size,
             workers=recipe.data.workers,
             start=progress.position,
+            pin_memory=cluster.device.type == "cuda",
+            quarantine=recipe.directory / f"quarantine-{cluster.rank}.jsonl",
         )
         telemetry = Telemetry(
             recipe.directory,

@@ -15,6 +15,7 @@ from bali_ds.files import published_file
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.model.aligner import Aligner
 from bali_ds.shards.store import ShardSet
+from bali_ds.stream.remote import open_shards
 from bali_ds.stream.settings import StreamSettings
 from bali_ds.training.checkpoint import Progress
 from bali_ds.training.cluster import Cluster
@@ -38,7 +39,7 @@ class Data:
             InputError: something is missing or damaged, or was not made for the others.
         """
         graph = KnowledgeGraph.open(recipe.data.graph)
-        shards = ShardSet.open(recipe.data.shards)
+        shards = open_shards(recipe.data.shards)
         tokenizer = Tokenizer.load(recipe.text_encoder.path)
         if tokenizer.fingerprint != shards.index["tokenizer"]["fingerprint"]:
             raise InputError(

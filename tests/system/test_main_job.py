@@ -73,7 +73,7 @@ def test_alignment_with_the_right_graph_is_what_helps(sample, learning, tmp_path
     build = f"shards build --graph {sample.graph} --corpus pubtator:{tmp_path}/shuffled.pubtator "
     build += f"--tokenizer {sample.encoder} --validation 0.05 --out {tmp_path}/shuffled"
     assert main(build.split()) == 0
-    data = learning.data.model_copy(update={"shards": tmp_path / "shuffled"})
+    data = learning.data.model_copy(update={"shards": str(tmp_path / "shuffled")})
     shuffled = learning.model_copy(update={"name": "shuffled", "data": data})
     config = write_recipe(tmp_path / "shuffled.yaml", shuffled)
     run_ranks(2, REPOSITORY / "launch/train.py", "--config", config, timeout=420)
@@ -86,7 +86,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(sample, tmp_pat
     recipe = sample.recipe(
         tmp_path / "straight",
         text_encoder={"path": str(sample.encoder)},
-        data={"graph": sample.graph, "shards": sample.shards, "workers": 1},
+        data={"graph": sample.graph, "shards": str(sample.shards), "workers": 1},
         deepspeed=REPOSITORY / f"ds_configs/zero{stage}.json",
         steps=6,
         checkpoints={"every": 3},
