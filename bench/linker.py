@@ -99,6 +99,7 @@ def score(gold: Sequence[set[Link]], found: Sequence[set[Link]]) -> dict[str, fl
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--graph", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
