@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: train test check bench install clean
 
 train: install $(SAMPLE)/shards/index.json
-	$(BIN)/deepspeed --num_accelerators 2 --master_port $(FREE_PORT) --log_level warning \
+	DS_ACCELERATOR=cpu $(BIN)/deepspeed --num_accelerators 2 --master_port $(FREE_PORT) --log_level warning \
 		launch/train.py --config launch/recipes/sample.yaml
 
 $(SAMPLE)/graph/manifest.json: $(wildcard shards/sample/*.RRF) | install

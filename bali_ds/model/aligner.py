@@ -54,11 +54,16 @@ class Aligner(nn.Module):
         self.log_scale_offset = nn.Parameter(torch.zeros(1)) if learnt else None
 
     @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.graph.relations.weight.device
+
+    @property
     def logit_scale(self) -> torch.Tensor:
         """Float32 [1], the inverse temperature."""
         scale = 1.0 / self.objective.contrastive.temperature
         if self.log_scale_offset is None:
-            return torch.tensor([scale], device=self.graph.relations.weight.device)
+            return torch.tensor([scale], device=self.device)
         offset = self.log_scale_offset.float().clamp(max=math.log(LARGEST_LOGIT_SCALE / scale))
         return scale * offset.exp()
 

@@ -136,21 +136,13 @@ def _activations(model: Aligner, batch: Batch, numbers: Arithmetic, *, on_gpu: b
 
 
 def _largest_batch(recipe: Recipe, shards: ShardSet, graph: KnowledgeGraph, numbers: Arithmetic) -> Batch:
-    masking = recipe.masking
-    settings = StreamSettings(
-        seed=recipe.seed,
-        fan_out=recipe.data.fan_out,
-        token_masking=masking.tokens,
-        mention_masking=masking.mentions,
-        name_masking=masking.names,
-    )
     steps = max(1, min(_SAMPLED_STEPS, numbers.steps, _SAMPLED_PASSAGES // numbers.passages_per_rank))
     batches: list[Batch] = []
     for rank in range(min(_SAMPLED_RANKS, numbers.ranks)):
         loader = Loader(
             shards,
             graph,
-            settings,
+            StreamSettings.of(recipe),
             global_batch=numbers.passages_per_step,
             chunks=numbers.chunks,
             rank=rank,

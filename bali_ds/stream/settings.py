@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from bali_ds.config import Recipe
 from bali_ds.errors import InputError
 
 
@@ -32,6 +33,17 @@ class StreamSettings:
     window: int = 1024
     split: str = "train"
     bad_samples: float = 0.01
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "StreamSettings":
+        """Return what a recipe says about the stream."""
+        return cls(
+            seed=recipe.seed,
+            fan_out=recipe.data.fan_out,
+            token_masking=recipe.masking.tokens,
+            mention_masking=recipe.masking.mentions,
+            name_masking=recipe.masking.names,
+        )
 
     def __post_init__(self) -> None:
         for name in ("token_masking", "mention_masking", "name_masking", "bad_samples"):

@@ -10,6 +10,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +52,15 @@ def joined_cluster() -> Iterator[Cluster]:
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", "29500")
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    accelerator = get_accelerator()
+    device = torch.device("cpu")
+    if accelerator.device_name() != "cpu":
+        accelerator.set_device(int(os.environ["LOCAL_RANK"]))
+        device = torch.device(accelerator.current_device_name())
     else:
         # The shared-memory collectives are compiled at first use, behind a lock that outlives a killed build.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
-    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+    deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
     try:
         yield Cluster(dist.get_rank(), dist.get_world_size(), device)
     finally:

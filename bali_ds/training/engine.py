@@ -4,35 +4,27 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
 
 from bali_ds.config import Optimiser, Recipe
-from bali_ds.errors import InputError
 from bali_ds.model.aligner import Aligner
+from bali_ds.preflight.arithmetic import Arithmetic
 from bali_ds.preflight.deepspeed_config import check_recipe, load_deepspeed_config
 
 
-def deepspeed_settings(recipe: Recipe, world_size: int) -> dict[str, Any]:
+def deepspeed_settings(recipe: Recipe, numbers: Arithmetic) -> dict[str, Any]:
     """Return the recipe's DeepSpeed JSON with everything that the recipe decides.
 
     A rank's share of the batch is one engine call, cut into chunks inside it, so DeepSpeed itself never
     accumulates gradients.
 
     Raises:
-        InputError: the JSON is unusable, or the batch does not divide by ranks and chunks.
+        InputError: the JSON is unusable, or contradicts the recipe.
     """
-    passages, chunks = recipe.batch.passages, recipe.batch.chunks
-    if passages % world_size:
-        raise InputError(
-            f"batch.passages: {passages} does not divide by {world_size} ranks; "
-            f"use {passages - passages % world_size or world_size} or {passages + -passages % world_size}"
-        )
-    share = passages // world_size
-    if share % chunks:
-        raise InputError(f"batch.chunks: the {share} passages of a rank do not divide by {chunks} chunks")
     settings = load_deepspeed_config(recipe.deepspeed)
     check_recipe(settings, recipe)
-    settings["train_batch_size"] = passages
-    settings["train_micro_batch_size_per_gpu"] = share
+    settings["train_batch_size"] = numbers.passages_per_step
+    settings["train_micro_batch_size_per_gpu"] = numbers.passages_per_rank
     settings["gradient_accumulation_steps"] = 1
     # DeepSpeed clips at 1.0 unless told otherwise, so 0 must be said too.
     settings["gradient_clipping"] = recipe.optimiser.gradient_clipping
@@ -68,8 +60,8 @@ def parameter_groups(aligner: Aligner, optimiser: Optimiser) -> list[dict[str, A
 def build_engine(aligner: Aligner, recipe: Recipe, settings: dict[str, Any]) -> deepspeed.DeepSpeedEngine:
     """Return the ZeRO-sharded engine; every rank must call it with equal weights and `deepspeed_settings`."""
     groups = parameter_groups(aligner, recipe.optimiser)
-    on_gpu = torch.cuda.is_available()
-    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=on_gpu)
+    fused = get_accelerator().device_name() == "cuda"
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=fused)
     engine, *_ = deepspeed.initialize(model=aligner, optimizer=optimiser, config=settings)
     return engine
 

@@ -11,14 +11,16 @@ import torch
 
 from bali_ds.config import Recipe
 from bali_ds.model.aligner import build_aligner
+from bali_ds.preflight.arithmetic import Arithmetic, arithmetic
 from bali_ds.randomness import derive
 from bali_ds.stream.evaluation import evaluation_batches
 from bali_ds.stream.loader import Loader, Step
 from bali_ds.stream.order import Position
+from bali_ds.stream.settings import StreamSettings
 from bali_ds.training.checkpoint import Checkpoints, Progress
 from bali_ds.training.cluster import Cluster, joined_cluster
 from bali_ds.training.engine import build_engine, deepspeed_settings, set_learning_rates
-from bali_ds.training.run import Data, announcement, prepare, stream_settings, total_steps
+from bali_ds.training.run import Data, announcement, prepare
 from bali_ds.training.schedule import learning_rate_factor
 from bali_ds.training.stopping import Stopped, StopRequest
 from bali_ds.training.telemetry import Telemetry
@@ -44,8 +46,8 @@ def train(recipe: Recipe, *, resume: bool = True) -> None:
     """
     with joined_cluster() as cluster:
         data = Data.open(recipe)
-        steps = total_steps(recipe, len(data.shards.split("train")))
-        settings = deepspeed_settings(recipe, cluster.world_size)
+        numbers = arithmetic(recipe, cluster.world_size, len(data.shards.split("train")))
+        settings = deepspeed_settings(recipe, numbers)
         if cluster.first:
             if not resume:
                 shutil.rmtree(recipe.directory, ignore_errors=True)
@@ -64,9 +66,9 @@ def train(recipe: Recipe, *, resume: bool = True) -> None:
         )
         progress = checkpoints.restore(engine) or Progress(0, Position())
         if cluster.first:
-            print(announcement(recipe, data, engine.module, cluster, progress, steps), flush=True)
-        if progress.step < steps:
-            _Training(recipe, cluster, data, engine, checkpoints, steps).go_on(progress)
+            print(announcement(recipe, data, engine.module, numbers, progress), flush=True)
+        if progress.step < numbers.steps:
+            _Training(recipe, numbers, cluster, data, engine, checkpoints).go_on(progress)
 
 
 @dataclass
@@ -74,11 +76,11 @@ class _Training:
     """What the loop works with."""
 
     recipe: Recipe
+    numbers: Arithmetic
     cluster: Cluster
     data: Data
     engine: deepspeed.DeepSpeedEngine
     checkpoints: Checkpoints
-    steps: int
 
     def go_on(self, progress: Progress) -> None:
         """Take all steps from `progress` to the last."""
@@ -87,7 +89,7 @@ class _Training:
         loader = Loader(
             self.data.shards,
             self.data.graph,
-            stream_settings(recipe),
+            StreamSettings.of(recipe),
             global_batch=recipe.batch.passages,
             chunks=recipe.batch.chunks,
             rank=cluster.rank,
@@ -100,16 +102,16 @@ class _Training:
         telemetry = Telemetry(
             recipe.directory,
             cluster,
-            steps=self.steps,
+            steps=self.numbers.steps,
             first_step=progress.step,
             every=recipe.log_every,
             passages=recipe.batch.passages,
-            epoch_samples=len(self.data.shards.split("train")),
+            epoch_samples=self.numbers.training_passages,
         )
         stop = StopRequest(cluster, recipe.directory / "stop")
         with stop.listening(), closing(loader), closing(telemetry):
             batches = iter(loader)
-            while progress.step < self.steps:
+            while progress.step < self.numbers.steps:
                 asked = time.monotonic()
                 batch = next(batches)
                 waited = time.monotonic() - asked
@@ -123,15 +125,14 @@ class _Training:
                 reason = stop.agreed()
                 if reason or self._due(progress, recipe.checkpoints.every):
                     self.checkpoints.save(self.engine, progress)
-                if reason and progress.step < self.steps:
+                if reason and progress.step < self.numbers.steps:
                     raise Stopped(
                         f"stopped by {reason} after step {progress.step}; the same command goes on from there"
                     )
 
     def _step(self, step: int, batch: Step) -> tuple[dict[str, torch.Tensor], float]:
         """Take one optimiser step; return the loss with its parts, and the learning rate of the text encoder."""
-        warmup_steps = min(round(self.recipe.optimiser.warmup * self.steps), self.steps - 1)
-        factor = learning_rate_factor(step, steps=self.steps, warmup_steps=warmup_steps)
+        factor = learning_rate_factor(step, steps=self.numbers.steps, warmup_steps=self.numbers.warmup_steps)
         set_learning_rates(self.engine, factor)
         # Dropout is a function of step and rank, so a resumed run repeats it without any saved state.
         torch.manual_seed(int(derive(self.recipe.seed, "dropout", step, self.cluster.rank)[0] >> 1))
@@ -142,7 +143,7 @@ class _Training:
         return losses, self.recipe.optimiser.text_learning_rate * factor
 
     def _due(self, progress: Progress, every: int) -> bool:
-        return progress.step == self.steps or bool(every and progress.step % every == 0)
+        return progress.step == self.numbers.steps or bool(every and progress.step % every == 0)
 
     def _held_out(self) -> list:
         if not len(self.data.shards.split("validation")):
@@ -150,7 +151,7 @@ class _Training:
         batches = evaluation_batches(
             self.data.shards,
             self.data.graph,
-            stream_settings(self.recipe),
+            StreamSettings.of(self.recipe),
             batch_size=32,
             limit=self.recipe.validation.passages,
         )

@@ -14,11 +14,10 @@ from bali_ds.errors import InputError
 from bali_ds.files import published_file
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.model.aligner import Aligner
+from bali_ds.preflight.arithmetic import Arithmetic
 from bali_ds.shards.store import ShardSet
 from bali_ds.stream.remote import open_shards
-from bali_ds.stream.settings import StreamSettings
 from bali_ds.training.checkpoint import Progress
-from bali_ds.training.cluster import Cluster
 
 # What may differ between the recipe of a run and the one it is resumed with: it does not change what was learnt so far.
 FREE = {"runs", "steps", "epochs", "deepspeed", "checkpoints", "validation", "evaluation", "log_every"}
@@ -50,31 +49,6 @@ class Data:
         return cls(graph, shards)
 
 
-def stream_settings(recipe: Recipe) -> StreamSettings:
-    """Return what the recipe says about the stream."""
-    return StreamSettings(
-        seed=recipe.seed,
-        fan_out=recipe.data.fan_out,
-        token_masking=recipe.masking.tokens,
-        mention_masking=recipe.masking.mentions,
-        name_masking=recipe.masking.names,
-    )
-
-
-def total_steps(recipe: Recipe, passages: int) -> int:
-    """Return the optimiser steps of a run over a training split of `passages` passages.
-
-    Raises:
-        InputError: one batch is larger than the whole split.
-    """
-    if recipe.batch.passages > passages:
-        raise InputError(f"batch.passages: {recipe.batch.passages} is more than the {passages} passages there are")
-    if recipe.steps is not None:
-        return recipe.steps
-    assert recipe.epochs is not None
-    return max(1, round(recipe.epochs * (passages // recipe.batch.passages)))
-
-
 def prepare(recipe: Recipe) -> None:
     """Make the run's directory, or check that an existing one belongs to this recipe.
 
@@ -102,23 +76,20 @@ def _compare(before: dict[str, object], recipe: Recipe, written: Path) -> None:
             )
 
 
-def announcement(recipe: Recipe, data: Data, aligner: Aligner, cluster: Cluster, progress: Progress, steps: int) -> str:
+def announcement(recipe: Recipe, data: Data, aligner: Aligner, numbers: Arithmetic, progress: Progress) -> str:
     """Return every derived number of a run, to be read before its first step."""
-    passages = len(data.shards.split("train"))
-    share = recipe.batch.passages // cluster.world_size
     text = sum(_size(parameter) for parameter in aligner.text.parameters())
     graph = sum(_size(parameter) for parameter in aligner.graph.parameters())
     rows = {
         "run": str(recipe.directory),
         "graph": f"{data.graph.num_concepts:,} concepts, {data.graph.num_names:,} names, "
         f"{data.graph.num_edges:,} edges",
-        "shards": f"{passages:,} training passages, fingerprint {data.shards.fingerprint[:12]}",
+        "shards": f"{numbers.training_passages:,} training passages, fingerprint {data.shards.fingerprint[:12]}",
         "model": f"{text / 1e6:.1f} M parameters in the text encoder, {graph / 1e6:.1f} M in the graph encoder",
-        "ranks": f"{cluster.world_size} on {cluster.device.type}, {recipe.precision}, {recipe.deepspeed}",
-        "batch": f"{recipe.batch.passages} passages = {cluster.world_size} ranks x {recipe.batch.chunks} chunks x "
-        f"{share // recipe.batch.chunks}",
-        "length": f"{steps:,} steps of {passages // recipe.batch.passages:,} an epoch = "
-        f"{steps * recipe.batch.passages / passages:.2f} epochs",
+        "ranks": f"{numbers.ranks} on {aligner.device.type}, {recipe.precision}, {recipe.deepspeed}",
+        "batch": f"{numbers.passages_per_step} passages = {numbers.ranks} ranks x {numbers.chunks} chunks x "
+        f"{numbers.passages_per_chunk}",
+        "length": f"{numbers.steps:,} steps of {numbers.steps_per_epoch:,} an epoch = {numbers.epochs:.2f} epochs",
         "start": f"step {progress.step}" + (f", resumed at {progress.position}" if progress.step else ""),
     }
     return "\n".join(f"{name:>8}  {value}" for name, value in rows.items())

@@ -5,14 +5,15 @@ import torch
 from bali_ds.config import Recipe
 from bali_ds.model.aligner import build_aligner
 from bali_ds.stream.loader import Loader
-from bali_ds.training.run import Data, stream_settings
+from bali_ds.stream.settings import StreamSettings
+from bali_ds.training.run import Data
 
 
 def loss_and_gradients(recipe: Recipe, rank: int, world_size: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     data = Data.open(recipe)
     aligner = build_aligner(recipe, 2 * data.graph.num_relations)
     loader = Loader(
-        data.shards, data.graph, stream_settings(recipe),
+        data.shards, data.graph, StreamSettings.of(recipe),
         global_batch=recipe.batch.passages, rank=rank, world_size=world_size,
     )  # fmt: skip
     loss, _ = aligner(next(loader).chunks)

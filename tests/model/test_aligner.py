@@ -6,7 +6,8 @@ import torch
 
 from bali_ds.model.aligner import build_aligner
 from bali_ds.stream.loader import Loader
-from bali_ds.training.run import Data, stream_settings
+from bali_ds.stream.settings import StreamSettings
+from bali_ds.training.run import Data
 from tests.conftest import run_ranks
 from tests.model.gradients import loss_and_gradients
 from tests.objective.dense_contrastive import dense_loss
@@ -22,7 +23,7 @@ def recipe(sample, tmp_path_factory):
 @pytest.fixture(scope="module")
 def parts(recipe):
     data = Data.open(recipe)
-    loader = Loader(data.shards, data.graph, stream_settings(recipe), global_batch=recipe.batch.passages)
+    loader = Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=recipe.batch.passages)
     return build_aligner(recipe, 2 * data.graph.num_relations), next(loader).chunks[0]
 
 

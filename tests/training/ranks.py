@@ -8,10 +8,12 @@ import torch
 
 from bali_ds.config import Recipe
 from bali_ds.model.aligner import build_aligner
+from bali_ds.preflight.arithmetic import arithmetic
 from bali_ds.stream.loader import Loader
+from bali_ds.stream.settings import StreamSettings
 from bali_ds.training.cluster import joined_cluster
 from bali_ds.training.engine import build_engine, deepspeed_settings
-from bali_ds.training.run import Data, stream_settings
+from bali_ds.training.run import Data
 from tests.training.cases import CHUNKS, STAGES
 
 
@@ -19,13 +21,13 @@ def weights_after(
     recipe: Recipe, data: Data, rank: int, world_size: int
 ) -> tuple[dict[str, torch.Tensor], list[float]]:
     """The whole weights after the recipe's steps, and the loss of each."""
-    settings = deepspeed_settings(recipe, world_size)
+    settings = deepspeed_settings(recipe, arithmetic(recipe, world_size, len(data.shards.split("train"))))
     # small tensors stay whole unless told otherwise, and everything is small here; a look-ahead through a whole
     # trace of a small model takes minutes
     settings["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
     engine = build_engine(build_aligner(recipe, 2 * data.graph.num_relations), recipe, settings)
     loader = Loader(
-        data.shards, data.graph, stream_settings(recipe),
+        data.shards, data.graph, StreamSettings.of(recipe),
         global_batch=recipe.batch.passages, chunks=recipe.batch.chunks, rank=rank, world_size=world_size,
     )  # fmt: skip
     losses = []

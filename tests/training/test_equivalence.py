@@ -7,8 +7,9 @@ import torch
 
 from bali_ds.model.aligner import build_aligner
 from bali_ds.stream.loader import Loader
+from bali_ds.stream.settings import StreamSettings
 from bali_ds.training.engine import parameter_groups
-from bali_ds.training.run import Data, stream_settings
+from bali_ds.training.run import Data
 from tests.conftest import run_ranks
 from tests.training.cases import CHUNKS, STAGES, WORLD_SIZES
 
@@ -27,7 +28,7 @@ def plain(recipe):
     data = Data.open(recipe)
     aligner = build_aligner(recipe, 2 * data.graph.num_relations)
     optimiser = torch.optim.AdamW(parameter_groups(aligner, recipe.optimiser), betas=(0.9, 0.98), eps=1e-6)
-    loader = Loader(data.shards, data.graph, stream_settings(recipe), global_batch=recipe.batch.passages)
+    loader = Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=recipe.batch.passages)
     losses, gradients = [], {}
     for _, step in zip(range(recipe.steps), loader, strict=False):
         loss, _ = aligner(step.chunks)
