@@ -1,6 +1,8 @@
 """Commands that measure a model."""
 
 import argparse
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +161,9 @@ def _run_questions(options: argparse.Namespace) -> None:
         max_tokens=options.max_tokens,
         seed=options.seed,
     )
-    result = evaluate_questions(options.model, splits, tuning)
+    # The Trainer imports DeepSpeed, which speaks on the standard output.
+    with redirect_stdout(sys.stderr):
+        result = evaluate_questions(options.model, splits, tuning)
     accuracy = result["accuracy"]
     emit(
         result,

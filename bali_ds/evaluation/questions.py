@@ -60,11 +60,10 @@ class _Encoded(Dataset):
     def __init__(self, questions: list[Question], tokenizer: Any, labels: list[str], max_tokens: int) -> None:
         self.rows = []
         for question in questions:
-            # The question is kept whole, what stands beside it is cut.
             firsts = [question.text] * max(1, len(question.options))
             seconds = list(question.options) or ([question.context] if question.context else None)
-            cut = {"truncation": "only_second" if seconds and not question.options else True, "max_length": max_tokens}
-            encoded = tokenizer(firsts, seconds, **cut)
+            # The longer of the two is cut first, so questions stay whole beside long contexts.
+            encoded = tokenizer(firsts, seconds, truncation=True, max_length=max_tokens)
             values = {key: rows if question.options else rows[0] for key, rows in encoded.items()}
             self.rows.append({**values, "label": labels.index(question.answer) if question.answer in labels else -100})
 

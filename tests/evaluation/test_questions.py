@@ -10,10 +10,12 @@ from bali_ds.evaluation.question_data import Question, read_questions, read_spli
 
 PUBMEDQA = {
     str(number): {
-        "QUESTION": f"name {number % 30}?", "CONTEXTS": ["pair 1", "plus"], "final_decision": ("yes", "no")[number % 2],
+        "QUESTION": f"name {number}?" * (20 if number == 3 else 1),
+        "CONTEXTS": ["pair 1", "plus"],
+        "final_decision": ("yes", "no")[number % 2],
     }
     for number in range(24)
-}  # fmt: skip
+}
 BIOASQ = {
     "questions": [
         {"body": "Is it?", "type": "yesno", "exact_answer": "Yes", "snippets": [{"text": "It is."}]},
