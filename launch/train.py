@@ -7,6 +7,7 @@ import argparse
 import logging
 import os
 import sys
+import traceback
 import warnings
 from pathlib import Path
 
@@ -75,5 +76,20 @@ def _job(recipe: Recipe, *, resume: bool, first: bool) -> int:
     return 0
 
 
+def _status() -> int:
+    try:
+        return main()
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    status = _status()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Nothing is left to do, but threads of the process groups may still be ending: an ordinary exit then aborts now and
+    # then ("terminate called without an active exception"), and a complete run would look like a failed one.
+    os._exit(status)

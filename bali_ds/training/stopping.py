@@ -67,6 +67,7 @@ class StopRequest:
             yield
         finally:
             self._ended.set()
+            watcher.join()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -75,7 +76,7 @@ class StopRequest:
 
     def _watch_launcher(self, ancestors: list[int]) -> None:
         """The launcher does not pass signals on: when it is killed its ranks would run on unseen."""
-        while not self._ended.wait(1.0):
+        while not self._ended.wait(0.5):
             if _ancestors()[: len(ancestors)] != ancestors:
                 self._note("the launcher is gone")
                 if not self._ended.wait(_ORPHAN_SECONDS):
