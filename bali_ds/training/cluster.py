@@ -1,6 +1,5 @@
 """The ranks of a run: joining them, and leaving without a mess."""
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +10,6 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The training loop."""
 
-import logging
 import shutil
 import time
 from contextlib import closing
@@ -25,8 +24,6 @@ from bali_ds.training.schedule import learning_rate_factor
 from bali_ds.training.stopping import Stopped, StopRequest
 from bali_ds.training.telemetry import Telemetry
 from bali_ds.training.validation import validate
-
-logger = logging.getLogger(__name__)
 
 
 def train(recipe: Recipe, *, resume: bool = True) -> None:
