@@ -111,6 +111,23 @@ class Checkpoints(Section):
     """Optimiser steps between checkpoints; the last step is always saved."""
     keep: int = Field(default=2, ge=1)
     """Newest complete checkpoints kept."""
+    keep_every: int = Field(default=0, ge=0)
+    """Checkpoints of steps that divide by this are kept for good; 0 keeps none."""
+
+
+class Guards(Section):
+    """What is done about steps and machines that go wrong."""
+
+    skip_non_finite: int = Field(default=0, ge=0)
+    """Steps whose loss or gradient is no number that the run may leave out; one more ends it."""
+    spike: float = Field(default=0, ge=0)
+    """Loss above its recent median by so many deviations: return to the checkpoint, leave the samples out; 0: never."""
+    step_minutes: float = Field(default=10, gt=0)
+    """A step that takes longer has the stacks of all ranks written out."""
+    host_minutes: float = Field(default=2, gt=0)
+    """Ranks that hear nothing of a host for so long end, and name it."""
+    max_minutes: float | None = Field(default=None, gt=0)
+    """The run saves itself and stops after so long."""
 
 
 class Validation(Section):
@@ -155,6 +172,7 @@ class Recipe(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     deepspeed: Path = Path("ds_configs/zero1.json")
     checkpoints: Checkpoints = Checkpoints()
+    guards: Guards = Guards()
     validation: Validation = Validation()
     evaluation: Evaluation = Evaluation()
     log_every: int = Field(default=10, ge=1)

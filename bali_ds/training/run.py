@@ -20,7 +20,7 @@ from bali_ds.stream.remote import open_shards
 from bali_ds.training.checkpoint import Progress
 
 # What may differ between the recipe of a run and the one it is resumed with: it does not change what was learnt so far.
-FREE = {"runs", "steps", "epochs", "deepspeed", "checkpoints", "validation", "evaluation", "log_every"}
+FREE = {"runs", "steps", "epochs", "deepspeed", "checkpoints", "validation", "evaluation", "guards", "log_every"}
 
 
 @dataclass(frozen=True)
