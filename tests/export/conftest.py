@@ -1,16 +1,13 @@
 """Checkpoints that two real ranks wrote, one for each ZeRO stage, dressed up as runs."""
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from transformers import BertConfig, BertTokenizerFast
 
+from tests.conftest import run_ranks
 from tests.export.ranks import CASES, STEPS
 from tests.export.runs import mark
 
@@ -21,27 +18,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for num
 def trained(tmp_path_factory) -> Path:
     """A folder with `CASE/step-00000002/` and `CASE/live.pt` for each case."""
     out = tmp_path_factory.mktemp("trained")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
-    script = str(Path(__file__).with_name("ranks.py"))
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, script, str(out), *CASES],
-            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    try:
-        said = [rank.communicate(timeout=240)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert all(rank.returncode == 0 for rank in ranks), "\n".join(said)
+    run_ranks(2, Path(__file__).with_name("ranks.py"), out, *CASES)
     return out
 
 

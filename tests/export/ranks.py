@@ -1,6 +1,5 @@
 """Run by two processes: trains a small aligner at one ZeRO stage after another and saves what the tests compare."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from bali_ds.config import Objective
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.graph import GraphEncoder
 from bali_ds.model.text import TextEncoder
+from bali_ds.training.cluster import joined_cluster
+from tests.leaving import leave
 
 STEPS = 2
 CASES = ("0-fp32", "1-bf16", "2-fp32", "3-bf16")
@@ -76,16 +77,15 @@ def train(stage: int, precision: str, out: Path) -> None:
 
 def main() -> None:
     out, *cases = sys.argv[1:]
-    # No launcher and no just-in-time build: gloo as torch has it.
-    torch.distributed.init_process_group("gloo")
-    for case in cases:
-        stage, precision = case.split("-")
-        folder = Path(out) / case
-        if os.environ["RANK"] == "0":
-            folder.mkdir(parents=True)
-        torch.distributed.barrier()
-        train(int(stage), precision, folder)
-    torch.distributed.destroy_process_group()
+    with joined_cluster() as cluster:
+        for case in cases:
+            stage, precision = case.split("-")
+            folder = Path(out) / case
+            if cluster.first:
+                folder.mkdir(parents=True)
+            cluster.wait()
+            train(int(stage), precision, folder)
+    leave()
 
 
 if __name__ == "__main__":

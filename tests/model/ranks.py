@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from bali_ds.config import Recipe
+from tests.leaving import leave
 from tests.model.gradients import loss_and_gradients
 
 
@@ -20,6 +21,7 @@ def main() -> None:
     if dist.get_rank() == 0:
         torch.save((loss, gradients), sys.argv[2])
     dist.destroy_process_group()
+    leave()
 
 
 main()

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from bali_ds.objective.contrastive import contrastive_loss
 from bali_ds.objective.masked_language_model import masked_language_model_loss
+from tests.leaving import leave
 from tests.objective import dense_contrastive as dense
 
 PROCESSES = 4
@@ -100,6 +101,7 @@ def run(rank: int, store: str, out: str) -> None:
     torch.save(results, Path(out) / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
+    leave()
 
 
 def start(out: Path) -> list[dict]:

@@ -14,6 +14,7 @@ from bali_ds.stream.settings import StreamSettings
 from bali_ds.training.cluster import joined_cluster
 from bali_ds.training.engine import build_engine, deepspeed_settings
 from bali_ds.training.run import Data
+from tests.leaving import leave
 from tests.training.cases import CHUNKS, STAGES
 
 
@@ -60,6 +61,7 @@ def main() -> None:
                 result = weights_after(changed, data, cluster.rank, cluster.world_size)
                 if cluster.first:
                     torch.save(result, out / f"{cluster.world_size}-{stage}-{chunks}.pt")
+    leave()
 
 
 main()
