@@ -1,9 +1,11 @@
 """What follows training: export, evaluation before and after, the report."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer
 
 from bali_ds.config import Linking, Recipe, dump_recipe
@@ -52,6 +54,8 @@ def conclude(recipe: Recipe) -> str:
 
 
 def _linking(recipe: Recipe, data: Linking) -> dict[str, Any]:
+    # The other ranks are done: the cores of all are free for this one.
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     dictionary, queries = read_dictionary(data.dictionary), read_queries(data.queries)
     untrained = load_text_encoder(recipe.text_encoder.path, seed=recipe.seed).encoder.eval()
     tokenizer = AutoTokenizer.from_pretrained(recipe.text_encoder.path)
