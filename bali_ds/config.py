@@ -49,10 +49,12 @@ class TextEncoder(Section):
 
 
 class GraphEncoder(Section):
-    """GATv2 over the star of a concept and its neighbours."""
+    """The encoder of the star of a concept and its neighbours."""
 
+    kind: Literal["gatv2", "graphsage", "compgcn"] = "gatv2"
     layers: int = Field(default=2, ge=1)
     heads: int = Field(default=2, ge=1)
+    """Attention heads of each layer, for gatv2."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
 

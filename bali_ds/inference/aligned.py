@@ -15,7 +15,7 @@ from bali_ds.files import read_json
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.inference.encoder import DESCRIPTION, load
 from bali_ds.model.aligner import Aligner
-from bali_ds.model.graph import GraphEncoder
+from bali_ds.model.graph import build_graph_encoder
 from bali_ds.model.text import TextEncoder
 from bali_ds.shards.store import ShardSet
 from bali_ds.stream.evaluation import evaluation_batches
@@ -34,13 +34,8 @@ def load_aligned(path: Path, device: str = "cpu") -> tuple[Aligner, Recipe]:
     description = read_json(path / DESCRIPTION)
     recipe = Recipe.model_validate(description["recipe"])
     encoder = load(path)
-    graph = GraphEncoder(
-        encoder.width,
-        description["num_relations"],
-        layers=recipe.graph_encoder.layers,
-        heads=recipe.graph_encoder.heads,
-        dropout=recipe.graph_encoder.dropout,
-    )
+    # a kind that knows no relations has none stored
+    graph = build_graph_encoder(recipe.graph_encoder, encoder.width, description["num_relations"] or 0)
     try:
         weights = {name: tensor.float() for name, tensor in load_file(path / "graph_encoder.safetensors").items()}
         # Modules under two names are stored once, so only the names of parameters count as missing.

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from bali_ds.config import Objective, Recipe
-from bali_ds.model.graph import GraphEncoder
+from bali_ds.model.graph import GraphEncoder, build_graph_encoder
 from bali_ds.model.pooling import segment_mean
 from bali_ds.model.text import TextEncoder, load_text_encoder
 from bali_ds.objective.contrastive import contrastive_loss
@@ -56,7 +56,7 @@ class Aligner(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return self.graph.relations.weight.device
+        return next(self.graph.parameters()).device
 
     @property
     def logit_scale(self) -> torch.Tensor:
@@ -103,7 +103,7 @@ class Aligner(nn.Module):
         hidden = self.text.flat_hidden_states(batch.passages)
         text_views = segment_mean(hidden[batch.mention_tokens], batch.mention_views, batch.num_views)
         names = self.text.name_vectors(batch.names)
-        nodes = names[batch.node_names].to(self.graph.relations.weight.dtype)
+        nodes = names[batch.node_names].to(next(self.graph.parameters()).dtype)
         nodes = self.graph(nodes, batch.edge_index, batch.edge_relations)
         logits = self.text.head(hidden[batch.labelled_tokens])
         cross_entropy = summed_cross_entropy(logits, batch.labels)
@@ -130,11 +130,5 @@ def build_aligner(recipe: Recipe, num_relations: int) -> Aligner:
     """
     text = load_text_encoder(recipe.text_encoder.path, seed=recipe.seed, dropout=recipe.text_encoder.dropout)
     torch.manual_seed(recipe.seed)
-    graph = GraphEncoder(
-        text.width,
-        num_relations,
-        layers=recipe.graph_encoder.layers,
-        heads=recipe.graph_encoder.heads,
-        dropout=recipe.graph_encoder.dropout,
-    )
+    graph = build_graph_encoder(recipe.graph_encoder, text.width, num_relations)
     return Aligner(text, graph, recipe.objective)

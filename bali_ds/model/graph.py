@@ -1,39 +1,59 @@
-"""The graph encoder: GATv2 over the stars of concepts and their neighbours."""
+"""Graph encoders over the stars of concepts and their neighbours: residual layers around one of several updates."""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch_geometric.nn import GATv2Conv
+from torch_geometric.nn import GATv2Conv, SAGEConv
 
+from bali_ds import config
 from bali_ds.errors import InputError
+from bali_ds.model.pooling import segment_mean
 
 # A fresh layer starts near the identity, so that a concept's vector starts as the vector of its name.
 INITIAL_LAYER_SCALE = 0.1
 
 
-class GraphEncoder(nn.Module):
-    """Attention over neighbours with relation embeddings as edge features.
+class Messages(NamedTuple):
+    """What passes along the edges, the same in every layer; E messages between N nodes.
 
-    Each layer is h + scale * dropout(GELU(GATv2(LayerNorm(h)))), with GATv2 of Brody, Alon and Yahav (ICLR 2022),
-    shared source and target weights, and the relation's embedding in the score of its edge. Every node
-    attends to itself through a relation of its own: without it a second layer would see the neighbours of a star
-    as empty and give every concept the same vector.
-
-    Args:
-        width: size d of node features and outputs; divisible by `heads`.
-        num_relations: relation ids, both directions together.
-        layers: number of layers.
-        heads: attention heads of each layer.
-        dropout: of the features between layers and of the attention.
+    Attributes:
+        edge_index: int64 [2, E + N], source and target of each message; those of nodes to themselves come last.
+        features: float [E + N, d], the embedding of each message's relation; None where the kind knows no relations.
+        directions: int64 [E + N], 0 along the relation as the graph names it, 1 against it, 2 from a node to itself.
     """
 
-    def __init__(self, width: int, num_relations: int, *, layers: int, heads: int, dropout: float) -> None:
+    edge_index: torch.Tensor
+    features: torch.Tensor | None
+    directions: torch.Tensor
+
+
+class GraphEncoder(nn.Module):
+    """Node vectors from node features, edges and relations: the one interface of all kinds.
+
+    Each layer is h + scale * dropout(GELU(update(LayerNorm(h)))). Every node also sends a message to itself, through
+    a relation of its own: without it a second layer would see the neighbours of a star as empty and give every
+    concept the same vector.
+
+    Args:
+        width: size d of node features and outputs; for "gatv2" divisible by `heads`.
+        num_relations: relation ids, both directions together; r and r + num_relations / 2 are inverses.
+        kind: "gatv2", "graphsage" or "compgcn".
+        layers: number of layers.
+        heads: attention heads of each layer.
+        dropout: of the update, and of the attention.
+    """
+
+    def __init__(
+        self, width: int, num_relations: int, *, layers: int, heads: int, dropout: float, kind: str = "gatv2"
+    ) -> None:
         super().__init__()
-        if width % heads:
-            raise InputError(f"graph_encoder.heads: width {width} does not divide by {heads} heads")
-        self.relations = nn.Embedding(num_relations + 1, width)
-        self.layers = nn.ModuleList(_Layer(width, heads, dropout) for _ in range(layers))
-        self.self_relation = num_relations
+        layer = LAYERS[kind]
+        self.relations = nn.Embedding(num_relations + 1, width) if layer.knows_relations else None
+        self.layers = nn.ModuleList(layer(width, heads, dropout) for _ in range(layers))
+        self.num_relations = num_relations
 
     def forward(self, nodes: torch.Tensor, edge_index: torch.Tensor, edge_relations: torch.Tensor) -> torch.Tensor:
         """Return node vectors.
@@ -47,18 +67,58 @@ class GraphEncoder(nn.Module):
             float [N, d].
         """
         own = torch.arange(nodes.shape[0], device=nodes.device)
-        edge_index = torch.cat([edge_index, own.expand(2, -1)], dim=1)
-        relations = torch.cat([edge_relations, torch.full_like(own, self.self_relation)])
-        features = self.relations(relations)
+        relations = torch.cat([edge_relations, torch.full_like(own, self.num_relations)])
+        messages = Messages(
+            torch.cat([edge_index, own.expand(2, -1)], dim=1),
+            self.relations(relations) if self.relations is not None else None,
+            relations // max(self.num_relations // 2, 1),
+        )
         for layer in self.layers:
-            nodes = layer(nodes, edge_index, features)
+            nodes = layer(nodes, messages)
         return nodes
 
 
-class _Layer(nn.Module):
+def build_graph_encoder(settings: config.GraphEncoder, width: int, num_relations: int) -> GraphEncoder:
+    """Return the graph encoder of a recipe, fresh."""
+    return GraphEncoder(
+        width,
+        num_relations,
+        kind=settings.kind,
+        layers=settings.layers,
+        heads=settings.heads,
+        dropout=settings.dropout,
+    )
+
+
+class _Layer(nn.Module, ABC):
+    knows_relations = True
+
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
+        self.build(width, heads, dropout)
+        self.scale = nn.Parameter(torch.full((width,), INITIAL_LAYER_SCALE))
+        self.dropout = dropout
+
+    def forward(self, nodes: torch.Tensor, messages: Messages) -> torch.Tensor:
+        update = self.update(self.norm(nodes), messages)
+        return nodes + self.scale * F.dropout(F.gelu(update), self.dropout, self.training)
+
+    @abstractmethod
+    def build(self, width: int, heads: int, dropout: float) -> None:
+        """Make the update's own modules."""
+
+    @abstractmethod
+    def update(self, nodes: torch.Tensor, messages: Messages) -> torch.Tensor:
+        """Return what every node gathers, [N, d]."""
+
+
+class _Attention(_Layer):
+    """GATv2 of Brody, Alon and Yahav (ICLR 2022), one weight for both ends, the relation in the score of its edge."""
+
+    def build(self, width: int, heads: int, dropout: float) -> None:
+        if width % heads:
+            raise InputError(f"graph_encoder.heads: width {width} does not divide by {heads} heads")
         self.attention = GATv2Conv(
             width,
             width // heads,
@@ -68,9 +128,42 @@ class _Layer(nn.Module):
             share_weights=True,
             add_self_loops=False,
         )
-        self.scale = nn.Parameter(torch.full((width,), INITIAL_LAYER_SCALE))
-        self.dropout = dropout
 
-    def forward(self, nodes: torch.Tensor, edge_index: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        update = self.attention(self.norm(nodes), edge_index, features)
-        return nodes + self.scale * F.dropout(F.gelu(update), self.dropout, self.training)
+    def update(self, nodes: torch.Tensor, messages: Messages) -> torch.Tensor:
+        return self.attention(nodes, messages.edge_index, messages.features)
+
+
+class _Sage(_Layer):
+    """GraphSAGE of Hamilton, Ying and Leskovec (NIPS 2017), mean aggregator: W_1 mean(h_u) + W_2 h_v."""
+
+    knows_relations = False
+
+    def build(self, width: int, heads: int, dropout: float) -> None:  # noqa: ARG002
+        self.convolution = SAGEConv(width, width)
+
+    def update(self, nodes: torch.Tensor, messages: Messages) -> torch.Tensor:
+        # the node's own message is the second term already
+        edges = messages.edge_index.shape[1] - nodes.shape[0]
+        return self.convolution(nodes, messages.edge_index[:, :edges])
+
+
+class _Composition(_Layer):
+    """CompGCN of Vashishth, Sanyal, Nitin and Talukdar (ICLR 2020) with composition by product.
+
+    Sum over the directions l of W_l mean(h_u * V z_r), where z is the embedding of the message's relation: messages
+    along facts, against them and of the node to itself have a matrix each, and V is the layer's own.
+    """
+
+    def build(self, width: int, heads: int, dropout: float) -> None:  # noqa: ARG002
+        self.relation = nn.Linear(width, width, bias=False)
+        self.combine = nn.Linear(3 * width, width)
+
+    def update(self, nodes: torch.Tensor, messages: Messages) -> torch.Tensor:
+        sources, targets = messages.edge_index
+        composed = nodes[sources] * self.relation(messages.features)
+        count, width = nodes.shape
+        means = segment_mean(composed, 3 * targets + messages.directions, 3 * count)
+        return self.combine(means.view(count, 3 * width).to(nodes.dtype))
+
+
+LAYERS: dict[str, type[_Layer]] = {"gatv2": _Attention, "graphsage": _Sage, "compgcn": _Composition}

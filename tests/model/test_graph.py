@@ -6,13 +6,14 @@ from torch.nn import functional as F
 
 from bali_ds.model.graph import GraphEncoder
 
+KINDS = ("gatv2", "graphsage", "compgcn")
 
-def slow_layer(layer, nodes, sources, targets, features):
+
+def slow_attention(layer, nodes, sources, targets, features, _relations):
     """GATv2 with edge features written out edge by edge: e = a . LeakyReLU(W h_u + W h_v + W_e r)."""
     attention = layer.attention
     heads, width = attention.heads, attention.out_channels
-    normed = layer.norm(nodes)
-    projected = attention.lin_l(normed).view(-1, heads, width)
+    projected = attention.lin_l(nodes).view(-1, heads, width)
     edges = attention.lin_edge(features).view(-1, heads, width)
     rows = []
     for node in range(len(nodes)):
@@ -28,7 +29,44 @@ def slow_layer(layer, nodes, sources, targets, features):
                 sum(weight * projected[sources[edge], head] for weight, edge in zip(weights, incoming, strict=True))
             )
         rows.append(torch.cat(per_head) + attention.bias)
-    update = torch.stack(rows)
+    return torch.stack(rows)
+
+
+def slow_sage(layer, nodes, sources, targets, _features, _relations):
+    """GraphSAGE node by node: W_1 mean(h_u) + b + W_2 h_v; a node without neighbours has a mean of zero."""
+    neighbour, own = layer.convolution.lin_l, layer.convolution.lin_r
+    rows = []
+    for node in range(len(nodes)):
+        incoming = [nodes[u] for u, v in zip(sources, targets, strict=True) if v == node and u != node]
+        mean = sum(incoming) / len(incoming) if incoming else torch.zeros(nodes.shape[1])
+        rows.append(neighbour.weight @ mean + neighbour.bias + own.weight @ nodes[node])
+    return torch.stack(rows)
+
+
+def slow_composition(layer, nodes, sources, targets, features, relations):
+    """CompGCN message by message: each direction has a third of the matrix, and a mean of its own."""
+    width = nodes.shape[1]
+    matrices = layer.combine.weight.split(width, dim=1)
+    rows = []
+    for node in range(len(nodes)):
+        row = layer.combine.bias
+        for direction, matrix in enumerate(matrices):
+            composed = [
+                nodes[u] * (layer.relation.weight @ features[edge])
+                for edge, (u, v, r) in enumerate(zip(sources, targets, relations, strict=True))
+                if v == node and (0 if r < 3 else 1 if r < 6 else 2) == direction
+            ]
+            if composed:
+                row = row + matrix @ (sum(composed) / len(composed))
+        rows.append(row)
+    return torch.stack(rows)
+
+
+SLOW = {"gatv2": slow_attention, "graphsage": slow_sage, "compgcn": slow_composition}
+
+
+def slow_layer(kind, layer, nodes, *edges):
+    update = SLOW[kind](layer, layer.norm(nodes), *edges)
     gelu = update * 0.5 * (1 + torch.erf(update / math.sqrt(2)))
     return nodes + layer.scale * gelu
 
@@ -39,26 +77,32 @@ def star(num_neighbours, first=0):
     return torch.stack([torch.cat([neighbours, centre]), torch.cat([centre, neighbours])])
 
 
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
 @pytest.fixture
-def encoder():
+def encoder(kind):
     torch.manual_seed(0)
-    return GraphEncoder(8, 6, layers=2, heads=2, dropout=0.0).eval()
+    return GraphEncoder(8, 6, kind=kind, layers=2, heads=2, dropout=0.0).eval()
 
 
-def test_layers_equal_the_formula_written_out(encoder):
+def test_layers_equal_the_formula_written_out(kind, encoder):
     nodes = torch.randn(6, 8)
     edge_index = torch.cat([star(3), star(1, first=4)], dim=1)
     relations = torch.tensor([0, 1, 5, 3, 4, 2, 0, 3])
     expected = nodes
     loops = torch.arange(6)
     sources, targets = torch.cat([edge_index, loops.expand(2, -1)], dim=1)
-    features = encoder.relations(torch.cat([relations, torch.full((6,), 6)]))
+    with_loops = torch.cat([relations, torch.full((6,), 6)])
+    features = encoder.relations.weight[with_loops] if encoder.relations else None
     for layer in encoder.layers:
-        expected = slow_layer(layer, expected, sources, targets, features)
+        expected = slow_layer(kind, layer, expected, sources, targets, features, with_loops)
     torch.testing.assert_close(encoder(nodes, edge_index, relations), expected)
 
 
-def test_concepts_of_stars_differ_and_neighbours_matter(encoder):
+def test_concepts_of_stars_differ_and_neighbours_and_relations_matter(kind, encoder):
     nodes = torch.randn(8, 8)
     edge_index = torch.cat([star(3), star(3, first=4)], dim=1)
     relations = torch.zeros(12, dtype=torch.long)
@@ -67,7 +111,8 @@ def test_concepts_of_stars_differ_and_neighbours_matter(encoder):
     changed = nodes.clone()
     changed[1, 0] += 1
     assert (encoder(changed, edge_index, relations)[0] - vectors[0]).abs().max() > 1e-4
-    assert (encoder(nodes, edge_index, relations + 1)[0] - vectors[0]).abs().max() > 1e-4
+    relations_matter = (encoder(nodes, edge_index, relations + 1)[0] - vectors[0]).abs().max() > 1e-4
+    assert relations_matter == (kind != "graphsage")
 
 
 def test_isolated_concepts_are_not_constant(encoder):
@@ -85,11 +130,18 @@ def test_no_nodes_give_no_vectors_and_zero_gradients(encoder):
         assert parameter.grad.eq(0).all(), name
 
 
+def test_every_parameter_gets_a_gradient(encoder):
+    encoder(torch.randn(6, 8), star(5), torch.tensor([0, 1, 2, 3, 4, 3, 4, 5, 0, 1])).square().sum().backward()
+    for name, parameter in encoder.named_parameters():
+        assert parameter.grad.abs().max() > 0, name
+
+
 def test_a_hub_of_thousands_of_neighbours_stays_finite(encoder):
     vectors = encoder(torch.randn(4001, 8), star(4000), torch.zeros(8000, dtype=torch.long))
     assert vectors.isfinite().all()
 
 
-def test_width_must_divide_by_heads():
+def test_width_must_divide_by_heads_where_there_are_heads():
     with pytest.raises(ValueError, match="does not divide"):
         GraphEncoder(7, 2, layers=1, heads=2, dropout=0.0)
+    GraphEncoder(7, 2, kind="compgcn", layers=1, heads=2, dropout=0.0)
