@@ -115,6 +115,7 @@ class Loader:
         for worker in self._workers:
             worker.close()
         self._workers = []
+        self._steps.close()
 
     def __enter__(self) -> Self:
         return self

@@ -3,7 +3,6 @@
 import logging
 import time
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,7 +73,7 @@ class SampleReader:
         self._shards = shards
         self._tar_bytes = np.array([shard.bytes for shard in shards.shards], np.int64)
         self._mirror = Mirror.at(shards.path)
-        self._mapped = lru_cache(_OPEN_TARS)(self._map)
+        self._tars: dict[int, NDArray[np.uint8]] = {}
 
     def read(self, rows: Ints) -> Samples:
         """Return the samples at rows of the sample table, in the order asked for.
@@ -98,7 +97,7 @@ class SampleReader:
         )
         order = np.argsort(numbers, kind="stable")
         for group in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1):
-            tar = self._mapped(int(numbers[group[0]]))
+            tar = self._tar(int(numbers[group[0]]))
             possible[group] &= (tar.view(_INT32)[marks[:, group] // 4] == _NPY_MARK).all(axis=0)
             for part in parts:
                 part.gather(tar, group)
@@ -136,13 +135,26 @@ class SampleReader:
             table[~possible] = np.zeros((), table.dtype)
         return table, possible
 
+    def _tar(self, number: int) -> NDArray[np.uint8]:
+        """Return a tar, mapped; those used last stay mapped, but not beyond their eviction from a cache."""
+        tar = self._tars.pop(number, None)
+        if tar is None:
+            tar = self._map(number)
+            if self._mirror:
+                shards, path = self._shards.shards, self._shards.path
+                self._tars = {old: kept for old, kept in self._tars.items() if (path / shards[old].name).exists()}
+            if len(self._tars) == _OPEN_TARS:
+                del self._tars[next(iter(self._tars))]
+        self._tars[number] = tar
+        return tar
+
     def _map(self, number: int) -> NDArray[np.uint8]:
-        """Map a tar, with patience: a file server may be away for a moment."""
+        """Map a tar, with patience: a file server may be away for a moment, a cache may have had to let it go."""
         shard = self._shards.shards[number]
         path = self._shards.path / shard.name
-        if self._mirror:
-            self._mirror.fetch(shard)
         for wait in (*_WAITS, None):
+            if self._mirror:
+                self._mirror.fetch(shard)
             try:
                 mapped = np.memmap(path, np.uint8, "r")
                 if mapped.size == shard.bytes:

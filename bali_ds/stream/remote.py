@@ -2,15 +2,16 @@
 
 A mirror is a directory of shards like any other, with a file that says where it comes from, and of the tars only
 those in use. Processes of a node share it: each file is fetched once, checked against the index, and renamed into
-place; the tars used longest ago go when their total grows beyond a limit.
+place. The tars, those on their way included, never take more than a limit: a download begins with an empty file of
+the size that it will have, for which the tars used longest ago make room.
 """
 
 import fcntl
 import hashlib
 import logging
 import os
-import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 _SOURCE = "source.json"
 _WAITS = (1, 2, 4, 8, 16)
+_WAIT_FOR_ROOM = 0.05
 _BLOCK = 1 << 20
 _LARGEST_INDEX = 64 << 20
 _SECONDS_OF_SILENCE = 30
@@ -54,7 +56,11 @@ def open_shards(location: str | Path, *, cache: Path | None = None, limit_bytes:
             if not (home / name).exists() or sha256_file(home / name) != digest:
                 _download(f"{url}/{name}", home / name, None, digest)
         write_json(home / _SOURCE, {"url": url, "limit_bytes": limit_bytes})
-    return open_local(home)
+    shards = open_local(home)
+    largest = max((shard.bytes for shard in shards.shards), default=0)
+    if largest > limit_bytes:
+        raise InputError(f"{url}: its largest shard has {largest} bytes, the cache may take {limit_bytes}; allow more")
+    return shards
 
 
 def open_local(path: Path | str) -> ShardSet:
@@ -87,9 +93,10 @@ class Mirror:
         target = self.path / shard.name
         if self._is_there(target, shard):
             return
-        with _locked(self.path / f".{shard.name}.lock"):
+        with _locked(self._lock(shard.name)):
             if not self._is_there(target, shard):
-                self._make_room(shard.bytes)
+                while not self._make_room(shard):
+                    time.sleep(_WAIT_FOR_ROOM)
                 _download(f"{self.url}/{shard.name}", target, shard.bytes, shard.sha256)
 
     @staticmethod
@@ -100,68 +107,104 @@ class Mirror:
         except OSError:
             return False
 
-    def _make_room(self, needed: int) -> None:
-        """Remove the tars used longest ago; whoever has one mapped keeps its pages."""
+    def _make_room(self, shard: Shard) -> bool:
+        """Reserve room for a tar; False where downloads of others take all there is, until they end.
+
+        The tars used longest ago go; a process that has one mapped keeps its pages.
+        """
         with _locked(self.path / ".lock"):
-            tars = sorted(self.path.glob("*.tar"), key=lambda tar: tar.stat().st_mtime)
-            held = needed + sum(tar.stat().st_size for tar in tars)
-            for tar in tars:
-                if held <= self.limit_bytes:
-                    return
-                held -= tar.stat().st_size
+            # Downloads first: one that ends meanwhile is then counted twice rather than not at all.
+            taken = shard.bytes + sum(
+                _size(part) for part in self._downloads() if part != _part(self.path / shard.name)
+            )
+            tars = {tar: _size(tar) for tar in sorted(self.path.glob("*.tar"), key=lambda tar: tar.stat().st_mtime)}
+            taken += sum(tars.values())
+            for tar, size in tars.items():
+                if taken <= self.limit_bytes:
+                    break
                 tar.unlink()
+                taken -= size
+            if taken > self.limit_bytes:
+                return False
+            with open(_part(self.path / shard.name), "wb") as part:
+                part.truncate(shard.bytes)
+            return True
+
+    def _downloads(self) -> Iterator[Path]:
+        """Yield the downloads under way; what a killed process left of one goes."""
+        for part in self.path.glob(".*.tar.part"):
+            try:
+                with _locked(self._lock(part.name[1:].removesuffix(".part")), wait=False):
+                    part.unlink(missing_ok=True)
+            except BlockingIOError:
+                yield part
+
+    def _lock(self, name: str) -> Path:
+        return self.path / f".{name}.lock"
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     with open(path, "w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        fcntl.flock(stream, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+
+
+def _part(target: Path) -> Path:
+    """Where a file grows until it is whole; whoever writes it holds the lock of its target."""
+    return target.with_name(f".{target.name}.part")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _download(url: str, target: Path, size: int | None, digest: str | None) -> None:
     """Publish a remote file that has the digest, or where there is none yet is JSON; try again for a while."""
-    for wait in (*_WAITS, None):
-        try:
-            _copy(url, target, size, digest)
-            return
-        except Exception as error:  # every backend of fsspec raises errors of its own
-            problem = f"{url}: {type(error).__name__}: {error}".replace("\n", " ")
-        if wait is not None:
-            logger.warning("%s; trying again in %s s", problem, wait)
-            time.sleep(wait)
-    raise InputError(f"{problem}; given up after {len(_WAITS) + 1} attempts")
-
-
-def _copy(url: str, target: Path, size: int | None, digest: str | None) -> None:
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-    found, total = hashlib.sha256(), 0
+    part = _part(target)
     try:
-        with os.fdopen(descriptor, "wb") as sink, _open(url, size) as source:
-            while block := source.read(_BLOCK):
-                total += len(block)
-                if size is not None and total > size:
-                    raise ValueError(f"is longer than {size} bytes")
-                found.update(block)
-                sink.write(block)
-        if digest is None:
-            read_json(Path(name))
-        elif found.hexdigest() != digest:
-            raise ValueError(f"{total} bytes came that are not what the index says")
-        os.replace(name, target)
+        for wait in (*_WAITS, None):
+            try:
+                _copy(url, part, size, digest)
+                os.replace(part, target)
+                return
+            except Exception as error:  # every backend of fsspec raises errors of its own
+                problem = f"{url}: {type(error).__name__}: {error}".replace("\n", " ")
+            if wait is not None:
+                logger.warning("%s; trying again in %s s", problem, wait)
+                time.sleep(wait)
+        raise InputError(f"{problem}; given up after {len(_WAITS) + 1} attempts")
     finally:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
-def _open(url: str, size: int | None) -> Any:
+def _copy(url: str, part: Path, size: int | None, digest: str | None) -> None:
+    """Fill a file from a URL; until it is whole it keeps the size that is reserved for it."""
+    found, total = hashlib.sha256(), 0
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT, 0o644), "wb") as sink, _open(url) as source:
+        while block := source.read(_BLOCK):
+            total += len(block)
+            if size is not None and total > size:
+                raise ValueError(f"is longer than {size} bytes")
+            found.update(block)
+            sink.write(block)
+        if digest is not None and found.hexdigest() != digest:
+            raise ValueError(f"{total} bytes came that are not what the index says")
+        sink.truncate()
+        sink.flush()
+        os.fsync(sink.fileno())
+    if digest is None:
+        read_json(part)
+
+
+def _open(url: str) -> Any:
     """Open a URL for reading from end to end."""
+    if url.startswith(("http://", "https://")):
+        # A silent server is given up after a time; and unlike fsspec's client this one is fit for many threads.
+        return urllib.request.urlopen(url, timeout=_SECONDS_OF_SILENCE)
     import fsspec  # here, since a worker on local shards needs none of it
 
-    if not url.startswith(("http://", "https://")):
-        return fsspec.open(url, "rb")
-    import aiohttp
-
-    # Without limits a silent server is waited for endlessly; with a size given, one request does instead of two.
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_SECONDS_OF_SILENCE, sock_read=_SECONDS_OF_SILENCE)
-    files, path = fsspec.core.url_to_fs(url, client_kwargs={"timeout": timeout})
-    return files.open(path, "rb", block_size=0, size=size or 1)
+    return fsspec.open(url, "rb")

@@ -73,6 +73,11 @@ class RankSteps:
         chunks, replaced = self._collator.collate(rows, begin.epoch, self._chunks)
         return StepArrays(self.schedule.begin(step + 1), chunks, replaced)
 
+    def close(self) -> None:
+        """Fetch nothing more ahead."""
+        if self._ahead:
+            self._ahead.close()
+
     def _rows(self, begin: Position) -> Ints:
         return self._order(begin.epoch).rows(begin.samples_seen + self._offsets) + self._split.start
 
@@ -85,13 +90,18 @@ class _Ahead:
 
     def __init__(self, reader: SampleReader) -> None:
         self._reader = reader
-        self._wanted: queue.Queue[Ints] = queue.Queue()
+        self._wanted: queue.Queue[Ints | None] = queue.Queue()
         threading.Thread(target=self._run, name="bali-ds fetch", daemon=True).start()
 
     def fetch(self, rows: Ints) -> None:
         self._wanted.put(rows)
 
+    def close(self) -> None:
+        while not self._wanted.empty():
+            self._wanted.get_nowait()
+        self._wanted.put(None)
+
     def _run(self) -> None:
-        while True:
+        while (rows := self._wanted.get()) is not None:
             with suppress(InputError):
-                self._reader.fetch(self._wanted.get())
+                self._reader.fetch(rows)

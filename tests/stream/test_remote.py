@@ -1,5 +1,7 @@
 """Shards over HTTP from a server that drops, delays, halves and garbles."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -11,9 +13,10 @@ import pytest
 
 from bali_ds.errors import InputError
 from bali_ds.files import sha256_file
-from bali_ds.stream import remote
+from bali_ds.stream import reader, remote
+from bali_ds.stream import steps as steps_module
 from bali_ds.stream.loader import Loader
-from bali_ds.stream.remote import open_shards
+from bali_ds.stream.remote import Mirror, open_shards
 from bali_ds.stream.settings import StreamSettings
 from tests.stream.test_loader import rows, same, steps
 
@@ -51,15 +54,21 @@ class Handler(BaseHTTPRequestHandler):
         if trouble == "error" or not path.exists():
             self.send_error(503 if path.exists() else 404)
             return
+        if trouble == "slow":
+            time.sleep(0.05)
         body = path.read_bytes()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        if trouble == "endless":
+            self.wfile.write(body[:-1])
+            self.wfile.flush()
+            time.sleep(60)
         if trouble == "half":
             self.wfile.write(body[: len(body) // 2])
             return
         self.wfile.write(bytes(9) + body[9:] if trouble == "garbled" else body)
-        self.server.delivered[path.name] += trouble == "fine"
+        self.server.delivered[path.name] += trouble in ("fine", "slow")
 
     def log_message(self, *_):
         """Silence."""
@@ -67,7 +76,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(remote, "_WAITS", (0.01,) * 8)
+    monkeypatch.setattr(remote, "_WAITS", (0.01,) * 17)
     monkeypatch.setattr(remote, "_SECONDS_OF_SILENCE", 0.5)
 
 
@@ -111,7 +120,77 @@ def test_the_cache_stays_below_its_limit(data, tmp_path):
     with closing(Loader(mirrored, graph, SETTINGS, global_batch=12)) as loader:
         for step, expected in zip(islice(loader, 12), steps(data, 12, global_batch=12, settings=SETTINGS), strict=True):
             assert rows(step) == rows(expected)
-            assert sum(tar.stat().st_size for tar in mirrored.path.glob("*.tar")) <= limit
+            assert held(mirrored) <= limit
+
+
+def held(mirrored):
+    """Bytes of all tars of a mirror at one moment: none goes while the lock is held, and each lands once."""
+    with remote._locked(mirrored.path / ".lock"):
+        return sum(tar.stat().st_size for tar in mirrored.path.glob("*.tar"))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_fetches_of_many_processes_share_one_limit(data, tmp_path):
+    shards, _ = data
+    limit = 2 * max(shard.bytes for shard in shards.shards)
+    mirrored = open_shards(Server(shards.path, ("half", "slow", "fine")).url, cache=tmp_path, limit_bytes=limit)
+    mirror = Mirror.at(mirrored.path)
+    fetches = [threading.Thread(target=mirror.fetch, args=(shard,)) for shard in shards.shards]
+    for thread in fetches:
+        thread.start()
+    while any(thread.is_alive() for thread in fetches):
+        assert held(mirrored) <= limit
+    assert 0 < held(mirrored) <= limit
+    assert not list(mirrored.path.glob(".*.part"))
+
+
+def test_what_a_killed_process_left_of_a_download_is_removed(data, tmp_path):
+    shards, _ = data
+    server = Server(shards.path)
+    mirrored = open_shards(server.url, cache=tmp_path)
+    server.troubles = ("endless",)
+    script = (
+        "import sys; from bali_ds.stream.remote import Mirror, open_local; from pathlib import Path\n"
+        "path = Path(sys.argv[1]); Mirror.at(path).fetch(open_local(path).shards[0])"
+    )
+    killed = subprocess.Popen([sys.executable, "-c", script, str(mirrored.path)])
+    part = mirrored.path / f".{shards.shards[0].name}.part"
+    while not part.exists() or not server.asked[shards.shards[0].name]:
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    assert part.exists()
+    server.troubles = ()
+    mirror = Mirror.at(mirrored.path)
+    mirror.fetch(shards.shards[1])
+    assert not part.exists()
+    mirror.fetch(shards.shards[0])
+    assert sha256_file(mirrored.path / shards.shards[0].name) == shards.shards[0].sha256
+
+
+def test_a_tar_that_leaves_the_cache_before_it_is_mapped_is_fetched_again(data, tmp_path, monkeypatch):
+    shards, graph = data
+    mirrored = open_shards(Server(shards.path).url, cache=tmp_path)
+    fetch, lost = Mirror.fetch, []
+
+    def losing(mirror, shard):
+        fetch(mirror, shard)
+        if shard.name not in lost:
+            lost.append(shard.name)
+            (mirror.path / shard.name).unlink()
+
+    monkeypatch.setattr(Mirror, "fetch", losing)
+    monkeypatch.setattr(reader.time, "sleep", lambda _: None)
+    monkeypatch.setattr(steps_module, "_Ahead", lambda _: None)
+    found = steps((mirrored, graph), 4, global_batch=12, settings=SETTINGS)
+    assert lost
+    assert [rows(step) for step in found] == [rows(step) for step in steps(data, 4, global_batch=12, settings=SETTINGS)]
+
+
+def test_a_limit_below_one_shard_is_an_input_error(data, tmp_path):
+    with pytest.raises(InputError, match="allow more"):
+        open_shards(Server(data[0].path).url, cache=tmp_path, limit_bytes=1000)
 
 
 @pytest.mark.usefixtures("impatient")
