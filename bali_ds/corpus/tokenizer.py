@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+from bali_ds.corpus.pieces import PieceTable
 from bali_ds.errors import InputError
 from bali_ds.files import read_json
 
@@ -48,6 +50,7 @@ class Tokenizer:
         self.cls_id, self.sep_id, self.pad_id, self.mask_id = (self._role(role) for role in _ROLES)
         unknown = [tokenizer.token_to_id(token) for token in ("[UNK]", "<unk>")]
         self.unk_id: int = next((token for token in unknown if token is not None), self.pad_id)
+        self._pieces = PieceTable(self._analyse) if _ends_words_at_spaces(tokenizer) else None
 
     @classmethod
     def load(cls, source: str | Path) -> "Tokenizer":
@@ -105,7 +108,19 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """Return the tokens of each text, without special tokens, with offsets in code points."""
-        return [_encoding(item) for item in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        if self._pieces is None:
+            return [_encoding(item) for item in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        ids, starts, ends, bounds = self._pieces(texts)
+        columns = [column.astype(np.int32) for column in (ids, starts, ends)]
+        return [Encoding(*(column[first:last] for column in columns)) for first, last in pairwise(bounds.tolist())]
+
+    def _analyse(self, pieces: list[str]) -> tuple[NDArray[np.int64], list[int]]:
+        items = self._tokenizer.encode_batch(pieces, add_special_tokens=False)
+        counts = [len(item) for item in items]
+        rows = np.empty((sum(counts), 3), np.int64)
+        rows[:, 0] = list(chain.from_iterable(item.ids for item in items))
+        rows[:, 1:] = np.array(list(chain.from_iterable(item.offsets for item in items)), np.int64).reshape(-1, 2)
+        return rows, counts
 
     def encode_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, without special tokens and without the cost of offsets."""
@@ -126,6 +141,15 @@ class Tokenizer:
 def _encoding(item: tokenizers.Encoding) -> Encoding:
     offsets = np.array(item.offsets, np.int32).reshape(-1, 2)
     return Encoding(np.array(item.ids, np.int32), offsets[:, 0], offsets[:, 1])
+
+
+def _ends_words_at_spaces(tokenizer: tokenizers.Tokenizer) -> bool:
+    """Are the tokens between two spaces the same whatever stands around them? So it is with the tokenizers of BERT."""
+    definition = json.loads(tokenizer.to_str())
+    kinds = [(definition[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model")]
+    added = definition["added_tokens"]
+    plain = not any(token["lstrip"] or token["rstrip"] or " " in token["content"] for token in added)
+    return kinds == ["BertNormalizer", "BertPreTokenizer", "WordPiece"] and plain
 
 
 def _from_directory(path: Path) -> tokenizers.Tokenizer:

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from bali_ds.corpus import pieces
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.errors import InputError
 
@@ -16,6 +19,60 @@ def test_offsets_are_code_points(tokenizer_directory):
     pieces = [text[a:b] for a, b in zip(encoding.starts, encoding.ends, strict=True)]
     assert "".join(pieces).replace(" ", "") == text.replace(" ", "")
     assert tokenizer.encode_ids([text]) == [encoding.ids.tolist()]
+
+
+PIECES = [
+    "heart",
+    "Heart,",
+    "(β-é)",
+    "漢字x",
+    "e\u0301",
+    "\u0301",
+    "[MASK]",
+    "x[SEP]y",
+    "\t",
+    "\n\n",
+    "\x00",
+    "İΣς",
+    "\u200b",
+    "q" * 120,
+]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    texts=st.lists(
+        st.lists(st.sampled_from([*PIECES, ""]) | st.text(max_size=6), max_size=20).map(" ".join), max_size=4
+    )
+)
+def test_remembered_pieces_give_what_the_whole_text_gives(tokenizer_directory, texts):
+    tokenizer = Tokenizer.load(tokenizer_directory)
+    texts = [text.encode("utf-8", "ignore").decode() for text in texts]  # no halves of surrogate pairs
+    whole = tokenizer._tokenizer.encode_batch(texts, add_special_tokens=False)
+    assert tokenizer._pieces is not None
+    for _ in range(2):
+        found = tokenizer.encode_batch(texts)
+        assert [e.ids.tolist() for e in found] == [item.ids for item in whole]
+        assert [list(zip(e.starts.tolist(), e.ends.tolist(), strict=True)) for e in found] == [i.offsets for i in whole]
+
+
+def test_a_table_of_pieces_that_is_full_starts_afresh(tokenizer_directory, monkeypatch):
+    monkeypatch.setattr(pieces, "_LIMIT", 200)
+    tokenizer = Tokenizer.load(tokenizer_directory)
+    for number in range(300):
+        text = f"heart {number} liver-{number}"
+        assert tokenizer.encode_batch([text])[0].ids.tolist() == tokenizer.encode_ids([text])[0]
+    assert len(tokenizer._pieces._numbers) < 60
+
+
+def test_a_tokenizer_whose_tokens_hold_spaces_takes_whole_texts(tmp_path):
+    raw = tokenizers.ByteLevelBPETokenizer()
+    raw.train_from_iterator(["heart failure of the heart"] * 9, vocab_size=300, show_progress=False)
+    raw.add_special_tokens(["<s>", "</s>", "<pad>", "<mask>"])
+    raw.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer._pieces is None
+    assert tokenizer.encode("the heart").ids.tolist() == raw.encode("the heart").ids
 
 
 def test_the_fingerprint_ignores_truncation_and_padding_but_not_the_vocabulary(tokenizer_directory, tmp_path):
