@@ -75,17 +75,19 @@ def choose(keys: Keys, sizes: ArrayLike, count: int) -> NDArray[np.int64]:
         int64 [n, count]; a row with fewer than `count` to choose from holds all of them in order, then -1.
     """
     sizes = np.broadcast_to(np.asarray(sizes, np.int64), keys.shape)
-    chosen = np.full((keys.shape[0], count), -1, np.int64)
-    column_keys = derive(keys, np.arange(count)[:, None])
+    everything = np.arange(count)[:, None]
+    column_keys = derive(keys, everything)
+    chosen = np.empty((count, keys.shape[0]), np.int64)
     for column in range(count):
-        highest = sizes - count + column
+        highest = sizes - (count - column)
         draw = below(column_keys[column], highest + 1)
-        taken = (chosen[:, :column] == draw[:, None]).any(axis=1)
-        chosen[:, column] = np.where(taken, highest, draw)
-    few = sizes <= count
-    everything = np.arange(count)
-    chosen[few] = np.where(everything < sizes[few, None], everything, -1)
-    return chosen
+        if column:
+            taken = (chosen[:column] == draw).any(axis=0)
+            draw = np.where(taken, highest, draw)
+        chosen[column] = draw
+    few = np.flatnonzero(sizes <= count)
+    chosen[:, few] = np.where(everything < sizes[few], everything, -1)
+    return np.ascontiguousarray(chosen.T)
 
 
 def permute(positions: ArrayLike, size: int | NDArray[np.int64], keys: Keys) -> NDArray[np.int64]:

@@ -8,6 +8,7 @@ UMLS does. Rates are by processor time, so that other work on the machine does n
 """
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -18,31 +19,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import polars as pl
+from inputs.umls_shape import generate
 
 from bali_ds.files import write_json
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.randomness import derive
 
-CONCEPTS, NAMES, RELATIONS = 4_000_000, 15_000_000, 39_000_000
 FAN_OUT, BATCH, TURNS = 3, 4096, 30
-DICT_ROWS = 500_000
-WORDS = ["acute", "chronic", "benign", "left", "right", "renal", "cardiac", "hepatic", "bone", "disease", "of", "the"]
-SOURCES = ["SNOMEDCT_US", "MSH", "NCI", "ICD10CM", "RXNORM", "LNC", "MDR", "GO", "HPO", "OMIM", "FMA", "NCBI"]
-RELA = ["isa", "has_finding_site", "part_of", "may_treat", "has_ingredient", "associated_with", "mapped_to", ""]
-INVERSE = [
-    "inverse_isa",
-    "finding_site_of",
-    "has_part",
-    "may_be_treated_by",
-    "ingredient_of",
-    "rela_17",
-    "mapped_from",
-    "",
-]
+DICT_NAMES = 500_000  # the names of so many concepts are put into dicts
 
 
 def main() -> None:
@@ -55,8 +43,9 @@ def main() -> None:
         rrf.mkdir(parents=True)
         results["generation_s"] = _timed(lambda: generate(rrf, options.scale))
     results["rrf_bytes"] = sum(path.stat().st_size for path in rrf.iterdir())
-    results |= measure_build(rrf, graph)
-    results |= measure_size(graph)
+    rows, build = measure_build(rrf, graph)
+    results |= build
+    results |= measure_size(graph, rows)
     results |= _measured_apart("opening", graph)
     results |= _measured_apart("sampling", graph)
     results |= _measured_apart("peers", graph)
@@ -94,88 +83,23 @@ def _measured_apart(part: str, graph: Path) -> dict[str, object]:
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-# Generation
-
-
-def generate(folder: Path, scale: float) -> None:
-    """Write MRCONSO, MRREL, MRSTY and MRRANK of the asked size, degrees skewed as a power law."""
-    random_numbers = np.random.default_rng(7)
-    concepts = int(CONCEPTS * scale)
-    numbers = np.sort(random_numbers.choice(9_999_999, concepts, replace=False)) + 1
-    cuis = pl.Series(numbers).cast(pl.String).str.zfill(7)
-    cuis = ("C" + cuis).rename("cui")
-    _write_blocks(folder / "MRCONSO.RRF", _atoms(cuis, int(NAMES * scale), random_numbers))
-    _write_blocks(folder / "MRREL.RRF", _relations(cuis, int(RELATIONS * scale), random_numbers))
-    types = random_numbers.integers(1, 204, concepts)
-    semantic = pl.DataFrame({"cui": cuis, "tui": "T" + pl.Series(types).cast(pl.String).str.zfill(3)})
-    _write_blocks(folder / "MRSTY.RRF", [_row(semantic, "cui|tui|A1|A type|AT1|")])
-    ranks = [f"{400 - 4 * rank:04}|{source}|PT|N|\n" for rank, source in enumerate(SOURCES)]
-    (folder / "MRRANK.RRF").write_text("".join(ranks))
-
-
-def _row(frame: pl.DataFrame, fields: str) -> pl.DataFrame:
-    columns = [pl.col(field) if field in frame.columns else pl.lit(field) for field in fields.split("|")]
-    return frame.select(pl.concat_str([*columns, pl.lit("")], separator="|"))
-
-
-def _write_blocks(path: Path, blocks: object) -> None:
-    with open(path, "wb") as stream:
-        for block in blocks:  # type: ignore[attr-defined]
-            block.write_csv(stream, include_header=False, quote_style="never")
-
-
-def _atoms(cuis: pl.Series, count: int, random_numbers: np.random.Generator):  # type: ignore[no-untyped-def]
-    owners = np.concatenate([np.arange(cuis.len()), random_numbers.integers(0, cuis.len(), count - cuis.len())])
-    owners.sort()
-    words = pl.Series(WORDS)
-    for start in range(0, count, 1_000_000):
-        owner = owners[start : start + 1_000_000]
-        number = np.arange(start, start + owner.size)
-        parts = [words.gather(random_numbers.integers(0, len(WORDS), owner.size)) for _ in range(4)]
-        source = pl.Series(SOURCES).gather(random_numbers.integers(0, len(SOURCES), owner.size))
-        first = np.concatenate([[start == 0 or owner[0] != owners[start - 1]], owner[1:] != owner[:-1]])
-        frame = pl.DataFrame({"cui": cuis.gather(owner), "sab": source, "n": number, "first": first}).with_columns(
-            name=pl.concat_str([*parts, pl.Series(number).cast(pl.String)], separator=" "),
-            ts=pl.when("first").then(pl.lit("P")).otherwise(pl.lit("S")),
-            pref=pl.when("first").then(pl.lit("Y")).otherwise(pl.lit("N")),
-            id=pl.col("n").cast(pl.String).str.zfill(8),
-        )
-        yield _row(frame, "cui|ENG|ts|L1234567|PF|S1234567|pref|id||id|id|sab|PT|id|name|0|N|256")
-
-
-def _relations(cuis: pl.Series, count: int, random_numbers: np.random.Generator):  # type: ignore[no-untyped-def]
-    for start in range(0, count // 2, 1_000_000):
-        size = min(1_000_000, count // 2 - start)
-        # Cubes of uniform numbers crowd at the first of a shuffled order: a few hubs, many leaves.
-        head = random_numbers.integers(0, cuis.len(), size)
-        tail = (random_numbers.random(size) ** 3 * cuis.len()).astype(np.int64) * 7_919 % cuis.len()
-        kind = random_numbers.integers(0, len(RELA), size)
-        source = pl.Series(SOURCES).gather(random_numbers.integers(0, len(SOURCES), size))
-        number = pl.Series(np.arange(start, start + size)).cast(pl.String).str.zfill(8)
-        ends = {"head": cuis.gather(head), "tail": cuis.gather(tail), "sab": source, "n": number}
-        for first, second, labels in (("head", "tail", RELA), ("tail", "head", INVERSE)):
-            frame = pl.DataFrame({**ends, "rela": pl.Series(labels).gather(kind)})
-            yield _row(frame, f"{second}|A12345678|CUI|RO|{first}|A12345678|CUI|rela|n||sab|sab|||N|")
-
-
-# Measurements
-
-
-def measure_build(rrf: Path, graph: Path) -> dict[str, object]:
-    """Build through the command line; wall and processor time and peak resident memory of that process."""
-    command = [sys.executable, "-m", "bali_ds", "graph", "build", "--rrf", str(rrf), "--out", str(graph)]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = _timed(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+def measure_build(rrf: Path, graph: Path) -> tuple[int, dict[str, object]]:
+    """Build through the command line; rows of MRREL, wall and processor time and peak resident memory of the build."""
+    command = [sys.executable, "-m", "bali_ds", "graph", "build", "--rrf", str(rrf), "--out", str(graph), "--json"]
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    seconds, after = round(time.perf_counter() - start, 2), resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"build_s": seconds, "build_cpu_s": round(cpu, 1), "build_peak_gib": round(after.ru_maxrss / 2**20, 2)}
+    rows = json.loads(done.stdout)["read"][f"{rrf.name}/MRREL"]["rows"]
+    figures = {"build_s": seconds, "build_cpu_s": round(cpu, 1), "build_peak_gib": round(after.ru_maxrss / 2**20, 2)}
+    return rows, figures
 
 
-def measure_size(path: Path) -> dict[str, object]:
-    """Bytes on disk, an edge and a name."""
+def measure_size(path: Path, rows: int) -> dict[str, object]:
+    """Bytes on disk, an edge and a name; an edge is a row as given, or a fact, which two rows tell."""
     graph = KnowledgeGraph.open(path)
     size = {file.name.removesuffix(".npy"): file.stat().st_size for file in path.iterdir()}
-    edges = sum(size[f"edges.{column}"] for column in ("offsets", "targets", "relations", "sources"))
+    edges = sum(size[column] for column in ("edges.offsets", "edges.entries", "kinds.relations", "kinds.sources"))
     names = size["names.offsets"] + size["concepts.names"]
     return {
         "concepts": graph.num_concepts,
@@ -183,7 +107,8 @@ def measure_size(path: Path) -> dict[str, object]:
         "facts": graph.num_edges,
         "relations": graph.num_relations,
         "store_bytes": sum(size.values()),
-        "bytes_per_edge_entry": round(edges / (2 * graph.num_edges), 2),
+        "relation_rows": rows,
+        "bytes_per_relation_row": round(edges / rows, 2),
         "bytes_per_fact": round(edges / graph.num_edges, 2),
         "bytes_per_name_beside_text": round(names / graph.num_names, 2),
         "text_bytes_per_name": round(size["names.text"] / graph.num_names, 2),
@@ -239,18 +164,24 @@ def peers(path: Path) -> dict[str, object]:
     from torch_geometric.utils.sparse import index2ptr
 
     graph = KnowledgeGraph.open(path)
-    rows = min(DICT_ROWS, graph.num_concepts)
-    last = int(graph.edge_offsets[rows])
+    offsets = graph.edge_offsets.astype(np.int64)
+    gc.disable()  # nothing here is a cycle, and looking for one among millions of tuples takes minutes
+    before = _private_mib()
+    names = {graph.cui(row): graph.names(row) for row in range(min(DICT_NAMES, graph.num_concepts))}
+    name_bytes = (_private_mib() - before) * 2**20 / sum(map(len, names.values()))
+    del names
     before = _private_mib()
     neighbours: dict[str, list[tuple[int, int]]] = {}
-    for row in range(rows):
-        span = slice(int(graph.edge_offsets[row]), int(graph.edge_offsets[row + 1]))
-        neighbours[graph.cui(row)] = list(
-            zip(graph.edge_targets[span].tolist(), graph.edge_relations[span].tolist(), strict=True)
-        )
-    dict_bytes = (_private_mib() - before) * 2**20 / last
+    for first in range(0, graph.num_concepts, 100_000):
+        bounds = offsets[first : first + 100_001]
+        block = slice(bounds[0], bounds[-1])
+        entries = list(zip(graph.edge_targets[block].tolist(), graph.edge_relations[block].tolist(), strict=True))
+        for row, (start, end) in enumerate(pairwise((bounds - bounds[0]).tolist()), first):
+            neighbours[graph.cui(row)] = entries[start:end]
+        del entries
+    dict_mib = _private_mib() - before
     random_numbers, draw = np.random.default_rng(1), random.Random(1)
-    turns = [random_numbers.integers(0, rows, BATCH).tolist() for _ in range(TURNS)]
+    turns = [random_numbers.integers(0, graph.num_concepts, BATCH).tolist() for _ in range(TURNS)]
     cuis = [[graph.cui(row) for row in turn] for turn in turns]
 
     def from_dict(turn: int) -> None:
@@ -261,11 +192,11 @@ def peers(path: Path) -> dict[str, object]:
             drawn.append(few + [(-1, -1)] * (FAN_OUT - len(few)))
         np.array(drawn, np.int32)
 
-    source = torch.repeat_interleave(
-        torch.arange(graph.num_concepts), torch.from_numpy(np.diff(graph.edge_offsets).astype(np.int64))
-    )
-    edge_index = torch.stack([source, torch.from_numpy(graph.edge_targets.astype(np.int64))])
-    data = Data(edge_index=edge_index, edge_type=torch.from_numpy(graph.edge_relations.astype(np.int64)))
+    dict_rate = _rate(from_dict)
+    neighbours.clear()
+    source = torch.repeat_interleave(torch.arange(graph.num_concepts), torch.from_numpy(offsets[1:] - offsets[:-1]))
+    edge_index = torch.stack([source, torch.from_numpy(graph.edge_targets[:]).long()])
+    data = Data(edge_index=edge_index, edge_type=torch.from_numpy(graph.edge_relations[:]).long())
     pointers = index2ptr(data.edge_index[0], graph.num_concepts)
     concepts = torch.from_numpy(random_numbers.integers(0, graph.num_concepts, (TURNS, BATCH)))
 
@@ -276,10 +207,12 @@ def peers(path: Path) -> dict[str, object]:
         data.edge_index[1][picked], data.edge_type[picked]
 
     return {
-        "dict_concepts_per_s": _rate(from_dict),
-        "dict_bytes_per_edge_entry": round(dict_bytes, 1),
+        "dict_concepts_per_s": dict_rate,
+        "dict_private_mib": round(dict_mib),
+        "dict_bytes_per_fact": round(dict_mib * 2**20 / graph.num_edges, 1),
+        "dict_bytes_per_name": round(name_bytes, 1),
         "pyg_csr_concepts_per_s": _rate(from_tensors),  # with replacement: the sampler itself needs pyg-lib
-        "pyg_bytes_per_edge_entry": round((edge_index.nbytes + data.edge_type.nbytes) / data.num_edges, 1),
+        "pyg_bytes_per_fact": round((edge_index.nbytes + data.edge_type.nbytes) / graph.num_edges, 1),
     }
 
 

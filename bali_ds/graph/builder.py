@@ -55,7 +55,7 @@ def build_graph(sources: Sequence[Source], out: Path, held_out: Path | None = No
     return {
         "concepts": int(cuis.size),
         "names": manifest["columns"]["names.offsets"]["length"] - 1,
-        "edges": manifest["columns"]["edges.targets"]["length"] // 2,
+        "edges": writer.num_edges,
         "relations": len(manifest["relations"]),
         "fingerprint": manifest["fingerprint"],
         "read": {name: dict(counts) for source in sources for name, counts in source.report.items()},
@@ -89,6 +89,7 @@ class _Writer:
         self.cuis = cuis
         self.index = IdentifierIndex(cuis)
         self.dropped: Counter[str] = Counter()
+        self.num_edges = 0
         self._columns: dict[str, Any] = {}
         self._lists: dict[str, list[str]] = {}
 
@@ -137,9 +138,10 @@ class _Writer:
         self.dropped["facts held out"] += left_out
         lists = neighbour_lists(facts, collector.labels, collector.sources, self.cuis.size)
         self.column("edges.offsets", lists.offsets)
-        self.column("edges.targets", lists.targets)
-        self.column("edges.relations", lists.relations)
-        self.column("edges.sources", lists.sources)
+        self.column("edges.entries", lists.entries)
+        self.column("kinds.relations", lists.kind_relations)
+        self.column("kinds.sources", lists.kind_sources)
+        self.num_edges = int(lists.offsets[-1]) // 2
         self._lists["relations"] = lists.relation_names
         inverses = collector.inverses
         self._lists["inverse_relations"] = [inverses.get(name, inverse_name(name)) for name in lists.relation_names]

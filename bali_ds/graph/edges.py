@@ -9,6 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from bali_ds.errors import InputError
+from bali_ds.graph.entries import pack_entries
 from bali_ds.graph.identifiers import IdentifierIndex
 from bali_ds.graph.relations import canonical, inverse_name, pair_up
 from bali_ds.graph.source import Source
@@ -150,12 +151,21 @@ def _hash(*columns: NDArray[np.int32]) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class NeighbourLists:
-    """The rows of the store: offsets int64 [C + 1], targets int32 [2E], relations uint16 [2E], sources [2E]."""
+    """The rows of the store.
 
-    offsets: NDArray[np.int64]
-    targets: NDArray[np.int32]
-    relations: NDArray[np.uint16]
-    sources: NDArray[Any]
+    Attributes:
+        offsets: uint32 or int64 [C + 1].
+        entries: uint64 words, as `pack_entries` makes them.
+        kind_relations: uint16 [K], the relation id of each kind.
+        kind_sources: uint8 or uint16 [K], the source of each kind.
+        relation_names: by relation id.
+        source_names: by source.
+    """
+
+    offsets: NDArray[Any]
+    entries: NDArray[np.uint64]
+    kind_relations: NDArray[np.uint16]
+    kind_sources: NDArray[Any]
     relation_names: list[str]
     source_names: list[str]
 
@@ -178,15 +188,14 @@ def neighbour_lists(facts: Facts, labels: Codebook, sources: Codebook, num_conce
     if 2 * len(relation_names) > 2**16 or 2 * len(spelled) * num_concepts**2 >= 2**64:
         raise InputError(f"{num_concepts} concepts with {len(relation_names)} relations are more than a graph can hold")
     rows, kind, targets = _entries(facts.heads, rank[paired], facts.tails, len(spelled), num_concepts)
-    offsets = np.searchsorted(rows, np.arange(num_concepts + 1, dtype=np.int32)).astype(np.int64)
+    offsets = np.searchsorted(rows, np.arange(num_concepts + 1, dtype=np.int32))
     relation_of = np.array([relation_names.index(label) for label, _ in spelled], np.uint16)
     source_of = np.array([used_sources.index(source) for _, source in spelled], np.min_scalar_type(len(used_sources)))
-    inverse_of = relation_of + np.uint16(len(relation_names))
     return NeighbourLists(
-        offsets,
-        targets,
-        np.concatenate([relation_of, inverse_of])[kind],
-        np.concatenate([source_of, source_of])[kind],
+        offsets.astype(np.uint32 if rows.size < 2**32 else np.int64),
+        pack_entries(kind, targets, len(spelled), num_concepts),
+        relation_of,
+        source_of,
         relation_names,
         used_sources,
     )

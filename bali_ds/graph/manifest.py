@@ -9,7 +9,7 @@ from typing import Any
 from bali_ds.errors import InputError
 from bali_ds.files import read_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 # Every column and the dtypes that it may have.
 _OFFSETS, _TEXT_OFFSETS, _IDENTIFIERS = "<i8", "<u4|<i8", r"\|S([1-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5])"
@@ -18,10 +18,10 @@ COLUMNS = {
     "concepts.names": _OFFSETS,
     "names.text": r"\|u1",
     "names.offsets": _TEXT_OFFSETS,
-    "edges.offsets": _OFFSETS,
-    "edges.targets": "<i4",
-    "edges.relations": "<u2",
-    "edges.sources": r"\|u1|<u2",
+    "edges.offsets": "<u4|<i8",
+    "edges.entries": "<u8",
+    "kinds.relations": "<u2",
+    "kinds.sources": r"\|u1|<u2",
     "concepts.types": _OFFSETS,
     "types": "<u2",
     "concepts.definitions": _OFFSETS,

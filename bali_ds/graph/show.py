@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import numpy as np
+
 from bali_ds.errors import InputError
-from bali_ds.graph.sampling import gather, rows_of
+from bali_ds.graph.sampling import rows_of
 from bali_ds.graph.store import KnowledgeGraph
 
 
@@ -21,8 +23,8 @@ def describe_concept(graph: KnowledgeGraph, cui: str) -> dict[str, Any]:
     if concept < 0:
         raise InputError(f"{cui}: is no concept of {graph.path}; see the identifiers that its source uses")
     starts, degrees = rows_of(graph, [concept])
-    entries = slice(int(starts[0]), int(starts[0] + degrees[0]))
-    columns = (gather(graph, column, entries).tolist() for column in ("relations", "targets", "sources"))
+    neighbours, kinds = graph.entries.read(starts[0] + np.arange(degrees[0]))
+    columns = (graph.entries.relations[kinds].tolist(), neighbours.tolist(), graph.entries.sources[kinds].tolist())
     facts = [
         {
             "relation": graph.relation_name(relation),

@@ -16,10 +16,12 @@ def graph_statistics(graph: KnowledgeGraph) -> dict[str, Any]:
 
     The keys concepts, names, edges, relations and fingerprint stay; edges count each fact once.
     """
-    degrees = np.diff(graph.edge_offsets)
-    outgoing = graph.edge_relations < graph.num_relations
-    by_relation = np.bincount(graph.edge_relations[outgoing], minlength=graph.num_relations)
-    by_source = np.bincount(graph.edge_sources[outgoing], minlength=len(graph.sources))
+    offsets = graph.edge_offsets.astype(np.int64)
+    degrees = offsets[1:] - offsets[:-1]
+    relations = graph.edge_relations[:]
+    outgoing = relations < graph.num_relations
+    by_relation = np.bincount(relations[outgoing], minlength=graph.num_relations)
+    by_source = np.bincount(graph.edge_sources[:][outgoing], minlength=len(graph.sources))
     hubs = np.argsort(-degrees, kind="stable")[:5]
     return {
         "concepts": graph.num_concepts,
@@ -66,10 +68,11 @@ def _components(graph: KnowledgeGraph) -> dict[str, int]:
     labels = np.arange(graph.num_concepts, dtype=np.int32)
     connected = np.diff(graph.edge_offsets) > 0
     starts = graph.edge_offsets[:-1][connected]
+    targets = graph.edge_targets[:]
     while starts.size:
         # Every concept takes the least label around it, then the label of that: distances double each time.
         lowest = labels.copy()
-        lowest[connected] = np.minimum(labels[connected], np.minimum.reduceat(labels[graph.edge_targets], starts))
+        lowest[connected] = np.minimum(labels[connected], np.minimum.reduceat(labels[targets], starts))
         lowest = lowest[lowest]
         if np.array_equal(lowest, labels):
             break

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from bali_ds.errors import InputError
 from bali_ds.files import sha256_file
 from bali_ds.graph.columns import TextColumn, open_column, search
+from bali_ds.graph.entries import EntryColumn, NeighbourEntries
 from bali_ds.graph.manifest import read_manifest
 from bali_ds.graph.vocabularies import split_code
 
@@ -30,9 +31,11 @@ class KnowledgeGraph:
         fingerprint: hexadecimal SHA-256 over identifiers, names and facts.
         name_offsets: int64 [C + 1]; concept c has the names name_offsets[c] to name_offsets[c + 1] - 1, the
             preferred one first.
-        edge_offsets: int64 [C + 1]; row v of the neighbour lists is edge_offsets[v] to edge_offsets[v + 1] - 1.
+        edge_offsets: uint32 or int64 [C + 1]; row v of the neighbour lists is edge_offsets[v] to
+            edge_offsets[v + 1] - 1.
+        entries: all entries of the neighbour lists, packed; the next three read one field of them.
         edge_targets: int32 [2E], the neighbour u of each entry of row v.
-        edge_relations: uint16 [2E]; r < R stands for the fact (v, r, u), r + R for the fact (u, r, v).
+        edge_relations: int32 [2E]; r < R stands for the fact (v, r, u), r + R for the fact (u, r, v).
         edge_sources: uint8 or uint16 [2E], index into `sources`.
         sources: names of the vocabularies that state facts.
     """
@@ -56,13 +59,14 @@ class KnowledgeGraph:
         self._definitions = self._text("definitions")
         self.name_offsets = self._columns["concepts.names"]
         self.edge_offsets = self._columns["edges.offsets"]
-        self.edge_targets = self._columns["edges.targets"]
-        self.edge_relations = self._columns["edges.relations"]
-        self.edge_sources = self._columns["edges.sources"]
         self.num_concepts = self._cuis.size
         self.num_names = len(self._names)
-        self.num_edges = self.edge_targets.size // 2
         self.num_relations = len(self.relations)
+        self.entries = self._entries()
+        self.num_edges = self.entries.size // 2
+        self.edge_targets = EntryColumn(self.entries)
+        self.edge_relations = EntryColumn(self.entries, self.entries.relations)
+        self.edge_sources = EntryColumn(self.entries, self.entries.sources)
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = False) -> "KnowledgeGraph":
@@ -159,6 +163,22 @@ class KnowledgeGraph:
     def _text(self, name: str) -> TextColumn:
         return TextColumn(self._columns[f"{name}.text"], self._columns[f"{name}.offsets"], str(self.path / name))
 
+    def _entries(self) -> NeighbourEntries:
+        relations, sources = self._columns["kinds.relations"], self._columns["kinds.sources"]
+        if (relations >= self.num_relations).any():
+            raise self._damaged("kinds.relations")
+        if sources.size != relations.size or (sources >= len(self.sources)).any():
+            raise self._damaged("kinds.sources")
+        both = relations.astype(np.int32)
+        return NeighbourEntries(
+            self._columns["edges.entries"],
+            int(self.edge_offsets[-1]) if self.edge_offsets.size else 0,
+            self.num_concepts,
+            np.concatenate([both, both + self.num_relations]),
+            np.concatenate([sources, sources]),
+            self.path / "edges.entries.npy",
+        )
+
     def _row(self, name: str, concept: int) -> tuple[int, int]:
         if not 0 <= concept < self.num_concepts:
             raise IndexError(f"concept {concept} of {self.num_concepts}")
@@ -185,7 +205,7 @@ class KnowledgeGraph:
             "concepts.names": (rows, self.num_names),
             "concepts.types": (rows, size["types"]),
             "concepts.definitions": (rows, len(self._definitions)),
-            "edges.offsets": (rows, size["edges.targets"]),
+            "edges.offsets": (rows, self.entries.size),
             "names.offsets": (self.num_names + 1, size["names.text"]),
             "definitions.offsets": (len(self._definitions) + 1, size["definitions.text"]),
             "codes.offsets": (len(self._codes) + 1, size["codes.text"]),
@@ -195,16 +215,12 @@ class KnowledgeGraph:
             if length < 1 or size[name] != length or column[0] != 0 or column[-1] != last:
                 raise self._damaged(name)
         equal = (
-            ("edges.targets", "edges.relations"),
-            ("edges.targets", "edges.sources"),
             ("codes.sources", "codes.concepts"),
             ("retired.cuis", "retired.concepts"),
         )
         for first, second in equal:
             if size[first] != size[second]:
                 raise self._damaged(second)
-        if size["edges.targets"] % 2:
-            raise self._damaged("edges.targets")
         code_sources = self._columns["codes.sources"]
         if code_sources.size != len(self._codes) or (code_sources[-1:] >= len(self._code_sources)).any():
             raise self._damaged("codes.sources")

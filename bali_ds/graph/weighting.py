@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bali_ds.errors import InputError
-from bali_ds.graph.sampling import Drawn, gather, nothing_drawn, read_drawn, rows_of
+from bali_ds.graph.sampling import Drawn, nothing_drawn, read_drawn, rows_of
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.randomness import Keys, derive, permute, uniform
 
@@ -59,8 +59,9 @@ class WeightedSampler:
                 by_relation[relation] = 0
             for name in both & set(kept.weights):
                 by_relation[relation] *= kept.weights[name]
-        self._weights = np.concatenate([by_relation, by_relation])
-        self._sources = np.array([not kept.sources or name in kept.sources for name in graph.sources], bool)
+        by_source = np.array([not kept.sources or name in kept.sources for name in graph.sources], bool)
+        by_direction = np.concatenate([by_relation, by_relation])
+        self._by_kind = by_direction[graph.entries.relations] * by_source[graph.entries.sources]
         self._held_out = self._pair_codes(np.asarray(kept.held_out)) if kept.held_out is not None else None
 
     def sample(self, concepts: ArrayLike, fan_out: int, keys: Keys) -> Drawn:
@@ -90,11 +91,10 @@ class WeightedSampler:
 
     def _entry_weights(self, concepts: NDArray[np.int64], entries: NDArray[np.int64]) -> NDArray[np.float64]:
         graph = self.graph
-        neighbours = gather(graph, "targets", entries)
-        weights = self._weights[gather(graph, "relations", entries)]
-        weights *= self._sources[gather(graph, "sources", entries)]
+        neighbours, kinds = graph.entries.read(entries)
+        weights = self._by_kind[kinds]
         if self._kept.largest_degree is not None:
-            degrees = graph.edge_offsets[neighbours + 1] - graph.edge_offsets[neighbours]
+            degrees = rows_of(graph, neighbours)[1]
             weights[degrees > self._kept.largest_degree] = 0
         if self._held_out is not None and self._held_out.size:
             codes = self._codes(concepts, neighbours)

@@ -127,12 +127,13 @@ class ContextFinder:
         graph = self.graph
         triples: dict[tuple[int, int, int], int] = {}
         for concept in concepts:
-            start, end = graph.edge_offsets[concept], graph.edge_offsets[concept + 1]
-            for row in range(start, min(end, start + LARGEST_NEIGHBOURHOOD)):
-                relation, other = int(graph.edge_relations[row]), int(graph.edge_targets[row])
+            start, end = int(graph.edge_offsets[concept]), int(graph.edge_offsets[concept + 1])
+            rows = slice(start, min(end, start + LARGEST_NEIGHBOURHOOD))
+            columns = (graph.edge_relations, graph.edge_targets, graph.edge_sources)
+            for relation, other, source in zip(*(column[rows].tolist() for column in columns), strict=True):
                 inverse = relation >= graph.num_relations
                 triple = (other, relation - graph.num_relations, concept) if inverse else (concept, relation, other)
-                triples.setdefault(triple, int(graph.edge_sources[row]))
+                triples.setdefault(triple, source)
         texts = [verbalise(graph, *triple) for triple in triples]
         scores = self._similar(question, texts)
         tokens = self.encoder.lengths(texts)

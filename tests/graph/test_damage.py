@@ -94,11 +94,11 @@ def test_missing_columns_of_a_manifest_are_refused(small_graph):
     manifest = json.loads(path.read_text())
     changes = [
         {"columns": {}}, {"columns": 7}, {"relations": None}, {"relations": [1]}, {"inverse_relations": []},
-        {"columns": {**manifest["columns"], "edges.targets": {"dtype": "<i4", "length": -1, "sha256": ""}}},
-        {"columns": {**manifest["columns"], "edges.targets": {"dtype": "O", "length": 1, "sha256": ""}}},
-        {"columns": {**manifest["columns"], "edges.targets": {"dtype": "<f8", "length": 5, "sha256": ""}}},
+        {"columns": {**manifest["columns"], "edges.entries": {"dtype": "<u8", "length": -1, "sha256": ""}}},
+        {"columns": {**manifest["columns"], "edges.entries": {"dtype": "O", "length": 1, "sha256": ""}}},
+        {"columns": {**manifest["columns"], "edges.entries": {"dtype": "<f8", "length": 5, "sha256": ""}}},
         {"columns": {**manifest["columns"], "../x": {"dtype": "<i4", "length": 1, "sha256": ""}}},
-        {"columns": {**manifest["columns"], "edges.targets": {"dtype": "<i4", "length": 2**62, "sha256": ""}}},
+        {"columns": {**manifest["columns"], "edges.entries": {"dtype": "<u8", "length": 2**62, "sha256": ""}}},
         {"semantic_types": []}, {"sources": []}, {"code_sources": ["A"]}, {"fingerprint": 5},
     ]  # fmt: skip
     for change in changes:

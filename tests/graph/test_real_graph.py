@@ -29,7 +29,7 @@ def rows(path):
 def test_rrf_and_tables_give_one_graph(graphs):
     first, second = graphs
     assert first.fingerprint == second.fingerprint
-    for column in ("concepts.cuis", "names.text", "names.offsets", "edges.offsets", "edges.targets", "edges.relations"):
+    for column in ("concepts.cuis", "names.text", "names.offsets", "edges.offsets", "edges.entries"):
         assert (first.path / f"{column}.npy").read_bytes() == (second.path / f"{column}.npy").read_bytes()
 
 
@@ -53,13 +53,11 @@ def test_facts_are_those_of_the_relation_file(graphs, real_data):
             tail, _, _, rel, head, _, _, rela, _, _, source, *_ = line.split("|")
             expected[head].add((rela or rel, tail, source))
     for concept in range(0, graph.num_concepts, 7):
+        row = slice(graph.edge_offsets[concept], graph.edge_offsets[concept + 1])
+        columns = (column[row].tolist() for column in (graph.edge_relations, graph.edge_targets, graph.edge_sources))
         found = {
-            (
-                graph.relation_name(int(graph.edge_relations[entry])),
-                graph.cui(int(graph.edge_targets[entry])),
-                graph.sources[graph.edge_sources[entry]],
-            )
-            for entry in range(graph.edge_offsets[concept], graph.edge_offsets[concept + 1])
+            (graph.relation_name(relation), graph.cui(target), graph.sources[source])
+            for relation, target, source in zip(*columns, strict=True)
         }
         wanted = {
             (name.replace("inverse_of_", "inverse_"), tail, source)

@@ -101,19 +101,20 @@ def test_pickle_holds_only_the_path(small_graph):
 
 
 def test_columns_are_mapped_and_read_only(small_graph):
-    assert not small_graph.edge_targets.flags.writeable
-    assert not small_graph.edge_targets.flags.owndata
+    for column in (small_graph.edge_offsets, small_graph.name_offsets):
+        assert not column.flags.writeable
+        assert not column.flags.owndata
 
 
 def test_missing_or_changed_files_are_refused(small_graph):
-    column = small_graph.path / "edges.targets.npy"
+    column = small_graph.path / "edges.entries.npy"
     whole = column.read_bytes()
     for changed in (whole[:-1], whole + b"x", whole[:9] + b"!" + whole[10:]):
         column.write_bytes(changed)
-        with pytest.raises(InputError, match=r"edges\.targets\.npy: is not the column"):
+        with pytest.raises(InputError, match=r"edges\.entries\.npy: is not the column"):
             KnowledgeGraph.open(small_graph.path)
     column.unlink()
-    with pytest.raises(InputError, match=r"edges\.targets\.npy: cannot be read"):
+    with pytest.raises(InputError, match=r"edges\.entries\.npy: cannot be read"):
         KnowledgeGraph.open(small_graph.path)
     with pytest.raises(InputError, match="holds no graph"):
         KnowledgeGraph.open(small_graph.path / "nowhere")

@@ -1,0 +1,65 @@
+"""Packed numbers and entries, against Python's integers and plain arrays."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bali_ds.errors import InputError
+from bali_ds.graph.entries import EntryColumn, NeighbourEntries, pack_entries
+from bali_ds.graph.packing import bits_for, pack, packed_length, unpack
+
+
+@given(st.integers(1, 64), st.data())
+def test_packed_numbers_are_the_bits_of_one_long_integer(width, data):
+    values = data.draw(st.lists(st.integers(0, 2**width - 1), max_size=200))
+    words = pack(np.array(values, np.uint64), width)
+    assert words.size == packed_length(len(values), width)
+    assert int.from_bytes(words.tobytes(), "little") == sum(v << (width * i) for i, v in enumerate(values))
+    assert unpack(words, width, np.arange(len(values))).tolist() == values
+
+
+def test_many_numbers_come_back_in_any_order():
+    random = np.random.default_rng(3)
+    for width in (7, 34, 64):
+        values = random.integers(0, 2**width, 2_200_000, np.uint64, endpoint=False) if width < 64 else None
+        values = random.integers(0, 2**63, 1_100_000, np.uint64) * 2 + 1 if values is None else values
+        positions = random.integers(0, values.size, (300, 7))
+        assert (unpack(pack(values, width), width, positions) == values[positions]).all()
+
+
+def test_bits_for_counts():
+    assert [bits_for(count) for count in (0, 1, 2, 3, 4, 5, 2**22, 2**22 + 1)] == [1, 1, 1, 2, 2, 3, 22, 23]
+
+
+@pytest.fixture
+def entries():
+    random = np.random.default_rng(4)
+    kinds, neighbours = random.integers(0, 10, 500), random.integers(0, 1000, 500).astype(np.int32)
+    words = pack_entries(kinds, neighbours, 5, 1000)
+    relations, sources = np.arange(10, dtype=np.int32), np.arange(10, dtype=np.uint8) % 3
+    made = NeighbourEntries(words, 500, 1000, relations, sources, Path("edges.entries.npy"))
+    return made, kinds, neighbours, words
+
+
+def test_entries_are_read_as_arrays_are(entries):
+    made, kinds, neighbours, _ = entries
+    for selection in (slice(None), slice(7, 99, 4), slice(-5, None), slice(9, 2, -3), slice(3, 3)):
+        assert EntryColumn(made)[selection].tolist() == neighbours[selection].tolist()
+        assert EntryColumn(made, np.arange(10))[selection].tolist() == kinds[selection].tolist()
+    positions = np.array([[3, 499], [0, 3]])
+    assert EntryColumn(made)[positions].tolist() == neighbours[positions].tolist()
+    assert int(EntryColumn(made)[12]) == neighbours[12]
+    for beyond in (500, -1, np.array([0, 500])):
+        with pytest.raises(IndexError):
+            EntryColumn(made)[beyond]
+
+
+def test_numbers_beyond_the_graph_are_refused(entries):
+    _, _, _, words = entries
+    relations, sources = np.arange(10, dtype=np.int32), np.zeros(10, np.uint8)
+    for size, concepts, count in ((500, 990, 10), (500, 1000, 9), (502 + 64, 1000, 10), (499, 1000, 10)):
+        with pytest.raises(InputError, match="damaged"):
+            NeighbourEntries(words, size, concepts, relations[:count], sources, Path("x")).read(np.arange(size))
