@@ -17,7 +17,7 @@ from bali_ds.errors import InputError
 from bali_ds.files import published_directory, read_json, write_json
 from bali_ds.graph.store import KnowledgeGraph
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LONGEST_NAME = 12
 """Words of a name; longer ones are left out."""
 
@@ -44,6 +44,7 @@ class Dictionary:
         extends: bool [K], is it the beginning of a longer name?
         offsets: int64 [K + 1]; the concepts named so are concepts[offsets[k]:offsets[k + 1]], best first.
         concepts: int32 [C].
+        preferred: bool [C], is this name the concept's preferred one?
         acronyms: bool [C], does this name hold in capitals alone?
     """
 
@@ -55,6 +56,7 @@ class Dictionary:
         self.extends = columns["extends"]
         self.offsets = columns["offsets"]
         self.concepts = columns["concepts"]
+        self.preferred = columns["preferred"]
         self.acronyms = columns["acronyms"]
 
     def longest_matches(self, hashes: _Hashes) -> Matches:
@@ -88,7 +90,7 @@ def _mapped(file: Path) -> NDArray[Any]:
     return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
 
 
-_COLUMNS = ("keys", "extends", "offsets", "concepts", "acronyms")
+_COLUMNS = ("keys", "extends", "offsets", "concepts", "preferred", "acronyms")
 
 
 def extend(paths: _Hashes, words: _Hashes) -> _Hashes:
@@ -126,13 +128,14 @@ def _columns(graph: KnowledgeGraph) -> dict[str, NDArray[Any]]:
     paths, concepts = paths[firsts], concepts[firsts]
     preferred = np.logical_or.reduceat(preferred[order], firsts)
     acronyms = np.logical_and.reduceat(acronyms[order], firsts)
-    degrees = graph.edge_offsets[concepts + 1] - graph.edge_offsets[concepts]
+    degrees = graph.edge_offsets[concepts + 1].astype(np.int64) - graph.edge_offsets[concepts]
     order = np.lexsort((concepts, -degrees, ~preferred, paths))
     return {
         "keys": keys,
         "extends": np.isin(keys, inner),
         "offsets": np.append(np.searchsorted(paths, keys), len(paths)),
         "concepts": concepts[order].astype(np.int32),
+        "preferred": preferred[order],
         "acronyms": acronyms[order],
     }
 

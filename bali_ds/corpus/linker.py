@@ -1,8 +1,8 @@
 """The dictionary linker: names of the graph found in text, the longest first, on word boundaries."""
 
 import re
-from collections import Counter
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,21 +12,37 @@ from numpy.typing import NDArray
 from bali_ds.corpus.abbreviations import find_abbreviations
 from bali_ds.corpus.dictionary import Dictionary
 from bali_ds.corpus.document import Document, Mention
-from bali_ds.corpus.folding import WordHasher, Words, split_words
+from bali_ds.corpus.folding import WordHasher, split_words
+from bali_ds.corpus.pieces import PieceTable
+from bali_ds.corpus.senses import Candidates, Senses
 from bali_ds.graph.store import KnowledgeGraph
 
 
 class _Hit(NamedTuple):
     start: int
     end: int
-    candidates: tuple[int, ...]
+    candidates: Candidates
+
+
+class _Matches(NamedTuple):
+    """Names that begin at some word of a batch of documents, longest only, by place; lists of one length.
+
+    `documents` bounds the rows of each document. `concepts` is the best concept of the name, `plain` tells whether it
+    is the only one and holds in small letters too.
+    """
+
+    documents: list[int]
+    starts: list[int]
+    ends: list[int]
+    entries: list[int]
+    concepts: list[int]
+    plain: list[bool]
 
 
 class DictionaryLinker:
     """Finds the concepts of a graph in texts.
 
-    Of a name's concepts that one is meant which the document mentions most often beyond doubt, else the one whose
-    preferred name it is, else the one with most facts. Abbreviations that a text defines mean what their long form
+    Of the concepts that share a name `Senses` chooses. Abbreviations that a text defines mean what their long form
     means; where that is no name of the graph, the abbreviation is not linked.
     """
 
@@ -34,84 +50,78 @@ class DictionaryLinker:
         self._dictionary = dictionary
         self._graph = graph
         self._hasher = WordHasher()
-        self._cuis: dict[int, str] = {}
+        self._words = PieceTable(self._hash_words)
+        self._senses = Senses(dictionary, graph)
+        self._names: dict[int, tuple[str, tuple[str, ...]]] = {}
 
     def link(self, documents: Sequence[Document]) -> list[Document]:
-        """Return the documents with the mentions found in them, in the order of the text."""
-        words = [split_words(document.text) for document in documents]
-        hashes: list[int] = []
-        begins = []
-        for own in words:
-            begins.append(len(hashes))
-            hashes += self._hasher(own.texts)
-            hashes.append(0)
-        matches = self._dictionary.longest_matches(np.array(hashes, np.uint64))
-        bounds = np.searchsorted(matches.words, [*begins, len(hashes)])
+        """Return the documents with the mentions found in them, in the order of the text.
+
+        A mention's type is the first semantic type of its concept.
+        """
+        matches = self._matches([document.text for document in documents])
         linked = []
         for number, document in enumerate(documents):
-            rows = slice(bounds[number], bounds[number + 1])
-            hits = self._hits(
-                document.text,
-                words[number],
-                matches.words[rows] - begins[number],
-                matches.lengths[rows],
-                matches.entries[rows],
-            )
-            linked.append(replace(document, mentions=self._mentions(document.text, hits)))
+            rows = range(matches.documents[number], matches.documents[number + 1])
+            hits = _define_abbreviations(document.text, list(self._hits(document.text, matches, rows)))
+            concepts = self._senses.choose([hit.candidates for hit in hits])
+            mentions = [
+                Mention(start, end, document.text[start:end], *self._name(concept))
+                for (start, end, _), concept in zip(hits, concepts, strict=True)
+            ]
+            linked.append(replace(document, mentions=tuple(mentions)))
         return linked
 
-    def _hits(
-        self,
-        text: str,
-        words: Words,
-        firsts: NDArray[np.int64],
-        lengths: NDArray[np.int64],
-        entries: NDArray[np.int64],
-    ) -> list[_Hit]:
-        """Take the longest match at the leftmost word, go on behind it; acronyms count in capitals alone."""
-        table = self._dictionary
-        heads = table.offsets[entries]
-        many = (table.offsets[entries + 1] - heads > 1).tolist()
-        best, capitals = table.concepts[heads].tolist(), table.acronyms[heads].tolist()
+    def _matches(self, texts: Sequence[str]) -> _Matches:
+        table, words = self._dictionary, self._words(texts)
+        hashes = np.insert(words.values.view(np.uint64), words.bounds[1:], 0)  # no name reaches across documents
+        found = table.longest_matches(hashes)
+        behind = words.bounds[1:] + np.arange(len(texts))
+        documents = np.searchsorted(behind, found.words)
+        firsts = found.words - documents
+        heads = table.offsets[found.entries]
+        plain = (table.offsets[found.entries + 1] - heads == 1) & ~table.acronyms[heads]
+        columns = (
+            np.searchsorted(documents, np.arange(len(texts) + 1)),
+            words.starts[firsts],
+            words.ends[firsts + found.lengths - 1],
+            found.entries,
+            table.concepts[heads],
+            plain,
+        )
+        return _Matches(*(column.tolist() for column in columns))
+
+    def _hits(self, text: str, matches: _Matches, rows: range) -> Iterator[_Hit]:
+        """Yield the longest match at the leftmost word, and so on behind it."""
         behind = 0
-        hits = []
-        for number, (first, length) in enumerate(zip(firsts.tolist(), lengths.tolist(), strict=True)):
-            if first < behind:
+        for row in rows:
+            start = matches.starts[row]
+            if start < behind:
                 continue
-            last = first + length - 1
-            start, end = words.starts[first], words.starts[last] + len(words.texts[last])
-            if many[number]:
-                candidates = self._candidates(int(entries[number]), text[start:end])
+            end = matches.ends[row]
+            if matches.plain[row]:
+                candidates: Candidates = (matches.concepts[row],)
             else:
-                known = not capitals[number] or _in_capitals(text[start:end])
-                candidates = (best[number],) if known else ()
+                candidates = self._senses.candidates(matches.entries[row], _in_capitals(text[start:end]))
             if candidates:
-                hits.append(_Hit(start, end, candidates))
-                behind = last + 1
-        return hits
+                yield _Hit(start, end, candidates)
+                behind = end
 
-    def _candidates(self, entry: int, surface: str) -> tuple[int, ...]:
-        """Return the concepts of a name, without those that have it in capitals alone where the text has not."""
-        table = self._dictionary
-        own = slice(int(table.offsets[entry]), int(table.offsets[entry + 1]))
-        concepts, acronyms = table.concepts[own].tolist(), table.acronyms[own].tolist()
-        if any(acronyms) and not _in_capitals(surface):
-            return tuple(concept for concept, acronym in zip(concepts, acronyms, strict=True) if not acronym)
-        return tuple(concepts)
+    def _hash_words(self, pieces: list[str]) -> tuple[NDArray[np.int64], list[int]]:
+        words = [split_words(piece) for piece in pieces]
+        texts = [text for own in words for text in own.texts]
+        rows = np.empty((len(texts), 3), np.int64)
+        rows[:, 0] = np.array(self._hasher(texts), np.uint64).view(np.int64)
+        rows[:, 1] = [start for own in words for start in own.starts]
+        rows[:, 2] = rows[:, 1] + [len(text) for text in texts]
+        return rows, [len(own.texts) for own in words]
 
-    def _mentions(self, text: str, hits: list[_Hit]) -> tuple[Mention, ...]:
-        hits = _define_abbreviations(text, hits)
-        certain = Counter(hit.candidates[0] for hit in hits if len(hit.candidates) == 1)
-        mentions = []
-        for start, end, candidates in hits:
-            concept = candidates[0] if len(candidates) == 1 else max(candidates, key=certain.__getitem__)
-            mentions.append(Mention(start, end, text[start:end], "", (self._cui(concept),)))
-        return tuple(mentions)
-
-    def _cui(self, concept: int) -> str:
-        if concept not in self._cuis:
-            self._cuis[concept] = self._graph.cui(concept)
-        return self._cuis[concept]
+    def _name(self, concept: int) -> tuple[str, tuple[str, ...]]:
+        """Return the type and the identifiers of a mention of this concept."""
+        if concept not in self._names:
+            kind = next(iter(self._senses.types(concept)), "")
+            self._names[concept] = kind, (self._graph.cui(concept),)
+        return self._names[concept]
 
 
 def _in_capitals(surface: str) -> bool:
@@ -120,20 +130,25 @@ def _in_capitals(surface: str) -> bool:
 
 def _define_abbreviations(text: str, hits: list[_Hit]) -> list[_Hit]:
     """Give every occurrence of an abbreviation the concept of the long form that the text gives for it."""
-    meanings: dict[str, tuple[int, ...]] = {}
-    for short, start, end in find_abbreviations(text) if "(" in text else ():
-        long_forms = [hit for hit in hits if hit.end == end and hit.start >= start]
-        meanings.setdefault(short, long_forms[0].candidates if long_forms and long_forms[0].start == start else ())
-    if not meanings:
+    definitions = list(find_abbreviations(text)) if "(" in text else []
+    if not definitions:
         return hits
+    long_forms = {(hit.start, hit.end): hit.candidates for hit in hits}
+    meanings: dict[str, Candidates] = {}
+    for short, start, end in definitions:
+        meanings.setdefault(short, long_forms.get((start, end), ()))
     shorts = "|".join(re.escape(short) for short in sorted(meanings, key=len, reverse=True))
-    defined = [
-        _Hit(match.start(), match.end(), meanings[match[0]])
-        for match in re.finditer(rf"(?<!\w)(?:{shorts})(?!\w)", text)
-    ]
-    defined = [hit for hit in defined if not any(_contains(other, hit) for other in hits)]
-    others = [hit for hit in hits if not any(hit.start < new.end and new.start < hit.end for new in defined)]
-    return sorted(others + [hit for hit in defined if hit.candidates])
+    starts, ends = [hit.start for hit in hits], [hit.end for hit in hits]
+    defined: list[_Hit] = []
+    replaced: set[int] = set()
+    for match in re.finditer(rf"(?<!\w)(?:{shorts})(?!\w)", text):
+        new = _Hit(match.start(), match.end(), meanings[match[0]])
+        touched = range(bisect_right(ends, new.start), bisect_left(starts, new.end))
+        if not any(_contains(hits[number], new) for number in touched):
+            replaced.update(touched)
+            defined.append(new)
+    kept = [hit for number, hit in enumerate(hits) if number not in replaced]
+    return sorted(kept + [hit for hit in defined if hit.candidates])
 
 
 def _contains(outer: _Hit, inner: _Hit) -> bool:

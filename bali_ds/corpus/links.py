@@ -5,6 +5,7 @@ import re
 from bali_ds.corpus.document import Mention
 from bali_ds.graph.store import KnowledgeGraph
 
+_KNOWN_LIMIT = 1 << 20
 _MESH_CODE = re.compile(r"[DC]\d{6,9}")
 
 # Vocabulary of a bare number, by the type of the mention.
@@ -29,7 +30,7 @@ SEMANTIC_TYPES = {
 
 
 class ConceptResolver:
-    """Looks identifiers up in a graph, each distinct one once.
+    """Looks identifiers up in a graph, and remembers them.
 
     An identifier is a concept's own, with or without the prefix `UMLS:`; or a code of a vocabulary, named by its prefix
     (`MESH:`, `omim:`, `NCBI Gene:`), by its shape (MeSH) or by the type of the mention (genes, species). Of several
@@ -38,18 +39,18 @@ class ConceptResolver:
 
     def __init__(self, graph: KnowledgeGraph) -> None:
         self._graph = graph
-        self._known: dict[tuple[str, str], int] = {}
+        self._known: dict[tuple[tuple[str, ...], str], tuple[int, ...]] = {}
 
     def concepts(self, mention: Mention) -> tuple[int, ...]:
         """Return the distinct concept ids of a mention's identifiers, unknown ones left out, in their order."""
-        found = (self._concept(name, mention.type.lower()) for name in mention.ids)
-        return tuple(dict.fromkeys(concept for concept in found if concept >= 0))
-
-    def _concept(self, name: str, kind: str) -> int:
-        concept = self._known.get((name, kind))
-        if concept is None:
-            concept = self._known[name, kind] = self._look_up(name, kind)
-        return concept
+        key = mention.ids, mention.type
+        known = self._known.get(key)
+        if known is None:
+            if len(self._known) > _KNOWN_LIMIT:
+                self._known.clear()
+            found = (self._look_up(name, mention.type.lower()) for name in mention.ids)
+            known = self._known[key] = tuple(dict.fromkeys(concept for concept in found if concept >= 0))
+        return known
 
     def _look_up(self, name: str, kind: str) -> int:
         own = self._graph.lookup([name, name.removeprefix("UMLS:")])

@@ -84,9 +84,10 @@ def _mention_rows(
 ) -> _MentionRows:
     """Return the token spans and concepts of the linked mentions that a passage can hold."""
     rows: set[tuple[int, int, int]] = set()
-    bounds = np.array([(mention.start, mention.end) for mention in document.mentions], np.int64).reshape(-1, 2)
-    firsts = np.searchsorted(encoding.ends, bounds[:, 0], side="right").tolist()
-    lasts = np.searchsorted(encoding.starts, bounds[:, 1], side="left").tolist()
+    starts, ends = ([mention[at] for mention in document.mentions] for at in (0, 1))
+    firsts = np.searchsorted(encoding.ends, np.array(starts, np.int32), side="right").tolist()
+    lasts = np.searchsorted(encoding.starts, np.array(ends, np.int32), side="left").tolist()
+    kinds = []
     for mention, first, last in zip(document.mentions, firsts, lasts, strict=True):
         concepts = resolver.concepts(mention)
         if not concepts:
@@ -96,9 +97,11 @@ def _mention_rows(
         elif last - first > budget:
             report.count("mentions_too_long")
         else:
-            report.count("linked_mentions")
-            report.types[mention.type or "unknown"] += 1
-            rows.update((first, last, concept) for concept in concepts)
+            kinds.append(mention.type or "unknown")
+            for concept in concepts:
+                rows.add((first, last, concept))
+    report.count("linked_mentions", len(kinds))
+    report.types.update(kinds)
     return np.array(sorted(rows), np.int64).reshape(-1, 3)
 
 

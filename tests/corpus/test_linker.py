@@ -22,13 +22,15 @@ NODES = [
     ("C02", "Heart", "", "T023", "MESH:D006321"),
     ("C03", "Acquired immune deficiency syndrome", "AIDS", "T047", ""),
     ("C04", "Tumor", "Neoplasm", "T191", "MESH:D009369"),
-    ("C05", "Cold temperature", "Cold|Common cold", "T070", ""),
-    ("C06", "Common cold", "", "T047", ""),
+    ("C05", "Cold temperature", "Cold|Common cold|Chill", "T070", ""),
+    ("C06", "Common cold", "Chill", "T047", ""),
     ("C07", "Hereditary fructose intolerance", "HFI|Fructosemia", "T047", "MESH:D005633;OMIM:229600"),
     ("C08", "Interleukin 2", "IL-2|IL2", "T116", "MESH:D007376"),
-    ("C09", "Insulin", "", "T116", "MESH:D007328"),
-    ("C10", "INS gene", "Insulin gene", "T028", "NCBIGENE:3630;MESH:D007328"),
+    ("C09", "Insulin", "INSA", "T116", "MESH:D007328"),
+    ("C10", "INS gene", "Insulin gene|INSA", "T028", "NCBIGENE:3630;MESH:D007328"),
     ("C11", "Anemia", "Anaemia of the newborn", "T047", ""),
+    ("C12", "TP53 gene", "Guardian", "T028", ""),
+    ("C13", "Warden", "Guardian", "", ""),
 ]
 
 
@@ -37,7 +39,9 @@ def graph(tmp_path_factory):
     folder = tmp_path_factory.mktemp("linker")
     rows = ["cui\tpreferred_name\tsynonyms\tsemantic_types\tsource_terms", *("\t".join(node) for node in NODES)]
     (folder / "nodes.tsv").write_text("\n".join(rows) + "\n")
-    (folder / "edges.tsv").write_text("head_cui\trelation\ttail_cui\tsource\nC06\tisa\tC01\tX\nC06\tisa\tC03\tX\n")
+    (folder / "edges.tsv").write_text(
+        "head_cui\trelation\ttail_cui\tsource\nC06\tisa\tC01\tX\nC06\tisa\tC03\tX\nC13\tisa\tC02\tX\n"
+    )
     build_graph([TableSource(folder / "nodes.tsv", folder / "edges.tsv")], folder / "graph")
     return KnowledgeGraph.open(folder / "graph")
 
@@ -80,9 +84,30 @@ def test_abbreviations_mean_what_the_text_says(linker):
     assert links(linker, "Hybrid fruit import (HFI) grows; HFI is fine.") == []
 
 
-def test_a_name_of_two_concepts_takes_the_one_the_document_speaks_of(linker):
-    assert links(linker, "Common cold.") == [("Common cold", "C06")]
-    assert ("Common cold", "C05") in links(linker, "Cold temperature, cold temperature. Common cold.")
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Common cold.", "C06"),
+        ("Cold temperature, cold temperature. Common cold.", "C06"),
+        ("Chill.", "C06"),
+        ("Cold temperature. Chill.", "C05"),
+        ("INSA.", "C09"),
+        ("The TP53 gene and INSA.", "C10"),
+        ("Interleukin 2 and INSA.", "C09"),
+        ("Insulin, the TP53 gene, the TP53 gene and INSA.", "C09"),
+        ("TP53 gene and Guardian.", "C12"),
+        ("Guardian.", "C13"),
+        ("Insulin gene and Guardian.", "C13"),
+    ],
+)
+def test_a_name_of_two_concepts(linker, text, expected):
+    """The one that prefers it; else the one spoken of; else the one of the document's kind; else more facts."""
+    assert links(linker, text)[-1][1] == expected
+
+
+def test_mentions_have_the_type_of_their_concept(linker):
+    (document,) = linker.link([Document("1", "Insulin gene, Warden, heart")])
+    assert [mention.type for mention in document.mentions] == ["T028", "", "T023"]
 
 
 def test_many_documents_at_once_give_what_each_gives_alone(linker):
