@@ -11,7 +11,7 @@ from torch import Tensor
 from bali_ds.objective.contrastive.communication import Exchange
 from bali_ds.objective.contrastive.kinds import Anchors, Kind, MultiSimilarity, Sigmoid
 from bali_ds.objective.contrastive.negatives import FLOOR, HEADROOM, Exponential, Logistic, Tiles
-from bali_ds.objective.contrastive.positives import Places, Positives
+from bali_ds.objective.contrastive.positives import Positives
 from bali_ds.objective.contrastive.views import Block, Side
 
 _RANGE = 85.0  # float32 exponentials below exp(-87) are lost
@@ -170,7 +170,7 @@ class Computation:
     # Positives
 
     def _sum_positives(self) -> Tensor:
-        def terms(cosines: Tensor, side: int, numbers: Places) -> tuple[Tensor, ...]:
+        def terms(cosines: Tensor, side: int, numbers: Tensor) -> tuple[Tensor, ...]:
             return *self.kind.pair_terms(cosines * self.scale, self.anchors[side].at(numbers)), cosines
 
         sums = self._everyone(
@@ -193,7 +193,7 @@ class Computation:
     # Gradients
 
     def _gradients(self, negatives: Exponential, unit: Tensor) -> list[Tensor]:
-        def slopes(cosines: Tensor, side: int, numbers: Places) -> tuple[Tensor, ...]:
+        def slopes(cosines: Tensor, side: int, numbers: Tensor) -> tuple[Tensor, ...]:
             return (self.kind.pair_gradients(cosines * self.scale, self.anchors[side].at(numbers)) / unit,)
 
         def gradients(rows: Block, columns: Block, into: Tensor, across: Tensor | None, same: bool) -> None:

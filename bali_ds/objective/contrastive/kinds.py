@@ -35,7 +35,7 @@ class Anchors(NamedTuple):
     first: Tensor
     second: Tensor
 
-    def at(self, places: Tensor | slice) -> "Anchors":
+    def at(self, places: Tensor) -> "Anchors":
         """Return the anchors at some places, as columns that broadcast against their positives."""
         return Anchors(*(values[places][..., None] for values in self))
 

@@ -1,13 +1,14 @@
 """Sweeps over the pairs of views that share an id, found by sorting and never by comparing all with all.
 
-Blocks are sorted by id, so the views that have a counterpart in the other block, taken in order, hold their pairs in
-rectangles along the diagonal: a strip is a few rows and the range of columns whose ids they share. A frequent
-concept is a dense rectangle; a rare one costs the width of a strip. Similarities of positives are computed in
-float64, because they are what saturates: an error in s_ap is a relative error of its whole term.
+Blocks are sorted by id, so the pairs of a few neighbouring ids stand in a small rectangle. Rectangles of rare ids are
+padded to one shape and taken many at a time, as the numbers are small and the calls are not; an id that is frequent
+on either side is cut into rectangles of its own. Similarities of positives are computed in float64, because they are
+what saturates: an error in s_ap is a relative error of its whole term.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -17,30 +18,32 @@ from torch import Tensor
 
 from bali_ds.objective.contrastive.views import Block
 
-_HEIGHT, _WIDTH = 32, 8192
+_HEIGHT = 16  # rows of a rectangle of rare ids; frequent is what has more rows, or _WIDTH columns
+_WIDTH = 32
+_TALL, _WIDE = 256, 2048  # of one piece of a frequent id
+_BYTES = 1 << 22  # of the features in float64 that are taken at a time
 
-# From the similarities of a strip to one or more values a pair, seen from the anchors of a side at some numbers.
-Places = slice | Tensor
-PairFunction = Callable[[Tensor, int, Places], tuple[Tensor, ...]]
+# From similarities [..., anchors, positives], a side and the anchors' numbers in it to one or more values a pair.
+PairFunction = Callable[[Tensor, int, Tensor], tuple[Tensor, ...]]
 
 
-class Strip(NamedTuple):
-    """Some rows and columns of a pair of blocks.
+class Rectangles(NamedTuple):
+    """Some rectangles of pairs of two blocks; no row and no column is in more than one of them.
 
     Attributes:
-        rows: their positions within their block.
-        columns: the same.
-        row_numbers: their numbers within their side.
+        rows: int64 [rectangles, rows], positions within the block; what pads is in no pair.
+        columns: int64 [rectangles, columns].
+        row_numbers: the rows' numbers within their side.
         column_numbers: the same.
-        for_rows: bool [rows, columns], where a column is a positive of a row.
-        for_columns: where a row is a positive of a column.
-        cosines: float64 [rows, columns].
+        for_rows: bool [rectangles, rows, columns], where a column is a positive of a row.
+        for_columns: bool [rectangles, columns, rows], where a row is a positive of a column.
+        cosines: float64 [rectangles, rows, columns].
     """
 
-    rows: Places
-    columns: Places
-    row_numbers: Places
-    column_numbers: Places
+    rows: Tensor
+    columns: Tensor
+    row_numbers: Tensor
+    column_numbers: Tensor
     for_rows: Tensor
     for_columns: Tensor
     cosines: Tensor
@@ -55,8 +58,8 @@ class Positives:
         partners: per side int64 [total], the one positive on the other side that counts, -1 for none; None: all do.
         device: where the features are.
         resident: whether features are at hand in every sweep; if not, all cosines are kept.
-        budget: bytes of cosines that may be kept between sweeps.
-        kept: cosines by (side, first row, first column) of the strip's blocks and the strip's number.
+        budget: bytes that may be kept between sweeps.
+        kept: by side, first row, rows, first column and columns of two blocks, their rectangles.
     """
 
     joint: bool
@@ -64,73 +67,72 @@ class Positives:
     device: torch.device
     resident: bool = True
     budget: int = 1 << 26
-    kept: dict[tuple[int, int, int, int], Tensor] = field(default_factory=dict)
+    kept: dict[tuple[int, ...], list[Rectangles]] = field(default_factory=dict)
 
     def keep(self, rows: Block, columns: Block) -> None:
         """Compute the cosines of all pairs of two blocks while their features are here, and keep them."""
-        for _ in self.strips(rows, columns):
+        for _ in self.rectangles(rows, columns):
             pass
 
-    def strips(self, rows: Block, columns: Block) -> Iterator[Strip]:
-        """Yield what pairs up, strip by strip."""
-        for number, (upper, left) in enumerate(_matches(rows.ids, columns.ids)):
-            for_rows = for_columns = rows.ids[upper][:, None] == columns.ids[left]
-            row_numbers, column_numbers = upper + rows.start, left + columns.start
-            if self.joint:
-                for_rows = for_columns = for_rows & (row_numbers[:, None] != column_numbers)
-            if self.partners is not None:
-                for_rows = self.partners[rows.side][row_numbers, None] == column_numbers
-                for_columns = self.partners[columns.side][column_numbers] == row_numbers[:, None]
-            places = self._places(upper), self._places(left)
-            key = (rows.side, rows.start, columns.start, number)
-            yield Strip(
-                *places,
-                self._places(row_numbers),
-                self._places(column_numbers),
-                torch.from_numpy(for_rows).to(self.device),
-                torch.from_numpy(for_columns).to(self.device),
-                self._cosines(key, rows, columns, places),
-            )
+    def rectangles(self, rows: Block, columns: Block) -> Iterator[Rectangles]:
+        """Yield what pairs up."""
+        key = (rows.side, rows.start, len(rows), columns.start, len(columns))
+        kept = self.kept.setdefault(key, [])
+        yield from kept
+        width = 1 if rows.features is None else rows.features.shape[1]
+        for number, (upper, left) in enumerate(_rectangles(rows.ids, columns.ids, _BYTES // (8 * width))):
+            if number < len(kept):
+                continue
+            made = self._made(rows, columns, upper, left)
+            size = sum(each.nbytes for each in made)
+            # Only what comes first is kept, so that a number tells what is there.
+            if len(kept) == number and (not self.resident or size <= self.budget):
+                self.budget -= size
+                kept.append(made)
+            yield made
 
-    def _places(self, positions: NDArray[np.int64]) -> Places:
-        """Ranges as slices: what they select is not copied."""
-        first, last = int(positions[0]), int(positions[-1])
-        if last - first + 1 == len(positions):
-            return slice(first, last + 1)
-        return torch.from_numpy(positions).to(self.device)
-
-    def _cosines(
-        self, key: tuple[int, int, int, int], rows: Block, columns: Block, places: tuple[Places, Places]
-    ) -> Tensor:
-        if key in self.kept:
-            return self.kept[key]
+    def _made(self, rows: Block, columns: Block, upper: NDArray[np.int64], left: NDArray[np.int64]) -> Rectangles:
         assert rows.features is not None
         assert columns.features is not None
-        cosines = rows.features[places[0]].double() @ columns.features[places[1]].double().T
-        size = cosines.numel() * cosines.element_size()
-        if not self.resident or size <= self.budget:
-            self.budget -= size
-            self.kept[key] = cosines
-        return cosines
+        real = (upper >= 0)[:, :, None] & (left >= 0)[:, None, :]
+        upper, left = upper.clip(min=0), left.clip(min=0)
+        row_numbers, column_numbers = upper + rows.start, left + columns.start
+        for_rows = for_columns = real & (rows.ids[upper][:, :, None] == columns.ids[left][:, None, :])
+        if self.joint:
+            for_rows = for_columns = for_rows & (row_numbers[:, :, None] != column_numbers[:, None, :])
+        if self.partners is not None:
+            for_rows = real & (self.partners[rows.side][row_numbers][:, :, None] == column_numbers[:, None, :])
+            for_columns = real & (self.partners[columns.side][column_numbers][:, None, :] == row_numbers[:, :, None])
+        everything = upper, left, row_numbers, column_numbers, for_rows, for_columns.transpose(0, 2, 1)
+        here, there, *others = (torch.from_numpy(each).to(self.device) for each in everything)
+        cosines = rows.features[here].double() @ columns.features[there].double().mT
+        numbers, pairs = others[:2], others[2:]
+        return Rectangles(here, there, numbers[0], numbers[1], pairs[0], pairs[1], cosines)
 
     def sums(self, function: PairFunction, rows: Block, columns: Block, into: Tensor, across: Tensor | None) -> None:
         """Add the sums over positives of each value of `function` to `into` [rows, values] and `across`."""
-        for strip in self.strips(rows, columns):
-            values = function(strip.cosines, rows.side, strip.row_numbers)
-            into[strip.rows] += torch.stack([value.where(strip.for_rows, 0.0).sum(1) for value in values], dim=1)
+
+        def add(owed: Tensor, anchors: Tensor, values: tuple[Tensor, ...], pairs: Tensor) -> None:
+            sums = torch.stack([value.where(pairs, 0.0).sum(-1) for value in values], dim=-1)
+            owed.index_add_(0, anchors.flatten(), sums.flatten(0, 1))
+
+        for each in self.rectangles(rows, columns):
+            add(into, each.rows, function(each.cosines, rows.side, each.row_numbers), each.for_rows)
             if across is not None:
-                values = function(strip.cosines.T, columns.side, strip.column_numbers)
-                sums = [value.where(strip.for_columns.T, 0.0).sum(1) for value in values]
-                across[strip.columns] += torch.stack(sums, dim=1)
+                values = function(each.cosines.mT, columns.side, each.column_numbers)
+                add(across, each.columns, values, each.for_columns)
 
     def farthest(self, rows: Block, columns: Block, into: Tensor, across: Tensor | None) -> None:
         """Raise `into` [rows] and `across` [columns] to the largest negated cosine of an anchor's positives."""
-        for strip in self.strips(rows, columns):
-            negated = -strip.cosines
-            into[strip.rows] = torch.maximum(into[strip.rows], negated.where(strip.for_rows, -torch.inf).amax(1))
+
+        def lift(owed: Tensor, anchors: Tensor, cosines: Tensor, pairs: Tensor) -> None:
+            highest = (-cosines).where(pairs, -torch.inf).amax(-1)
+            owed.scatter_reduce_(0, anchors.flatten(), highest.flatten(), "amax")
+
+        for each in self.rectangles(rows, columns):
+            lift(into, each.rows, each.cosines, each.for_rows)
             if across is not None:
-                highest = negated.where(strip.for_columns, -torch.inf).amax(0)
-                across[strip.columns] = torch.maximum(across[strip.columns], highest)
+                lift(across, each.columns, each.cosines.mT, each.for_columns)
 
     def gradients(
         self, function: PairFunction, rows: Block, columns: Block, into: Tensor, across: Tensor | None
@@ -141,26 +143,84 @@ class Positives:
         """
         assert rows.features is not None
         assert columns.features is not None
-        for strip in self.strips(rows, columns):
-            (by_row,) = function(strip.cosines, rows.side, strip.row_numbers)
-            (by_column,) = function(strip.cosines.T, columns.side, strip.column_numbers)
-            slopes = by_row.where(strip.for_rows, 0.0) + by_column.T.where(strip.for_columns, 0.0)
+        for each in self.rectangles(rows, columns):
+            (by_row,) = function(each.cosines, rows.side, each.row_numbers)
+            (by_column,) = function(each.cosines.mT, columns.side, each.column_numbers)
+            slopes = by_row.where(each.for_rows, 0.0) + by_column.where(each.for_columns, 0.0).mT
             slopes = slopes.to(into.dtype)
-            into[strip.rows] += slopes @ columns.features[strip.columns]
+            # Padding adds zeros to views that are in pairs of their own, in no other rectangle: no order to depend on.
+            into.index_add_(0, each.rows.flatten(), (slopes @ columns.features[each.columns]).flatten(0, 1))
             if across is not None:
-                across[strip.columns] += slopes.T @ rows.features[strip.rows]
+                across.index_add_(0, each.columns.flatten(), (slopes.mT @ rows.features[each.rows]).flatten(0, 1))
 
 
-def _matches(
-    row_ids: NDArray[np.int64], column_ids: NDArray[np.int64]
+def _rectangles(
+    row_ids: NDArray[np.int64], column_ids: NDArray[np.int64], views: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield positions of few rows and of the columns that share an id with one of them; both lists are sorted."""
-    rows = np.flatnonzero(np.isin(row_ids, column_ids))
-    columns = np.flatnonzero(np.isin(column_ids, row_ids))
-    low = np.searchsorted(column_ids[columns], row_ids[rows[::_HEIGHT]])
-    last = np.append(np.arange(_HEIGHT, len(rows), _HEIGHT), len(rows))[: len(low)] - 1
-    high = np.searchsorted(column_ids[columns], row_ids[rows[last]], side="right") if len(rows) else low
-    for strip, (first, stop) in enumerate(zip(low, high, strict=True)):
-        upper = rows[strip * _HEIGHT : (strip + 1) * _HEIGHT]
-        for left in range(first, stop, _WIDTH):
-            yield upper, columns[left : min(left + _WIDTH, stop)]
+    """Yield positions of rows [rectangles, rows] and columns [rectangles, columns], -1 where there is none.
+
+    Args:
+        row_ids: sorted.
+        column_ids: sorted.
+        views: how many rows and columns to yield at a time, unless one rectangle has more.
+    """
+    (ids, *rows), (others, *columns) = _runs(row_ids), _runs(column_ids)
+    _, first, second = np.intersect1d(ids, others, assume_unique=True, return_indices=True)
+    (row_starts, row_counts), (column_starts, column_counts) = (
+        [each[shared] for each in runs] for runs, shared in ((rows, first), (columns, second))
+    )
+    frequent = (row_counts > _HEIGHT) | (column_counts > _WIDTH)
+    for run in np.flatnonzero(frequent):
+        upper, left = (
+            np.split(np.arange(start, start + count), range(step, count, step))
+            for start, count, step in (
+                (row_starts[run], row_counts[run], _TALL),
+                (column_starts[run], column_counts[run], _WIDE),
+            )
+        )
+        for some, others in product(upper, left):
+            yield some[None], others[None]
+    rare = ~frequent
+    # An id belongs to the rectangle in which its first row stands, so no id is in two.
+    rectangle = (np.cumsum(row_counts[rare]) - row_counts[rare]) // _HEIGHT
+    tall = _Lists.of(row_starts[rare], row_counts[rare], rectangle)
+    wide = _Lists.of(column_starts[rare], column_counts[rare], rectangle)
+    order = np.argsort(-wide.counts, kind="stable")
+    while len(order):
+        few = max(1, views // int(tall.counts.max() + wide.counts[order[0]]))
+        yield tall.padded(order[:few]), wide.padded(order[:few])
+        order = order[few:]
+
+
+def _runs(ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the distinct ids of a sorted list, where each begins, and how many there are of it."""
+    ids, starts, counts = np.unique(ids, return_index=True, return_counts=True)
+    return ids, starts, counts
+
+
+class _Lists(NamedTuple):
+    """Lists of positions, one after the other.
+
+    Attributes:
+        flat: all positions.
+        starts: where each list begins.
+        counts: how long each is.
+    """
+
+    flat: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, starts: NDArray[np.int64], counts: NDArray[np.int64], lists: NDArray[np.int64]) -> "_Lists":
+        """Put ranges of positions, in order, into the lists they belong to."""
+        flat = np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+        lengths = np.bincount(lists, weights=counts).astype(np.int64)
+        return cls(flat, np.cumsum(lengths) - lengths, lengths)
+
+    def padded(self, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return some of the lists as rows of one length, ended by -1."""
+        counts = self.counts[chosen, None]
+        steps = np.arange(counts.max())
+        places = (self.starts[chosen, None] + steps).clip(max=len(self.flat) - 1)
+        return np.where(steps < counts, self.flat[places], -1)
