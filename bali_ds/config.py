@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -21,8 +21,12 @@ class Data(Section):
     """Where graph and shards lie and how samples are drawn from them."""
 
     graph: Path
-    shards: str
-    """A directory, or a URL (http, s3, gs, hf) that is read through a cache on each node."""
+    shards: str | dict[str, Annotated[int, Field(ge=1)]]
+    """A directory, or a URL (http, s3, gs, hf) that is read through a cache on each node; or several of them, each with
+    its proportion: `{pubmed: 3, medmentions: 1}` takes three passages of the one for each of the other."""
+    temperature: float = Field(default=1.0, ge=0, le=1)
+    """Exponent of concept frequencies in sampling: 1 visits every passage once an epoch, lower values visit passages of
+    rare concepts more often."""
     fan_out: int = Field(default=3, ge=0)
     """Neighbours drawn afresh for each concept at each visit."""
     workers: int = Field(default=1, ge=0)
@@ -51,11 +55,14 @@ class TextEncoder(Section):
 class GraphEncoder(Section):
     """The encoder of the star of a concept and its neighbours."""
 
-    kind: Literal["gatv2", "graphsage", "compgcn"] = "gatv2"
+    kind: Literal["gatv2", "graphsage", "compgcn", "linearised"] = "gatv2"
+    """Layers over the star; or the neighbourhood as text through the text encoder, without any layer."""
     layers: int = Field(default=2, ge=1)
     heads: int = Field(default=2, ge=1)
     """Attention heads of each layer, for gatv2."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    tokens: int = Field(default=128, ge=40)
+    """Most tokens of a linearised neighbourhood; whole facts are dropped beyond it."""
 
 
 class Contrastive(Section):
@@ -73,15 +80,36 @@ class MaskedLanguageModel(Section):
     weight: float = Field(default=1.0, ge=0)
 
 
+class GraphLanguageModel(Section):
+    """Cross-entropy of masked tokens of linearised neighbourhoods."""
+
+    weight: float = Field(default=0.0, ge=0)
+
+
 class Objective(Section):
-    """The total loss is the weighted sum of its parts."""
+    """The total loss is the weighted sum of its parts; one of weight 0 is not computed."""
 
     contrastive: Contrastive = Contrastive()
     masked_language_model: MaskedLanguageModel = MaskedLanguageModel()
+    graph_language_model: GraphLanguageModel = GraphLanguageModel()
+
+    def weight(self, name: str) -> float:
+        """Return the weight of the part of that name."""
+        return float(getattr(self, name).weight)
+
+    @property
+    def needs_graph(self) -> bool:
+        """Whether training computes graph views."""
+        return any(self.weight(name) for name in ("contrastive", "graph_language_model"))
+
+    @property
+    def needs_head(self) -> bool:
+        """Whether training calls the masked-language-model head."""
+        return any(self.weight(name) for name in ("masked_language_model", "graph_language_model"))
 
     @model_validator(mode="after")
     def _something_to_minimise(self) -> Self:
-        if not self.contrastive.weight and not self.masked_language_model.weight:
+        if not any(self.weight(name) for name in type(self).model_fields):
             raise ValueError("every objective has weight 0; give one a positive weight")
         return self
 
@@ -184,6 +212,12 @@ class Recipe(Section):
     def _one_length(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("name either steps or epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Self:
+        if self.objective.graph_language_model.weight and self.graph_encoder.kind != "linearised":
+            raise ValueError("objective.graph_language_model: reads text; set graph_encoder.kind to linearised")
         return self
 
     @property

@@ -9,13 +9,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from bali_ds.config import Objective, Recipe
+from bali_ds.config import Recipe
 from bali_ds.errors import InputError
 from bali_ds.files import read_json
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.inference.encoder import DESCRIPTION, load
 from bali_ds.model.aligner import Aligner
-from bali_ds.model.graph import build_graph_encoder
+from bali_ds.model.graph import GraphEncoder, build_graph_encoder
 from bali_ds.model.text import TextEncoder
 from bali_ds.shards.store import ShardSet
 from bali_ds.stream.evaluation import evaluation_batches
@@ -36,6 +36,13 @@ def load_aligned(path: Path, device: str = "cpu") -> tuple[Aligner, Recipe]:
     encoder = load(path)
     # a kind that knows no relations has none stored
     graph = build_graph_encoder(recipe.graph_encoder, encoder.width, description["num_relations"] or 0)
+    if isinstance(graph, GraphEncoder):
+        _fill(graph, path)
+    aligner = Aligner(TextEncoder(encoder.model, nn.Identity()), graph, recipe.objective)
+    return aligner.to(device).eval(), recipe
+
+
+def _fill(graph: GraphEncoder, path: Path) -> None:
     try:
         weights = {name: tensor.float() for name, tensor in load_file(path / "graph_encoder.safetensors").items()}
         # Modules under two names are stored once, so only the names of parameters count as missing.
@@ -45,15 +52,13 @@ def load_aligned(path: Path, device: str = "cpu") -> tuple[Aligner, Recipe]:
         raise InputError(f"{path}/graph_encoder.safetensors: {str(error).splitlines()[0]}") from error
     if wrong := sorted(missing) + unexpected:
         raise InputError(f"{path}/graph_encoder.safetensors: does not fit the recipe at {wrong[0]}")
-    aligner = Aligner(TextEncoder(encoder.model, nn.Identity()), graph, Objective())
-    return aligner.to(device).eval(), recipe
 
 
 def held_out_views(
     aligner: Aligner, recipe: Recipe, graph: KnowledgeGraph, shards: ShardSet, *, split: str, passages: int | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
     """Return text views [V, d], graph views [V, d] and concept ids [V] of the unmasked passages of a split."""
-    settings = StreamSettings(seed=recipe.seed, fan_out=recipe.data.fan_out)
+    settings = StreamSettings.of(recipe)
     device = next(aligner.parameters()).device
     text, nodes, concepts = [], [], []
     with torch.inference_mode():

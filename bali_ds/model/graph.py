@@ -78,8 +78,16 @@ class GraphEncoder(nn.Module):
         return nodes
 
 
-def build_graph_encoder(settings: config.GraphEncoder, width: int, num_relations: int) -> GraphEncoder:
+class LinearisedGraph(nn.Module):
+    """In place of a graph encoder: the neighbourhood is read as text, so there is nothing beside the text encoder."""
+
+
+def build_graph_encoder(
+    settings: config.GraphEncoder, width: int, num_relations: int
+) -> GraphEncoder | LinearisedGraph:
     """Return the graph encoder of a recipe, fresh."""
+    if settings.kind == "linearised":
+        return LinearisedGraph()
     return GraphEncoder(
         width,
         num_relations,

@@ -16,10 +16,9 @@ from bali_ds.preflight.activations import PassMemory, pass_memory
 from bali_ds.preflight.arithmetic import Arithmetic, arithmetic
 from bali_ds.preflight.deepspeed_config import check_recipe, load_deepspeed_config
 from bali_ds.preflight.memory import Memory, Run, bytes_sent, rank_memory
-from bali_ds.shards.store import ShardSet
 from bali_ds.stream.batch import Batch
 from bali_ds.stream.loader import Loader
-from bali_ds.stream.remote import open_shards
+from bali_ds.stream.mixture import Mixture, open_mixture
 from bali_ds.stream.settings import StreamSettings
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -75,7 +74,7 @@ def plan(recipe: Recipe, *, ranks: int, on_gpu: bool, samples_per_second: float 
     """
     settings = load_deepspeed_config(recipe.deepspeed)
     check_recipe(settings, recipe)
-    graph, shards = KnowledgeGraph.open(recipe.data.graph), open_shards(recipe.data.shards)
+    graph, shards = KnowledgeGraph.open(recipe.data.graph), open_mixture(recipe.data.shards)
     numbers = arithmetic(recipe, ranks, len(shards.split("train")))
     batch = _largest_batch(recipe, shards, graph, numbers)
     model = shapes_of_model(recipe, 2 * graph.num_relations)
@@ -126,7 +125,7 @@ def _activations(model: Aligner, batch: Batch, numbers: Arithmetic, *, on_gpu: b
 
     def run() -> torch.Tensor:
         views = model.encode(shapes)
-        return views.text.sum() + views.graph.sum() + views.cross_entropy.sum()
+        return torch.stack([views.text.sum(), views.graph.sum(), *(total for total, _ in views.sums.values())]).sum()
 
     one = pass_memory(model, run, fused_attention=on_gpu)
     # both views of all ranks in fp32: normalised, gathered, and their gradients
@@ -135,7 +134,7 @@ def _activations(model: Aligner, batch: Batch, numbers: Arithmetic, *, on_gpu: b
     return PassMemory(one.kept + features, one.flowing + features)
 
 
-def _largest_batch(recipe: Recipe, shards: ShardSet, graph: KnowledgeGraph, numbers: Arithmetic) -> Batch:
+def _largest_batch(recipe: Recipe, shards: Mixture, graph: KnowledgeGraph, numbers: Arithmetic) -> Batch:
     steps = max(1, min(_SAMPLED_STEPS, numbers.steps, _SAMPLED_PASSAGES // numbers.passages_per_rank))
     batches: list[Batch] = []
     for rank in range(min(_SAMPLED_RANKS, numbers.ranks)):

@@ -51,14 +51,15 @@ class TokenBlock(_Tensors):
 class Batch(_Tensors):
     """One micro-batch of one rank.
 
-    The number of blocks is the same on every rank and in every step, so that every module is called equally often;
-    a block that would be empty holds one dummy sequence that nothing refers to. "Flat" token positions count through
-    the blocks in order: block 0 row 0, block 0 row 1, ..., padding included.
+    The number of blocks of each kind is the same on every rank and in every step, so that every module is called
+    equally often; a block that would be empty holds one dummy sequence that nothing refers to. "Flat" token positions
+    count through the blocks in order: block 0 row 0, block 0 row 1, ..., padding included.
 
     A view is one concept of one passage. It is seen twice: as text (the tokens of all its mentions in the passage)
     and as graph (a star of the concept and its drawn neighbours).
 
-    B passages, V views, N nodes, E edges, K labelled tokens, P mention tokens.
+    B passages, V views, N nodes, E edges, K labelled tokens, P mention tokens. Where graph views are linearised there
+    are no names, nodes and edges; where they are stars, no neighbourhoods; where nothing asks for graph views, neither.
 
     Attributes:
         passages: blocks of masked passages, B rows in all (dummies aside).
@@ -74,6 +75,10 @@ class Batch(_Tensors):
             for neighbour -> concept, its inverse for concept -> neighbour.
         targets: int64 [V], the node that is each view's concept.
         sample_ids: int64 [B], rows in the shard set's sample table, in the order of the global batch.
+        neighbourhoods: blocks of linearised neighbourhoods, V rows in all (dummies aside).
+        neighbourhood_rows: int64 [V], the row of each view in `neighbourhoods`, counted through the blocks.
+        graph_labelled_tokens: int64, flat positions in `neighbourhoods` that masked language modelling predicts.
+        graph_labels: int64, the token ids that stood there.
     """
 
     passages: tuple[TokenBlock, ...]
@@ -88,6 +93,10 @@ class Batch(_Tensors):
     edge_relations: torch.Tensor
     targets: torch.Tensor
     sample_ids: torch.Tensor
+    neighbourhoods: tuple[TokenBlock, ...]
+    neighbourhood_rows: torch.Tensor
+    graph_labelled_tokens: torch.Tensor
+    graph_labels: torch.Tensor
 
     @property
     def num_views(self) -> int:

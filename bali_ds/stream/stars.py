@@ -29,6 +29,10 @@ class Stars(NamedTuple):
     edge_relations: Ints
 
 
+_NONE = np.empty(0, np.int64)
+NO_STARS = Stars(_NONE, _NONE, _NONE, _NONE, np.empty((2, 0), np.int64), _NONE)
+
+
 def draw_stars(
     concepts: Ints, keys: Keys, edges: NDArray[np.int32], begins: Ints, counts: Ints, fan_out: int, num_relations: int
 ) -> Stars:

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import pytest
 import torch
 
 from bali_ds.model.aligner import build_aligner
+from bali_ds.stream.evaluation import evaluation_batches
 from bali_ds.stream.loader import Loader
 from bali_ds.stream.settings import StreamSettings
 from bali_ds.training.run import Data
@@ -96,3 +98,49 @@ def test_a_batch_without_mentions_has_a_finite_loss_and_all_gradients(parts):
     assert loss.isfinite()
     assert [name for name, parameter in aligner.named_parameters() if parameter.grad is None] == []
     aligner.zero_grad()
+
+
+def test_linearised_views_are_the_first_states_of_the_neighbourhoods_as_text(sample, tmp_path):
+    weights = {"graph_language_model": {"weight": 0.5}}
+    recipe = sample.recipe(tmp_path, graph_encoder={"kind": "linearised"}, objective=weights)
+    data = Data.open(recipe)
+    loader = Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=recipe.batch.passages)
+    aligner, batch = build_aligner(recipe, 2 * data.graph.num_relations), next(loader).chunks[0]
+    loss, losses = aligner([batch])
+    graph = aligner.encode(batch).graph
+    rows = [
+        ids[:length]
+        for block in batch.neighbourhoods
+        for ids, length in zip(block.input_ids, block.lengths, strict=True)
+    ]
+    states = [aligner.text.encoder(input_ids=row[None]).last_hidden_state[0] for row in rows]
+    for view, row in enumerate(batch.neighbourhood_rows.tolist()):
+        torch.testing.assert_close(graph[view], states[row][0], atol=1e-5, rtol=1e-4)
+    expected = losses["contrastive"] + losses["masked_language_model"] + 0.5 * losses["graph_language_model"]
+    torch.testing.assert_close(loss.detach(), expected)
+    assert abs(losses["graph_language_model"] - math.log(aligner.text.encoder.config.vocab_size)) < 1
+    loss.backward()
+    assert [name for name, parameter in aligner.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("alone", ["contrastive", "masked_language_model"])
+def test_what_an_objective_of_weight_0_needs_is_frozen_and_not_called(sample, tmp_path, alone):
+    weights = {name: {"weight": float(name == alone)} for name in ("contrastive", "masked_language_model")}
+    recipe = sample.recipe(tmp_path, objective=weights)
+    data = Data.open(recipe)
+    loader = Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=recipe.batch.passages)
+    aligner, batch = build_aligner(recipe, 2 * data.graph.num_relations).train(), next(loader).chunks[0]
+    called = []
+    for name, module in (("names", aligner.graph), ("head", aligner.text.head)):
+        module.register_forward_hook(lambda *_, name=name: called.append(name))
+    loss, losses = aligner([batch])
+    assert loss == losses[alone] > 0
+    loss.backward()
+    for name, parameter in aligner.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    assert called == (["names"] if alone == "contrastive" else ["head"])
+    frozen = {name.split(".")[0] for name, parameter in aligner.named_parameters() if not parameter.requires_grad}
+    assert frozen == ({"text"} if alone == "contrastive" else {"graph"})
+    aligner.eval()
+    held_out = next(evaluation_batches(data.shards, data.graph, StreamSettings.of(recipe), batch_size=8))
+    assert aligner.encode(held_out).graph.shape == aligner.encode(held_out).text.shape

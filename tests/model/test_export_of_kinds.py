@@ -16,7 +16,9 @@ from bali_ds.stream.evaluation import evaluation_batches
 from bali_ds.stream.settings import StreamSettings
 from bali_ds.training.run import Data
 
-KINDS = {kind: {"graph_encoder": {"kind": kind, "dropout": 0.0}} for kind in ("gatv2", "graphsage", "compgcn")}
+KINDS = {
+    kind: {"graph_encoder": {"kind": kind, "dropout": 0.0}} for kind in ("gatv2", "graphsage", "compgcn", "linearised")
+}
 
 
 @pytest.fixture(params=KINDS)
