@@ -5,6 +5,7 @@ from pathlib import Path
 
 import deepspeed
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bali_ds.config import Recipe
 from bali_ds.model.aligner import build_aligner
@@ -18,10 +19,25 @@ from tests.leaving import leave
 from tests.training.cases import CHUNKS, STAGES
 
 
+class Reductions(TorchDispatchMode):
+    """Counts the numbers that collectives add up over ranks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ARG002
+        if function.namespace == "c10d" and "reduce" in function._schema.name:
+            reduces_into = 1 if "reduce_scatter" in function._schema.name else 0
+            tensors = args[reduces_into]
+            self.numbers += sum(each.numel() for each in (tensors if isinstance(tensors, list) else [tensors]))
+        return function(*args, **(kwargs or {}))
+
+
 def weights_after(
     recipe: Recipe, data: Data, rank: int, world_size: int
-) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """The whole weights after the recipe's steps, and the loss of each."""
+) -> tuple[dict[str, torch.Tensor], list[float], list[int]]:
+    """The whole weights after the recipe's steps, the loss of each, and how many numbers each reduced over ranks."""
     settings = deepspeed_settings(recipe, arithmetic(recipe, world_size, len(data.shards.split("train"))))
     # small tensors stay whole unless told otherwise, and everything is small here; a look-ahead through a whole
     # trace of a small model takes minutes
@@ -31,18 +47,20 @@ def weights_after(
         data.shards, data.graph, StreamSettings.of(recipe),
         global_batch=recipe.batch.passages, chunks=recipe.batch.chunks, rank=rank, world_size=world_size,
     )  # fmt: skip
-    losses = []
+    losses, reduced = [], []
     for _, step in zip(range(recipe.steps), loader, strict=False):
         loss, parts = engine(step.chunks)
-        engine.backward(loss)
-        engine.step()
+        with Reductions() as reductions:
+            engine.backward(loss)
+            engine.step()
         losses.append(float(parts["loss"]))
+        reduced.append(reductions.numbers)
     weights = {}
     for name, parameter in engine.module.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter]):
             weights[name] = parameter.detach().clone()
     engine.destroy()
-    return weights, losses
+    return weights, losses, reduced
 
 
 def main() -> None:

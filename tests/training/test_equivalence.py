@@ -55,12 +55,22 @@ def trained(recipe, tmp_path_factory):
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_three_steps_give_the_weights_of_one_process(plain, trained, world_size, stage, chunks):
     expected, expected_losses, _ = plain
-    weights, losses = torch.load(trained / f"{world_size}-{stage}-{chunks}.pt", weights_only=True)
+    weights, losses, _ = torch.load(trained / f"{world_size}-{stage}-{chunks}.pt", weights_only=True)
     assert losses == pytest.approx(expected_losses, rel=1e-5)
     assert weights.keys() == expected.keys()
     for name, value in weights.items():
         close = torch.allclose(value, expected[name], rtol=1e-4, atol=2e-6)
         assert close, f"{name}: off by {(value - expected[name]).abs().max():.1e}"
+
+
+@pytest.mark.parametrize("chunks", CHUNKS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_step_reduces_each_gradient_once(plain, trained, stage, chunks):
+    parameters = sum(parameter.numel() for parameter in plain[0].values())
+    _, _, reduced = torch.load(trained / f"2-{stage}-{chunks}.pt", weights_only=True)
+    for numbers in reduced:
+        # Beside the gradients there are norms and overflow flags, and padding to even shards.
+        assert parameters <= numbers < 1.02 * parameters
 
 
 def test_every_parameter_gets_a_gradient(plain):
