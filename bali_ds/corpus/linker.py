@@ -107,14 +107,11 @@ class DictionaryLinker:
                 yield _Hit(start, end, candidates)
                 behind = end
 
-    def _hash_words(self, pieces: list[str]) -> tuple[NDArray[np.int64], list[int]]:
-        words = [split_words(piece) for piece in pieces]
-        texts = [text for own in words for text in own.texts]
-        rows = np.empty((len(texts), 3), np.int64)
-        rows[:, 0] = np.array(self._hasher(texts), np.uint64).view(np.int64)
-        rows[:, 1] = [start for own in words for start in own.starts]
-        rows[:, 2] = rows[:, 1] + [len(text) for text in texts]
-        return rows, [len(own.texts) for own in words]
+    def _hash_words(self, text: str) -> NDArray[np.int64]:
+        words = split_words(text)
+        hashes = np.array(self._hasher(words.texts), np.uint64).view(np.int64)
+        starts = np.array(words.starts, np.int64)
+        return np.column_stack([hashes, starts, starts + np.array([len(word) for word in words.texts], np.int64)])
 
     def _name(self, concept: int) -> tuple[str, tuple[str, ...]]:
         """Return the type and the identifiers of a mention of this concept."""

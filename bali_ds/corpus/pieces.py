@@ -14,8 +14,10 @@ _LIMIT = 1 << 22
 """Characters of the pieces that are remembered; a table with more starts afresh."""
 
 _Table = NDArray[np.int64]
-Analyse = Callable[[list[str]], tuple[_Table, list[int]]]
-"""From pieces to the rows (value, start, end) of all of them, int64 [n, 3], and how many each piece has."""
+Analyse = Callable[[str], _Table]
+"""From a text to its rows (value, start, end), int64 [n, 3], in the order of the text."""
+_AT_ONCE = 1 << 10
+"""Pieces that are analysed as one text."""
 
 
 class Gathered(NamedTuple):
@@ -34,7 +36,7 @@ class Gathered(NamedTuple):
 
 
 class PieceTable:
-    """Remembers the rows of pieces. `analyse` must give a piece the same rows wherever it stands."""
+    """Remembers the rows of pieces. `analyse` must give a piece the same rows wherever it stands, and none across."""
 
     def __init__(self, analyse: Analyse) -> None:
         self._analyse = analyse
@@ -71,14 +73,22 @@ class PieceTable:
         if self._characters > _LIMIT:
             self._forget()
         new = [piece for piece in dict.fromkeys(pieces) if piece not in self._numbers]
-        rows, counts = self._analyse(new)
-        sizes = [len(piece) + 1 for piece in new]
-        firsts = self._num_rows + np.cumsum([0, *counts])[:-1]
+        for start in range(0, len(new), _AT_ONCE):
+            self._add(new[start : start + _AT_ONCE])
+
+    def _add(self, new: list[str]) -> None:
+        sizes = np.array([len(piece) + 1 for piece in new])
+        ends = np.cumsum(sizes)
+        rows = self._analyse(" ".join(new))
+        owners = np.searchsorted(ends, rows[:, 1], side="right")
+        rows[:, 1:] -= (ends - sizes)[owners, None]
+        counts = np.bincount(owners, minlength=len(new))
+        firsts = self._num_rows + np.cumsum(counts) - counts
         self._pieces = _extended(self._pieces, len(self._numbers), np.stack([firsts, counts, sizes], axis=1))
         self._rows = _extended(self._rows, self._num_rows, rows)
         self._numbers.update(zip(new, range(len(self._numbers), len(self._numbers) + len(new)), strict=True))
         self._num_rows += len(rows)
-        self._characters += sum(sizes)
+        self._characters += int(ends[-1])
 
 
 def _extended(table: _Table, used: int, more: _Table) -> _Table:

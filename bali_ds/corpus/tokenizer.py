@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,13 +114,9 @@ class Tokenizer:
         columns = [column.astype(np.int32) for column in (ids, starts, ends)]
         return [Encoding(*(column[first:last] for column in columns)) for first, last in pairwise(bounds.tolist())]
 
-    def _analyse(self, pieces: list[str]) -> tuple[NDArray[np.int64], list[int]]:
-        items = self._tokenizer.encode_batch(pieces, add_special_tokens=False)
-        counts = [len(item) for item in items]
-        rows = np.empty((sum(counts), 3), np.int64)
-        rows[:, 0] = list(chain.from_iterable(item.ids for item in items))
-        rows[:, 1:] = np.array(list(chain.from_iterable(item.offsets for item in items)), np.int64).reshape(-1, 2)
-        return rows, counts
+    def _analyse(self, text: str) -> NDArray[np.int64]:
+        item = self._tokenizer.encode(text, add_special_tokens=False)
+        return np.column_stack([np.array(item.ids, np.int64), np.array(item.offsets, np.int64).reshape(-1, 2)])
 
     def encode_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, without special tokens and without the cost of offsets."""
