@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from tests.objective import dense_contrastive as dense
 from tests.objective.rank_cases import BIAS, CASES, SCALE, SPLITS, start
+from tests.objective.test_against_libraries import theirs
 from tests.objective.test_contrastive import assert_close, evaluate
 
 BY_NAME = {case.name: case for case in CASES}
@@ -46,6 +47,20 @@ def test_equals_one_process(name, results):
         assert_close(got, want)
     else:
         assert got[0] == pytest.approx(float(want[0]), rel=2e-3)
+
+
+@pytest.mark.parametrize("split", ["uneven", "three-empty", "four"])
+@pytest.mark.parametrize("kind", ["ntxent", "multi_similarity"])
+def test_equals_pytorch_metric_learning_on_the_whole_batch(kind, split, results):
+    case = BY_NAME[f"{kind}-{split}-ring"]
+    queries, keys, *ids = case.data()
+    labels = torch.cat(ids)
+    want = evaluate(
+        lambda q, k, _scale, _bias: theirs(kind, torch.cat([q, k]), labels, SCALE),
+        queries.double(), keys.double(), SCALE,
+    )  # fmt: skip
+    got = whole(case, results)
+    assert_close([*got[:3], want[3], want[4]], want)
 
 
 @pytest.mark.parametrize("name", [case.name for case in CASES if case.repeated])
