@@ -44,7 +44,7 @@ def published_directory(target: Path) -> Iterator[Path]:
 def _replace_directory(working: Path, target: Path) -> None:
     for path in working.rglob("*"):
         if path.is_file():
-            _sync(path)
+            sync(path)
     if target.exists():
         retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         os.rename(target, retired / target.name)
@@ -52,7 +52,7 @@ def _replace_directory(working: Path, target: Path) -> None:
         shutil.rmtree(retired, ignore_errors=True)
     else:
         os.rename(working, target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 @contextmanager
@@ -124,7 +124,8 @@ def open_text(path: Path) -> IO[str]:
     return open(path, encoding="utf-8", newline="")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Return when a file's bytes, or a directory's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

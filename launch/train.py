@@ -18,7 +18,8 @@ from bali_ds.errors import InputError
 def main() -> int:
     """Train, then, on rank 0, export, evaluate and report.
 
-    Returns the exit status: 0 complete, 2 a mistake in recipe or data, 75 stopped with a checkpoint to go on from.
+    Returns the exit status: 0 complete, 2 a mistake in recipe or data, 3 loss or gradient is no
+    number any more, 75 stopped with a checkpoint to go on from.
     """
     options = _options()
     first = os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")) == "0"
@@ -55,6 +56,7 @@ def _job(recipe: Recipe, *, resume: bool, first: bool) -> int:
     from transformers.utils import logging as transformers_logging
 
     from bali_ds.export.conclusion import conclude, concluded
+    from bali_ds.training.guard import DIVERGED, Diverged
     from bali_ds.training.loop import train
     from bali_ds.training.stopping import STOPPED, Stopped
 
@@ -71,6 +73,10 @@ def _job(recipe: Recipe, *, resume: bool, first: bool) -> int:
         if first:
             print(f"train: {stopped}", file=sys.stderr, flush=True)
         return STOPPED
+    except Diverged as diverged:
+        if first:
+            print(f"train: {diverged}", file=sys.stderr, flush=True)
+        return DIVERGED
     if first:
         print(conclude(recipe), flush=True)
     return 0

@@ -1,7 +1,9 @@
 """What tests of several rooms share: real data where there is any, a small tokenizer, a small graph."""
 
+import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -114,6 +116,17 @@ def sample(tmp_path_factory) -> Sample:
     build += f"--tokenizer {source}/encoder --validation 0.05 --out {out}/shards"
     assert main(build.split()) == 0
     return Sample(out / "graph", out / "shards", source / "encoder")
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory) -> Path:
+    """The sample's encoder, made as small as will go: a step takes milliseconds."""
+    directory = tmp_path_factory.mktemp("tiny") / "encoder"
+    shutil.copytree(REPOSITORY / "shards/sample/encoder", directory)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | shape))
+    return directory
 
 
 def run_ranks(world_size: int, script: Path, *arguments: object, timeout: float = 240) -> str:

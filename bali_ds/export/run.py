@@ -10,12 +10,12 @@ import torch
 from bali_ds.config import Recipe, load_recipe
 from bali_ds.errors import InputError
 from bali_ds.export.card import model_card
-from bali_ds.export.checkpoint import StoredTensor, read_checkpoint
 from bali_ds.export.sentence_modules import write_sentence_modules
 from bali_ds.export.weights import SHARD_BYTES, verify_weights, write_weights
 from bali_ds.files import published_directory, published_file, read_json, sha256_file, write_json
 from bali_ds.inference.encoder import DESCRIPTION
 from bali_ds.training.checkpoint import MARKER
+from bali_ds.training.stored import StoredTensor, read_checkpoint
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 GRAPH_ENCODER = "graph_encoder"

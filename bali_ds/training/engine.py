@@ -62,7 +62,14 @@ def build_engine(aligner: Aligner, recipe: Recipe, settings: dict[str, Any]) -> 
     groups = parameter_groups(aligner, recipe.optimiser)
     fused = get_accelerator().device_name() == "cuda"
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=fused)
+    # In half precision at stage 0 DeepSpeed makes the moments by a step with zero gradients, which would decay the
+    # weights and count: at rate 0 it changes nothing, and its count is taken back.
+    for group in optimiser.param_groups:
+        group["lr"] = 0.0
     engine, *_ = deepspeed.initialize(model=aligner, optimizer=optimiser, config=settings)
+    for state in optimiser.state.values():
+        state["step"].zero_()
+    set_learning_rates(engine, 1.0)
     return engine
 
 

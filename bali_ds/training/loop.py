@@ -19,11 +19,14 @@ from bali_ds.stream.settings import StreamSettings
 from bali_ds.training.checkpoint import Checkpoints, Progress
 from bali_ds.training.cluster import Cluster, joined_cluster
 from bali_ds.training.engine import build_engine, deepspeed_settings, set_learning_rates
+from bali_ds.training.guard import Guard, Verdict
+from bali_ds.training.hosts import HostWatch
 from bali_ds.training.run import Data, announcement, prepare
 from bali_ds.training.schedule import learning_rate_factor
-from bali_ds.training.stopping import Stopped, StopRequest
+from bali_ds.training.stopping import StopRequest
 from bali_ds.training.telemetry import Telemetry
 from bali_ds.training.validation import validate
+from bali_ds.training.watchdog import Watchdog
 
 
 def train(recipe: Recipe, *, resume: bool = True) -> None:
@@ -38,7 +41,7 @@ def train(recipe: Recipe, *, resume: bool = True) -> None:
 
     Raises:
         InputError: recipe, data and machine do not fit together.
-        FloatingPointError: the loss is no longer a number.
+        Diverged: loss or gradient is no number, or the loss jumped too often.
         Stopped: a signal, the stop file or the launcher's end came first; a checkpoint is saved.
     """
     with joined_cluster() as cluster:
@@ -54,7 +57,7 @@ def train(recipe: Recipe, *, resume: bool = True) -> None:
         checkpoints = Checkpoints(
             recipe.directory / "checkpoints",
             cluster,
-            keep=recipe.checkpoints.keep,
+            recipe.checkpoints,
             identity={
                 "data": data.shards.fingerprint,
                 "world size": cluster.world_size,
@@ -64,8 +67,12 @@ def train(recipe: Recipe, *, resume: bool = True) -> None:
         progress = checkpoints.restore(engine) or Progress(0, Position())
         if cluster.first:
             print(announcement(recipe, data, engine.module, numbers, progress), flush=True)
-        if progress.step < numbers.steps:
-            _Training(recipe, numbers, cluster, data, engine, checkpoints).go_on(progress)
+        guard = Guard(recipe, cluster, data, engine, checkpoints)
+        training = _Training(recipe, numbers, cluster, data, engine, checkpoints, guard)
+        with HostWatch(cluster, 60 * recipe.guards.host_minutes).watching():
+            while progress.step < numbers.steps:
+                training.go_on(progress)
+                progress = checkpoints.restore(engine) or Progress(0, Position())
 
 
 @dataclass
@@ -79,11 +86,65 @@ class _Training:
     engine: deepspeed.DeepSpeedEngine
     checkpoints: Checkpoints
 
+    guard: Guard
+
     def go_on(self, progress: Progress) -> None:
-        """Take all steps from `progress` to the last."""
+        """Take all steps from `progress` to the last, or until the loss jumps and only a checkpoint is good."""
         recipe, cluster = self.recipe, self.cluster
         held_out = self._held_out()
-        loader = Loader(
+        loader = self._loader(progress.position)
+        telemetry = self._telemetry(progress)
+        stop = StopRequest(cluster, recipe.directory / "stop", recipe.guards.max_minutes)
+        watchdog = Watchdog(recipe.directory / f"stacks/rank-{cluster.rank}.txt", 60 * recipe.guards.step_minutes)
+        with stop.listening(), watchdog.watching(), closing(loader), closing(telemetry):
+            while progress.step < self.numbers.steps:
+                watchdog.begins(progress.step + 1)
+                asked = time.monotonic()
+                batch = stop.next_of(loader)
+                waited = time.monotonic() - asked
+                if (reason := stop.agreed()) or batch is None:
+                    saved = self.checkpoints.save(self.engine, progress)
+                    stop.leave(str(reason), step=progress.step, saved=saved)
+                if self.guard.leaves_out(batch):
+                    progress = Progress(progress.step, batch.position_after)
+                    continue
+
+                verdict, facts = self._step(progress, batch)
+                if verdict is Verdict.RETURN:
+                    return
+                progress = Progress(progress.step + (verdict is Verdict.SOUND), batch.position_after)
+                if verdict is Verdict.LEAVE_OUT:
+                    continue
+
+                telemetry.record(progress, *facts, waited=waited)
+                if held_out and self._due(progress, recipe.validation.every):
+                    telemetry.write(progress.step, validate(self.engine, held_out, cluster))
+                if progress.step == self.numbers.steps or self.checkpoints.due(progress.step):
+                    self.checkpoints.save(self.engine, progress)
+
+    def _step(self, progress: Progress, batch: Step) -> tuple[Verdict, tuple[dict[str, torch.Tensor], float]]:
+        """Take one optimiser step if it is sound; return the losses and the learning rate of the text encoder too."""
+        step = progress.step
+        factor = learning_rate_factor(step, steps=self.numbers.steps, warmup_steps=self.numbers.warmup_steps)
+        set_learning_rates(self.engine, factor)
+        # Dropout is a function of step and rank, so a resumed run repeats it without any saved state.
+        torch.manual_seed(int(derive(self.recipe.seed, "dropout", step, self.cluster.rank)[0] >> 1))
+        loss, parts = self.engine([chunk.to(self.cluster.device) for chunk in batch.chunks])
+        self.engine.backward(self.guard.gradients.watched(loss))
+        verdict = self.guard.verdict(progress, batch, parts)
+        if verdict is Verdict.LEAVE_OUT:
+            self.guard.drop_gradients()
+        else:
+            self.engine.step()
+        losses = {name: value for name, value in parts.items() if value.numel() == 1}
+        return verdict, (losses, self.recipe.optimiser.text_learning_rate * factor)
+
+    def _due(self, progress: Progress, every: int) -> bool:
+        return progress.step == self.numbers.steps or bool(every and progress.step % every == 0)
+
+    def _loader(self, start: Position) -> Loader:
+        recipe, cluster = self.recipe, self.cluster
+        return Loader(
             self.data.shards,
             self.data.graph,
             StreamSettings.of(recipe),
@@ -92,55 +153,21 @@ class _Training:
             rank=cluster.rank,
             world_size=cluster.world_size,
             workers=recipe.data.workers,
-            start=progress.position,
+            start=start,
             pin_memory=cluster.device.type == "cuda",
             quarantine=recipe.directory / f"quarantine-{cluster.rank}.jsonl",
         )
-        telemetry = Telemetry(
-            recipe.directory,
-            cluster,
+
+    def _telemetry(self, progress: Progress) -> Telemetry:
+        return Telemetry(
+            self.recipe.directory,
+            self.cluster,
             steps=self.numbers.steps,
             first_step=progress.step,
-            every=recipe.log_every,
-            passages=recipe.batch.passages,
+            every=self.recipe.log_every,
+            passages=self.recipe.batch.passages,
             epoch_samples=self.numbers.training_passages,
         )
-        stop = StopRequest(cluster, recipe.directory / "stop")
-        with stop.listening(), closing(loader), closing(telemetry):
-            batches = iter(loader)
-            while progress.step < self.numbers.steps:
-                asked = time.monotonic()
-                batch = next(batches)
-                waited = time.monotonic() - asked
-
-                facts = self._step(progress.step, batch)
-                progress = Progress(progress.step + 1, batch.position_after)
-
-                telemetry.record(progress, *facts, waited=waited)
-                if held_out and self._due(progress, recipe.validation.every):
-                    telemetry.write(progress.step, validate(self.engine, held_out, cluster))
-                reason = stop.agreed()
-                if reason or self._due(progress, recipe.checkpoints.every):
-                    self.checkpoints.save(self.engine, progress)
-                if reason and progress.step < self.numbers.steps:
-                    raise Stopped(
-                        f"stopped by {reason} after step {progress.step}; the same command goes on from there"
-                    )
-
-    def _step(self, step: int, batch: Step) -> tuple[dict[str, torch.Tensor], float]:
-        """Take one optimiser step; return the loss with its parts, and the learning rate of the text encoder."""
-        factor = learning_rate_factor(step, steps=self.numbers.steps, warmup_steps=self.numbers.warmup_steps)
-        set_learning_rates(self.engine, factor)
-        # Dropout is a function of step and rank, so a resumed run repeats it without any saved state.
-        torch.manual_seed(int(derive(self.recipe.seed, "dropout", step, self.cluster.rank)[0] >> 1))
-        loss, parts = self.engine([chunk.to(self.cluster.device) for chunk in batch.chunks])
-        self.engine.backward(loss)
-        self.engine.step()
-        losses = {name: parts[name] for name in ("loss", "contrastive", "masked_language_model")}
-        return losses, self.recipe.optimiser.text_learning_rate * factor
-
-    def _due(self, progress: Progress, every: int) -> bool:
-        return progress.step == self.numbers.steps or bool(every and progress.step % every == 0)
 
     def _held_out(self) -> list:
         if not len(self.data.shards.split("validation")):

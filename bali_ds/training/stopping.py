@@ -1,17 +1,22 @@
-"""Leaving early without losing anything: signals, a stop file and a dead launcher, agreed on by all ranks."""
+"""Leaving early without losing anything: signals, a stop file, a dead launcher, bad data; all ranks agree on it."""
 
 import logging
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 
+from bali_ds.errors import InputError
+from bali_ds.stream.loader import Step
 from bali_ds.training.cluster import Cluster
 
 logger = logging.getLogger(__name__)
@@ -19,7 +24,17 @@ logger = logging.getLogger(__name__)
 STOPPED = 75
 """Exit status of a run that saved itself and wants to go on later (EX_TEMPFAIL)."""
 
-_REASONS = ("", "SIGTERM", "SIGUSR1", "SIGINT", "the stop file", "the launcher is gone")
+_REASONS = (
+    "",
+    "SIGTERM",
+    "SIGUSR1",
+    "SIGINT",
+    "the stop file",
+    "the launcher's end",
+    "max_minutes",
+    "a loader worker",
+    "the data",
+)
 # A rank that cannot reach its next step boundary in this time after its launcher died will never be waited for.
 _ORPHAN_SECONDS = 120.0
 
@@ -34,9 +49,11 @@ class StopRequest:
     Handlers only take note. Touching `stop` in the run's directory stops it too.
     """
 
-    def __init__(self, cluster: Cluster, stop_file: Path) -> None:
+    def __init__(self, cluster: Cluster, stop_file: Path, max_minutes: float | None = None) -> None:
         self._cluster = cluster
         self._stop_file = stop_file
+        self._until = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
+        self._error: Exception | None = None
         self._code = 0
         # Host memory and gloo: asking after every step must not make the host wait for the device.
         self._group = dist.new_group(backend="gloo")
@@ -45,12 +62,41 @@ class StopRequest:
         self._ended = threading.Event()
 
     def agreed(self) -> str | None:
-        """Return why to stop if any rank has a reason, else None; every rank calls this after every step."""
+        """Return why to stop if any rank has a reason, else None; every rank calls this before every step."""
         if not self._code and self._cluster.first and self._stop_file.exists():
             self._note("the stop file")
+        if time.monotonic() > self._until:
+            self._note("max_minutes")
         code = torch.tensor([self._code])
         dist.all_reduce(code, op=dist.ReduceOp.MAX, group=self._group)
         return _REASONS[int(code)] or None
+
+    def next_of(self, batches: Iterator[Step]) -> Step | None:
+        """Return this rank's next samples; None, and a reason to stop, where they cannot be had."""
+        try:
+            return next(batches)
+        except InputError as error:
+            self._error = error
+            self._note("the data")
+        except RuntimeError as error:
+            self._error = error
+            self._note("a loader worker")
+        return None
+
+    def leave(self, reason: str, *, step: int, saved: bool) -> NoReturn:
+        """End the run for the agreed reason.
+
+        Raises:
+            InputError: the data cannot be used.
+            Stopped: anything else.
+        """
+        left = f"after step {step}" if saved else "without a new checkpoint"
+        for rank, error in enumerate(self._cluster.collect(str(self._error) if self._error else None)):
+            if error and reason == "the data":
+                raise InputError(f"{error} (rank {rank}; stopped {left}, the same command goes on from there)")
+            if error:
+                reason = f"{error} on rank {rank}"
+        raise Stopped(f"stopped by {reason} {left}; the same command goes on from there")
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -78,7 +124,7 @@ class StopRequest:
         """The launcher does not pass signals on: when it is killed its ranks would run on unseen."""
         while not self._ended.wait(0.5):
             if _ancestors()[: len(ancestors)] != ancestors:
-                self._note("the launcher is gone")
+                self._note("the launcher's end")
                 if not self._ended.wait(_ORPHAN_SECONDS):
                     logger.error("the launcher is gone and no step ended within %.0f s", _ORPHAN_SECONDS)
                     os._exit(STOPPED)

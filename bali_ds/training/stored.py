@@ -1,17 +1,21 @@
-"""Reads the weights out of a DeepSpeed checkpoint of any ZeRO stage and world size, offline and one tensor at a time.
+"""Reads weights and Adam's moments out of a DeepSpeed checkpoint of any ZeRO stage and world size, one at a time.
 
 What each stage writes (DeepSpeed 0.19):
 
-- stage 0: `mp_rank_00_model_states.pt`, all weights by name under `module`, in the type that was trained in;
+- stage 0: `mp_rank_00_model_states.pt`, all weights by name under `module`, in the type that was trained in, and the
+  optimiser's state of each parameter by its number; in half precision float32 weights too;
 - stages 1 and 2: the same file, and for each rank `*zero_pp_rank_R_mp_rank_00_optim_states.pt` with its part of the
   float32 weights: each optimiser group is one flat vector, its parameters in the order of `param_shapes`, cut into
   one stretch a rank;
 - stage 3: for each rank a file of either kind; every parameter is cut by itself into equal parts, the last padded,
   and a rank's parts of all parameters lie in one flat vector.
+
+The moments lie as the float32 weights do.
 """
 
 import pickle
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
@@ -23,6 +27,8 @@ import torch
 from bali_ds.errors import InputError
 
 CHUNK = 2**20
+WEIGHTS = "weights"
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -52,10 +58,31 @@ class StoredTensor:
         for piece in self.pieces:
             yield from piece.split(CHUNK)
 
+    def stretch(self, start: int, length: int) -> torch.Tensor:
+        """Return `length` values from `start` on, flat, a copy in memory."""
+        return torch.cat(list(_stretch(list(self.pieces), start, length)))
+
     def tensor(self) -> torch.Tensor:
         """Return the whole tensor, a copy in memory."""
         flat = torch.cat(self.pieces) if self.pieces else torch.empty(0)
         return flat.view(self.shape)
+
+
+@dataclass(frozen=True)
+class StoredState:
+    """What training goes on from.
+
+    Attributes:
+        weights: as `read_checkpoint` returns them, float32 at stage 0 too.
+        moments: AdamW's two, by kind and by the parameter's name.
+        steps: that the optimiser has taken.
+        scaler: the state of fp16's loss scaler, by attribute.
+    """
+
+    weights: dict[str, StoredTensor]
+    moments: dict[str, dict[str, StoredTensor]]
+    steps: int
+    scaler: dict[str, Any]
 
 
 def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
@@ -69,26 +96,83 @@ def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
     Raises:
         InputError: a file is missing, damaged or of an unknown layout.
     """
-    model_files = _by_rank(path, "*_model_states.pt")
-    optimiser_files = _by_rank(path, "*zero_pp_rank_*_optim_states.pt")
-    if not model_files:
-        raise InputError(f"{path}: holds no *_model_states.pt; is it a checkpoint's directory?")
-    models = [_load(file) for file in model_files]
-    try:
-        if optimiser_files:
-            optimisers = [_load(file)["optimizer_state_dict"] for file in optimiser_files]
-            _check_count(path, optimisers)
-            partitioned = int(optimisers[0]["zero_stage"]) == 3
-            tensors = _fully_sharded(models, optimisers) if partitioned else _sharded(models[0], optimisers)
+    with _known_layout(path):
+        return _Files.of(path).tensors(WEIGHTS)
+
+
+def read_state(path: Path) -> StoredState:
+    """Return weights and the state of the optimiser from the directory of one checkpoint.
+
+    Raises:
+        InputError: a file is missing, damaged or of an unknown layout.
+    """
+    with _known_layout(path):
+        files = _Files.of(path)
+        if files.optimisers:
+            read = {kind: files.tensors(kind) for kind in (WEIGHTS, *MOMENTS)}
+            base = _base(files.optimisers[0])
+            scaler = vars(files.optimisers[0]["loss_scaler"])
         else:
-            tensors = _from_module(models[0])
-        aliases = _aliases(models[0])
+            optimiser, names = files.models[0]["optimizer"], files.models[0]["bali_ds"]["optimised"]
+            base = _base(optimiser)
+            read = {kind: _numbered([base[n][kind] for n in range(len(names))], names) for kind in MOMENTS}
+            masters = [tensor for group in optimiser.get("fp32_groups", ()) for tensor in group]
+            read[WEIGHTS] = files.tensors(WEIGHTS) | (_numbered(masters, names) if masters else {})
+            scaler = {
+                key: optimiser[key] for key in ("cur_scale", "cur_iter", "last_overflow_iter") if key in optimiser
+            }
+        moments = {kind: read[kind] for kind in MOMENTS}
+        return StoredState(read[WEIGHTS], moments, int(base[0]["step"]), scaler)
+
+
+@contextmanager
+def _known_layout(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: is of a layout that cannot be read: {type(error).__name__} {error}") from error
-    for name, original in aliases.items():
-        if original in tensors:
-            tensors[name] = tensors[original]
-    return tensors
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The files of a checkpoint, memory-mapped: of the model, and of the optimiser's shards where ZeRO made any."""
+
+    models: list[dict[str, Any]]
+    optimisers: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, path: Path) -> "_Files":
+        model_files = _by_rank(path, "*_model_states.pt")
+        if not model_files:
+            raise InputError(f"{path}: holds no *_model_states.pt; is it a checkpoint's directory?")
+        models = [_load(file) for file in model_files]
+        optimisers = [_load(file)["optimizer_state_dict"] for file in _by_rank(path, "*zero_pp_rank_*_optim_states.pt")]
+        if optimisers:
+            _check_count(path, optimisers)
+        return cls(models, optimisers)
+
+    def tensors(self, kind: str) -> dict[str, StoredTensor]:
+        """Return the weights with buffers, or one of the moments, by name."""
+        if not self.optimisers:
+            tensors = _from_module(self.models[0])
+        elif int(self.optimisers[0]["zero_stage"]) == 3:
+            tensors = _fully_sharded(self.models, self.optimisers, kind)
+        else:
+            tensors = _sharded(self.models[0], self.optimisers, kind)
+        for name, original in _aliases(self.models[0]).items():
+            if original in tensors:
+                tensors[name] = tensors[original]
+        return tensors
+
+
+def _base(optimiser: Mapping[str, Any]) -> Mapping[int, Mapping[str, Any]]:
+    """The state of AdamW itself, by the number of its flat vector or, at stage 0, of its parameter."""
+    wrapped = optimiser.get("base_optimizer_state") or optimiser.get("optimizer_state_dict") or optimiser
+    return wrapped["state"]
+
+
+def _numbered(tensors: list[torch.Tensor], names: list[str]) -> dict[str, StoredTensor]:
+    return {name: _whole(tensor) for name, tensor in zip(names, tensors, strict=True)}
 
 
 def _aliases(model: Mapping[str, Any]) -> dict[str, str]:
@@ -148,11 +232,11 @@ def _whole(tensor: torch.Tensor) -> StoredTensor:
     return StoredTensor(tuple(tensor.shape), (tensor.detach().reshape(-1),))
 
 
-def _sharded(model: Mapping[str, Any], optimisers: list[dict[str, Any]]) -> dict[str, StoredTensor]:
-    tensors = _from_module(model)
+def _sharded(model: Mapping[str, Any], optimisers: list[dict[str, Any]], kind: str) -> dict[str, StoredTensor]:
+    tensors = _from_module(model) if kind == WEIGHTS else {}
     paddings = optimisers[0].get("param_alignment_paddings")
     for group, shapes in enumerate(model["param_shapes"]):
-        stretches = [optimiser["single_partition_of_fp32_groups"][group] for optimiser in optimisers]
+        stretches = [_flat(optimiser, "single_partition_of_fp32_groups", kind)[group] for optimiser in optimisers]
         after = paddings[group] if paddings else [0] * len(shapes)
         start = 0
         for (name, shape), padding in zip(shapes.items(), after, strict=True):
@@ -161,13 +245,26 @@ def _sharded(model: Mapping[str, Any], optimisers: list[dict[str, Any]]) -> dict
     return tensors
 
 
-def _fully_sharded(models: list[dict[str, Any]], optimisers: list[dict[str, Any]]) -> dict[str, StoredTensor]:
+def _flat(optimiser: Mapping[str, Any], weights: str, kind: str) -> list[torch.Tensor]:
+    """One rank's flat vectors of weights or of a moment."""
+    if kind == WEIGHTS:
+        return optimiser[weights]
+    base = _base(optimiser)
+    return [base[number][kind] for number in range(len(optimiser[weights]))]
+
+
+def _fully_sharded(
+    models: list[dict[str, Any]], optimisers: list[dict[str, Any]], kind: str
+) -> dict[str, StoredTensor]:
     model, ranks = models[0], len(optimisers)
-    buffers = set(model["buffer_names"])
-    tensors = {name: _whole(tensor) for name, tensor in model["module"].items() if name in buffers}
-    for name, shape in (model.get("frozen_param_shapes") or {}).items():
-        tensors[name] = _cut(name, tuple(shape), [each["frozen_param_fragments"][name].reshape(-1) for each in models])
-    flat = [optimiser["fp32_flat_groups"] for optimiser in optimisers]
+    tensors = {}
+    if kind == WEIGHTS:
+        buffers = set(model["buffer_names"])
+        tensors = {name: _whole(tensor) for name, tensor in model["module"].items() if name in buffers}
+        for name, shape in (model.get("frozen_param_shapes") or {}).items():
+            fragments = [each["frozen_param_fragments"][name].reshape(-1) for each in models]
+            tensors[name] = _cut(name, tuple(shape), fragments)
+    flat = [_flat(optimiser, "fp32_flat_groups", kind) for optimiser in optimisers]
     start = 0
     for shapes in model["param_shapes"]:
         for name, shape in shapes.items():

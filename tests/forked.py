@@ -1,0 +1,60 @@
+"""Ranks as forks of one process that has imported everything, so that a job starts in a second."""
+
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+# What a rank needs; nothing here starts a thread, so that forking stays safe.
+import bali_ds.training.loop
+
+
+def free_port() -> int:
+    """Return a port of this host that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def fork(function: Callable[..., Any], *arguments: Any) -> int:
+    """Run a function in a new process, whose exit status is what it returns; return the process id."""
+    process = os.fork()
+    if process:
+        return process
+    status = 1
+    try:
+        status = function(*arguments) or 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def fork_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[int]:
+    """Fork the ranks of one job, each of which calls `function`; return their process ids."""
+    shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+
+    def rank(number: int) -> Any:
+        os.environ.update(shared | {"RANK": str(number), "LOCAL_RANK": str(number), "DS_ACCELERATOR": "cpu"})
+        return function(*arguments)
+
+    return [fork(rank, number) for number in range(world_size)]
+
+
+def run_forked(world_size: int, function: Callable[..., Any], *arguments: Any) -> None:
+    """Run a job to its end.
+
+    Raises:
+        RuntimeError: a rank failed.
+    """
+    statuses = [
+        os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in fork_ranks(world_size, function, *arguments)
+    ]
+    if any(statuses):
+        raise RuntimeError(f"ranks ended with {statuses}")
+
+
+LOADED = bali_ds.training.loop
