@@ -10,6 +10,7 @@ from bali_ds.cli.order import add_order
 from bali_ds.errors import InputError
 
 if TYPE_CHECKING:
+    from bali_ds.shards.neighbours import NeighbourChoice
     from bali_ds.shards.part import Corpus
 
 
@@ -71,6 +72,15 @@ def _add_build(shards: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     build.add_argument("--validation", type=float, default=0.0, metavar="FRACTION", help="documents held out")
     build.add_argument("--keep-unlinked", action="store_true", help="keep passages without a linked mention")
     build.add_argument("--concept-cap", type=int, default=0, metavar="N", help="passages wanted of each concept")
+    facts = build.add_argument_group("which facts are stored with a concept (default: any)")
+    facts.add_argument(
+        "--relation-weight", nargs="+", action="extend", default=[], metavar="NAME=WEIGHT",
+        help="how much a fact of this relation counts among others; 1 without it, 0 stores none",
+    )  # fmt: skip
+    facts.add_argument("--fact-source", nargs="+", action="extend", default=[], metavar="SAB", help="only of these")
+    facts.add_argument(
+        "--largest-degree", type=int, default=0, metavar="N", help="no neighbours that have more facts than this"
+    )
     where = build.add_mutually_exclusive_group()
     where.add_argument("--workers", type=int, default=1, metavar="N", help="processes on this host")
     where.add_argument("--mpi", action="store_true", help="ranks of the MPI job that this command was started in")
@@ -86,6 +96,7 @@ def _build(options: argparse.Namespace) -> int:
 
     if options.workers < 1:
         raise InputError(f"--workers {options.workers}: must be at least 1")
+    options.neighbours = _neighbours(options)
     settings = BuildSettings(**{name: getattr(options, name) for name in BuildSettings.__dataclass_fields__})
     with open_mpi_pool() if options.mpi else open_pool(options.workers) as pool:
         if pool is None:
@@ -101,6 +112,19 @@ def _build(options: argparse.Namespace) -> int:
         lambda: f"{readable_report(result.report)}\n{options.out}: {len(result.index['shards'])} shards, {fingerprint}",
     )
     return 1 if result.failures else 0
+
+
+def _neighbours(options: argparse.Namespace) -> "NeighbourChoice":
+    from bali_ds.shards.neighbours import NeighbourChoice
+
+    weights = {}
+    for entry in options.relation_weight:
+        name, _, weight = entry.rpartition("=")
+        try:
+            weights[name] = float(weight)
+        except ValueError:
+            raise InputError(f"--relation-weight {entry}: is not NAME=WEIGHT, for example has_phenotype=0.1") from None
+    return NeighbourChoice(tuple(sorted(weights.items())), tuple(sorted(options.fact_source)), options.largest_degree)
 
 
 def _corpora(options: argparse.Namespace) -> "list[Corpus]":

@@ -12,6 +12,8 @@ from bali_ds.graph.sampling import Drawn, nothing_drawn, read_drawn, rows_of
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.randomness import Keys, derive, permute, uniform
 
+_LEAST_WORTH = 4  # one more than training draws by default
+
 
 @dataclass(frozen=True)
 class EdgeFilter:
@@ -24,6 +26,8 @@ class EdgeFilter:
         largest_degree: neighbours with more neighbours than this are not drawn; None draws them.
         held_out: pairs of concept ids, int [n, 2]; no fact between the two of a pair is drawn, in either direction.
         most_looked_at: of a concept with more facts than this, that many are looked at, chosen uniformly.
+        thinned: of each concept, draw no more facts than their weights are worth: the sum of the weights divided by
+            the largest, at least four. A uniform draw from what was drawn then follows the weights too.
     """
 
     relations: tuple[str, ...] = ()
@@ -32,6 +36,7 @@ class EdgeFilter:
     largest_degree: int | None = None
     held_out: NDArray[Any] | None = None
     most_looked_at: int = 1024
+    thinned: bool = False
 
 
 class WeightedSampler:
@@ -50,8 +55,10 @@ class WeightedSampler:
         names = graph.relations + graph.inverse_relations
         _refuse_strangers(graph, "relation", (*kept.relations, *kept.weights), names)
         _refuse_strangers(graph, "source", kept.sources, graph.sources)
-        if any(weight < 0 for weight in kept.weights.values()):
-            raise InputError("weights of relations: a weight is negative; 0 leaves a relation out")
+        if not all(0 <= weight < np.inf for weight in kept.weights.values()):
+            raise InputError("weights of relations: a weight is negative or no number; 0 leaves a relation out")
+        if kept.largest_degree is not None and kept.largest_degree < 0:
+            raise InputError(f"largest degree {kept.largest_degree}: must not be negative")
         by_relation = np.ones(graph.num_relations)
         for relation in range(graph.num_relations):
             both = {names[relation], names[relation + graph.num_relations]}
@@ -77,15 +84,18 @@ class WeightedSampler:
         entries = starts[row] + position
         weights = self._entry_weights(np.asarray(concepts, np.int64)[row], entries)
         passing = weights > 0
-        row, position = row[passing], position[passing]
+        row, position, weights = row[passing], position[passing], weights[passing]
         draws = uniform(derive(keys[row], "weighted", position))
         with np.errstate(divide="ignore"):
-            scores = np.log(draws) / weights[passing]
+            scores = np.log(draws) / weights
+        most = np.full(starts.size, fan_out)
+        if self._kept.thinned:
+            most = np.minimum(most, _worth(row, weights, starts.size))
         order = np.lexsort((-scores, row))
         row, position = row[order], position[order]
         rank = np.arange(row.size) - np.searchsorted(row, row)
         chosen = np.full((starts.size, fan_out), -1, np.int64)
-        first = rank < fan_out
+        first = rank < most[row]
         chosen[row[first], rank[first]] = position[first]
         return read_drawn(self.graph, chosen, starts)
 
@@ -110,6 +120,16 @@ class WeightedSampler:
     def _codes(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.int64]:
         low, high = np.minimum(first, second), np.maximum(first, second)
         return low.astype(np.int64) * self.graph.num_concepts + high
+
+
+def _worth(row: NDArray[np.int64], weights: NDArray[np.float64], rows: int) -> NDArray[np.int64]:
+    """Return how many facts of the largest weight all facts of each row amount to, int64 [rows]."""
+    largest = np.zeros(rows)
+    np.maximum.at(largest, row, weights)
+    total = np.bincount(row, weights, rows)
+    # A little less than the quotient, so that rounding of equal weights does not make one more of them.
+    worth = np.ceil(total / np.where(largest > 0, largest, 1) - 1e-9).astype(np.int64)
+    return np.maximum(worth, _LEAST_WORTH)
 
 
 def _refuse_strangers(graph: KnowledgeGraph, what: str, asked: Sequence[str], known: Sequence[str]) -> None:

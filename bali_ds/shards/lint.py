@@ -17,6 +17,7 @@ from bali_ds.shards.store import Shard, ShardSet
 _LARGEST_LIST = 100
 _DESCRIBED = (
     "format_version", "graph_fingerprint", "graph", "tokenizer", "max_tokens", "max_name_tokens", "stored_fan_out",
+    "neighbours",
 )  # fmt: skip
 
 
@@ -51,7 +52,7 @@ def _shard_findings(
     if sha256_file(tar) != shard.sha256:
         yield f"{tar}: its SHA-256 is not the one in the index"
     scanner = TarScanner(tar)
-    if any(scanner.description.get(key) != shards.index[key] for key in _DESCRIBED):
+    if any(scanner.description.get(key) != shards.index.get(key) for key in _DESCRIBED):
         yield f"{tar}: describes another shard set than the index"
     rows = shards.samples[shards.starts[number] : shards.starts[number + 1]]
     count = 0

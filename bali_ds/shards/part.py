@@ -2,15 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from bali_ds.corpus.dictionary import open_dictionary
 from bali_ds.corpus.document import Document, ReadReport
@@ -21,10 +21,11 @@ from bali_ds.corpus.readers import join_links, read_documents
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.errors import InputError
 from bali_ds.files import published_directory, write_json
-from bali_ds.graph.sampling import sample_neighbours
+from bali_ds.graph.sampling import Drawn
 from bali_ds.graph.store import KnowledgeGraph
-from bali_ds.randomness import derive
+from bali_ds.randomness import Keys, derive
 from bali_ds.shards.layout import FORMAT_VERSION, npy_bytes, token_dtype
+from bali_ds.shards.neighbours import NeighbourChoice
 from bali_ds.shards.sample import Sample, sample_key
 from bali_ds.shards.writer import ROW_DTYPE, sample_row
 
@@ -47,6 +48,7 @@ class BuildSettings:
         max_tokens: tokens of a passage, special ones included.
         max_name_tokens: tokens of a concept's name.
         stored_fan_out: neighbours stored with each concept.
+        neighbours: which facts these are.
         shard_samples: samples in a tar.
         validation: share of the documents held out, chosen by their ids.
         keep_unlinked: keep passages without a linked mention.
@@ -60,6 +62,7 @@ class BuildSettings:
     validation: float = 0.0
     keep_unlinked: bool = False
     concept_cap: int = 0
+    neighbours: NeighbourChoice = field(default_factory=NeighbourChoice)
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class PartTask:
         states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         matter = [
             FORMAT_VERSION, corpus.format, corpus.text[0] if corpus.text else "", corpus.uses_dictionary, states,
-            settings.max_tokens, settings.stored_fan_out, settings.keep_unlinked,
+            settings.max_tokens, settings.stored_fan_out, settings.keep_unlinked, settings.neighbours.describe(),
             graph_fingerprint, tokenizer_fingerprint,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(matter).encode()).hexdigest()[:24]
@@ -124,6 +127,10 @@ class _Tools:
     @cache  # noqa: B019  (one object a process)
     def linker(self, dictionary: Path) -> DictionaryLinker:
         return DictionaryLinker(open_dictionary(dictionary, self.graph), self.graph)
+
+    @cache  # noqa: B019
+    def sampler(self, neighbours: NeighbourChoice) -> Callable[[ArrayLike, int, Keys], Drawn]:
+        return neighbours.sampler(self.graph)
 
 
 _tools = cache(_Tools)
@@ -201,7 +208,7 @@ def _samples(
         if len(passage.mentions) or settings.keep_unlinked
     ]
     keys = [sample_key(document.id, passage.number) for document, passage in stored]
-    edges = _neighbourhoods(tools.graph, keys, [_distinct(passage.mentions) for _, passage in stored], settings)
+    edges = _neighbourhoods(tools, keys, [_distinct(passage.mentions) for _, passage in stored], settings)
     dtype = token_dtype(tools.tokenizer.vocab_size)
     for (document, passage), key, rows in zip(stored, keys, edges, strict=True):
         meta = {"document": document.id, "passage": passage.number, "start": passage.start, "end": passage.end}
@@ -214,14 +221,14 @@ def _distinct(mentions: NDArray[np.int32]) -> NDArray[np.int32]:
 
 
 def _neighbourhoods(
-    graph: KnowledgeGraph, keys: Sequence[str], concepts: Sequence[NDArray[np.int32]], settings: BuildSettings
+    tools: _Tools, keys: Sequence[str], concepts: Sequence[NDArray[np.int32]], settings: BuildSettings
 ) -> list[NDArray[np.int32]]:
     """Return int32 [E, 3] rows (concept, relation, neighbour) for each sample: a draw that its key alone decides."""
     views = [len(part) for part in concepts]
     flat = np.concatenate([np.empty(0, np.int32), *concepts])
     seeds = np.repeat(np.array([stable_hash(key) for key in keys], np.uint64), views)
     draws = derive("stored neighbours", seeds, flat) if flat.size else np.empty(0, np.uint64)
-    neighbours, relations = sample_neighbours(graph, flat, settings.stored_fan_out, draws)
+    neighbours, relations = tools.sampler(settings.neighbours)(flat, settings.stored_fan_out, draws)
     view, column = np.nonzero(neighbours >= 0)
     rows = np.stack([flat[view], relations[view, column], neighbours[view, column]], axis=1).astype("<i4")
     bounds = np.searchsorted(view, np.cumsum([0, *views]))

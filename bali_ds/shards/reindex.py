@@ -32,8 +32,8 @@ def reindex(path: Path) -> dict[str, Any]:
     shards, tables = [], []
     for tar in tars:
         scanner = TarScanner(tar)
-        for key, value in description.items():
-            if scanner.description.get(key) != value:
+        for key in description | scanner.description:
+            if scanner.description.get(key) != description.get(key):
                 raise InputError(f"{tar}: belongs to another shard set than {tars[0].name}: {key} differs")
         samples = list(_counted(scanner, token_dtype(description["tokenizer"]["vocab_size"]), count))
         tables.append(np.array(samples, ROW_DTYPE))

@@ -33,6 +33,32 @@ def test_rrf_and_tables_give_one_graph(graphs):
         assert (first.path / f"{column}.npy").read_bytes() == (second.path / f"{column}.npy").read_bytes()
 
 
+def test_equal_statements_give_equal_bytes(graphs, real_data, tmp_path):
+    """The RRF has one code of each concept and no types of 293; where the table says no more, every file is equal."""
+    folder = real_data / "kg"
+    codes, types = defaultdict(set), defaultdict(set)
+    for name, found in (("MRCONSO", codes), ("MRSTY", types)):
+        with gzip.open(folder / f"kg_ext_umls_rrf/{name}.RRF.gz", "rt", encoding="utf-8") as lines:
+            for fields in (line.split("|") for line in lines):
+                prefixed = name == "MRSTY" or ":" in fields[13]
+                found[fields[0]].add(
+                    fields[1] if name == "MRSTY" else fields[13] if prefixed else f"{fields[11]}:{fields[13]}"
+                )
+    with open(tmp_path / "nodes.tsv", "w", encoding="utf-8") as table:
+        table.write("cui\tpreferred_name\tsynonyms\tsemantic_types\tsource_terms\n")
+        for row in rows(folder / "kg_ext_umls/nodes.tsv.gz"):
+            cui = row["cui"]
+            assert types[cui] <= set(row["semantic_types"].split(";"))
+            said = ";".join(sorted(types[cui])), ";".join(sorted(codes[cui]))
+            table.write("\t".join([cui, row["preferred_name"], row["synonyms"], *said]) + "\n")
+    build_graph([TableSource(tmp_path / "nodes.tsv", folder / "kg_ext_umls/edges.tsv.gz")], tmp_path / "graph")
+    files = sorted(path.name for path in graphs[0].path.iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "graph").iterdir())
+    assert [
+        name for name in files if (graphs[0].path / name).read_bytes() != (tmp_path / "graph" / name).read_bytes()
+    ] == []
+
+
 def test_names_types_and_codes_are_those_of_the_table(graphs, real_data):
     graph = graphs[1]
     for row in rows(real_data / "kg/kg_ext_umls/nodes.tsv.gz"):

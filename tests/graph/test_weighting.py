@@ -71,6 +71,24 @@ def test_weights_draw_in_proportion(graph):
     assert np.abs(counts - draws * expected).max() < 5 * np.sqrt(draws * expected.max())
 
 
+def test_a_uniform_draw_from_a_thinned_one_follows_the_weights(graph):
+    """Ten phenotypes of weight 0.4 are worth four parents of weight 1: six facts are stored, two thirds phenotypes."""
+    kept = EdgeFilter(weights={"has_phenotype": 0.4}, thinned=True)
+    draws = 4000
+    sets = as_sets(drawn(graph, kept, draws=draws))
+    assert {len(found) for found in sets} == {6}
+    share = sum(number <= 10 for found in sets for number in found) / (6 * draws)
+    weighted = [
+        found & set(range(1, 11)) for found in as_sets(drawn(graph, EdgeFilter(weights=kept.weights), 3, draws))
+    ]
+    assert abs(share - sum(map(len, weighted)) / (3 * draws)) < 0.05
+    # Where all weights are alike nothing is left out, and a few facts are left even of weights far apart.
+    assert as_sets(drawn(graph, EdgeFilter(weights={"has_phenotype": 0.1, "isa": 0.1}, thinned=True))) == [
+        set(range(1, 13))
+    ]
+    assert {len(found) for found in as_sets(drawn(graph, EdgeFilter(weights={"isa": 1e9}, thinned=True)))} == {4}
+
+
 def test_only_some_facts_of_a_hub_are_looked_at_and_uniformly(graph):
     draws = 6000
     neighbours = drawn(graph, EdgeFilter(most_looked_at=4), fan_out=9, draws=draws, concept=12)
@@ -94,8 +112,9 @@ def test_strange_names_and_weights_are_refused(graph):
     for kept in (EdgeFilter(relations=("isb",)), EdgeFilter(sources=("X",)), EdgeFilter(weights={"y": 1.0})):
         with pytest.raises(InputError, match="has none of this name"):
             WeightedSampler(graph, kept)
-    with pytest.raises(InputError, match="negative"):
-        WeightedSampler(graph, EdgeFilter(weights={"isa": -1.0}))
+    for kept in (EdgeFilter(weights={"isa": -1.0}), EdgeFilter(weights={"isa": np.nan}), EdgeFilter(largest_degree=-1)):
+        with pytest.raises(InputError, match="negative"):
+            WeightedSampler(graph, kept)
 
 
 @pytest.mark.parametrize("kept", [None, EdgeFilter(weights={"isa": 2.0})])

@@ -1,14 +1,19 @@
 """Subsets, merged sets and commands."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from bali_ds.cli import main
 from bali_ds.errors import InputError
+from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.shards.build import build_shards
 from bali_ds.shards.lint import lint
+from bali_ds.shards.neighbours import NeighbourChoice
 from bali_ds.shards.part import BuildSettings
+from bali_ds.shards.reindex import reindex
 from bali_ds.shards.store import ShardSet
 from bali_ds.shards.subset import merge_shards, sample_shards
 
@@ -54,6 +59,36 @@ def test_merged_sets_hold_the_samples_of_all(built, tmp_path, corpora, graph_dir
     assert not (tmp_path / "mixed").exists()
 
 
+def test_facts_are_stored_by_weight_source_and_degree(built, tmp_path, corpora, graph_directory, tokenizer_directory):
+    """C0000000 is the hub of has_part; without that relation and without the hub only isa and treats are left."""
+    common = [corpora[:1], graph_directory, str(tokenizer_directory)]
+    graph = KnowledgeGraph.open(graph_directory)
+    has_part = graph.relations.index("has_part") + np.array([0, graph.num_relations])
+    found = {}
+    for name, choice in {
+        "weights": NeighbourChoice(weights=(("has_part", 0.0),)),
+        "degree": NeighbourChoice(largest_degree=30),
+        "sources": NeighbourChoice(sources=("MADE",)),
+    }.items():
+        settings = replace(SETTINGS, neighbours=choice)
+        index = build_shards(*common, tmp_path / name, settings).index
+        assert index["neighbours"] == choice.describe() != {}
+        assert lint(tmp_path / name, graph_directory) == []
+        assert reindex(tmp_path / name) == index
+        found[name] = np.concatenate([edges for _, _, edges in map(ShardSet.open(tmp_path / name).arrays, range(20))])
+        assert len(found[name])
+    assert not np.isin(found["weights"][:, 1], has_part).any()
+    assert (found["degree"][:, 2] != 0).all()
+    assert np.isin(found["sources"][:, 1], has_part).any()
+    assert "neighbours" not in ShardSet.open(built).index
+    with pytest.raises(InputError, match=r"belongs to another shard set .*: neighbours differs"):
+        merge_shards([built, tmp_path / "weights"], tmp_path / "mixed")
+    for choice in (NeighbourChoice(weights=(("cures", 2.0),)), NeighbourChoice(sources=("NONE",))):
+        with pytest.raises(InputError, match="has none of this name"):
+            build_shards(*common, tmp_path / "none", replace(SETTINGS, neighbours=choice))
+    assert not (tmp_path / "none").exists()
+
+
 def test_the_build_command_reports(tmp_path, corpora, graph_directory, tokenizer_directory, capsys):
     common = ["shards", "build", "--graph", str(graph_directory), "--tokenizer", str(tokenizer_directory)]
     files = [f"pubtator:{corpus.path}" for corpus in corpora]
@@ -73,6 +108,9 @@ def test_the_build_command_reports(tmp_path, corpora, graph_directory, tokenizer
         ["--corpus", "nonsense"],
         ["--corpus", "pubtator:/no/file"],
         ["--corpus", *files, "--max-tokens", "3"],
+        ["--corpus", *files, "--relation-weight", "has_part"],
+        ["--corpus", *files, "--relation-weight", "cures=2"],
+        ["--corpus", *files, "--largest-degree", "-1"],
     ):
         assert main([*common, *wrong, "--out", str(tmp_path / "t")]) == 2
         assert capsys.readouterr().err.count("\n") == 1
