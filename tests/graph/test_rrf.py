@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bali_ds.cli import main
 from bali_ds.errors import InputError
 from bali_ds.graph.builder import build_graph
 from bali_ds.graph.relations import inverse_name
@@ -242,6 +243,25 @@ def test_files_that_are_there_twice_are_refused(two):
     (two / "MRREL.RRF.gz").write_bytes(gzip.compress(b""))
     with pytest.raises(InputError, match="is there twice"):
         RrfSource(two)
+
+
+@pytest.mark.parametrize("kind", ["columns", "encoding", "cut off", "twice"])
+def test_commands_refuse_damage_with_one_line(two, kind, capsys):
+    lines = relation("C2", "RO", "C1").encode() * 500
+    whole = gzip.compress(lines)
+    (two / "MRREL.RRF.gz").write_bytes(whole)
+    if kind == "cut off":
+        (two / "MRREL.RRF.gz").write_bytes(whole[:-9])
+    elif kind == "twice":
+        (two / "MRREL.RRF").write_bytes(lines)
+    else:
+        (two / "MRREL.RRF.gz").write_bytes(gzip.compress(lines + BAD[kind][0]))
+    before = sorted(two.iterdir())
+    assert main(["graph", "build", "--rrf", str(two), "--out", str(two / "graph")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "MRREL.RRF" in said
+    assert sorted(two.iterdir()) == before
 
 
 def test_folder_without_names_is_refused(tmp_path):
