@@ -6,7 +6,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from bali_ds.cli.common import emit
+from bali_ds.cli.common import emit, interval
+from bali_ds.cli.evaluate_graph import add_tasks
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -16,6 +17,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     _add_linking(tasks)
     _add_retrieval(tasks)
     _add_questions(tasks)
+    add_tasks(tasks)
 
 
 def _add_linking(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -67,16 +69,11 @@ def _linking_table(result: dict[str, Any]) -> str:
     measures = ("acc@1", "acc@5", "acc@20", "mrr")
     lines = [f"{'subset':<20}{'n':>8}" + "".join(f"{measure:>24}" for measure in measures)]
     for subset, values in result.items():
-        lines.append(f"{subset:<20}{values['n']:>8,}" + "".join(_interval(values[measure]) for measure in measures))
+        lines.append(f"{subset:<20}{values['n']:>8,}" + "".join(interval(values[measure]) for measure in measures))
         if "difference" in values:
             changes = (values["difference"][measure] for measure in measures)
-            lines.append(f"{'  against the other':<28}" + "".join(_interval(change, sign="+") for change in changes))
+            lines.append(f"{'  against the other':<28}" + "".join(interval(change, sign="+") for change in changes))
     return "\n".join(lines)
-
-
-def _interval(measure: dict[str, float], sign: str = "") -> str:
-    value, low, high = (100 * measure[key] for key in ("value", "low", "high"))
-    return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]".rjust(24)
 
 
 def _add_retrieval(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -113,7 +110,7 @@ def _retrieval_table(result: dict[str, Any]) -> str:
     measures = ("r@1", "r@5", "r@10", "mrr")
     lines = [f"{'direction':<20}{'n':>8}" + "".join(f"{measure:>24}" for measure in measures)]
     for key in ("text_to_graph", "graph_to_text"):
-        cells = "".join(_interval(result[key][measure]) for measure in measures)
+        cells = "".join(interval(result[key][measure]) for measure in measures)
         lines.append(f"{key.replace('_', ' '):<20}{result['n']:>8,}{cells}")
     uniformity = ", ".join(f"{view} {value:.3f}" for view, value in result["uniformity"].items())
     lines.append(f"alignment {result['alignment']:.3f}; uniformity: {uniformity}")

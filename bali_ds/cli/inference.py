@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bali_ds.cli.common import emit
+from bali_ds.cli.common import dictionary_beside, emit
 from bali_ds.errors import InputError
 
 LINES_AT_ONCE = 16_384
@@ -121,7 +121,7 @@ def _context(options: argparse.Namespace) -> None:
     from bali_ds.inference.encoder import load
 
     graph = KnowledgeGraph.open(options.graph)
-    dictionary = open_dictionary(options.graph.with_name(f"{options.graph.name}.dictionary"), graph)
+    dictionary = open_dictionary(dictionary_beside(options.graph), graph)
     finder = ContextFinder(load(options.model, device=options.device), graph, dictionary)
     found = finder.find(options.question, token_budget=options.tokens, lowest_score=options.lowest_score)
     result: dict[str, Any] = {**asdict(found), "text": found.text}

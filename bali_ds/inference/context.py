@@ -81,16 +81,13 @@ class ContextFinder:
             token_budget: tokens of all facts together.
             lowest_score: facts below this cosine are left out.
         """
-        surfaces = self._surfaces(question)
-        concepts = self._choose(question, surfaces)
-        facts = self.facts([int(self.graph.lookup([concept.cui])[0]) for concept in concepts], question)
-        chosen: list[Fact] = []
-        left = token_budget
-        for fact in facts:
-            if fact.score >= lowest_score and fact.tokens <= left:
-                chosen.append(fact)
-                left -= fact.tokens
-        return Context(question, tuple(concepts), tuple(chosen))
+        concepts = self.concepts(question)
+        facts = [fact for fact in self.facts(concepts, question) if fact.score >= lowest_score]
+        return Context(question, tuple(concepts), tuple(within(facts, token_budget)))
+
+    def concepts(self, question: str) -> list[FoundConcept]:
+        """Return the concepts that the question names, each once."""
+        return self._choose(question, self._surfaces(question))
 
     def _surfaces(self, question: str) -> list[tuple[str, list[int]]]:
         """The longest names of the graph in the question, with the concepts that each may mean."""
@@ -122,11 +119,11 @@ class ContextFinder:
             found.setdefault(best, FoundConcept(surface, self.graph.cui(best), name, float(scores[best])))
         return list(found.values())
 
-    def facts(self, concepts: Sequence[int], question: str) -> list[Fact]:
+    def facts(self, concepts: Sequence[FoundConcept], question: str) -> list[Fact]:
         """Return the facts around concepts, each once, by descending similarity to the question."""
         graph = self.graph
         triples: dict[tuple[int, int, int], int] = {}
-        for concept in concepts:
+        for concept in graph.lookup([found.cui for found in concepts]).tolist():
             start, end = int(graph.edge_offsets[concept]), int(graph.edge_offsets[concept + 1])
             rows = slice(start, min(end, start + LARGEST_NEIGHBOURHOOD))
             columns = (graph.edge_relations, graph.edge_targets, graph.edge_sources)
@@ -156,6 +153,16 @@ class ContextFinder:
         vectors = self.encoder.encode([question, *distinct])
         of_text = dict(zip(distinct, vectors[1:] @ vectors[0], strict=True))
         return np.array([of_text[text] for text in texts], np.float32)
+
+
+def within(facts: Sequence[Fact], token_budget: int) -> list[Fact]:
+    """Return the facts that fit into a budget, taken in order; what does not fit any more is passed over."""
+    chosen = []
+    for fact in facts:
+        if fact.tokens <= token_budget:
+            chosen.append(fact)
+            token_budget -= fact.tokens
+    return chosen
 
 
 def verbalise(graph: KnowledgeGraph, head: int, relation: int, tail: int) -> str:

@@ -1,0 +1,138 @@
+"""Questions that a graph answers, in words other than the graph's own.
+
+A question names its topic by any of the topic's names and each relation by a paraphrase; over several hops phrases
+nest: "What are the genes linked with the diseases that come with fever?" (after the setting of Rao, Mane and Paliwal,
+arXiv 2211.05351).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bali_ds.evaluation.relation_phrases import paraphrase
+from bali_ds.graph.store import KnowledgeGraph
+
+LARGEST_FRONTIER = 256
+"""Questions with more concepts than this at any hop are too vague to ask."""
+
+
+@dataclass(frozen=True)
+class GraphQuestion:
+    """One question.
+
+    Attributes:
+        text: in words.
+        topic: concept id of what it is about.
+        relations: relation ids to follow from the topic, those from R on against their direction.
+        answer: the end of the path it was made from.
+        answers: all concepts that the relations lead to.
+    """
+
+    text: str
+    topic: int
+    relations: tuple[int, ...]
+    answer: int
+    answers: frozenset[int]
+
+
+class QuestionMaker:
+    """Draws questions from the paths of a graph."""
+
+    def __init__(self, graph: KnowledgeGraph, seed: int, held_out: NDArray[np.bool_] | None = None) -> None:
+        """Read the neighbour lists.
+
+        Args:
+            graph: the facts.
+            seed: of all draws.
+            held_out: bool [2E] over the entries of the neighbour lists; None: none is.
+        """
+        self.graph = graph
+        self.offsets = np.asarray(graph.edge_offsets[:]).astype(np.int64)
+        self.heads = np.repeat(np.arange(graph.num_concepts), np.diff(self.offsets))
+        self.relations = np.asarray(graph.edge_relations[:]).astype(np.int64)
+        self.tails = np.asarray(graph.edge_targets[:]).astype(np.int64)
+        self.held_out = np.zeros(len(self.tails), bool) if held_out is None else held_out
+        self._draw = np.random.default_rng(seed)
+
+    def questions(self, hops: int, count: int, *, held_out: bool, most_answers: int) -> list[GraphQuestion]:
+        """Return up to `count` questions, as many as the graph gives in ten times as many attempts.
+
+        Args:
+            hops: relations to follow.
+            count: how many questions.
+            held_out: whether the last fact of the path is a held-out one; all before are not.
+            most_answers: vaguer questions are left out.
+        """
+        ends = np.flatnonzero(self.held_out == held_out)
+        found: dict[tuple[int, tuple[int, ...], int], GraphQuestion] = {}
+        for last in self._draw.choice(ends, min(10 * count, len(ends)), replace=False).tolist() if len(ends) else ():
+            if len(found) == count:
+                break
+            path = self._path_before(last, hops)
+            if path is None:
+                continue
+            topic, relations, answer = (
+                int(self.heads[path[0]]),
+                tuple(self.relations[path].tolist()),
+                int(self.tails[last]),
+            )
+            answers = self._reached(topic, relations)
+            if answer != topic and 0 < len(answers) <= most_answers:
+                text = self._worded(topic, relations)
+                found.setdefault((topic, relations, answer), GraphQuestion(text, topic, relations, answer, answers))
+        return list(found.values())
+
+    def _path_before(self, last: int, hops: int) -> list[int] | None:
+        """Return entries that lead to an entry and end with it, no concept twice; None where there is no way on."""
+        path, seen = [last], {int(self.heads[last]), int(self.tails[last])}
+        for _ in range(hops - 1):
+            here = int(self.heads[path[0]])
+            row = slice(*self.offsets[here : here + 2])
+            # An entry here -> other read backwards is the entry other -> here.
+            others = [
+                (int(other), int(relation))
+                for other, relation, out in zip(self.tails[row], self.relations[row], self.held_out[row], strict=True)
+                if not out and int(other) not in seen
+            ]
+            if not others:
+                return None
+            other, relation = others[self._draw.integers(len(others))]
+            path.insert(0, self._entry(other, self._inverse(relation), here))
+            seen.add(other)
+        return path
+
+    def _inverse(self, relation: int) -> int:
+        count = self.graph.num_relations
+        return relation - count if relation >= count else relation + count
+
+    def _entry(self, head: int, relation: int, tail: int) -> int:
+        start, end = self.offsets[head : head + 2]
+        matches = (self.relations[start:end] == relation) & (self.tails[start:end] == tail)
+        return int(start + np.flatnonzero(matches)[0])
+
+    def _reached(self, topic: int, relations: tuple[int, ...]) -> frozenset[int]:
+        """Return the concepts at the end of the relations, none where there are too many on the way."""
+        frontier = {topic}
+        for relation in relations:
+            following: set[int] = set()
+            for concept in frontier:
+                row = slice(*self.offsets[concept : concept + 2])
+                following.update(self.tails[row][self.relations[row] == relation].tolist())
+            if len(following) > LARGEST_FRONTIER:
+                return frozenset()
+            frontier = following
+        return frozenset(frontier - {topic})
+
+    def _worded(self, topic: int, relations: tuple[int, ...]) -> str:
+        names = self.graph.names(topic) or [self.graph.cui(topic)]
+        phrase = names[self._draw.integers(len(names))]
+        for relation in relations:
+            backwards, forward = divmod(relation, self.graph.num_relations)
+            phrase = paraphrase(self.graph.relations[forward], phrase, backwards=bool(backwards))
+        return f"What are {phrase}?"
+
+    def facts(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return heads, relations and tails of all facts that are not held out, each once."""
+        own = (self.relations < self.graph.num_relations) & ~self.held_out
+        return self.heads[own], self.relations[own], self.tails[own]

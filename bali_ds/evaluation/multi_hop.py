@@ -1,0 +1,181 @@
+"""Multi-hop questions over a graph: question and topic in, ranked concepts out.
+
+The setting of Rao, Mane and Paliwal (arXiv 2211.05351). A small head learns from questions about known facts to turn
+the frozen encoder's vectors of question and topic into the vector of the answer's name; it is asked about facts that
+were held out. RotatE (Sun et al., ICLR 2019), trained on the known facts and told the relations instead of reading the
+question, is the baseline.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bali_ds.evaluation.bootstrap import intervals
+from bali_ds.evaluation.graph_questions import GraphQuestion, QuestionMaker
+from bali_ds.graph.store import KnowledgeGraph
+
+BATCH = 256
+NEGATIVES = 4096
+
+
+class Encodes(Protocol):
+    """Whatever turns strings into unit vectors."""
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return float32 [n, d]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long the head and the baseline learn.
+
+    Attributes:
+        epochs: over the questions, for the head.
+        graph_epochs: over the facts, for the baseline.
+        width: numbers in each half of a concept's complex vector, for the baseline.
+        seed: of everything drawn.
+    """
+
+    epochs: int = 30
+    graph_epochs: int = 100
+    width: int = 128
+    seed: int = 0
+
+
+def evaluate_multi_hop(
+    encoders: Mapping[str, Encodes],
+    maker: QuestionMaker,
+    known: Sequence[GraphQuestion],
+    asked: Sequence[GraphQuestion],
+    budget: Budget,
+) -> dict[str, Any]:
+    """Rank all concepts of the graph for each question; other right answers do not count against the one asked for.
+
+    Args:
+        encoders: by name.
+        maker: of the questions; its facts that are not held out train the baseline.
+        known: questions to learn from.
+        asked: questions to answer.
+        budget: of learning.
+
+    Returns:
+        {hops: {"n": ..., "systems": {name: {"hits@1", "hits@10", "mrr"}}}}, each {"value", "low", "high"} in 0..1.
+    """
+    ranks = {name: _ranks_of_encoder(encoder, maker.graph, known, asked, budget) for name, encoder in encoders.items()}
+    ranks["RotatE, given the relations"] = _ranks_of_baseline(maker, asked, budget)
+    table: dict[str, Any] = {}
+    for hops in sorted({len(question.relations) for question in asked}):
+        rows = np.array([len(question.relations) == hops for question in asked])
+        systems = {name: intervals(_measures(found[rows]), budget.seed) for name, found in ranks.items()}
+        table[str(hops)] = {"n": int(rows.sum()), "systems": systems}
+    return table
+
+
+def filtered_ranks(scores: NDArray[np.float32], questions: Sequence[GraphQuestion]) -> NDArray[np.int64]:
+    """Return the rank, from 1, of each question's answer among concepts that are no other right answer.
+
+    Ties count half against the answer, so that equal scores for all are no success.
+
+    Args:
+        scores: float [questions, concepts].
+        questions: in the same order.
+    """
+    ranks = np.empty(len(questions), np.int64)
+    for row, (own, question) in enumerate(zip(scores, questions, strict=True)):
+        others = own.copy()
+        others[list(question.answers | {question.topic})] = -np.inf
+        answer = own[question.answer]
+        ranks[row] = 1 + (others > answer).sum() + (others == answer).sum() // 2
+    return ranks
+
+
+def _measures(ranks: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    hits = {f"hits@{k}": (ranks <= k).astype(np.float64) for k in (1, 10)}
+    return {**hits, "mrr": np.reciprocal(ranks.astype(np.float64))}
+
+
+class Head(nn.Module):
+    """From the vectors of question and topic to that of the answer: the topic's, moved."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2 * width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.scale = nn.Parameter(torch.tensor([3.0]))
+
+    def forward(self, questions: Tensor, topics: Tensor) -> Tensor:
+        """Return float [n, d], scaled to be multiplied with unit vectors of candidates."""
+        moved = topics + self.layers(torch.cat([questions, topics], dim=1))
+        return F.normalize(moved, dim=1) * self.scale.exp()
+
+
+def _ranks_of_encoder(
+    encoder: Encodes,
+    graph: KnowledgeGraph,
+    known: Sequence[GraphQuestion],
+    asked: Sequence[GraphQuestion],
+    budget: Budget,
+) -> NDArray[np.int64]:
+    names = torch.from_numpy(encoder.encode([graph.preferred_name(concept) for concept in range(graph.num_concepts)]))
+    learnt, put = (torch.from_numpy(encoder.encode([each.text for each in some])) for some in (known, asked))
+    generator = torch.Generator().manual_seed(budget.seed)
+    torch.manual_seed(budget.seed)
+    head = Head(names.shape[1])
+    optimiser = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.01)
+    topics, answers = (torch.tensor([getattr(each, what) for each in known]) for what in ("topic", "answer"))
+    for _ in range(budget.epochs):
+        for rows in torch.randperm(len(known), generator=generator).split(BATCH):
+            others = torch.randperm(len(names), generator=generator)[:NEGATIVES]
+            candidates = torch.cat([answers[rows], others])
+            scores = head(learnt[rows], names[topics[rows]]) @ names[candidates].T
+            # The answer again among the candidates, or the same one of another question, is no negative.
+            repeated = candidates[None] == answers[rows, None]
+            repeated[torch.arange(len(rows)), torch.arange(len(rows))] = False
+            loss = F.cross_entropy(scores.masked_fill(repeated, -torch.inf), torch.arange(len(rows)))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    with torch.inference_mode():
+        found = head(put, names[torch.tensor([each.topic for each in asked])])
+        parts = zip(found.split(BATCH), _batches(asked), strict=True)
+        return np.concatenate([filtered_ranks((some @ names.T).numpy(), questions) for some, questions in parts])
+
+
+def _ranks_of_baseline(maker: QuestionMaker, asked: Sequence[GraphQuestion], budget: Budget) -> NDArray[np.int64]:
+    """Follow relations by adding up their rotations."""
+    from torch_geometric.nn.kge import RotatE
+
+    torch.manual_seed(budget.seed)
+    facts = [torch.from_numpy(column) for column in maker.facts()]
+    count = maker.graph.num_relations
+    model = RotatE(maker.graph.num_concepts, count, budget.width, margin=6.0)
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(budget.graph_epochs):
+        for rows in torch.randperm(len(facts[0])).split(4 * BATCH):
+            loss = model.loss(*(column[rows] for column in facts))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    ranks = []
+    with torch.inference_mode():
+        real, imaginary = model.node_emb.weight, model.node_emb_im.weight
+        # Relations from `count` on are the inverses: the opposite turns.
+        turns = torch.cat([model.rel_emb.weight, -model.rel_emb.weight])
+        for questions in _batches(asked):
+            angles = torch.stack([turns[list(each.relations)].sum(0) for each in questions])
+            topics = [each.topic for each in questions]
+            ends = torch.polar(torch.ones_like(angles), angles) * torch.complex(real[topics], imaginary[topics])
+            # Ordered as by -|end - concept|, without a difference for each pair.
+            scores = 2 * (ends.real @ real.T + ends.imag @ imaginary.T) - (real**2 + imaginary**2).sum(1)
+            ranks.append(filtered_ranks(scores.numpy(), questions))
+    return np.concatenate(ranks)
+
+
+def _batches(questions: Sequence[GraphQuestion]) -> list[Sequence[GraphQuestion]]:
+    return [questions[start : start + BATCH] for start in range(0, len(questions), BATCH)]
