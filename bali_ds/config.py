@@ -41,6 +41,16 @@ class Masking(Section):
     names: float = Field(default=0.15, ge=0, le=1)
 
 
+class Lora(Section):
+    """Low-rank updates of the encoder's linear layers (Hu et al., ICLR 2022); needs the package peft."""
+
+    rank: int = Field(default=8, ge=1)
+    alpha: int = Field(default=16, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    modules: str | list[str] = "all-linear"
+    """Names of the linear layers to update, as the architecture calls them."""
+
+
 class TextEncoder(Section):
     """The language model: a Hugging Face directory or hub name.
 
@@ -50,6 +60,17 @@ class TextEncoder(Section):
     path: str
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Overrides the checkpoint's own dropout when set."""
+    pooling: Literal["mean", "first", "attention"] = "mean"
+    """How a text view follows from the tokens of its mentions."""
+    view: Literal["concept", "mention"] = "concept"
+    """Whether all mentions of a concept in a passage make one text view, or each mention its own."""
+    frozen_embeddings: bool = False
+    frozen_layers: int = Field(default=0, ge=0)
+    """Layers, from the first on, that do not learn."""
+    gradient_checkpointing: bool = False
+    """Compute each layer's activations again in the backward pass instead of keeping them."""
+    lora: Lora | None = None
+    """Learn low-rank updates instead of the encoder's own weights."""
 
 
 class GraphEncoder(Section):
@@ -63,6 +84,10 @@ class GraphEncoder(Section):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     tokens: int = Field(default=128, ge=40)
     """Most tokens of a linearised neighbourhood; whole facts are dropped beyond it."""
+    names: Literal["gradient", "no_gradient", "cached"] = "gradient"
+    """Whether the graph side teaches the text encoder, only uses it, or uses its vectors of some steps ago."""
+    refresh_every: int = Field(default=200, ge=1)
+    """Optimiser steps after which cached name vectors are made again."""
 
 
 class Contrastive(Section):
@@ -86,12 +111,47 @@ class GraphLanguageModel(Section):
     weight: float = Field(default=0.0, ge=0)
 
 
+class LinkPrediction(Section):
+    """The other concept of a fact, told by the graph vectors of the two."""
+
+    weight: float = Field(default=0.0, ge=0)
+    kind: Literal["distmult", "transe", "rotate"] = "distmult"
+
+
+class SynonymAlignment(Section):
+    """Two names of one concept attract each other, as in SapBERT."""
+
+    weight: float = Field(default=0.0, ge=0)
+    kind: Literal["multi_similarity", "ntxent"] = "multi_similarity"
+
+
+class GraphInfomax(Section):
+    """Node vectors tell the graph from one with shuffled features (deep graph infomax)."""
+
+    weight: float = Field(default=0.0, ge=0)
+
+
+class Dual(Section):
+    """A decoder that writes a passage's facts from its text, and its text from the graph."""
+
+    weight: float = Field(default=0.0, ge=0)
+    layers: int = Field(default=2, ge=1)
+    heads: int = Field(default=4, ge=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    duality: float = Field(default=0.0, ge=0)
+    """Weight of the squared duality gap."""
+
+
 class Objective(Section):
     """The total loss is the weighted sum of its parts; one of weight 0 is not computed."""
 
     contrastive: Contrastive = Contrastive()
     masked_language_model: MaskedLanguageModel = MaskedLanguageModel()
     graph_language_model: GraphLanguageModel = GraphLanguageModel()
+    link_prediction: LinkPrediction = LinkPrediction()
+    synonym_alignment: SynonymAlignment = SynonymAlignment()
+    graph_infomax: GraphInfomax = GraphInfomax()
+    dual: Dual = Dual()
 
     def weight(self, name: str) -> float:
         """Return the weight of the part of that name."""
@@ -100,12 +160,13 @@ class Objective(Section):
     @property
     def needs_graph(self) -> bool:
         """Whether training computes graph views."""
-        return any(self.weight(name) for name in ("contrastive", "graph_language_model"))
+        names = ("contrastive", "graph_language_model", "link_prediction", "graph_infomax", "dual")
+        return any(self.weight(name) for name in names)
 
     @property
     def needs_head(self) -> bool:
         """Whether training calls the masked-language-model head."""
-        return any(self.weight(name) for name in ("masked_language_model", "graph_language_model"))
+        return any(self.weight(name) for name in ("masked_language_model", "graph_language_model", "dual"))
 
     @model_validator(mode="after")
     def _something_to_minimise(self) -> Self:
@@ -218,6 +279,14 @@ class Recipe(Section):
     def _parts_fit_together(self) -> Self:
         if self.objective.graph_language_model.weight and self.graph_encoder.kind != "linearised":
             raise ValueError("objective.graph_language_model: reads text; set graph_encoder.kind to linearised")
+        if self.graph_encoder.kind == "linearised":
+            for name in ("link_prediction", "graph_infomax", "dual"):
+                if self.objective.weight(name):
+                    raise ValueError(f"objective.{name}: needs nodes; take another graph_encoder.kind than linearised")
+            if self.graph_encoder.names == "cached":
+                raise ValueError("graph_encoder.names: a linearised graph has no name vectors to cache")
+        if self.graph_encoder.names != "gradient" and self.objective.synonym_alignment.weight:
+            raise ValueError("objective.synonym_alignment: teaches name vectors; set graph_encoder.names to gradient")
         return self
 
     @property

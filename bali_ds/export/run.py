@@ -51,14 +51,15 @@ def export_run(
     architecture = _Architecture.of(run / "encoder")
     encoder = architecture.named(tensors)
     graph = _graph_encoder(tensors)
-    if not graph:
+    if not graph and recipe.graph_encoder.kind != "linearised":
         raise InputError(f"{checkpoint}: holds no graph encoder; was it written by launch/train.py?")
     description = _description(recipe, checkpoint, tensors, dtype)
     with published_directory(out) as working:
         files = write_weights(working, "model", encoder, DTYPES[dtype], shard_bytes)
         compared = verify_weights(files, encoder, DTYPES[dtype])
-        own = write_weights(working, GRAPH_ENCODER, graph, DTYPES[dtype], shard_bytes)
-        compared += verify_weights(own, graph, DTYPES[dtype])
+        if graph:
+            own = write_weights(working, GRAPH_ENCODER, graph, DTYPES[dtype], shard_bytes)
+            compared += verify_weights(own, graph, DTYPES[dtype])
         architecture.save(working, DTYPES[dtype])
         write_json(working / DESCRIPTION, description)
         write_sentence_modules(working, architecture.width)
@@ -174,7 +175,9 @@ def _description(recipe: Recipe, checkpoint: Path, tensors: Mapping[str, StoredT
     relations = tensors.get("graph.relations.weight")
     offset = tensors.get("log_scale_offset")
     fingerprints = {"shards": marker.get("identity", {}).get("data")}
-    index = Path(recipe.data.shards) / "index.json"
+    shards = recipe.data.shards
+    # What is mixed was built from the same graph and with the same tokenizer.
+    index = Path(shards if isinstance(shards, str) else next(iter(shards))) / "index.json"
     if index.is_file():
         facts = read_json(index)
         fingerprints |= {"graph": facts.get("graph_fingerprint"), "tokenizer": facts["tokenizer"]["fingerprint"]}

@@ -1,5 +1,6 @@
 """The whole aligned model of an exported directory: text encoder and graph encoder."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,15 +59,15 @@ def held_out_views(
     aligner: Aligner, recipe: Recipe, graph: KnowledgeGraph, shards: ShardSet, *, split: str, passages: int | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
     """Return text views [V, d], graph views [V, d] and concept ids [V] of the unmasked passages of a split."""
-    settings = StreamSettings.of(recipe)
+    settings = replace(StreamSettings.of(recipe), name_rows=False)
     device = next(aligner.parameters()).device
     text, nodes, concepts = [], [], []
     with torch.inference_mode():
         for batch in evaluation_batches(shards, graph, settings, split=split, batch_size=32, limit=passages):
             views = aligner.encode(batch.to(device))
             text.append(views.text.cpu().numpy())
-            nodes.append(views.graph.cpu().numpy())
-            concepts.append(views.concept_ids.cpu().numpy())
+            nodes.append(views.paired_graph.cpu().numpy())
+            concepts.append(views.text_ids.cpu().numpy())
     if not concepts:
         raise InputError(f"{shards.path}: has no passage in the split {split!r}; build with --validation")
     return np.concatenate(text), np.concatenate(nodes), np.concatenate(concepts)

@@ -1,23 +1,29 @@
 """The whole model of a step: two views of every concept, and the losses over them."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from bali_ds.config import Objective, Recipe
-from bali_ds.model.graph import GraphEncoder, LinearisedGraph, build_graph_encoder
-from bali_ds.model.pooling import segment_mean
-from bali_ds.model.text import TextEncoder, load_text_encoder
+from bali_ds.config import Objective
+from bali_ds.model.graph import GraphEncoder, LinearisedGraph
+from bali_ds.model.names import NameTable
+from bali_ds.model.pooling import MentionPooling
+from bali_ds.model.text import TextEncoder
 from bali_ds.objective.contrastive import contrastive_loss
 from bali_ds.objective.masked_language_model import mean_over_ranks, summed_cross_entropy
-from bali_ds.stream.batch import Batch
+from bali_ds.objective.mutual_information import info_nce_bound
+from bali_ds.objective.ranks import Ranks
+from bali_ds.stream.batch import Batch, TokenBlock
 
 # CLIP's bound on the learnt logit scale (Radford et al., 2021, section 2.5).
 LARGEST_LOGIT_SCALE = 100.0
+# The scale of negatives in the loss of SapBERT (Liu et al., NAACL 2021), beta of Wang et al. (CVPR 2019).
+SYNONYM_SCALE = 50.0
 
 Sums = dict[str, tuple[torch.Tensor, int]]
 """Of each objective that is a mean: the float32 sum of its terms in one micro-batch, and how many terms it has."""
@@ -25,19 +31,35 @@ Sums = dict[str, tuple[torch.Tensor, int]]
 
 @dataclass(frozen=True)
 class Views:
-    """What one micro-batch contributes to the losses; V views.
+    """What one micro-batch contributes to the losses; V views, T text views.
 
     Attributes:
-        text: float32 [V, d], mean over all tokens of the concept's mentions in its masked passage.
+        text: float32 [T, d], what the masked passage says of the concept at its mentions.
         graph: float32 [V, d], what the graph says of the concept; [0, d] where nothing asks for it.
+        text_views: int64 [T], the view of each text view.
         concept_ids: int64 [V].
-        sums: of the objectives that are means over tokens, facts or nodes.
+        synonyms: float32 [2, S, d], two names of each of S concepts.
+        synonym_ids: int64 [S].
+        sums: of the objectives that are means over tokens, facts, nodes or passages.
     """
 
     text: torch.Tensor
     graph: torch.Tensor
+    text_views: torch.Tensor
     concept_ids: torch.Tensor
-    sums: Sums = field(default_factory=dict)
+    synonyms: torch.Tensor
+    synonym_ids: torch.Tensor
+    sums: Sums
+
+    @property
+    def text_ids(self) -> torch.Tensor:
+        """Int64 [T], the concept of each text view."""
+        return self.concept_ids[self.text_views]
+
+    @property
+    def paired_graph(self) -> torch.Tensor:
+        """The graph view of each text view, float32 [T, d], or none."""
+        return self.graph[self.text_views] if len(self.graph) else self.graph
 
 
 class Aligner(nn.Module):
@@ -48,16 +70,47 @@ class Aligner(nn.Module):
     not called in training; evaluation always sees both views.
     """
 
-    def __init__(self, text: TextEncoder, graph: GraphEncoder | LinearisedGraph, objective: Objective) -> None:
+    def __init__(
+        self,
+        text: TextEncoder,
+        graph: GraphEncoder | LinearisedGraph,
+        objective: Objective,
+        *,
+        pooling: str = "mean",
+        names: str = "gradient",
+        table: NameTable | None = None,
+        objectives: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            text: encodes passages and names.
+            graph: what graph views are made by.
+            objective: kinds and weights.
+            pooling: see `MentionPooling`.
+            names: "gradient", "no_gradient" or "cached".
+            table: the vectors of all names, where they are cached.
+            objectives: those with weights of their own, by their names in the recipe: "link_prediction",
+                "graph_infomax", "dual".
+        """
         super().__init__()
         self.text = text
         self.graph = graph
         self.objective = objective
+        self.names = names
+        self.pooling = MentionPooling(pooling, text.width)
+        self.table = table
+        self.objectives = nn.ModuleDict(objectives or {})
+        self.weights = {name: objective.weight(name) for name in type(objective).model_fields}
+        if "dual" in self.objectives:
+            self.weights |= self.objectives["dual"].weights  # type: ignore[arg-type]
         # The offset starts at 0, where half precision is finest; the constant part stays a Python float.
         learnt = objective.contrastive.learn_temperature and objective.contrastive.weight
         self.log_scale_offset = nn.Parameter(torch.zeros(1)) if learnt else None
         if not objective.needs_graph:
             self.graph.requires_grad_(False)
+        if not objective.contrastive.weight:
+            self.pooling.requires_grad_(False)
         if not objective.needs_head:
             shared = set(self.text.encoder.parameters())
             for parameter in self.text.head.parameters():
@@ -83,6 +136,8 @@ class Aligner(nn.Module):
         With several micro-batches only one's activations live at a time: each is computed again in the backward
         pass, with the same dropout, while the contrastive loss sees the views of all.
         """
+        if self.table is not None:
+            self.table.keep_fresh(self.text)
         replay = len(chunks) > 1 and torch.is_grad_enabled()
         encoded = [
             checkpoint(self.encode, chunk, use_reentrant=False) if replay else self.encode(chunk) for chunk in chunks
@@ -90,16 +145,19 @@ class Aligner(nn.Module):
         losses = {name: _mean([views.sums[name] for views in encoded]) for name in encoded[0].sums}
         if self.objective.contrastive.weight:
             losses["contrastive"] = self._contrastive(encoded)
-        loss = torch.stack([self.objective.weight(name) * value for name, value in losses.items()]).sum()
+        if self.objective.synonym_alignment.weight and self.training:
+            losses["synonym_alignment"] = self._synonyms(encoded)
+        loss = torch.stack([self.weights[name] * value for name, value in losses.items() if self.weights[name]]).sum()
         nothing = loss.new_zeros(())
         parts = {
             "loss": loss,
             "contrastive": nothing,
             "masked_language_model": nothing,
             **losses,
+            **self._information(encoded),
             "text_views": torch.cat([views.text for views in encoded]),
-            "graph_views": torch.cat([views.graph for views in encoded]),
-            "concept_ids": torch.cat([views.concept_ids for views in encoded]),
+            "graph_views": torch.cat([views.paired_graph for views in encoded]),
+            "concept_ids": torch.cat([views.text_ids for views in encoded]),
         }
         return loss, {name: value.detach() for name, value in parts.items()}
 
@@ -107,56 +165,91 @@ class Aligner(nn.Module):
         """Return both views of every concept of one micro-batch, and what else its tokens tell."""
         sums: Sums = {}
         hidden = self.text.flat_hidden_states(batch.passages)
-        text = segment_mean(hidden[batch.mention_tokens], batch.mention_views, batch.num_views)
+        text = self.pooling(hidden[batch.mention_tokens], batch.mention_views, int(batch.text_views.shape[0]))
         if self.objective.masked_language_model.weight:
             sums["masked_language_model"] = self._predicted(hidden, batch.labelled_tokens, batch.labels)
+        names = self._name_vectors(batch)
         graph = text[:0]
         if self.objective.needs_graph or not self.training:
-            graph = self._star_views(batch) if isinstance(self.graph, GraphEncoder) else self._read_views(batch, sums)
-        return Views(text, graph, batch.concept_ids, sums)
+            if isinstance(self.graph, GraphEncoder):
+                graph = self._star_views(names, hidden, batch, sums)
+            else:
+                graph = self._read_views(batch, sums)
+        synonyms = names[batch.synonyms] if batch.synonyms.shape[1] else names.new_zeros(2, 0, self.text.width)
+        return Views(text, graph, batch.text_views, batch.concept_ids, synonyms, batch.synonym_ids, sums)
 
-    def _star_views(self, batch: Batch) -> torch.Tensor:
+    def _name_vectors(self, batch: Batch) -> torch.Tensor:
+        if self.table is not None:
+            return self.table.vectors
+        if not batch.names:
+            return torch.zeros(0, self.text.width, device=self.device)
+        with nullcontext() if self.names == "gradient" else torch.no_grad():
+            return self.text.name_vectors(batch.names)
+
+    def _star_views(self, names: torch.Tensor, hidden: torch.Tensor, batch: Batch, sums: Sums) -> torch.Tensor:
         assert isinstance(self.graph, GraphEncoder)
-        names = self.text.name_vectors(batch.names)
-        nodes = names[batch.node_names].to(next(self.graph.parameters()).dtype)
-        nodes = self.graph(nodes, batch.edge_index, batch.edge_relations)
+        features = names[batch.node_names].to(next(self.graph.parameters()).dtype)
+        nodes = self.graph(features, batch.edge_index, batch.edge_relations)
+        if self.training:
+            if "link_prediction" in self.objectives:
+                sums["link_prediction"] = self.objectives["link_prediction"](nodes, batch.held_out)
+            if "graph_infomax" in self.objectives:
+                shuffled = features[torch.randperm(len(features), device=features.device)]
+                corrupted = self.graph(shuffled, batch.edge_index, batch.edge_relations)
+                sums["graph_infomax"] = self.objectives["graph_infomax"](nodes, corrupted)
+            if "dual" in self.objectives:
+                sums |= self.objectives["dual"](self.text, hidden, nodes, batch)
         return nodes[batch.targets].float()
 
     def _read_views(self, batch: Batch, sums: Sums) -> torch.Tensor:
         """The first token's state of each linearised neighbourhood, as in BALI."""
-        states = [self.text.hidden_states(block) for block in batch.neighbourhoods]
+        states = [self._read(block) for block in batch.neighbourhoods]
         if self.objective.graph_language_model.weight:
             hidden = torch.cat([each.flatten(0, 1) for each in states])
             sums["graph_language_model"] = self._predicted(hidden, batch.graph_labelled_tokens, batch.graph_labels)
         return torch.cat([each[:, 0] for each in states])[batch.neighbourhood_rows].float()
 
+    def _read(self, block: TokenBlock) -> torch.Tensor:
+        with nullcontext() if self.names == "gradient" else torch.no_grad():
+            return self.text.hidden_states(block)
+
     def _predicted(self, hidden: torch.Tensor, tokens: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, int]:
         return summed_cross_entropy(self.text.head(hidden[tokens]), labels), int(labels.shape[0])
 
     def _contrastive(self, encoded: Sequence[Views]) -> torch.Tensor:
-        concept_ids = torch.cat([views.concept_ids for views in encoded])
         return contrastive_loss(
             torch.cat([views.text for views in encoded]),
             torch.cat([views.graph for views in encoded]),
             self.logit_scale,
-            query_ids=concept_ids,
-            key_ids=concept_ids,
+            query_ids=torch.cat([views.text_ids for views in encoded]),
+            key_ids=torch.cat([views.concept_ids for views in encoded]),
             kind=self.objective.contrastive.kind,
         )
+
+    def _synonyms(self, encoded: Sequence[Views]) -> torch.Tensor:
+        """SapBERT's loss (Liu et al., NAACL 2021), or NT-Xent, over pairs of names."""
+        kind = self.objective.synonym_alignment.kind
+        ids = torch.cat([views.synonym_ids for views in encoded])
+        first, second = torch.cat([views.synonyms for views in encoded], dim=1)
+        scale = SYNONYM_SCALE if kind == "multi_similarity" else 1.0 / self.objective.contrastive.temperature
+        return contrastive_loss(first, second, scale, query_ids=ids, key_ids=ids, kind=kind)
+
+    def _information(self, encoded: Sequence[Views]) -> dict[str, torch.Tensor]:
+        """What the two views are known to tell of each other, in nats, where the decoder's estimates are logged too."""
+        if "dual" not in self.objectives or not self.training:
+            return {}
+        bound, cap, count = Ranks.of(None).sum(
+            info_nce_bound(
+                torch.cat([views.text for views in encoded]),
+                torch.cat([views.graph for views in encoded]),
+                self.logit_scale,
+                torch.cat([views.text_ids for views in encoded]),
+                torch.cat([views.concept_ids for views in encoded]),
+            )
+        )
+        return {"information_contrastive": bound / count.clamp(min=1), "information_cap": cap / count.clamp(min=1)}
 
 
 def _mean(sums: Sequence[tuple[torch.Tensor, int]]) -> torch.Tensor:
     totals, counts = zip(*sums, strict=True)
     return mean_over_ranks(torch.stack(totals).sum(), sum(counts))
-
-
-def build_aligner(recipe: Recipe, num_relations: int) -> Aligner:
-    """Return the model that a recipe describes, its fresh parts drawn from the recipe's seed.
-
-    Args:
-        recipe: the run.
-        num_relations: relation ids of the graph, both directions together.
-    """
-    text = load_text_encoder(recipe.text_encoder.path, seed=recipe.seed, dropout=recipe.text_encoder.dropout)
-    torch.manual_seed(recipe.seed)
-    return Aligner(text, build_graph_encoder(recipe.graph_encoder, text.width, num_relations), recipe.objective)

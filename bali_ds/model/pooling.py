@@ -1,6 +1,37 @@
-"""Means over tokens: of a mention, of a name."""
+"""One vector of several tokens: of a mention, of a name."""
 
 import torch
+from torch import nn
+from torch_geometric.utils import softmax
+
+
+class MentionPooling(nn.Module):
+    """One vector for the tokens of each text view.
+
+    "mean" is their mean, "first" the first of them, "attention" their mean by weights softmax(w . h) with a learnt w.
+    """
+
+    def __init__(self, kind: str, width: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.score = nn.Linear(width, 1, bias=False) if kind == "attention" else None
+
+    def forward(self, values: torch.Tensor, segments: torch.Tensor, num_segments: int) -> torch.Tensor:
+        """Return float32 [num_segments, d].
+
+        Args:
+            values: float [P, d], states of tokens.
+            segments: int64 [P], ascending, the text view of each; every one occurs.
+            num_segments: number of text views.
+        """
+        if self.kind == "first":
+            numbers = torch.arange(num_segments, device=segments.device)
+            return values[torch.searchsorted(segments, numbers)].float()
+        if self.score is not None:
+            weights = softmax(self.score(values).float(), segments, num_nodes=num_segments)
+            sums = weights.new_zeros(num_segments, values.shape[1])
+            return sums.index_add(0, segments, weights * values.float())
+        return segment_mean(values, segments, num_segments)
 
 
 def segment_mean(values: torch.Tensor, segments: torch.Tensor, num_segments: int) -> torch.Tensor:

@@ -11,7 +11,8 @@ from transformers import AutoConfig
 from bali_ds.config import Recipe
 from bali_ds.errors import InputError
 from bali_ds.graph.store import KnowledgeGraph
-from bali_ds.model.aligner import Aligner, build_aligner
+from bali_ds.model.aligner import Aligner
+from bali_ds.model.build import build_aligner
 from bali_ds.preflight.activations import PassMemory, pass_memory
 from bali_ds.preflight.arithmetic import Arithmetic, arithmetic
 from bali_ds.preflight.deepspeed_config import check_recipe, load_deepspeed_config
@@ -77,7 +78,7 @@ def plan(recipe: Recipe, *, ranks: int, on_gpu: bool, samples_per_second: float 
     graph, shards = KnowledgeGraph.open(recipe.data.graph), open_mixture(recipe.data.shards)
     numbers = arithmetic(recipe, ranks, len(shards.split("train")))
     batch = _largest_batch(recipe, shards, graph, numbers)
-    model = shapes_of_model(recipe, 2 * graph.num_relations)
+    model = shapes_of_model(recipe, 2 * graph.num_relations, shards)
     run = Run(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         largest=max(parameter.numel() for parameter in model.parameters()),
@@ -100,7 +101,7 @@ def plan(recipe: Recipe, *, ranks: int, on_gpu: bool, samples_per_second: float 
     )
 
 
-def shapes_of_model(recipe: Recipe, num_relations: int) -> Aligner:
+def shapes_of_model(recipe: Recipe, num_relations: int, shards: Mixture | None = None) -> Aligner:
     """Return the recipe's model on the meta device, in the recipe's precision: shapes without values.
 
     Raises:
@@ -116,7 +117,7 @@ def shapes_of_model(recipe: Recipe, num_relations: int) -> Aligner:
         configuration.save_pretrained(directory)
         bare = recipe.model_copy(update={"text_encoder": encoder.model_copy(update={"path": directory})})
         with torch.device("meta"):
-            model = build_aligner(bare, num_relations)
+            model = build_aligner(bare, num_relations, shards)
     return model.to(DTYPES[recipe.precision]).train()
 
 
@@ -125,7 +126,9 @@ def _activations(model: Aligner, batch: Batch, numbers: Arithmetic, *, on_gpu: b
 
     def run() -> torch.Tensor:
         views = model.encode(shapes)
-        return torch.stack([views.text.sum(), views.graph.sum(), *(total for total, _ in views.sums.values())]).sum()
+        vectors = (views.text, views.graph, views.synonyms)
+        totals = [total for name, (total, _) in views.sums.items() if model.weights[name]]
+        return torch.stack([*(each.sum() for each in vectors), *totals]).sum()
 
     one = pass_memory(model, run, fused_attention=on_gpu)
     # both views of all ranks in fp32: normalised, gathered, and their gradients

@@ -67,9 +67,12 @@ class Batch(_Tensors):
         labelled_tokens: int64 [K], flat positions in `passages` that masked language modelling predicts.
         labels: int64 [K], the token ids that stood there.
         mention_tokens: int64 [P], flat positions in `passages` of the tokens of mentions.
-        mention_views: int64 [P], the view of each, ascending; every view has at least one.
+        mention_views: int64 [P], the text view of each, ascending; every one has at least one.
+        text_views: int64 [T], ascending, the view of each text view: one for all mentions of a concept in a passage,
+            so 0 to V - 1, or one for each mention.
         concept_ids: int64 [V], the graph's concept id of each view.
-        node_names: int64 [N], the row in `names` (counted through the blocks) of each node's name.
+        node_names: int64 [N], the row in `names` (counted through the blocks) of each node's name; or, where all names
+            are in a table and none is here, the name id, or num_names + k for a name hidden behind k masks.
         edge_index: int64 [2, E], source and target node of each message; facts run both ways.
         edge_relations: int64 [E], relation id of each message, read from its target: the neighbour list's own id
             for neighbour -> concept, its inverse for concept -> neighbour.
@@ -79,6 +82,14 @@ class Batch(_Tensors):
         neighbourhood_rows: int64 [V], the row of each view in `neighbourhoods`, counted through the blocks.
         graph_labelled_tokens: int64, flat positions in `neighbourhoods` that masked language modelling predicts.
         graph_labels: int64, the token ids that stood there.
+        held_out: int64 [4, F], facts that are no messages: node, relation and other node, read like a message to the
+            first, and the other node's concept.
+        synonyms: int64 [2, S], rows in `names` of two names of one concept.
+        synonym_ids: int64 [S], that concept.
+        originals: one block of the passages without masks, B rows in order; none where no decoder is trained.
+        original_positions: int64 [B, L], the flat position in `passages` of each of its tokens.
+        triples: one block of the facts of each passage as text, B rows.
+        passage_nodes: int64 [B, M], the nodes of each passage, then -1.
     """
 
     passages: tuple[TokenBlock, ...]
@@ -87,6 +98,7 @@ class Batch(_Tensors):
     labels: torch.Tensor
     mention_tokens: torch.Tensor
     mention_views: torch.Tensor
+    text_views: torch.Tensor
     concept_ids: torch.Tensor
     node_names: torch.Tensor
     edge_index: torch.Tensor
@@ -97,6 +109,13 @@ class Batch(_Tensors):
     neighbourhood_rows: torch.Tensor
     graph_labelled_tokens: torch.Tensor
     graph_labels: torch.Tensor
+    held_out: torch.Tensor
+    synonyms: torch.Tensor
+    synonym_ids: torch.Tensor
+    originals: tuple[TokenBlock, ...]
+    original_positions: torch.Tensor
+    triples: tuple[TokenBlock, ...]
+    passage_nodes: torch.Tensor
 
     @property
     def num_views(self) -> int:

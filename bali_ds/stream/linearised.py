@@ -30,6 +30,12 @@ class Strings(NamedTuple):
 NO_STRINGS = Strings(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
+def part_of(strings: Strings, first: int, last: int) -> Strings:
+    """Return the sequences from `first` to before `last`."""
+    begin, lengths = int(strings.lengths[:first].sum()), strings.lengths[first:last]
+    return Strings(strings.tokens[begin : begin + int(lengths.sum())], lengths)
+
+
 class Facts(NamedTuple):
     """F facts between nodes, each in the direction in which the graph states it.
 

@@ -59,13 +59,20 @@ def find_views(samples: Samples, num_concepts: int) -> Views:
     )
 
 
-def mention_tokens(samples: Samples, views: Views) -> tuple[Ints, Ints]:
-    """Return the flat token positions of each view's mentions, and the view of each position, int64 [P] each.
+def mention_tokens(samples: Samples, views: Views, *, each: bool = False) -> tuple[Ints, Ints, Ints]:
+    """Return the flat token positions of mentions, int64 [P], the text view of each, and the view of each text view.
 
-    A token inside two mentions of one concept counts once.
+    A text view is all mentions of a view, and a token inside two of them counts once; with `each`, every mention is
+    a text view of its own. Both are in the order of the views.
     """
+    text_of_mention, view_of_text = views.of_mention, np.arange(views.concepts.size)
+    if each:
+        order = np.argsort(views.of_mention, kind="stable")
+        text_of_mention, view_of_text = np.empty_like(order), views.of_mention[order]
+        text_of_mention[order] = np.arange(order.size)
     begins, ends = samples.mentions[:, 0].astype(np.int64), samples.mentions[:, 1].astype(np.int64)
     sample_begins = np.repeat(starts(samples.lengths), samples.mention_counts)
     positions = ranges(sample_begins + begins, ends - begins)
-    distinct = np.unique(np.repeat(views.of_mention, ends - begins) * samples.tokens.size + positions)
-    return distinct % max(samples.tokens.size, 1), distinct // max(samples.tokens.size, 1)
+    distinct = np.unique(np.repeat(text_of_mention, ends - begins) * samples.tokens.size + positions)
+    size = max(samples.tokens.size, 1)
+    return distinct % size, distinct // size, view_of_text

@@ -79,7 +79,8 @@ def _split(buffer: NDArray[np.int64], shapes: list[list[int]]) -> Iterator[NDArr
 
 
 def _chunk(named: Iterable[Named]) -> BatchArrays:
-    fields: dict[str, list[NDArray[np.int64]]] = {}
+    # without blocks, a field of blocks has no array to be named by
+    fields: dict[str, list[NDArray[np.int64]]] = {name: [] for name in BLOCK_FIELDS}
     for name, array in named:
         fields.setdefault(name, []).append(array)
     return {

@@ -3,7 +3,7 @@
 import torch
 
 from bali_ds.config import Recipe
-from bali_ds.model.aligner import build_aligner
+from bali_ds.model.build import build_aligner
 from bali_ds.stream.loader import Loader
 from bali_ds.stream.settings import StreamSettings
 from bali_ds.training.run import Data

@@ -1,17 +1,17 @@
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from bali_ds.model.aligner import build_aligner
+from bali_ds.model.build import build_aligner
 from bali_ds.stream.evaluation import evaluation_batches
 from bali_ds.stream.loader import Loader
 from bali_ds.stream.settings import StreamSettings
 from bali_ds.training.run import Data
 from tests.conftest import run_ranks
 from tests.model.gradients import loss_and_gradients
+from tests.model.odd_batches import without_mentions
 from tests.objective.dense_contrastive import dense_loss
 
 LEARNT = {"contrastive": {"learn_temperature": True}}
@@ -79,18 +79,7 @@ def test_graph_views_differ_between_concepts(parts):
 
 def test_a_batch_without_mentions_has_a_finite_loss_and_all_gradients(parts):
     aligner, batch = parts
-    nothing = batch.concept_ids[:0]
-    empty = replace(
-        batch,
-        names=tuple(replace(block, input_ids=block.input_ids[:1], lengths=block.lengths[:1]) for block in batch.names),
-        mention_tokens=nothing,
-        mention_views=nothing,
-        concept_ids=nothing,
-        node_names=nothing,
-        edge_index=batch.edge_index[:, :0],
-        edge_relations=nothing,
-        targets=nothing,
-    )
+    empty = without_mentions(batch)
     aligner.zero_grad()
     loss, losses = aligner([empty])
     loss.backward()

@@ -10,7 +10,7 @@ from bali_ds.config import dump_recipe
 from bali_ds.export.run import export_run
 from bali_ds.files import write_json
 from bali_ds.inference.aligned import load_aligned
-from bali_ds.model.aligner import build_aligner
+from bali_ds.model.build import build_aligner
 from bali_ds.preflight.plan import plan
 from bali_ds.stream.evaluation import evaluation_batches
 from bali_ds.stream.settings import StreamSettings

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bali_ds.config import Recipe
-from bali_ds.model.aligner import build_aligner
+from bali_ds.model.build import build_aligner
 from bali_ds.preflight.arithmetic import arithmetic
 from bali_ds.stream.loader import Loader
 from bali_ds.stream.settings import StreamSettings

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bali_ds.config import Checkpoints as Settings
 from bali_ds.config import Recipe
-from bali_ds.model.aligner import build_aligner
+from bali_ds.model.build import build_aligner
 from bali_ds.preflight.arithmetic import arithmetic
 from bali_ds.stream.loader import Loader
 from bali_ds.stream.order import Position

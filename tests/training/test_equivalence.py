@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bali_ds.model.aligner import build_aligner
+from bali_ds.model.build import build_aligner
 from bali_ds.stream.loader import Loader
 from bali_ds.stream.settings import StreamSettings
 from bali_ds.training.engine import parameter_groups

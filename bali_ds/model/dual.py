@@ -1,0 +1,121 @@
+"""Text to facts and graph to text: a decoder in both directions, and what it tells of their mutual information."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from bali_ds import config
+from bali_ds.errors import InputError
+from bali_ds.model.decoder import Decoder
+from bali_ds.model.text import TextEncoder
+from bali_ds.objective.mutual_information import duality_gap
+from bali_ds.stream.batch import Batch, TokenBlock
+
+FACTS, PASSAGES = 0, 1
+
+Sum = tuple[torch.Tensor, int]
+
+
+class Dual(nn.Module):
+    """Cross-entropies of a passage's facts g and of its tokens t, each given the other modality and by itself.
+
+    The facts are written from the states of the masked passage, the passage from the nodes of its concepts' stars,
+    with teacher forcing. The tokens are embedded by the text encoder and predicted by its masked-language-model head.
+
+    Of the mutual information, E log p(g | t) - log p(g) and E log p(t | g) - log p(t) are logged, in nats a pair.
+    Were log p(g) exact, the first would be the lower bound H(g) + E log p(g | t) of Barber and Agakov (NIPS 2003,
+    equation 3), and so the second; as the decoder's own marginal is an upper bound of the entropy, they are estimates.
+    """
+
+    def __init__(self, settings: config.Dual, text: TextEncoder, longest: int) -> None:
+        super().__init__()
+        width = text.width
+        if text.encoder.get_input_embeddings().embedding_dim != width:
+            raise InputError("objective.dual: the encoder's embeddings are narrower than its states; take another one")
+        if width % settings.heads:
+            raise InputError(f"objective.dual.heads: width {width} does not divide by {settings.heads} heads")
+        self.weight, self.duality = settings.weight, settings.duality
+        self.decoder = Decoder(
+            width, layers=settings.layers, heads=settings.heads, dropout=settings.dropout, longest=longest
+        )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each sum in the total loss; information is only logged."""
+        losses = dict.fromkeys(("text_to_graph", "graph_to_text", "graph_alone", "text_alone"), self.weight)
+        information = {"information_text_to_graph": 0.0, "information_graph_to_text": 0.0}
+        return losses | {"duality": self.weight * self.duality} | information
+
+    def forward(self, text: TextEncoder, hidden: torch.Tensor, nodes: torch.Tensor, batch: Batch) -> dict[str, Sum]:
+        """Return the sums of one micro-batch by name: per token, per pair for duality and information.
+
+        Args:
+            text: embeds and predicts tokens.
+            hidden: float [P, d], states of the masked passages.
+            nodes: float [N, d], vectors of the graph's nodes.
+            batch: with originals and triples, B of each.
+        """
+        (passages,), (facts,) = batch.originals, batch.triples
+        graph = self._log_likelihoods(text, facts, *self.seen_text(hidden, batch), FACTS)
+        words = self._log_likelihoods(text, passages, *self.seen_graph(nodes, batch), PASSAGES)
+        sizes = {"graph": int((facts.lengths - 1).sum()), "text": int((passages.lengths - 1).sum())}
+        pairs = int(facts.lengths.shape[0])
+        tokens = (facts.lengths + passages.lengths).float()
+        gap = duality_gap(words[1] / tokens, graph[1] / tokens, graph[0] / tokens, words[0] / tokens)
+        return {
+            "text_to_graph": (-graph[0].sum(), sizes["graph"]),
+            "graph_to_text": (-words[0].sum(), sizes["text"]),
+            "graph_alone": (-graph[1].sum(), sizes["graph"]),
+            "text_alone": (-words[1].sum(), sizes["text"]),
+            "duality": (gap.sum(), pairs),
+            "information_text_to_graph": ((graph[0] - graph[1]).detach().sum(), pairs),
+            "information_graph_to_text": ((words[0] - words[1]).detach().sum(), pairs),
+        }
+
+    def seen_text(self, hidden: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the states of each passage, float [B, L, d], and which of them are tokens, bool [B, L]."""
+        return hidden[batch.original_positions], batch.originals[0].attention_mask.bool()
+
+    def seen_graph(self, nodes: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the nodes of each passage, float [B, M, d], and which of them exist, bool [B, M]."""
+        padded = torch.cat([nodes.new_zeros(1, nodes.shape[1]), nodes])
+        return padded[batch.passage_nodes + 1], batch.passage_nodes >= 0
+
+    def _log_likelihoods(
+        self, text: TextEncoder, block: TokenBlock, given: torch.Tensor, valid: torch.Tensor, language: int
+    ) -> torch.Tensor:
+        """Log-likelihoods of sequences, given what can be seen and given nothing, float32 [2, B]."""
+        count = len(block.lengths)
+        states = self._states(
+            text, block.input_ids[:, :-1].repeat(2, 1), given.repeat(2, 1, 1),
+            torch.cat([valid, torch.zeros_like(valid)]), language,
+        )  # fmt: skip
+        targets, mask = block.input_ids[:, 1:].repeat(2, 1), block.attention_mask[:, 1:].repeat(2, 1)
+        logits = text.head(states.flatten(0, 1)).float()
+        losses = F.cross_entropy(logits, targets.flatten(), reduction="none").view_as(targets)
+        return -(losses * mask).sum(dim=1).view(2, count)
+
+    def _states(
+        self, text: TextEncoder, ids: torch.Tensor, given: torch.Tensor, valid: torch.Tensor, language: int
+    ) -> torch.Tensor:
+        return self.decoder(text.encoder.get_input_embeddings()(ids), given, valid, language)
+
+    @torch.no_grad()
+    def generate(
+        self, text: TextEncoder, given: torch.Tensor, valid: torch.Tensor, language: int, start: int, length: int
+    ) -> torch.Tensor:
+        """Return the most likely next token again and again, int64 [B, length], `start` first.
+
+        Args:
+            text: embeds and predicts tokens.
+            given: float [B, M, d], see `seen_text` and `seen_graph`.
+            valid: bool [B, M].
+            language: FACTS or PASSAGES.
+            start: the first token.
+            length: tokens in all.
+        """
+        ids = torch.full((len(given), 1), start, device=given.device)
+        while ids.shape[1] < length:
+            states = self._states(text, ids, given, valid, language)[:, -1]
+            ids = torch.cat([ids, text.head(states).argmax(dim=-1, keepdim=True)], dim=1)
+        return ids

@@ -1,0 +1,92 @@
+"""What single objectives ask of a batch: facts to predict, second names, passages and their facts side by side."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bali_ds.randomness import Keys, below, derive
+from bali_ds.stream.blocks import Block, pack
+from bali_ds.stream.linearised import Strings
+from bali_ds.stream.masking import Vocabulary
+from bali_ds.stream.ragged import Ints, starts
+from bali_ds.stream.stars import Stars
+from bali_ds.stream.texts import PackedTexts
+
+
+class Synonyms(NamedTuple):
+    """Pairs of different names of one concept.
+
+    Attributes:
+        views: int64 [S], ascending, the view whose concept it is.
+        first, second: int64 [S], name ids.
+    """
+
+    views: Ints
+    first: Ints
+    second: Ints
+
+
+NO_SYNONYMS = Synonyms(*[np.empty(0, np.int64)] * 3)
+
+
+def draw_synonyms(concepts: Ints, keys: Keys, name_offsets: NDArray[np.int64]) -> Synonyms:
+    """Draw two of the names of each concept that has several, uniformly and without replacement.
+
+    Args:
+        concepts: int64 [V], the concept of each view.
+        keys: uint64 [V], the key of each view.
+        name_offsets: int64 [C + 1], the first name id of each concept.
+    """
+    begins = name_offsets[concepts].astype(np.int64)
+    counts = name_offsets[concepts + 1].astype(np.int64) - begins
+    views = np.flatnonzero(counts > 1)
+    begins, counts, keys = begins[views], counts[views], keys[views]
+    first = below(derive(keys, "first synonym"), counts)
+    step = 1 + below(derive(keys, "second synonym"), counts - 1)
+    return Synonyms(views, begins + first, begins + (first + step) % np.maximum(counts, 1))
+
+
+def hold_out(stars: Stars, keys: Keys) -> NDArray[np.bool_]:
+    """Return which of the drawn facts is to be predicted: one of each star that has two or more; bool [F]."""
+    facts = stars.edge_relations.size // 2
+    per_star = np.bincount(stars.views[stars.edge_index[0, :facts]], minlength=stars.targets.size)
+    chosen = starts(per_star) + below(derive(keys, "held out"), per_star)
+    held = np.zeros(facts, bool)
+    held[chosen[per_star > 1]] = True
+    return held
+
+
+def side_by_side(
+    original: Strings, triples: Strings, passages: PackedTexts, nodes: Ints, vocabulary: Vocabulary
+) -> dict[str, NDArray[np.int64] | tuple[Block, ...]]:
+    """Return what a decoder reads and writes of each passage.
+
+    Args:
+        original: the passages of a batch without masks.
+        triples: their linearised facts.
+        passages: the same passages, masked, in blocks.
+        nodes: int64 [B], how many nodes belong to each passage, in order.
+        vocabulary: of the shard set.
+
+    Returns:
+        "originals" and "triples", one block each; "original_positions" int64 [B, L], the flat position of each token
+        in the masked passages; "passage_nodes" int64 [B, M], M >= 1, the nodes of each passage, then -1.
+    """
+    dummy = (vocabulary.cls_id, vocabulary.sep_id)
+    blocks = [pack(*strings, 1, vocabulary.pad_id, dummy).blocks for strings in (original, triples)]
+    places = np.minimum(np.arange(blocks[0][0].input_ids.shape[1]), original.lengths[:, None] - 1)
+    slots = np.arange(max(int(nodes.max(initial=0)), 1))
+    numbers = np.where(slots < nodes[:, None], starts(nodes)[:, None] + slots, -1)
+    return {
+        "originals": blocks[0],
+        "triples": blocks[1],
+        "original_positions": passages.origins[:, None] + places,
+        "passage_nodes": numbers,
+    }
+
+
+def nothing_side_by_side() -> dict[str, NDArray[np.int64] | tuple[Block, ...]]:
+    """Return the same fields where no decoder is trained."""
+    empty = np.empty((0, 0), np.int64)
+    return {"originals": (), "triples": (), "original_positions": empty, "passage_nodes": empty}

@@ -1,0 +1,57 @@
+"""Run by two processes: every variant at every ZeRO stage takes three steps, the last two of them odd ones."""
+
+import json
+import sys
+from pathlib import Path
+
+from bali_ds.config import Recipe
+from bali_ds.model.build import build_aligner
+from bali_ds.preflight.arithmetic import arithmetic
+from bali_ds.stream.loader import Loader
+from bali_ds.stream.settings import StreamSettings
+from bali_ds.training.cluster import joined_cluster
+from bali_ds.training.engine import build_engine, deepspeed_settings
+from bali_ds.training.run import Data
+from tests.leaving import leave
+from tests.model.odd_batches import with_hub, without_mentions
+
+
+def losses(recipe: Recipe, data: Data, rank: int) -> list[float]:
+    settings = deepspeed_settings(recipe, arithmetic(recipe, 2, len(data.shards.split("train"))))
+    settings["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
+    engine = build_engine(build_aligner(recipe, 2 * data.graph.num_relations, data.shards), recipe, settings)
+    loader = Loader(
+        data.shards, data.graph, StreamSettings.of(recipe),
+        global_batch=recipe.batch.passages, chunks=recipe.batch.chunks, rank=rank, world_size=2,
+    )  # fmt: skip
+    found = []
+    for number, step in zip(range(3), loader, strict=False):
+        chunks = list(step.chunks)
+        if number == 1 and rank == 1:
+            chunks = [without_mentions(chunk) for chunk in chunks]
+        if number == 2 and rank == 0 and len(chunks[0].targets):
+            chunks[0] = with_hub(chunks[0])
+        loss, parts = engine(chunks)
+        engine.backward(loss)
+        engine.step()
+        found.append({name: float(value) for name, value in parts.items() if not value.ndim})
+    engine.destroy()
+    return found
+
+
+def main() -> None:
+    recipes = [Recipe.model_validate(values) for values in json.loads(Path(sys.argv[1]).read_text())]
+    data = Data.open(recipes[0])
+    found = {}
+    with joined_cluster() as cluster:
+        for recipe in recipes:
+            for stage in map(int, sys.argv[3]):
+                changed = recipe.model_copy(update={"deepspeed": recipe.deepspeed.with_name(f"zero{stage}.json")})
+                print(recipe.name, stage, flush=True)
+                found[f"{recipe.name}-{stage}"] = losses(changed, data, cluster.rank)
+        if cluster.first:
+            Path(sys.argv[2]).write_text(json.dumps(found))
+    leave()
+
+
+main()
