@@ -32,6 +32,7 @@ setup(
         "pydantic",
         "pyyaml",
         "safetensors",
+        "scikit-learn",
         "sentencex",
         "tensorboard",
         "tokenizers",

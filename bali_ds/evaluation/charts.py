@@ -1,11 +1,14 @@
-"""Line charts as inline SVG, coloured by CSS variables so that they follow the page's scheme."""
+"""Charts as inline SVG, coloured by CSS variables so that they follow the page's scheme."""
 
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from math import floor, log10
 
 WIDTH, HEIGHT = 640, 260
 LEFT, RIGHT, TOP, BOTTOM = 68, 28, 12, 32
+SQUARE = 460
+COLOURS = 6  # that the page defines
 
 Points = Sequence[tuple[float, float]]
 
@@ -61,6 +64,26 @@ def _line(places: list[tuple[float, float]], colour: int) -> str:
         return f'<circle class="dot c{colour}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     return f'<polyline class="line c{colour}" points="{path}"/>'
+
+
+def scatter_chart(points: Sequence[Sequence[float]], groups: Sequence[str], names: Sequence[str], *, label: str) -> str:
+    """Return an SVG element of named points, coloured by group, and a legend: the largest groups, then the rest.
+
+    Args:
+        points: (x, y) in 0..1.
+        groups: of each point.
+        names: of each point, shown where the pointer rests.
+        label: what is shown.
+    """
+    largest = [group for group, _ in Counter(groups).most_common(COLOURS)]
+    shown = largest if len(set(groups)) <= COLOURS else [*largest[: COLOURS - 1], "others"]
+    marks = []
+    for (x, y), group, name in zip(points, groups, names, strict=True):
+        colour = shown.index(group) if group in shown else COLOURS - 1
+        at = f'cx="{6 + x * (SQUARE - 12):.1f}" cy="{6 + y * (SQUARE - 12):.1f}"'
+        marks.append(f'<g><title>{escape(name)}</title><circle class="dot c{colour}" {at} r="3.2"/></g>')
+    picture = f'<svg class="map" viewBox="0 0 {SQUARE} {SQUARE}" role="img" aria-label="{escape(label)}">'
+    return f'{picture}{"".join(marks)}</svg><p class="quiet">{escape(label)}</p>' + _legend(shown)
 
 
 def _legend(names: list[str]) -> str:

@@ -40,6 +40,8 @@ svg { display: block; width: 100%; height: auto; }
 .key.c0::before { background: var(--c0); } .key.c1::before { background: var(--c1); }
 .key.c2::before { background: var(--c2); } .key.c3::before { background: var(--c3); }
 .key.c4::before { background: var(--c4); } .key.c5::before { background: var(--c5); }
+.map { max-height: 460px; }
+.map .dot { fill-opacity: .8; }
 .wide { overflow-x: auto; margin-top: 16px; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th, td { text-align: left; padding: 5px 12px 5px 0; vertical-align: baseline; }
@@ -65,7 +67,7 @@ pre { margin: 0; overflow-x: auto; }
   .facts td { padding-top: 0; }
 }
 """
-FULL_WIDTH = ("Zero-shot linking", "Data and export", "Recipe")
+FULL_WIDTH = ("Zero-shot linking", "Nearest names", "Data and export", "Recipe")
 
 
 def page(name: str, summary: list[tuple[str, str]], sections: list[tuple[str, str]]) -> str:

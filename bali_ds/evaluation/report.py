@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from bali_ds.errors import InputError
-from bali_ds.evaluation.charts import Points, forest_chart, line_chart, number
+from bali_ds.evaluation.charts import Points, forest_chart, line_chart, number, scatter_chart
 from bali_ds.evaluation.page import page
 from bali_ds.files import published_file, read_json
 
@@ -131,6 +131,28 @@ def _evaluation(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
         note = '<p class="quiet">95 % bootstrap intervals over the mentions. Concepts ranked by their nearest name.</p>'
         chart = forest_chart(rows, label="Acc@1, per cent")
         yield "Zero-shot linking", chart + _linking_table(models, linking.get("difference", {})) + note
+    if embedding := evaluation.get("embedding"):
+        yield from _embedding(embedding)
+
+
+def _embedding(embedding: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for model, points in embedding["maps"].items():
+        label = f"t-SNE of {len(points):,} concept names, by semantic group"
+        yield f"Concept names, {model}", scatter_chart(points, embedding["groups"], embedding["names"], label=label)
+    models = list(embedding["maps"])
+    head = "".join(f"<th>{escape(model)}</th>" for model in models)
+    rows = "".join(
+        f"<tr><th>{escape(example['name'])}</th>"
+        + "".join(f"<td>{_neighbours(example[model])}</td>" for model in models)
+        + "</tr>"
+        for example in embedding["neighbours"]
+    )
+    table = f"<table><thead><tr><th>concept</th>{head}</tr></thead>{rows}</table>"
+    yield "Nearest names", f'<div class="wide">{table}</div><p class="quiet">Names and their cosine, nearest first.</p>'
+
+
+def _neighbours(names: list[dict[str, Any]]) -> str:
+    return "<br>".join(f'{escape(each["name"])} <span class="quiet">{each["cosine"]:.2f}</span>' for each in names)
 
 
 def _linking_table(models: dict[str, Any], differences: dict[str, Any]) -> str:

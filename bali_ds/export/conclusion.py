@@ -10,11 +10,13 @@ from transformers import AutoTokenizer
 
 from bali_ds.config import Linking, Recipe, dump_recipe
 from bali_ds.errors import InputError
+from bali_ds.evaluation.embedding import describe_embedding
 from bali_ds.evaluation.linking import compare_linking, rank_queries, summarise
 from bali_ds.evaluation.linking_data import read_queries
 from bali_ds.evaluation.report import write_report
 from bali_ds.export.run import export_run, refresh_card
 from bali_ds.files import read_json, write_json
+from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.inference.dictionary import read_dictionary
 from bali_ds.inference.encoder import Encoder, load
 from bali_ds.model.text import load_text_encoder
@@ -43,9 +45,13 @@ def conclude(recipe: Recipe) -> str:
         print("exporting fp16 weights", flush=True)
         export_run(run, run / "export")
         figures: dict[str, Any] = {"retrieval": _retrieval(run)}
+        # The other ranks are done: the cores of all are free for this one.
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        encoders = _encoders(recipe)
         if recipe.evaluation.linking:
             print("evaluating linking, untrained and trained", flush=True)
-            figures["linking"] = _linking(recipe, recipe.evaluation.linking)
+            figures["linking"] = _linking(encoders, recipe.evaluation.linking)
+        figures["embedding"] = describe_embedding(encoders, KnowledgeGraph.open(recipe.data.graph), recipe.seed)
         write_json(run / "evaluation.json", figures)
         refresh_card(run, run / "export")
         write_report(run)
@@ -53,14 +59,15 @@ def conclude(recipe: Recipe) -> str:
     return _table(run, read_json(run / "evaluation.json"))
 
 
-def _linking(recipe: Recipe, data: Linking) -> dict[str, Any]:
-    # The other ranks are done: the cores of all are free for this one.
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    dictionary, queries = read_dictionary(data.dictionary), read_queries(data.queries)
+def _encoders(recipe: Recipe) -> dict[str, Encoder]:
     untrained = load_text_encoder(recipe.text_encoder.path, seed=recipe.seed).encoder.eval()
     tokenizer = AutoTokenizer.from_pretrained(recipe.text_encoder.path)
-    before = rank_queries(Encoder(untrained, tokenizer), dictionary, queries)
-    after = rank_queries(load(recipe.directory / "export"), dictionary, queries)
+    return {"untrained": Encoder(untrained, tokenizer), "trained": load(recipe.directory / "export")}
+
+
+def _linking(encoders: dict[str, Encoder], data: Linking) -> dict[str, Any]:
+    dictionary, queries = read_dictionary(data.dictionary), read_queries(data.queries)
+    before, after = (rank_queries(encoder, dictionary, queries) for encoder in encoders.values())
     return {
         "untrained": summarise(before, dictionary, queries),
         "trained": summarise(after, dictionary, queries),
