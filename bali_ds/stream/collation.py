@@ -1,7 +1,7 @@
 """From sample rows to the arrays of a batch, all samples at once."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -13,20 +13,40 @@ from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.randomness import Keys, derive
 from bali_ds.shards.store import ShardSet
 from bali_ds.stream.blocks import Block, pack
+from bali_ds.stream.linearised import (
+    NO_STRINGS,
+    Strings,
+    facts_of,
+    linearise,
+    name_strings,
+    part_of,
+    relation_strings,
+)
 from bali_ds.stream.masking import Vocabulary, mask_names, mask_passages, visit_keys
+from bali_ds.stream.mixture import Mixture
+from bali_ds.stream.objectives import (
+    NO_SYNONYMS,
+    Synonyms,
+    draw_synonyms,
+    hold_out,
+    nothing_side_by_side,
+    side_by_side,
+)
 from bali_ds.stream.ragged import Ints, ranges, starts
 from bali_ds.stream.reader import SampleReader, Samples
 from bali_ds.stream.settings import StreamSettings
 from bali_ds.stream.soundness import REASONS, Replacement, find_faults, substitutes
-from bali_ds.stream.stars import Stars, draw_names, draw_stars
+from bali_ds.stream.stars import NO_STARS, Stars, draw_names, draw_stars
+from bali_ds.stream.texts import NO_TEXTS, PackedTexts, Texts, pack_texts
 from bali_ds.stream.views import Views, find_views, mention_tokens
+from bali_ds.stream.visits import Visits
 
 BatchArrays = Mapping[str, NDArray[np.int64] | tuple[Block, ...]]
 """The fields of `bali_ds.stream.batch.Batch` by name, as numpy arrays."""
 
 _ATTEMPTS = 20
 
-BLOCK_FIELDS = ("passages", "names")
+BLOCK_FIELDS = ("passages", "names", "neighbourhoods", "originals", "triples")
 
 
 Replacements = tuple[Replacement, ...]
@@ -38,136 +58,209 @@ class Drawn(NamedTuple):
     Attributes:
         samples: as stored.
         views: their distinct concepts.
-        masked: int64 [T], the tokens to show.
-        labelled: int64 [K], positions of tokens to predict, ascending.
+        passages: their masked tokens.
         mention_tokens: int64 [P], positions of tokens of mentions.
-        mention_views: int64 [P], the view of each, ascending.
+        mention_views: int64 [P], the text view of each, ascending.
+        text_views: int64, the view of each text view, ascending.
         stars: the drawn neighbourhoods.
         names: int64 [N], the drawn name of each node.
         hidden: bool [N], whether that name is masked.
+        neighbourhoods: the masked tokens of each view's linearised neighbourhood; none where views are stars.
+        held: bool [F], facts of the stars that are no messages.
+        synonyms: pairs of names.
+        triples: the facts of each sample as text.
     """
 
     samples: Samples
     views: Views
-    masked: Ints
-    labelled: Ints
+    passages: Texts
     mention_tokens: Ints
     mention_views: Ints
+    text_views: Ints
     stars: Stars
     names: Ints
     hidden: NDArray[np.bool_]
+    neighbourhoods: Texts
+    held: NDArray[np.bool_]
+    synonyms: Synonyms
+    triples: Strings
 
 
 @dataclass(frozen=True)
 class Collator:
     """Makes batches of one shard set, its graph and its settings."""
 
-    shards: ShardSet
+    shards: Mixture
     graph: KnowledgeGraph
     settings: StreamSettings
     vocabulary: Vocabulary
     reader: SampleReader
+    relations: Strings
 
     @classmethod
-    def of(cls, shards: ShardSet, graph: KnowledgeGraph, settings: StreamSettings) -> "Collator":
+    def of(cls, shards: ShardSet | Mixture, graph: KnowledgeGraph, settings: StreamSettings) -> "Collator":
         """Return a collator.
 
         Raises:
             InputError: the graph is not the one that the shards were built from.
         """
-        wanted = shards.index["graph_fingerprint"]
+        mixture = Mixture.of(shards)
+        wanted = mixture.index["graph_fingerprint"]
         if graph.fingerprint != wanted:
             raise InputError(
-                f"{shards.path}: was built from the graph {wanted}, but {graph.path} is {graph.fingerprint}; "
+                f"{mixture.name}: was built from the graph {wanted}, but {graph.path} is {graph.fingerprint}; "
                 "name that graph or build the shards again"
             )
-        return cls(shards, graph, settings, Vocabulary.from_index(shards.index["tokenizer"]), SampleReader(shards))
+        vocabulary = Vocabulary.from_index(mixture.index["tokenizer"])
+        verbal = settings.graph_view == "linearised" or settings.triples
+        relations = relation_strings(graph, settings.tokenizer) if verbal else NO_STRINGS
+        return cls(mixture, graph, settings, vocabulary, SampleReader(mixture), relations)
 
-    def collate(self, rows: Ints, epoch: int, chunks: int = 1) -> tuple[tuple[BatchArrays, ...], Replacements]:
-        """Return the batches of sample rows as visited in an epoch, and which samples others had to replace.
+    def collate(self, visits: Visits, chunks: int = 1) -> list[tuple[BatchArrays, Replacements]]:
+        """Return the batches of visited samples, each with the samples in it that others had to replace.
 
         Whatever does not depend on the other samples of a batch is done for all batches at once.
 
         Args:
-            rows: int64 [n], rows of the sample table.
-            epoch: decides what is drawn and masked.
-            chunks: batches of n / chunks samples each, in the order of the rows.
+            visits: n samples.
+            chunks: batches of n / chunks samples each, in the order of the visits.
 
         Raises:
             InputError: a tar cannot be read, or hardly any sample can be used.
         """
-        samples, views, replaced = self._read(rows, epoch)
-        visits = visit_keys(self.settings.seed, epoch, samples.rows)
-        drawn = self._draw(samples, views, visits)
-        bounds = np.linspace(0, rows.size, chunks + 1).astype(np.int64)
-        return tuple(self._batch(drawn, *bound) for bound in pairwise(bounds.tolist())), replaced
+        samples, views, replaced = self._read(visits)
+        drawn = self._draw(samples, views, visit_keys(self.settings.seed, visits.occasions, samples.rows))
+        bounds = pairwise(range(0, samples.rows.size + 1, samples.rows.size // chunks))
+        return [
+            (self._batch(drawn, first, last), tuple(replaced[at] for at in range(first, last) if at in replaced))
+            for first, last in bounds
+        ]
 
     def _draw(self, samples: Samples, views: Views, visits: Keys) -> Drawn:
         """Mask and draw for all samples."""
         settings = self.settings
-        tokens, token_views = mention_tokens(samples, views)
+        mentions = mention_tokens(samples, views, each=settings.each_mention)
         mentioned = np.zeros(samples.tokens.size, bool)
-        mentioned[tokens] = True
-        masked, labelled = mask_passages(
-            samples.tokens, samples.lengths, mentioned, visits, settings, self.vocabulary
-        )  # fmt: skip
-        keys = derive(visits[views.samples], views.concepts)
+        mentioned[mentions[0]] = True
+        masked = mask_passages(samples.tokens, samples.lengths, mentioned, visits, settings, self.vocabulary)
+        passages = Texts(samples.tokens, samples.lengths, *masked)
+        seen = slice(None if settings.with_graph else 0)
+        concepts, counts = views.concepts[seen], views.edge_counts[seen]
+        keys = derive(visits[views.samples[seen]], concepts)
         stars = draw_stars(
-            views.concepts, keys, samples.edges, views.edge_begins, views.edge_counts, settings.fan_out,
+            concepts, keys, samples.edges, views.edge_begins[seen], counts, settings.fan_out + settings.hold_out,
             self.graph.num_relations,
         )  # fmt: skip
         hidden = np.zeros(stars.concepts.size, bool)
-        hidden[stars.targets] = mask_names(keys, views.edge_counts, settings)
+        hidden[stars.targets] = mask_names(keys, counts, settings)
         names = draw_names(stars, keys, self.graph.name_offsets)
-        return Drawn(samples, views, masked, labelled, tokens, token_views, stars, names, hidden)
+        neighbourhoods = NO_TEXTS
+        if settings.graph_view == "linearised":
+            neighbourhoods = self._linearised(stars, names, hidden, derive(keys, "linearised"))
+            stars, names, hidden = NO_STARS, names[:0], hidden[:0]
+        held = hold_out(stars, keys) if settings.hold_out else np.zeros(stars.edge_relations.size // 2, bool)
+        offsets, owners = self.graph.name_offsets, views.samples[seen]
+        view_keys = derive(visits[views.samples], views.concepts)
+        synonyms = draw_synonyms(views.concepts, view_keys, offsets) if settings.synonyms else NO_SYNONYMS
+        triples = self._triples(stars, owners, samples.rows.size) if settings.triples else NO_STRINGS
+        return Drawn(samples, views, passages, *mentions, stars, names, hidden, neighbourhoods, held, synonyms, triples)
+
+    def _triples(self, stars: Stars, owners: Ints, count: int) -> Strings:
+        """Return the facts of each sample as text, every concept by its preferred name."""
+        begins, ends = (self.graph.name_offsets[stars.concepts + end].astype(np.int64) for end in (0, 1))
+        preferred = np.where(begins < ends, begins, -1)
+        nodes = name_strings(preferred, np.zeros(preferred.size, bool), self.shards.names, self.vocabulary.mask_id)
+        facts = facts_of(stars, self.graph.num_relations, owners)
+        return linearise(facts, nodes, self.relations, None, count, self.settings.graph_tokens, self.vocabulary)
+
+    def _linearised(self, stars: Stars, names: Ints, hidden: NDArray[np.bool_], keys: Keys) -> Texts:
+        """Return the masked neighbourhoods of all views as text."""
+        facts = facts_of(stars, self.graph.num_relations, np.arange(stars.targets.size))
+        nodes = name_strings(names, hidden, self.shards.names, self.vocabulary.mask_id)
+        count, limit = stars.targets.size, self.settings.graph_tokens
+        texts = linearise(facts, nodes, self.relations, stars.targets, count, limit, self.vocabulary)
+        settings = replace(self.settings, token_masking=self.settings.graph_masking)
+        nowhere = np.zeros(texts.tokens.size, bool)
+        return Texts(*texts, *mask_passages(*texts, nowhere, keys, settings, self.vocabulary))
 
     def _batch(self, drawn: Drawn, first: int, last: int) -> BatchArrays:
         """Pack the samples from `first` to before `last`."""
-        samples, stars, settings = drawn.samples, drawn.stars, self.settings
-        lengths = samples.lengths[first:last]
-        token = int(samples.lengths[:first].sum())
-        tokens = slice(token, token + int(lengths.sum()))
-        packed = pack(drawn.masked[tokens], lengths, settings.passage_blocks, self.vocabulary.pad_id, self._dummy)
-        flat_positions = ranges(packed.origins, lengths)
-        labelled = drawn.labelled[slice(*np.searchsorted(drawn.labelled, (tokens.start, tokens.stop)))]
-
+        stars, settings, vocabulary = drawn.stars, self.settings, self.vocabulary
+        passages = pack_texts(drawn.passages, first, last, settings.passage_blocks, vocabulary)
         views = slice(*np.searchsorted(drawn.views.samples, (first, last)).tolist())
-        mentions = slice(*np.searchsorted(drawn.mention_views, (views.start, views.stop)))
+        texts = slice(*np.searchsorted(drawn.text_views, (views.start, views.stop)).tolist())
+        mentions = slice(*np.searchsorted(drawn.mention_views, (texts.start, texts.stop)))
         nodes = slice(*np.searchsorted(stars.views, (views.start, views.stop)).tolist())
         # Each star has one node more than facts; all messages of one direction precede those of the other.
         facts = np.arange(nodes.start - views.start, nodes.stop - views.stop)
-        messages = np.concatenate([facts, facts + stars.edge_relations.size // 2])
-        names, node_names = self._names(drawn.names[nodes], drawn.hidden[nodes])
+        kept, held = facts[~drawn.held[facts]], facts[drawn.held[facts]]
+        messages = np.concatenate([kept, kept + stars.edge_relations.size // 2])
+        pairs = slice(*np.searchsorted(drawn.synonyms.views, (views.start, views.stop)).tolist())
+        named = np.concatenate([drawn.names[nodes], drawn.synonyms.first[pairs], drawn.synonyms.second[pairs]])
+        masked = np.concatenate([drawn.hidden[nodes], np.zeros(2 * (pairs.stop - pairs.start), bool)])
+        names, name_rows = self._names(named, masked)
+        node_names, synonyms = np.split(name_rows, [nodes.stop - nodes.start])
+        blocks = settings.passage_blocks * (settings.with_graph and settings.graph_view == "linearised")
+        neighbourhoods = pack_texts(drawn.neighbourhoods, views.start, views.stop, blocks, vocabulary)
         return {
-            "passages": packed.blocks,
+            "passages": passages.blocks,
             "names": names,
-            "labelled_tokens": flat_positions[labelled - token],
-            "labels": samples.tokens[labelled],
-            "mention_tokens": flat_positions[drawn.mention_tokens[mentions] - token],
-            "mention_views": drawn.mention_views[mentions] - views.start,
+            "labelled_tokens": passages.labelled,
+            "labels": passages.labels,
+            "mention_tokens": passages.positions[drawn.mention_tokens[mentions] - passages.first_token],
+            "mention_views": drawn.mention_views[mentions] - texts.start,
+            "text_views": drawn.text_views[texts] - views.start,
             "concept_ids": drawn.views.concepts[views],
             "node_names": node_names,
             "edge_index": stars.edge_index[:, messages] - nodes.start,
             "edge_relations": stars.edge_relations[messages],
             "targets": stars.targets[views] - nodes.start,
-            "sample_ids": samples.rows[first:last],
+            "sample_ids": drawn.samples.rows[first:last],
+            "neighbourhoods": neighbourhoods.blocks,
+            "neighbourhood_rows": neighbourhoods.rows,
+            "graph_labelled_tokens": neighbourhoods.labelled,
+            "graph_labels": neighbourhoods.labels,
+            "held_out": self._held_out(stars, held, nodes.start),
+            "synonyms": synonyms.reshape(2, -1),
+            "synonym_ids": drawn.views.concepts[drawn.synonyms.views[pairs]],
+            **self._side_by_side(drawn, first, last, passages, nodes),
         }
 
-    def _read(self, rows: Ints, epoch: int) -> tuple[Samples, Views, Replacements]:
-        """Read samples, and others in place of the bad ones, until all are sound."""
-        settings, chosen, reasons = self.settings, rows, np.zeros_like(rows)
+    def _held_out(self, stars: Stars, held: Ints, first_node: int) -> NDArray[np.int64]:
+        neighbours, centres = stars.edge_index[:, held]
+        concepts = stars.concepts[neighbours]
+        return np.stack([centres - first_node, stars.edge_relations[held], neighbours - first_node, concepts])
+
+    def _side_by_side(self, drawn: Drawn, first: int, last: int, passages: PackedTexts, nodes: slice) -> BatchArrays:
+        if not self.settings.triples:
+            return nothing_side_by_side()
+        owners = drawn.views.samples[drawn.stars.views[nodes]] - first
+        return side_by_side(
+            part_of(Strings(drawn.samples.tokens, drawn.samples.lengths), first, last),
+            part_of(drawn.triples, first, last),
+            passages,
+            np.bincount(owners, minlength=last - first),
+            self.vocabulary,
+        )
+
+    def _read(self, visits: Visits) -> tuple[Samples, Views, dict[int, Replacement]]:
+        """Read samples, and others in place of the bad ones, until all are sound; what was replaced, by place."""
+        settings, (rows, occasions) = self.settings, visits
+        chosen, reasons = rows, np.zeros_like(rows)
         for attempt in range(_ATTEMPTS):
             samples = self.reader.read(chosen)
             views = find_views(samples, self.graph.num_concepts)
             faults = find_faults(samples, views.stray_edges, self.shards)
             if not faults.any():
-                changed = np.flatnonzero(reasons)
-                triples = zip(rows[changed].tolist(), chosen[changed].tolist(), reasons[changed].tolist(), strict=True)
-                return samples, views, tuple(Replacement(row, by, REASONS[reason]) for row, by, reason in triples)
+                replaced = {
+                    at: Replacement(int(rows[at]), int(chosen[at]), REASONS[reasons[at]])
+                    for at in np.flatnonzero(reasons).tolist()
+                }
+                return samples, views, replaced
             reasons = np.where(reasons, reasons, faults)
-            others = substitutes(settings.seed, epoch, rows, attempt, self.shards.split(settings.split))
+            others = substitutes(settings.seed, occasions, rows, attempt, self.shards, settings.split)
             chosen = np.where(faults, others, chosen)
-        raise InputError(f"{self.shards.path}: hardly any sample can be used; see: bali-ds shards lint")
+        raise InputError(f"{self.shards.name}: hardly any sample can be used; see: bali-ds shards lint")
 
     def _names(self, names: Ints, hidden: NDArray[np.bool_]) -> tuple[tuple[Block, ...], Ints]:
         """Encode each distinct name once; names hidden behind equally many [MASK]s are one name.
@@ -178,6 +271,10 @@ class Collator:
         num_names = table.offsets.size - 1
         sizes = np.where(names < 0, 0, table.offsets[names + 1] - table.offsets[names])
         codes = np.where(hidden | (sizes == 0), num_names + np.maximum(sizes, 1), names)
+        settings = self.settings
+        if settings.name_rows:
+            return (), codes
+        blocks = settings.name_blocks * ((settings.with_graph and settings.graph_view == "star") or settings.synonyms)
         distinct, of_node = np.unique(codes, return_inverse=True)
         shown = distinct[distinct < num_names]
         begins_in_table = table.offsets[shown]
@@ -187,9 +284,5 @@ class Collator:
         tokens[begins], tokens[begins + lengths + 1] = vocabulary.cls_id, vocabulary.sep_id
         lengths_shown = lengths[: shown.size]
         tokens[ranges(begins[: shown.size] + 1, lengths_shown)] = table.tokens[ranges(begins_in_table, lengths_shown)]
-        packed = pack(tokens, lengths + 2, self.settings.name_blocks, vocabulary.pad_id, self._dummy)
+        packed = pack(tokens, lengths + 2, blocks, vocabulary.pad_id, (vocabulary.cls_id, vocabulary.sep_id))
         return packed.blocks, packed.rows[of_node]
-
-    @property
-    def _dummy(self) -> tuple[int, int]:
-        return self.vocabulary.cls_id, self.vocabulary.sep_id

@@ -1,5 +1,6 @@
 """Batches for evaluation: nothing masked, rows in order."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,11 +11,14 @@ from bali_ds.shards.store import ShardSet
 from bali_ds.stream.batch import Batch
 from bali_ds.stream.collation import Collator
 from bali_ds.stream.loader import as_batch
+from bali_ds.stream.mixture import Mixture
+from bali_ds.stream.ragged import Ints
 from bali_ds.stream.settings import StreamSettings
+from bali_ds.stream.visits import Visits
 
 
 def evaluation_batches(
-    shards: ShardSet,
+    shards: ShardSet | Mixture,
     graph: KnowledgeGraph,
     settings: StreamSettings,
     *,
@@ -30,17 +34,37 @@ def evaluation_batches(
     Args:
         shards: the samples.
         graph: the graph that the shards were built from.
-        settings: seed, fan-out and blocks; the masking shares do not matter.
+        settings: seed, fan-out, blocks and the kind of graph view, which is always there; masking does not matter.
         split: "train" or "validation".
         batch_size: samples a batch.
-        limit: samples in all; None takes the whole split.
+        limit: samples in all, from the begin of every set in proportion to its size; None takes the whole split.
 
     Raises:
         InputError: the graph is another one, or a shard cannot be read.
     """
-    plain = replace(settings, split=split, token_masking=0.0, mention_masking=0.0, name_masking=0.0)
-    collator = Collator.of(shards, graph, plain)
-    rows = np.array(shards.split(split)[:limit], np.int64)
+    plain = replace(
+        settings,
+        split=split,
+        token_masking=0.0,
+        mention_masking=0.0,
+        name_masking=0.0,
+        graph_masking=0.0,
+        with_graph=True,
+        hold_out=False,
+        synonyms=False,
+        triples=False,
+    )
+    mixture = Mixture.of(shards)
+    collator = Collator.of(mixture, graph, plain)
+    rows = _first_rows(mixture, split, limit)
     for begin in range(0, rows.size, batch_size):
-        (arrays,), _ = collator.collate(rows[begin : begin + batch_size], 0)
+        block = rows[begin : begin + batch_size]
+        [(arrays, _)] = collator.collate(Visits(block, np.zeros_like(block)))
         yield as_batch(arrays)
+
+
+def _first_rows(mixture: Mixture, split: str, limit: int | None) -> Ints:
+    sets = [mixture.rows_of(number, split) for number in range(len(mixture.sets))]
+    total = sum(rows.size for rows in sets)
+    share = 1.0 if limit is None else min(1.0, limit / max(total, 1))
+    return np.concatenate([rows[: math.ceil(share * rows.size)] for rows in sets])[:limit]

@@ -19,6 +19,7 @@ from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.shards.store import ShardSet
 from bali_ds.stream.batch import Batch, TokenBlock
 from bali_ds.stream.collation import BatchArrays
+from bali_ds.stream.mixture import Mixture
 from bali_ds.stream.order import Position
 from bali_ds.stream.quarantine import Quarantine
 from bali_ds.stream.settings import StreamSettings
@@ -74,7 +75,7 @@ class Loader:
 
     def __init__(
         self,
-        shards: ShardSet,
+        shards: ShardSet | Mixture,
         graph: KnowledgeGraph,
         settings: StreamSettings,
         *,
@@ -88,12 +89,14 @@ class Loader:
         quarantine: Path | None = None,
     ) -> None:
         share, start = Share(global_batch, chunks, rank, world_size), start or Position()
+        mixture = Mixture.of(shards)
         self._pin_memory = pin_memory
-        self._quarantine = Quarantine(shards, quarantine, settings.bad_samples)
+        self._quarantine = Quarantine(mixture, quarantine, settings.bad_samples)
         self._next = 0
-        self._steps = RankSteps(shards, graph, settings, share, start)
+        self._steps = RankSteps(mixture, graph, settings, share, start)
+        self._made = self._steps.run()
         self._workers = [
-            _Worker(description(shards, graph, settings, share, start, number, workers)) for number in range(workers)
+            _Worker(description(mixture, graph, settings, share, start, number, workers)) for number in range(workers)
         ]
         self.steps_per_epoch = self._steps.schedule.steps_per_epoch
 
@@ -102,7 +105,7 @@ class Loader:
 
     def __next__(self) -> Step:
         number, self._next = self._next, self._next + 1
-        arrays = self._workers[number % len(self._workers)].take() if self._workers else self._steps[number]
+        arrays = self._workers[number % len(self._workers)].take() if self._workers else next(self._made)
         chunks = tuple(as_batch(chunk) for chunk in arrays.chunks)
         samples = sum(batch.sample_ids.shape[0] for batch in chunks)
         self._quarantine.record(number, samples, arrays.replaced)

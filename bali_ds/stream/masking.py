@@ -42,9 +42,9 @@ class Vocabulary:
         return cls(**ids, special=special, ordinary=np.flatnonzero(~special))
 
 
-def visit_keys(seed: int, epoch: int, rows: Ints) -> Keys:
-    """Return the key from which everything random about each sample in this epoch follows, uint64 [n]."""
-    return derive(seed, epoch, rows)
+def visit_keys(seed: int, occasions: Ints, rows: Ints) -> Keys:
+    """Return the key from which everything random about each visit of a sample follows, uint64 [n]."""
+    return derive(seed, occasions, rows)
 
 
 def mask_passages(

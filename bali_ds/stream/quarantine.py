@@ -5,8 +5,10 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from bali_ds.errors import InputError
-from bali_ds.shards.store import ShardSet
+from bali_ds.stream.mixture import Mixture
 from bali_ds.stream.soundness import NOT_FOUND, Replacement
 
 logger = logging.getLogger(__name__)
@@ -25,7 +27,7 @@ class Quarantine:
         limit: share of samples that may be bad.
     """
 
-    def __init__(self, shards: ShardSet, path: Path | None, limit: float) -> None:
+    def __init__(self, shards: Mixture, path: Path | None, limit: float) -> None:
         self._shards, self._path, self._limit = shards, path, limit
         self._seen = self._bad = 0
 
@@ -48,15 +50,15 @@ class Quarantine:
                 stream.writelines(json.dumps(entry) + "\n" for entry in entries)
         if self._bad > self._limit * max(self._seen, _FIRST_SAMPLES):
             raise InputError(
-                f"{self._shards.path}: {self._bad} of {self._seen} samples were bad, more than a share of "
+                f"{self._shards.name}: {self._bad} of {self._seen} samples were bad, more than a share of "
                 f"{self._limit}; see {self._path or 'the warnings above'}, and: bali-ds shards lint"
             )
 
     def _entry(self, step: int, replacement: Replacement) -> dict[str, object]:
-        shard = self._shards.shards[int(self._shards.shard_numbers(replacement.row)[0])]
+        number = int(self._shards.shard_numbers(np.array([replacement.row]))[0])
         return {
             "step": step,
-            "shard": shard.name,
+            "shard": str(self._shards.tar(number)),
             "row": replacement.row,
             "key": None if replacement.reason == NOT_FOUND else self._shards.key(replacement.row),
             "reason": replacement.reason,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bali_ds.errors import InputError
 from bali_ds.shards.layout import BLOCK, NPY_HEADER, member_offsets
-from bali_ds.shards.store import ShardSet
+from bali_ds.stream.mixture import Mixture
 from bali_ds.stream.ragged import Ints, ranges, starts
 from bali_ds.stream.remote import Mirror
 
@@ -67,12 +67,14 @@ class _Part:
 
 
 class SampleReader:
-    """Reads samples of one shard set; tars are mapped when first needed, the page cache is shared by all processes."""
+    """Reads samples of a mixture; tars are mapped when first needed, the page cache is shared by all processes."""
 
-    def __init__(self, shards: ShardSet) -> None:
+    def __init__(self, shards: Mixture) -> None:
         self._shards = shards
+        self._token_dtype = shards.sets[0].token_dtype
+        self._longest = np.array([each.index["max_tokens"] for each in shards.sets], np.int64)
         self._tar_bytes = np.array([shard.bytes for shard in shards.shards], np.int64)
-        self._mirror = Mirror.at(shards.path)
+        self._mirrors = {each.path: Mirror.at(each.path) for each in shards.sets}
         self._tars: dict[int, NDArray[np.uint8]] = {}
 
     def read(self, rows: Ints) -> Samples:
@@ -86,7 +88,7 @@ class SampleReader:
         """
         numbers = self._shards.shard_numbers(rows)
         table, possible = self._table(rows, numbers)
-        dtype = self._shards.token_dtype
+        dtype = self._token_dtype
         at = member_offsets(table, dtype.itemsize)
         marks = np.stack([at.tokens, at.mentions, at.edges]) - NPY_HEADER
         lengths, mentions, edges = (table[name].astype(np.int64) for name in ("tokens", "mentions", "edges"))
@@ -110,7 +112,7 @@ class SampleReader:
     @property
     def remote(self) -> bool:
         """Whether tars have to be fetched before they are read."""
-        return self._mirror is not None
+        return any(self._mirrors.values())
 
     def fetch(self, rows: Ints) -> None:
         """Fetch the tars of samples that are soon to be read.
@@ -118,16 +120,20 @@ class SampleReader:
         Raises:
             InputError: a tar cannot be fetched.
         """
-        if self._mirror:
-            for number in np.unique(self._shards.shard_numbers(rows)).tolist():
-                self._mirror.fetch(self._shards.shards[number])
+        for number in np.unique(self._shards.shard_numbers(rows)).tolist():
+            self._fetch(number)
+
+    def _fetch(self, number: int) -> None:
+        if mirror := self._mirrors[self._shards.set_of_tar(number).path]:
+            mirror.fetch(self._shards.shards[number])
 
     def _table(self, rows: Ints, numbers: Ints) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
         """Rows of the sample table, and which of them can be true; those that cannot are emptied."""
-        table = self._shards.samples[rows]
-        at = member_offsets(table, self._shards.token_dtype.itemsize)
+        table = self._shards.samples(rows)
+        longest = self._longest[self._shards.set_numbers(rows)]
+        at = member_offsets(table, self._token_dtype.itemsize)
         positive = (table["offset"] >= 0) & (table["mentions"] >= 0) & (table["edges"] >= 0)
-        fitting = (table["tokens"] >= 2) & (table["tokens"] <= self._shards.index["max_tokens"])
+        fitting = (table["tokens"] >= 2) & (table["tokens"] <= longest)
         inside = (table["offset"] % BLOCK == 0) & (at.meta <= self._tar_bytes[numbers] - BLOCK)
         possible = positive & fitting & inside
         if not possible.all():
@@ -140,9 +146,8 @@ class SampleReader:
         tar = self._tars.pop(number, None)
         if tar is None:
             tar = self._map(number)
-            if self._mirror:
-                shards, path = self._shards.shards, self._shards.path
-                self._tars = {old: kept for old, kept in self._tars.items() if (path / shards[old].name).exists()}
+            if self.remote:
+                self._tars = {old: kept for old, kept in self._tars.items() if self._shards.tar(old).exists()}
             if len(self._tars) == _OPEN_TARS:
                 del self._tars[next(iter(self._tars))]
         self._tars[number] = tar
@@ -151,10 +156,9 @@ class SampleReader:
     def _map(self, number: int) -> NDArray[np.uint8]:
         """Map a tar, with patience: a file server may be away for a moment, a cache may have had to let it go."""
         shard = self._shards.shards[number]
-        path = self._shards.path / shard.name
+        path = self._shards.tar(number)
         for wait in (*_WAITS, None):
-            if self._mirror:
-                self._mirror.fetch(shard)
+            self._fetch(number)
             try:
                 mapped = np.memmap(path, np.uint8, "r")
                 if mapped.size == shard.bytes:

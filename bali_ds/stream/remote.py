@@ -32,12 +32,17 @@ _LARGEST_INDEX = 64 << 20
 _SECONDS_OF_SILENCE = 30
 
 
+def cache_home() -> Path:
+    """Return this node's directory for what can be fetched or computed again: $BALI_DS_CACHE or ~/.cache/bali_ds."""
+    return Path(os.environ.get("BALI_DS_CACHE") or Path.home() / ".cache" / "bali_ds")
+
+
 def open_shards(location: str | Path, *, cache: Path | None = None, limit_bytes: int = 64 << 30) -> ShardSet:
     """Open shards in a directory, or at a URL that fsspec knows (http, https, s3, gs, hf, ...).
 
     Args:
         location: directory or URL.
-        cache: directory of this node for mirrors of URLs; `~/.cache/bali_ds` by default.
+        cache: directory of this node for mirrors of URLs; `cache_home()` by default.
         limit_bytes: what the tars of one mirror may take on disk.
 
     Raises:
@@ -46,9 +51,9 @@ def open_shards(location: str | Path, *, cache: Path | None = None, limit_bytes:
     if "://" not in str(location):
         return ShardSet.open(location)
     url = str(location).rstrip("/")
-    home = Path(cache or Path.home() / ".cache" / "bali_ds") / hashlib.sha256(url.encode()).hexdigest()[:16]
+    home = (cache or cache_home()) / hashlib.sha256(url.encode()).hexdigest()[:16]
     home.mkdir(parents=True, exist_ok=True)
-    with _locked(home / ".lock"):
+    with locked(home / ".lock"):
         _download(f"{url}/index.json", home / "index.json", _LARGEST_INDEX, None)
         for name, digest in read_index(home).get("tables", {}).items():
             if name != Path(name).name:
@@ -93,7 +98,7 @@ class Mirror:
         target = self.path / shard.name
         if self._is_there(target, shard):
             return
-        with _locked(self._lock(shard.name)):
+        with locked(self._lock(shard.name)):
             if not self._is_there(target, shard):
                 while not self._make_room(shard):
                     time.sleep(_WAIT_FOR_ROOM)
@@ -112,7 +117,7 @@ class Mirror:
 
         The tars used longest ago go; a process that has one mapped keeps its pages.
         """
-        with _locked(self.path / ".lock"):
+        with locked(self.path / ".lock"):
             # Downloads first: one that ends meanwhile is then counted twice rather than not at all.
             taken = shard.bytes + sum(
                 _size(part) for part in self._downloads() if part != _part(self.path / shard.name)
@@ -134,7 +139,7 @@ class Mirror:
         """Yield the downloads under way; what a killed process left of one goes."""
         for part in self.path.glob(".*.tar.part"):
             try:
-                with _locked(self._lock(part.name[1:].removesuffix(".part")), wait=False):
+                with locked(self._lock(part.name[1:].removesuffix(".part")), wait=False):
                     part.unlink(missing_ok=True)
             except BlockingIOError:
                 yield part
@@ -144,7 +149,12 @@ class Mirror:
 
 
 @contextmanager
-def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock that a file stands for, among all processes of the node.
+
+    Raises:
+        BlockingIOError: another holds it, and `wait` is false.
+    """
     with open(path, "w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

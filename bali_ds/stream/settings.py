@@ -20,7 +20,19 @@ class StreamSettings:
         name_blocks: the same for the concept names.
         window: samples shuffled among each other within a lane of a large shard set.
         split: "train" or "validation".
+        temperature: exponent of concept frequencies in sampling; 1 samples passages evenly, 0 concepts.
         bad_samples: share of samples that may be replaced, as bad, before the run stops.
+        graph_view: what a concept's graph view is made of: "star", its neighbourhood as a graph, or "linearised", as
+            text.
+        with_graph: whether there are graph views at all.
+        graph_tokens: most tokens of a neighbourhood as text.
+        graph_masking: share of its tokens that masked language modelling predicts.
+        tokenizer: directory or hub name, to read the names of relations.
+        each_mention: a text view for each mention of a concept rather than one for all.
+        name_rows: nodes refer to rows of a table of all names, and no name travels as tokens.
+        hold_out: a fact of each star is not a message but to be predicted.
+        synonyms: draw two names of each concept that has them.
+        triples: give each passage without masks, and its facts as text.
     """
 
     seed: int = 0
@@ -32,7 +44,18 @@ class StreamSettings:
     name_blocks: int = 6
     window: int = 1024
     split: str = "train"
+    temperature: float = 1.0
     bad_samples: float = 0.01
+    graph_view: str = "star"
+    with_graph: bool = True
+    graph_tokens: int = 128
+    graph_masking: float = 0.0
+    tokenizer: str = ""
+    each_mention: bool = False
+    name_rows: bool = False
+    hold_out: bool = False
+    synonyms: bool = False
+    triples: bool = False
 
     @classmethod
     def of(cls, recipe: Recipe) -> "StreamSettings":
@@ -40,13 +63,25 @@ class StreamSettings:
         return cls(
             seed=recipe.seed,
             fan_out=recipe.data.fan_out,
+            temperature=recipe.data.temperature,
             token_masking=recipe.masking.tokens,
             mention_masking=recipe.masking.mentions,
             name_masking=recipe.masking.names,
+            graph_view="linearised" if recipe.graph_encoder.kind == "linearised" else "star",
+            with_graph=recipe.objective.needs_graph,
+            graph_tokens=recipe.graph_encoder.tokens,
+            graph_masking=recipe.masking.tokens if recipe.objective.graph_language_model.weight else 0.0,
+            tokenizer=recipe.text_encoder.path,
+            each_mention=recipe.text_encoder.view == "mention",
+            name_rows=recipe.graph_encoder.names == "cached",
+            hold_out=bool(recipe.objective.link_prediction.weight),
+            synonyms=bool(recipe.objective.synonym_alignment.weight),
+            triples=bool(recipe.objective.dual.weight),
         )
 
     def __post_init__(self) -> None:
-        for name in ("token_masking", "mention_masking", "name_masking", "bad_samples"):
+        shares = ("token_masking", "mention_masking", "name_masking", "graph_masking", "bad_samples", "temperature")
+        for name in shares:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} {getattr(self, name)}: is a share; take a number between 0 and 1")
         for name in ("passage_blocks", "name_blocks", "window"):

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bali_ds.randomness import below, derive
-from bali_ds.shards.store import ShardSet
+from bali_ds.stream.mixture import Mixture
 from bali_ds.stream.ragged import Ints
 from bali_ds.stream.reader import Samples
 
@@ -29,7 +29,7 @@ class Replacement(NamedTuple):
     reason: str
 
 
-def find_faults(samples: Samples, edge_samples: Ints, shards: ShardSet) -> NDArray[np.int64]:
+def find_faults(samples: Samples, edge_samples: Ints, shards: Mixture) -> NDArray[np.int64]:
     """Return what is wrong with each sample, int64 [n], as a place in `REASONS`; 0 where nothing is.
 
     Args:
@@ -61,6 +61,10 @@ def _outside(ids: NDArray[np.integer], count: int) -> NDArray[np.bool_]:
     return (ids < 0) | (ids >= count)
 
 
-def substitutes(seed: int, epoch: int, rows: Ints, attempt: int, split: range) -> Ints:
-    """Return what to try in place of bad samples, int64 [n]: random rows of the split, the same wherever drawn."""
-    return split.start + below(derive("substitute", seed, epoch, rows, attempt), len(split))
+def substitutes(seed: int, occasions: Ints, rows: Ints, attempt: int, shards: Mixture, split: str) -> Ints:
+    """Return what to try in place of bad samples, int64 [n]: random rows of the same set, the same wherever drawn."""
+    sets = shards.set_numbers(rows)
+    splits = [each.split(split) for each in shards.sets]
+    begins = shards.starts[:-1] + np.array([rows_of_set.start for rows_of_set in splits], np.int64)
+    sizes = np.array([len(rows_of_set) for rows_of_set in splits])
+    return begins[sets] + below(derive("substitute", seed, occasions, rows, attempt), sizes[sets])

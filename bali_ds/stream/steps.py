@@ -1,24 +1,31 @@
 """The steps of one rank: which samples each takes and the arrays they become. A worker holds one, or the loader."""
 
+import itertools
 import queue
 import threading
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
+
+import numpy as np
 
 from bali_ds.errors import InputError
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.shards.store import ShardSet
 from bali_ds.stream.collation import BatchArrays, Collator
-from bali_ds.stream.order import EpochOrder, Position, Schedule, epoch_order, rank_share
+from bali_ds.stream.mixture import Mixture
+from bali_ds.stream.order import Position, Schedule, rank_share
 from bali_ds.stream.ragged import Ints
 from bali_ds.stream.reader import SampleReader
 from bali_ds.stream.settings import StreamSettings
 from bali_ds.stream.soundness import Replacement
+from bali_ds.stream.visits import VisitOrder, Visits
 
 # Far enough for a shard to arrive while these steps are taken, near enough for the cache to hold what lies between.
 _STEPS_AHEAD = 32
+# What an operation on arrays costs, however short they are, is paid once for so many samples.
+_SAMPLES_AT_ONCE = 256
 
 
 class StepArrays(NamedTuple):
@@ -50,14 +57,13 @@ class RankSteps:
     """Any step of a rank in constant time; steps count from `start`."""
 
     def __init__(
-        self, shards: ShardSet, graph: KnowledgeGraph, settings: StreamSettings, share: Share, start: Position
+        self, shards: ShardSet | Mixture, graph: KnowledgeGraph, settings: StreamSettings, share: Share, start: Position
     ) -> None:
-        self._shards, self._settings, self._chunks = shards, settings, share.chunks
+        mixture, self._chunks = Mixture.of(shards), share.chunks
         self._offsets = rank_share(share.global_batch, share.chunks, share.rank, share.world_size)
-        self._split = shards.split(settings.split)
-        self.schedule = Schedule(len(self._split), share.global_batch, start)
-        self._collator = Collator.of(shards, graph, settings)
-        self._order = lru_cache(2)(self._epoch_order)
+        self._collator = Collator.of(mixture, graph, settings)
+        self._order = VisitOrder(mixture, settings)
+        self.schedule = Schedule(self._order.size, share.global_batch, start)
         self._ahead = _Ahead(self._collator.reader) if self._collator.reader.remote else None
 
     def __getitem__(self, step: int) -> StepArrays:
@@ -66,23 +72,43 @@ class RankSteps:
         Raises:
             InputError: the shards cannot be read.
         """
-        begin = self.schedule.begin(step)
-        rows = self._rows(begin)
+        return self.take([step])[0]
+
+    def run(self, first: int = 0, stride: int = 1) -> Iterator[StepArrays]:
+        """Yield the steps `first`, `first + stride`, ... without end; steps of few samples are made several at once.
+
+        Raises:
+            InputError: the shards cannot be read.
+        """
+        together = max(1, _SAMPLES_AT_ONCE // self._offsets.size)
+        for begin in itertools.count(first, together * stride):
+            yield from self.take(range(begin, begin + together * stride, stride))
+
+    def take(self, numbers: Sequence[int]) -> list[StepArrays]:
+        """Return some steps, made together.
+
+        Raises:
+            InputError: the shards cannot be read.
+        """
         if self._ahead:
-            self._ahead.fetch(self._rows(self.schedule.begin(step + _STEPS_AHEAD)))
-        chunks, replaced = self._collator.collate(rows, begin.epoch, self._chunks)
-        return StepArrays(self.schedule.begin(step + 1), chunks, replaced)
+            distance = numbers[-1] - numbers[0] + _STEPS_AHEAD
+            self._ahead.fetch(self._visits([number + distance for number in numbers]).rows)
+        made = self._collator.collate(self._visits(numbers), self._chunks * len(numbers))
+        steps = []
+        for place, number in enumerate(numbers):
+            batches, replaced = zip(*made[place * self._chunks : (place + 1) * self._chunks], strict=True)
+            steps.append(StepArrays(self.schedule.begin(number + 1), batches, tuple(itertools.chain(*replaced))))
+        return steps
 
     def close(self) -> None:
         """Fetch nothing more ahead."""
         if self._ahead:
             self._ahead.close()
 
-    def _rows(self, begin: Position) -> Ints:
-        return self._order(begin.epoch).rows(begin.samples_seen + self._offsets) + self._split.start
-
-    def _epoch_order(self, epoch: int) -> EpochOrder:
-        return epoch_order(self._shards, self._settings.split, self._settings.seed, epoch, self._settings.window)
+    def _visits(self, numbers: Sequence[int]) -> Visits:
+        begins = [self.schedule.begin(number) for number in numbers]
+        firsts = np.array([begin.epoch * self._order.size + begin.samples_seen for begin in begins], np.int64)
+        return self._order.visits((firsts[:, None] + self._offsets).ravel())
 
 
 class _Ahead:

@@ -4,7 +4,6 @@ It is started as `python -m bali_ds.stream.worker` with a JSON description on st
 that it starts in a fraction of a second and stays small. It ends when its reader is gone, however that came about.
 """
 
-import itertools
 import json
 import os
 import sys
@@ -13,16 +12,15 @@ from typing import Any
 
 from bali_ds.errors import InputError
 from bali_ds.graph.store import KnowledgeGraph
-from bali_ds.shards.store import ShardSet
+from bali_ds.stream.mixture import Mixture, open_local_mixture
 from bali_ds.stream.order import Position
-from bali_ds.stream.remote import open_local
 from bali_ds.stream.settings import StreamSettings
 from bali_ds.stream.steps import RankSteps, Share
 from bali_ds.stream.wire import send_error, send_step
 
 
 def description(
-    shards: ShardSet,
+    shards: Mixture,
     graph: KnowledgeGraph,
     settings: StreamSettings,
     share: Share,
@@ -33,7 +31,7 @@ def description(
     """Return the line that tells a worker its work: the steps `worker`, `worker + of`, ... of a rank."""
     return json.dumps(
         {
-            "shards": str(shards.path),
+            "shards": [(str(each.path), share) for each, share in zip(shards.sets, shards.proportions, strict=True)],
             "graph": str(graph.path),
             "settings": asdict(settings),
             "share": asdict(share),
@@ -50,9 +48,8 @@ def main() -> None:
     try:
         work = json.loads(sys.stdin.readline())
         try:
-            steps = _open(work)
-            for step in itertools.count(*work["steps"]):
-                send_step(stream, steps[step])
+            for step in _open(work).run(*work["steps"]):
+                send_step(stream, step)
         except InputError as error:
             send_error(stream, error)
     except BrokenPipeError:
@@ -61,7 +58,7 @@ def main() -> None:
 
 def _open(work: dict[str, Any]) -> RankSteps:
     return RankSteps(
-        open_local(work["shards"]),
+        open_local_mixture(work["shards"]),
         KnowledgeGraph.open(work["graph"]),
         StreamSettings(**work["settings"]),
         Share(**work["share"]),

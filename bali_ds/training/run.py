@@ -15,8 +15,7 @@ from bali_ds.files import published_file
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.model.aligner import Aligner
 from bali_ds.preflight.arithmetic import Arithmetic
-from bali_ds.shards.store import ShardSet
-from bali_ds.stream.remote import open_shards
+from bali_ds.stream.mixture import Mixture, open_mixture
 from bali_ds.training.checkpoint import Progress
 
 # What may differ between the recipe of a run and the one it is resumed with: it does not change what was learnt so far.
@@ -28,7 +27,7 @@ class Data:
     """The opened inputs of a run."""
 
     graph: KnowledgeGraph
-    shards: ShardSet
+    shards: Mixture
 
     @classmethod
     def open(cls, recipe: Recipe) -> "Data":
@@ -38,11 +37,11 @@ class Data:
             InputError: something is missing or damaged, or was not made for the others.
         """
         graph = KnowledgeGraph.open(recipe.data.graph)
-        shards = open_shards(recipe.data.shards)
+        shards = open_mixture(recipe.data.shards)
         tokenizer = Tokenizer.load(recipe.text_encoder.path)
         if tokenizer.fingerprint != shards.index["tokenizer"]["fingerprint"]:
             raise InputError(
-                f"{recipe.data.shards}: was built with tokenizer {shards.index['tokenizer']['fingerprint'][:12]}, "
+                f"{shards.name}: was built with tokenizer {shards.index['tokenizer']['fingerprint'][:12]}, "
                 f"{recipe.text_encoder.path} has {tokenizer.fingerprint[:12]}; build the shards with --tokenizer "
                 f"{recipe.text_encoder.path}"
             )

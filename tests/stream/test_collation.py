@@ -9,12 +9,17 @@ from bali_ds.stream.collation import Collator
 from bali_ds.stream.evaluation import evaluation_batches
 from bali_ds.stream.loader import as_batch
 from bali_ds.stream.settings import StreamSettings
+from bali_ds.stream.visits import Visits
 from tests.stream.oracle import block_starts, expected_sample, found_samples
 from tests.stream.test_loader import same
 
 
+def visits_of(rows, epoch):
+    return Visits(np.array(rows, np.int64), np.full(len(rows), epoch))
+
+
 def batch_of(data, settings, rows, epoch=0):
-    (arrays,), _ = Collator.of(*data, settings).collate(np.array(rows, np.int64), epoch)
+    [(arrays, _)] = Collator.of(*data, settings).collate(visits_of(rows, epoch))
     return as_batch(arrays)
 
 
@@ -116,6 +121,6 @@ def test_evaluation_batches_are_unmasked_and_in_order(data):
 def test_batches_made_together_equal_batches_made_alone(data, chunks):
     collator = Collator.of(*data, StreamSettings(mention_masking=0.4, name_masking=0.4))
     rows = np.arange(53, 29, -1)
-    together, _ = collator.collate(rows, 1, chunks)
-    alone = [collator.collate(part, 1)[0][0] for part in np.split(rows, chunks)]
+    together = [batch for batch, _ in collator.collate(visits_of(rows, 1), chunks)]
+    alone = [collator.collate(visits_of(part, 1))[0][0] for part in np.split(rows, chunks)]
     assert all(same(as_batch(a), as_batch(b)) for a, b in zip(together, alone, strict=True))

@@ -125,7 +125,7 @@ def test_the_cache_stays_below_its_limit(data, tmp_path):
 
 def held(mirrored):
     """Bytes of all tars of a mirror at one moment: none goes while the lock is held, and each lands once."""
-    with remote._locked(mirrored.path / ".lock"):
+    with remote.locked(mirrored.path / ".lock"):
         return sum(tar.stat().st_size for tar in mirrored.path.glob("*.tar"))
 
 
