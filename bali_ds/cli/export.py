@@ -20,6 +20,8 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="the directory to write")
     export.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
     export.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest)")
+    export.add_argument("--onnx", action="store_true", help="also onnx/model.onnx, checked against torch")
+    export.add_argument("--push", metavar="REPO", help="then upload to this repository of the Hugging Face hub")
     export.add_argument("--json", action="store_true", help="print JSON")
     export.set_defaults(run=_run)
 
@@ -27,9 +29,12 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _run(options: argparse.Namespace) -> None:
     # DeepSpeed speaks on the standard output as soon as it is imported.
     with redirect_stdout(sys.stderr):
+        from bali_ds.export.push import push
         from bali_ds.export.run import export_run
 
-        report = export_run(options.path, options.out, options.dtype, step=options.step)
+        report = export_run(options.path, options.out, options.dtype, step=options.step, onnx=options.onnx)
+        if options.push:
+            report["url"] = push(options.out, options.push)
     emit(
         report,
         options.json,
@@ -37,5 +42,6 @@ def _run(options: argparse.Namespace) -> None:
             f"{report['out']}: step {report['step']}, {report['parameters'] / 1e6:.1f} M parameters "
             f"as {report['dtype']}, {report['bytes'] / 1e6:.1f} MB; "
             f"all {report['tensors']} tensors equal the checkpoint"
+            + (f"; uploaded to {report['url']}" if options.push else "")
         ),
     )

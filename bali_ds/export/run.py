@@ -10,6 +10,8 @@ import torch
 from bali_ds.config import Recipe, load_recipe
 from bali_ds.errors import InputError
 from bali_ds.export.card import model_card
+from bali_ds.export.lora import merge_lora
+from bali_ds.export.onnx import write_onnx
 from bali_ds.export.sentence_modules import write_sentence_modules
 from bali_ds.export.weights import SHARD_BYTES, verify_weights, write_weights
 from bali_ds.files import published_directory, published_file, read_json, sha256_file, write_json
@@ -22,7 +24,13 @@ GRAPH_ENCODER = "graph_encoder"
 
 
 def export_run(
-    run: Path, out: Path, dtype: str = "float16", *, step: int | None = None, shard_bytes: int = SHARD_BYTES
+    run: Path,
+    out: Path,
+    dtype: str = "float16",
+    *,
+    step: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    onnx: bool = False,
 ) -> dict[str, Any]:
     """Write the trained encoder of a run as an ordinary Hugging Face directory, and verify every tensor of it.
 
@@ -35,6 +43,7 @@ def export_run(
         dtype: "float16", "bfloat16" or "float32".
         step: of the checkpoint; None takes the newest.
         shard_bytes: weights above this size are written in several files.
+        onnx: also write the encoder as an ONNX graph.
 
     Returns:
         {"step", "dtype", "tensors", "parameters", "bytes", "files", "out"}; `tensors` counts those compared.
@@ -47,7 +56,7 @@ def export_run(
         raise InputError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     recipe = load_recipe(run / "recipe.yaml")
     checkpoint = _chosen_checkpoint(run / "checkpoints", step)
-    tensors = read_checkpoint(checkpoint)
+    tensors = merge_lora(read_checkpoint(checkpoint), recipe.text_encoder.lora)
     architecture = _Architecture.of(run / "encoder")
     encoder = architecture.named(tensors)
     graph = _graph_encoder(tensors)
@@ -63,15 +72,17 @@ def export_run(
         architecture.save(working, DTYPES[dtype])
         write_json(working / DESCRIPTION, description)
         write_sentence_modules(working, architecture.width)
+        if onnx:
+            write_onnx(working)
         _write_card(run, working, description)
-    written = sorted(path for path in out.iterdir() if path.is_file())
+    written = sorted(path for path in out.rglob("*") if path.is_file())
     return {
         "step": description["step"],
         "dtype": dtype,
         "tensors": compared,
         "parameters": sum(tensor.size for tensor in encoder.values()),
         "bytes": sum(path.stat().st_size for path in written),
-        "files": [path.name for path in written],
+        "files": [path.relative_to(out).as_posix() for path in written],
         "out": str(out),
     }
 
