@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from bali_ds.cli import evaluate, export, graph, inference, preflight, report, shards
+from bali_ds.cli import evaluate, export, graph, inference, preflight, replay, report, shards
 from bali_ds.errors import InputError
 
-GROUPS = (graph, shards, preflight, export, evaluate, inference, report)
+GROUPS = (graph, shards, preflight, export, evaluate, inference, report, replay)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,7 +56,7 @@ class Checkpoints:
 
     def any(self) -> bool:
         """Return whether there is one to return to."""
-        return bool(self.cluster.agree(bool(complete_checkpoints(self.directory)) if self.cluster.first else None))
+        return bool(self.cluster.agree(bool(self._complete()) if self.cluster.first else None))
 
     def due(self, step: int) -> bool:
         """Return whether to save after `step`; a save that failed is tried again soon."""
@@ -96,7 +96,7 @@ class Checkpoints:
         fault = self.cluster.agree(whole[0] if whole else faults.first)
         self._failed_at = progress.step if fault else None
         if fault:
-            logger.warning("no checkpoint of step %d: %s; training goes on and tries again", progress.step, fault)
+            self.warn(f"no checkpoint of step {progress.step}: {fault}; the older ones stay, the next steps try again")
         return not fault
 
     def _share(self, files: list[Path]) -> list[Path]:
@@ -109,7 +109,7 @@ class Checkpoints:
         os.rename(written, target)
         sync(self.directory)
         every = self.settings.keep_every
-        for old in complete_checkpoints(self.directory)[self.settings.keep :]:
+        for old in self._complete()[self.settings.keep :]:
             if not every or _step(old) % every:
                 shutil.rmtree(old)
 
@@ -121,9 +121,7 @@ class Checkpoints:
         Raises:
             InputError: the checkpoint belongs to other data, or all that there are are damaged.
         """
-        found = self.cluster.agree(
-            [str(path) for path in complete_checkpoints(self.directory)] if self.cluster.first else None
-        )
+        found = self.cluster.agree([str(path) for path in self._complete()] if self.cluster.first else None)
         sound = next((path for path in map(Path, found) if not self._damaged(path)), None)
         if sound is None:
             if self.cluster.agree(any(self.directory.glob("step-*"))):
@@ -158,8 +156,16 @@ class Checkpoints:
         )
         faults = [fault for fault in self.cluster.collect(fault) if fault]
         if faults:
-            logger.warning("%s: not used, %s", path, faults[0])
+            self.warn(f"{path}: not used, {faults[0]}")
         return bool(faults)
+
+    def _complete(self) -> list[Path]:
+        return complete_checkpoints(self.directory, self.warn)
+
+    def warn(self, line: str) -> None:
+        """Say something that a person should read."""
+        if self.cluster.first:
+            logger.warning(line)
 
 
 class _Faults:
@@ -196,12 +202,12 @@ class _Faults:
             writer.save = write
 
 
-def complete_checkpoints(directory: Path) -> list[Path]:
+def complete_checkpoints(directory: Path, warn: Callable[[str], None] = logger.warning) -> list[Path]:
     """Return the checkpoints whose files are all there in their full size, newest first; name the others in the log."""
     complete = []
     for path in sorted(directory.glob("step-*"), reverse=True):
         if fault := _fault(path):
-            logger.warning("%s: not used, %s", path, fault)
+            warn(f"{path}: not used, {fault}")
         else:
             complete.append(path)
     return complete

@@ -9,8 +9,9 @@ import deepspeed
 import torch
 
 from bali_ds.config import Recipe
-from bali_ds.model.aligner import build_aligner
+from bali_ds.model.build import build_aligner
 from bali_ds.preflight.arithmetic import Arithmetic, arithmetic
+from bali_ds.preflight.flops import StepFlops
 from bali_ds.randomness import derive
 from bali_ds.stream.evaluation import evaluation_batches
 from bali_ds.stream.loader import Loader, Step
@@ -21,9 +22,11 @@ from bali_ds.training.cluster import Cluster, joined_cluster
 from bali_ds.training.engine import build_engine, deepspeed_settings, set_learning_rates
 from bali_ds.training.guard import Guard, Verdict
 from bali_ds.training.hosts import HostWatch
+from bali_ds.training.meter import Meter
 from bali_ds.training.run import Data, announcement, prepare
 from bali_ds.training.schedule import learning_rate_factor
 from bali_ds.training.stopping import StopRequest
+from bali_ds.training.stragglers import Stragglers
 from bali_ds.training.telemetry import Telemetry
 from bali_ds.training.validation import validate
 from bali_ds.training.watchdog import Watchdog
@@ -53,7 +56,9 @@ def train(recipe: Recipe, *, resume: bool = True) -> None:
                 shutil.rmtree(recipe.directory, ignore_errors=True)
             prepare(recipe)
         cluster.wait()
-        engine = build_engine(build_aligner(recipe, 2 * data.graph.num_relations), recipe, settings)
+        aligner = build_aligner(recipe, 2 * data.graph.num_relations, data.shards)
+        flops = StepFlops.of(aligner)
+        engine = build_engine(aligner, recipe, settings)
         checkpoints = Checkpoints(
             recipe.directory / "checkpoints",
             cluster,
@@ -68,7 +73,9 @@ def train(recipe: Recipe, *, resume: bool = True) -> None:
         if cluster.first:
             print(announcement(recipe, data, engine.module, numbers, progress), flush=True)
         guard = Guard(recipe, cluster, data, engine, checkpoints)
-        training = _Training(recipe, numbers, cluster, data, engine, checkpoints, guard)
+        meter = Meter(engine, cluster, guard.gradients, flops)
+        stragglers = Stragglers(engine.module, cluster)
+        training = _Training(recipe, numbers, cluster, data, engine, checkpoints, guard, meter, stragglers)
         with HostWatch(cluster, 60 * recipe.guards.host_minutes).watching():
             while progress.step < numbers.steps:
                 training.go_on(progress)
@@ -87,6 +94,8 @@ class _Training:
     checkpoints: Checkpoints
 
     guard: Guard
+    meter: Meter
+    stragglers: Stragglers
 
     def go_on(self, progress: Progress) -> None:
         """Take all steps from `progress` to the last, or until the loss jumps and only a checkpoint is good."""
@@ -116,19 +125,22 @@ class _Training:
                 if verdict is Verdict.LEAVE_OUT:
                     continue
 
-                telemetry.record(progress, *facts, waited=waited)
+                telemetry.record(progress, *facts, batch=batch, waited=waited)
+                if progress.step % recipe.log_every == 0 and (slow := self.stragglers.report()) and cluster.first:
+                    print(slow, flush=True)
                 if held_out and self._due(progress, recipe.validation.every):
                     telemetry.write(progress.step, validate(self.engine, held_out, cluster))
                 if progress.step == self.numbers.steps or self.checkpoints.due(progress.step):
                     self.checkpoints.save(self.engine, progress)
 
     def _step(self, progress: Progress, batch: Step) -> tuple[Verdict, tuple[dict[str, torch.Tensor], float]]:
-        """Take one optimiser step if it is sound; return the losses and the learning rate of the text encoder too."""
+        """Take one optimiser step if it is sound; return the model's facts and the text encoder's rate too."""
         step = progress.step
         factor = learning_rate_factor(step, steps=self.numbers.steps, warmup_steps=self.numbers.warmup_steps)
         set_learning_rates(self.engine, factor)
         # Dropout is a function of step and rank, so a resumed run repeats it without any saved state.
         torch.manual_seed(int(derive(self.recipe.seed, "dropout", step, self.cluster.rank)[0] >> 1))
+        self.stragglers.begins(batch.chunks)
         loss, parts = self.engine([chunk.to(self.cluster.device) for chunk in batch.chunks])
         self.engine.backward(self.guard.gradients.watched(loss))
         verdict = self.guard.verdict(progress, batch, parts)
@@ -136,8 +148,7 @@ class _Training:
             self.guard.drop_gradients()
         else:
             self.engine.step()
-        losses = {name: value for name, value in parts.items() if value.numel() == 1}
-        return verdict, (losses, self.recipe.optimiser.text_learning_rate * factor)
+        return verdict, (parts, self.recipe.optimiser.text_learning_rate * factor)
 
     def _due(self, progress: Progress, every: int) -> bool:
         return progress.step == self.numbers.steps or bool(every and progress.step % every == 0)
@@ -162,6 +173,7 @@ class _Training:
         return Telemetry(
             self.recipe.directory,
             self.cluster,
+            self.meter,
             steps=self.numbers.steps,
             first_step=progress.step,
             every=self.recipe.log_every,

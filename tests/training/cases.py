@@ -3,3 +3,4 @@
 STAGES = (0, 1, 2, 3)
 CHUNKS = (1, 4)
 WORLD_SIZES = (1, 2)
+DAMAGES = ("truncated", "missing", "flipped", "marker")

@@ -1,0 +1,115 @@
+"""Goes through the passes of a step that went wrong once more, in one process, and says where the numbers end."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bali_ds.config import Recipe, load_recipe
+from bali_ds.errors import InputError
+from bali_ds.files import read_json
+from bali_ds.model.aligner import Aligner
+from bali_ds.model.build import build_aligner
+from bali_ds.stream.batch import Batch
+from bali_ds.stream.loader import Loader
+from bali_ds.stream.order import Position
+from bali_ds.stream.settings import StreamSettings
+from bali_ds.training.checkpoint import complete_checkpoints
+from bali_ds.training.failures import failure_path
+from bali_ds.training.run import Data
+from bali_ds.training.stored import read_checkpoint
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def replay(run: Path, step: int) -> dict[str, Any]:
+    """Compute the loss of a refused step again, with the newest checkpoint before it and the samples of all ranks.
+
+    Dropout is off: it differed from rank to rank.
+
+    Args:
+        run: the run's directory.
+        step: its number, as in the message and in `failures/`.
+
+    Returns:
+        {"step", "checkpoint": step of the weights, "loss": by part, "module": the first whose output is no number,
+        "parameters": whose gradient is none, "ranks": as written when it happened}.
+
+    Raises:
+        InputError: no such failure, or no checkpoint before it.
+    """
+    path = failure_path(run, step)
+    if not path.is_file():
+        there = ", ".join(str(int(each.stem.partition("-")[2])) for each in sorted(path.parent.glob("step-*.json")))
+        raise InputError(f"{path}: does not exist; steps that were refused: {there or 'none'}")
+    failure = read_json(path)
+    recipe = load_recipe(run / "recipe.yaml")
+    data = Data.open(recipe)
+    taken, aligner = _aligner(recipe, data, run / "checkpoints", step)
+    chunks = _samples(recipe, data, failure)
+    found: dict[str, str] = {}
+    with _first_unsound(aligner, found):
+        loss, parts = aligner(chunks)
+    loss.backward()
+    return {
+        "step": step,
+        "checkpoint": taken,
+        "loss": {name: float(value) for name, value in parts.items() if value.numel() == 1},
+        "module": found.get("module"),
+        "parameters": [
+            name
+            for name, parameter in aligner.named_parameters()
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+        ],
+        "ranks": failure["ranks"],
+    }
+
+
+def _aligner(recipe: Recipe, data: Data, checkpoints: Path, step: int) -> tuple[int, Aligner]:
+    before = [path for path in complete_checkpoints(checkpoints) if int(path.name.partition("-")[2]) < step]
+    if not before:
+        raise InputError(f"{checkpoints}: holds no checkpoint from before step {step}")
+    aligner = build_aligner(recipe, 2 * data.graph.num_relations, data.shards)
+    stored = read_checkpoint(before[0])
+    aligner.load_state_dict({name: tensor.tensor() for name, tensor in stored.items()}, strict=False)
+    return int(before[0].name.partition("-")[2]), aligner.to(_DTYPES[recipe.precision]).eval()
+
+
+def _samples(recipe: Recipe, data: Data, failure: dict[str, Any]) -> list[Batch]:
+    """The micro-batches of all ranks, as they were."""
+    chunks: list[Batch] = []
+    for rank in failure["ranks"]:
+        with Loader(
+            data.shards,
+            data.graph,
+            StreamSettings.of(recipe),
+            global_batch=recipe.batch.passages,
+            chunks=recipe.batch.chunks,
+            rank=rank["rank"],
+            world_size=len(failure["ranks"]),
+            start=Position(**failure["start"]),
+        ) as loader:
+            chunks += next(loader).chunks
+    return chunks
+
+
+@contextmanager
+def _first_unsound(aligner: Aligner, found: dict[str, str]) -> Iterator[None]:
+    """Note the name of the first module of all that gives out something that is no number."""
+
+    def note(name: str) -> Any:
+        def hook(_module: torch.nn.Module, _given: Any, output: Any) -> None:
+            tensors = output if isinstance(output, tuple) else [output]
+            if any(isinstance(each, torch.Tensor) and not torch.isfinite(each).all() for each in tensors):
+                found.setdefault("module", name)
+
+        return hook
+
+    hooks = [module.register_forward_hook(note(name)) for name, module in aligner.named_modules() if name]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,76 @@
+"""Finds the hosts that the others wait for."""
+
+import socket
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from bali_ds.model.aligner import Aligner
+from bali_ds.preflight.flops import ENCODED
+from bali_ds.stream.batch import Batch
+from bali_ds.training.cluster import Cluster
+
+SLOW = 1.25
+"""A host is named when its time is so many times that of the median host."""
+
+
+class Stragglers:
+    """Times what each rank does before it first needs the others: the encoder's passes over its first micro-batch.
+
+    The time of a whole step is the same on all ranks, since they wait for each other. On GPUs events are recorded,
+    which are read when they have long happened.
+    """
+
+    def __init__(self, aligner: Aligner, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._on_gpu = cluster.device.type == "cuda"
+        self._left = 0
+        self._open: Any = None
+        self._spans: list[tuple[Any, Any]] = []
+        aligner.get_submodule("text.encoder").register_forward_hook(self._encoded)
+
+    def begins(self, chunks: Sequence[Batch]) -> None:
+        """Take note that a step begins."""
+        self._left = sum(len(getattr(chunks[0], kind, ())) for kind in ENCODED)
+        self._open = self._now()
+
+    def _encoded(self, *_: Any) -> None:
+        self._left -= 1
+        if not self._left and self._open is not None:
+            self._spans.append((self._open, self._now()))
+            self._open = None
+
+    def _now(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def report(self) -> str | None:
+        """Return a line about hosts that were slow since the last report; every rank calls this."""
+        spans, self._spans = self._spans, []
+        seconds = [begin.elapsed_time(end) / 1000 if self._on_gpu else end - begin for begin, end in spans]
+        # the median: a rank that was held up once is none
+        own = (socket.gethostname(), statistics.median(seconds) if seconds else 0.0)
+        return slow_hosts(self._cluster.collect(own))
+
+
+def slow_hosts(times: Sequence[tuple[str, float]]) -> str | None:
+    """Return a line that names the hosts whose slowest rank takes SLOW times the median host's, if there are any.
+
+    Args:
+        times: host and seconds of each rank.
+    """
+    hosts: dict[str, float] = {}
+    for host, seconds in times:
+        hosts[host] = max(hosts.get(host, 0.0), seconds)
+    median = statistics.median_low(hosts.values())
+    slow = sorted((host for host in hosts if hosts[host] > SLOW * median), key=lambda host: -hosts[host])
+    if not slow:
+        return None
+    named = ", ".join(f"{host} {hosts[host]:.3f} s" for host in slow)
+    return f"slow hosts: {named} for the encoder's passes, {median:.3f} s on the median host"

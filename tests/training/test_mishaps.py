@@ -1,0 +1,157 @@
+"""What becomes of runs that meet bad numbers, bad disks, bad data and ranks that stop moving."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from bali_ds.config import Recipe
+from bali_ds.training.stored import read_state
+from tests.conftest import run_ranks
+from tests.training.cases import DAMAGES, STAGES
+
+pytestmark = pytest.mark.timeout(1200)
+
+
+class Ended:
+    """How the runs of `mishap_ranks.py` ended."""
+
+    def __init__(self, out: Path, runs: Path) -> None:
+        self.out, self.runs = out, runs
+        self.statuses = json.loads((out / "ended.json").read_text())
+
+    def said(self, name: str) -> str:
+        return (self.out / f"logs/{name}.txt").read_text()
+
+    def losses(self, name: str) -> list[float]:
+        rows = [json.loads(line) for line in (self.runs / name / "metrics.jsonl").read_text().splitlines()]
+        rows = [row for row in rows if "loss" in row]
+        assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+        return [row["loss"] for row in rows]
+
+    def checkpoints(self, name: str) -> list[int]:
+        paths = (self.runs / name / "checkpoints").iterdir()
+        return sorted(int(path.name.partition("-")[2]) for path in paths)
+
+    def lines(self, name: str, file: str) -> list[dict[str, object]]:
+        return [json.loads(line) for line in (self.runs / name / file).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def ended(sample, tiny_encoder, tmp_path_factory, request) -> Ended:
+    out = tmp_path_factory.mktemp(request.param)
+    recipe: Recipe = sample.recipe(
+        out / "runs",
+        text_encoder={"path": str(tiny_encoder), "dropout": 0.0},
+        batch={"passages": 8},
+        steps=6,
+        optimiser={"text_learning_rate": 1e-3, "graph_learning_rate": 1e-3},
+        checkpoints={"every": 2},
+        validation={"passages": 16},
+    )
+    (out / "recipe.json").write_text(recipe.model_dump_json())
+    script = Path(__file__).with_name("mishap_ranks.py")
+    run_ranks(1, script, out / "recipe.json", out, request.param, timeout=1100)
+    return Ended(out, out / "runs")
+
+
+def of(scenarios: str):
+    return pytest.mark.parametrize("ended", [scenarios], indirect=True, scope="module")
+
+
+@of("numbers")
+class TestNumbers:
+    def test_a_loss_that_is_none_ends_the_run_before_the_step_and_is_named(self, ended):
+        assert ended.statuses["nan"] == [3, 3]
+        line = next(line for line in ended.said("nan").splitlines() if line.startswith("step 4: "))
+        failure = json.loads((ended.runs / "nan/failures/step-00000004.json").read_text())
+        assert failure["start"] == {"epoch": 0, "samples_seen": 24}
+        assert [len(rank["samples"]) for rank in failure["ranks"]] == [4, 4]
+        assert "rank 1 on " in line
+        assert "rank 0 on " not in line
+        assert failure["ranks"][1]["samples"][0] in line
+        assert "bali-ds replay" in line
+        assert ended.checkpoints("nan")[-1] == 3
+
+    def test_the_weights_are_those_before_it(self, ended):
+        newest = ended.runs / "nan/checkpoints/step-00000003"
+        state = read_state(newest)
+        assert state.steps == 3
+        assert all(bool(math.isfinite(float(weight.tensor().sum()))) for weight in state.weights.values())
+
+    def test_every_stage_leaves_it_out_alike(self, ended):
+        expected = ended.losses("skip0")
+        assert len(expected) == 6
+        for stage in STAGES:
+            assert ended.statuses[f"skip{stage}"] == [0, 0]
+            assert ended.losses(f"skip{stage}") == pytest.approx(expected, rel=1e-5)
+            assert read_state(ended.runs / f"skip{stage}/checkpoints/step-00000006").steps == 6
+        assert ended.losses("skip-bf16") == pytest.approx(expected, rel=1e-2)
+        assert read_state(ended.runs / "skip-bf16/checkpoints/step-00000006").steps == 6
+
+    def test_a_resumed_run_leaves_it_out_too(self, ended):
+        assert ended.statuses["skip1/again"] == [0, 0]
+        before = [row["loss"] for row in ended.lines("skip1", "before.jsonl") if "loss" in row]
+        assert ended.losses("skip1") == before
+        assert len(ended.lines("skip1", "left_out.jsonl")) == 1
+
+    def test_a_loss_that_jumps_returns_to_the_checkpoint_and_leaves_samples_out(self, ended):
+        assert ended.statuses["spike"] == [0, 0]
+        left_out = ended.lines("spike", "left_out.jsonl")
+        assert [(entry["samples_seen"], entry["reason"]) for entry in left_out] == [(40, "spike"), (48, "spike")]
+        assert "the loss jumped to" in ended.said("spike")
+        assert len(ended.losses("spike")) == 7
+        assert max(ended.losses("spike")) < 20
+
+
+@of("disks")
+class TestDisks:
+    def test_a_full_disk_costs_one_checkpoint_and_one_line(self, ended):
+        assert ended.statuses["full"] == [0, 0]
+        assert len(ended.losses("full")) == 6
+        said = [line for line in ended.said("full").splitlines() if "No space left" in line]
+        assert len(said) == 1
+        assert "no checkpoint of step 2" in said[0]
+        # saved again right after the failure; every third stays beside the newest
+        assert ended.checkpoints("full") == [3, 6]
+
+    @pytest.mark.parametrize("kind", DAMAGES)
+    def test_the_newest_sound_checkpoint_is_taken_and_the_damage_named(self, ended, kind):
+        assert ended.statuses["damages"] == [0]
+        results = [entry for entry in json.loads((ended.out / "damages.json").read_text()) if entry[0] == kind]
+        assert len(results) >= 12
+        for _, others, step, said in results:
+            assert step == 6 - 1 - others
+            assert len(said) == 1 + others
+            assert all("not used" in line for line in said)
+
+
+@of("stops")
+class TestStops:
+    def test_other_ranks_and_stages_continue_with_the_same_samples(self, ended):
+        assert [ended.statuses[f"moved/{part}"] for part in ("2", "1", "end")] == [[75, 75], [75], [0, 0]]
+        assert ended.losses("moved") == pytest.approx(ended.losses("straight"), rel=1e-5)
+        positions = [[row["epoch"] for row in ended.lines(name, "metrics.jsonl")] for name in ("moved", "straight")]
+        assert positions[0] == positions[1]
+
+    def test_bad_data_stops_all_ranks_with_a_checkpoint_and_the_rank_that_met_it(self, ended):
+        assert ended.statuses["data"] == [2, 2]
+        assert "train-000000.tar: is cut short (rank 1; stopped after step 2" in ended.said("data")
+        assert ended.checkpoints("data") == [2]
+
+
+@of("silence")
+class TestSilence:
+    @pytest.mark.parametrize("rank", [0, 1])
+    def test_a_rank_that_stops_moving_ends_the_other_with_its_host(self, ended, rank):
+        assert ended.statuses[f"frozen{rank}"] == [75]
+        assert "no sign of life from host " in ended.said(f"frozen{rank}")
+        assert f"(rank {rank})" in ended.said(f"frozen{rank}")
+
+    def test_a_step_that_takes_too_long_has_all_stacks_written(self, ended):
+        assert ended.statuses["slow"] == [0, 0]
+        for rank in range(2):
+            stacks = (ended.runs / f"slow/stacks/rank-{rank}.txt").read_text()
+            assert "step 3" in stacks
+            assert "loop.py" in stacks
