@@ -61,6 +61,7 @@ def use(graph: KnowledgeGraph) -> list:
     return results
 
 
+@pytest.mark.timeout(300 + MUTATIONS)
 def test_mutated_stores_are_refused_or_right(small_graph, tmp_path):
     """A verified graph is refused or gives the very same answers; an unverified one never crashes or grows."""
     random = np.random.default_rng(int(os.environ.get("BALI_SEED", "11")))
