@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+from bali_ds.corpus.dictionary import FORMAT_VERSION as DICTIONARY_VERSION
 from bali_ds.corpus.dictionary import open_dictionary
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.errors import InputError
@@ -26,6 +28,9 @@ from bali_ds.shards.progress import Progress
 from bali_ds.shards.report import build_report
 from bali_ds.shards.store import Shard
 from bali_ds.shards.writer import write_index, write_sample_table, write_shard
+
+_PATIENCE = 60
+"""Seconds to wait for processes of a killed run."""
 
 
 @dataclass
@@ -66,7 +71,7 @@ def build_shards(
     settings.neighbours.sampler(graph)  # names of relations and sources that the graph lacks are refused here
     with _working_directory(out) as working, open_pool(1) as own:
         run = pool or own
-        dictionary = working / f"dictionary-{graph.fingerprint[:24]}"
+        dictionary = working / f"dictionary-{DICTIONARY_VERSION}-{graph.fingerprint[:24]}"
         if any(corpus.uses_dictionary for corpus in corpora):
             open_dictionary(dictionary, graph)
         tasks = [PartTask(corpus, graph_path.resolve(), tokenizer_source, dictionary, settings) for corpus in corpora]
@@ -75,10 +80,7 @@ def build_shards(
         assembly = plan_shards(parts, settings)
         if not assembly.shards:
             _discard(working)
-            raise InputError(
-                f"{corpora[0].path}: none of {assembly.counts['mentions']} mentions is a concept of {graph_path}; "
-                "do the identifiers belong to the same vocabulary?"
-            )
+            raise InputError(_why_nothing(corpora[0], assembly.counts, graph_path))
         description = describe(graph, tokenizer, settings)
         directory = working / f"set-{_digest(parts, settings, description)}"
         directory.mkdir(exist_ok=True)
@@ -132,6 +134,25 @@ def _check(settings: BuildSettings, corpora: Sequence[Corpus]) -> None:
                 raise InputError(f"{path}: is no file; --corpus and --text take FORMAT:PATH")
 
 
+def _why_nothing(corpus: Corpus, counts: dict[str, int], graph: Path) -> str:
+    """Say why no passage has a linked mention, and what to do."""
+    if not counts["documents"]:
+        return f"{corpus.path}: holds no document; is it {corpus.format}?"
+    if counts["mentions"]:
+        return (
+            f"{corpus.path}: none of {counts['mentions']} mentions is a concept of {graph}; do the identifiers belong "
+            "to the same vocabulary?"
+        )
+    if corpus.uses_dictionary:
+        return (
+            f"{corpus.path}: none of {counts['documents']} documents has a name of {graph}; is it in another language?"
+        )
+    return (
+        f"{corpus.path}: none of {counts['documents']} documents has mentions; find names of the graph in them with "
+        "--link dictionary"
+    )
+
+
 @contextmanager
 def _working_directory(out: Path) -> Iterator[Path]:
     """Yield the directory of unfinished work beside `out`, held by this process alone."""
@@ -143,11 +164,37 @@ def _working_directory(out: Path) -> Iterator[Path]:
         raise InputError(f"{out}: cannot be written: {error.strerror}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _await_workers(working)
         for stale in working.parent.glob(f".{escape(out.name)}.????????"):  # a run was killed while it published
             shutil.rmtree(stale, ignore_errors=True)
         yield working
     except BlockingIOError as error:
         raise InputError(f"{out}: another build of it is running; wait for it, or name another --out") from error
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def _at_work(working: Path) -> Iterator[None]:
+    """Let a later run wait until this process has done its task: it may outlive its builder for a moment."""
+    lock = os.open(working / "workers", os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _await_workers(working: Path) -> None:
+    """Wait for processes of a killed run, which end by themselves."""
+    lock = os.open(working / "workers", os.O_CREAT | os.O_RDWR)
+    try:
+        for _ in range(10 * _PATIENCE):
+            try:
+                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.1)
+        raise InputError(f"{working}: processes of an earlier build still write there; end them")
     finally:
         os.close(lock)
 
@@ -182,8 +229,9 @@ def _make_parts(
 def _attempt(task: PartTask, target: Path) -> str | None:
     """Make a part where there is none; return why it cannot be made."""
     try:
-        if not target.is_dir():
-            make_part(task, target)
+        with _at_work(target.parent.parent):
+            if not target.is_dir():
+                make_part(task, target)
     except InputError as error:
         return str(error)
     return None
@@ -205,9 +253,10 @@ def _write_shards(run: Pool, directory: Path, assembly: Assembly, description: d
 def _write_planned(directory: Path, plan: ShardPlan, description: dict[str, Any]) -> Shard:
     """Write a shard, or take over the one that an earlier run has published."""
     tar = directory / plan.name
-    if tar.is_file():
-        return Shard(plan.name, plan.split, len(plan.rows), tar.stat().st_size, sha256_file(tar))
-    return write_shard(directory, plan.name, plan.split, description, plan.read(), len(plan.rows))
+    with _at_work(directory.parent):
+        if tar.is_file():
+            return Shard(plan.name, plan.split, len(plan.rows), tar.stat().st_size, sha256_file(tar))
+        return write_shard(directory, plan.name, plan.split, description, plan.read(), len(plan.rows))
 
 
 def _publish(directory: Path, out: Path) -> None:

@@ -12,6 +12,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from bali_ds.corpus.dictionary import FORMAT_VERSION as DICTIONARY_VERSION
 from bali_ds.corpus.dictionary import open_dictionary
 from bali_ds.corpus.document import Document, ReadReport
 from bali_ds.corpus.linker import DictionaryLinker
@@ -109,7 +110,8 @@ class PartTask:
         files = [corpus.path, *([corpus.text[1]] if corpus.text else [])]
         states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         matter = [
-            FORMAT_VERSION, corpus.format, corpus.text[0] if corpus.text else "", corpus.uses_dictionary, states,
+            FORMAT_VERSION, corpus.format, corpus.text[0] if corpus.text else "",
+            DICTIONARY_VERSION if corpus.uses_dictionary else 0, states,
             settings.max_tokens, settings.stored_fan_out, settings.keep_unlinked, settings.neighbours.describe(),
             graph_fingerprint, tokenizer_fingerprint,
         ]  # fmt: skip

@@ -4,10 +4,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any, Protocol
 
 from bali_ds.errors import InputError
@@ -29,18 +29,26 @@ def open_pool(workers: int) -> Iterator[Pool]:
         return
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     context = get_context("forkserver")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as executor:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_builder) as executor:
         yield _submitter(executor)
 
 
 @contextmanager
 def open_mpi_pool() -> Iterator[Pool | None]:
-    """Yield a pool over the ranks of the MPI job to rank 0, None to the others once they have done their share."""
+    """Yield a pool over the ranks of the MPI job to rank 0, None to the others once they have done their share.
+
+    Rank 0 hands the tasks out and, while others are busy, takes tasks itself.
+    """
+    from mpi4py import MPI
     from mpi4py.futures import MPICommExecutor
 
+    if MPI.COMM_WORLD.size == 1:
+        yield _in_turn
+        return
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _end_with_launcher()
     with MPICommExecutor() as executor:
-        yield None if executor is None else _submitter(executor)
+        yield None if executor is None else _sharer(executor)
 
 
 def _in_turn(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
@@ -66,13 +74,51 @@ def _submitter(executor: Any) -> Pool:
     return run
 
 
-def _end_with_parent() -> None:
-    """End a worker whose builder is gone: it would wait for tasks for ever."""
-    parent = os.getppid()
+def _sharer(executor: Any) -> Pool:
+    """Return a pool of the executor's workers and this process: it takes the last task that no worker has begun."""
+
+    def run(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        pending: dict[int, Future[Any]] = {
+            number: executor.submit(function, *argument) for number, argument in enumerate(arguments)
+        }
+        try:
+            while pending:
+                own = next((number for number in reversed(pending) if pending[number].cancel()), None)
+                if own is not None:
+                    del pending[own]
+                    yield own, function(*arguments[own])
+                else:
+                    wait(pending.values(), return_when=FIRST_COMPLETED)
+                for number in [number for number, future in pending.items() if future.done()]:
+                    yield number, pending.pop(number).result()
+        finally:
+            for future in pending.values():
+                future.cancel()
+
+    return run
+
+
+def _end_with_builder() -> None:
+    """End this worker when its builder is gone. Its parent is the fork server, which lives as long as its workers."""
+    builder = parent_process()
+    if builder is not None:
+        _end_after(builder.join)
+
+
+def _end_with_launcher() -> None:
+    """End this rank when what launched it is gone: the others would wait for tasks for ever."""
+    launcher = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == launcher:
             time.sleep(0.5)
+
+    _end_after(watch)
+
+
+def _end_after(wait_for: Callable[[], None]) -> None:
+    def watch() -> None:
+        wait_for()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
