@@ -32,8 +32,12 @@ def _add_linking(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         "--dictionary", type=Path, required=True, metavar="FILE", help="CUI||name lines, plain or gzip"
     )
     linking.add_argument(
-        "--queries", type=Path, required=True, metavar="FILE", help="TSV with mention and cui columns, or .concept"
+        "--queries",
+        required=True,
+        metavar="FILE",
+        help="TSV with mention and cui columns, .concept, or a corpus as FORMAT:PATH, for example pubtator:FILE",
     )
+    linking.add_argument("--in-context", action="store_true", help="read each mention within its text (a corpus)")
     linking.add_argument("--pooling", choices=("mean_tokens", "mean", "cls"), help="default: the model's own")
     linking.add_argument("--against", type=Path, metavar="DIR", help="compare with this model by a paired bootstrap")
     linking.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
@@ -54,7 +58,7 @@ def _run_linking(options: argparse.Namespace) -> None:
     def ranks(path: Path) -> Any:
         encoder = load(path, device=options.device)
         encoder.pooling = options.pooling or encoder.pooling
-        return rank_queries(encoder, dictionary, queries, progress=True)
+        return rank_queries(encoder, dictionary, queries, in_context=options.in_context, progress=True)
 
     own = ranks(options.model)
     result = summarise(own, dictionary, queries, seed=options.seed)

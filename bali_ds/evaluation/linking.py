@@ -1,10 +1,12 @@
 """Zero-shot entity linking: each mention against every name of a dictionary, no training."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bali_ds.errors import InputError
 from bali_ds.evaluation.bootstrap import intervals, paired_difference
 from bali_ds.evaluation.linking_data import Queries
 from bali_ds.inference.dictionary import Dictionary
@@ -18,6 +20,10 @@ class Encodes(Protocol):
 
     def encode(self, texts: list[str], *, progress: bool = False) -> NDArray[np.float32]:
         """Return float32 [n, d]."""
+        ...
+
+    def encode_mentions(self, places: Sequence[tuple[str, int, int]]) -> NDArray[np.float32]:
+        """Return float32 [n, d], the vector of each mention in its text."""
         ...
 
 
@@ -63,15 +69,28 @@ def measures(ranks: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
 
 
 def rank_queries(
-    encoder: Encodes, dictionary: Dictionary, queries: Queries, *, progress: bool = False
+    encoder: Encodes, dictionary: Dictionary, queries: Queries, *, in_context: bool = False, progress: bool = False
 ) -> NDArray[np.int64]:
     """Return the rank of the best gold concept of each mention, int64 [n], NOT_FOUND where the dictionary lacks it.
 
-    Each distinct string is encoded once.
+    Args:
+        encoder: the model; each distinct string is encoded once.
+        dictionary: the names and their concepts.
+        queries: mentions and gold concepts.
+        in_context: encode each mention within its text instead of alone.
+        progress: show a bar.
+
+    Raises:
+        InputError: context is asked for and the queries have none.
     """
+    if in_context:
+        if not queries.places:
+            raise InputError("the queries have no texts; give a corpus, for example pubtator:FILE")
+        names = encoder.encode(list(dictionary.names), progress=progress)
+        mentions = encoder.encode_mentions(queries.places)
+        return concept_ranks(mentions, np.arange(len(mentions)), names, dictionary, queries.gold)
     distinct = {mention: row for row, mention in enumerate(dict.fromkeys(queries.mentions))}
-    texts = [*dictionary.names, *distinct]
-    vectors = encoder.encode(texts, progress=progress)
+    vectors = encoder.encode([*dictionary.names, *distinct], progress=progress)
     names, mentions = vectors[: len(dictionary.names)], vectors[len(dictionary.names) :]
     rows = np.array([distinct[mention] for mention in queries.mentions])
     return concept_ranks(mentions, rows, names, dictionary, queries.gold)

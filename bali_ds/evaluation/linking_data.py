@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bali_ds.corpus.document import ReadReport
+from bali_ds.corpus.readers import READERS, read_documents
 from bali_ds.errors import InputError
 from bali_ds.inference.dictionary import COMPOSITE, numbered_lines
 
@@ -21,24 +23,52 @@ class Queries:
         mentions: the strings to link.
         gold: the concept identifiers of each; a composite has several and counts if any is found.
         flags: bool [n] by column name, what the file tells of each mention.
+        places: (text, start, end) of each mention in its document, none where the file has no texts.
     """
 
     mentions: Sequence[str]
     gold: Sequence[tuple[str, ...]]
     flags: dict[str, NDArray[np.bool_]]
+    places: Sequence[tuple[str, int, int]] = ()
 
 
-def read_queries(path: Path) -> Queries:
-    """Read a TSV with a header (columns `mention`, `cui` and any flags), a BioSyn `.concept` file or a folder of them.
+def read_queries(source: str | Path) -> Queries:
+    """Read mentions with gold concepts.
+
+    Args:
+        source: a TSV with a header (columns `mention`, `cui` and any flags), a BioSyn `.concept` file or a folder of
+            them, or a corpus as FORMAT:PATH, whose linked mentions come with their texts.
 
     Raises:
         InputError: a column is missing, a row has another form, or there is no row.
     """
-    path = Path(path)
-    queries = _read_concepts(path) if path.is_dir() or path.suffix == ".concept" else _read_table(path)
+    form, colon, rest = str(source).partition(":")
+    path = Path(source)
+    if colon and form in READERS:
+        queries = _read_corpus(form, Path(rest))
+    elif path.is_dir() or path.suffix == ".concept":
+        queries = _read_concepts(path)
+    else:
+        queries = _read_table(path)
     if not queries.mentions:
-        raise InputError(f"{path}: holds no query")
+        raise InputError(f"{source}: holds no query")
     return queries
+
+
+def _read_corpus(form: str, path: Path) -> Queries:
+    """Take the linked mentions of a corpus; the prefix of a CUI ("UMLS:C0012345") is no part of it."""
+    found = [
+        (mention, document.text)
+        for document in read_documents(form, path, ReadReport())
+        for mention in document.mentions
+        if mention.ids
+    ]
+    return Queries(
+        mentions=[text[mention.start : mention.end] for mention, text in found],
+        gold=[tuple(each.removeprefix("UMLS:") for each in mention.ids) for mention, _ in found],
+        flags={},
+        places=[(text, mention.start, mention.end) for mention, text in found],
+    )
 
 
 def _read_table(path: Path) -> Queries:

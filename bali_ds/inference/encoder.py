@@ -16,6 +16,8 @@ DESCRIPTION = "bali_ds.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 TEXTS_AT_ONCE = 65_536
 
+Vectors = NDArray[np.float32]
+
 
 def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = None) -> "Encoder":
     """Load an exported model, or any other Hugging Face encoder directory.
@@ -119,7 +121,7 @@ class Encoder:
         normalise: bool = True,
         pooling: str | None = None,
         progress: bool = False,
-    ) -> NDArray[np.float32]:
+    ) -> Vectors:
         """Return one vector a text: float32 [n, d], in the order of `texts`.
 
         Texts of similar length share a batch; the result is a function of the list alone.
@@ -149,6 +151,42 @@ class Encoder:
         if normalise:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors
+
+    def encode_mentions(self, places: Sequence[tuple[str, int, int]], *, token_budget: int = 8192) -> Vectors:
+        """Return the unit vector of each mention in its text: the mean over its tokens, as alignment trains it.
+
+        Args:
+            places: (text, start, end) of each mention, in code points; of a text that exceeds the model's positions
+                what is around the mention is read.
+            token_budget: tokens, padding included, that go through the model at once.
+
+        Returns:
+            float32 [n, d].
+        """
+        frame = self.tokenizer("")["input_ids"]
+        before, after = frame[: len(frame) // 2], frame[len(frame) // 2 :]
+        rows, spans = [], []
+        for text, start, end in places:
+            tokens, first, last = self._around(text, start, end, self.max_tokens - len(frame))
+            rows.append([*before, *tokens, *after])
+            spans.append((len(before) + first, len(before) + last))
+        vectors = np.empty((len(places), self.width), np.float32)
+        with torch.inference_mode():
+            for batch in _batches([len(row) for row in rows], token_budget):
+                states, _ = self._states([rows[row] for row in batch])
+                for state, row in zip(states.float(), batch, strict=True):
+                    vectors[row] = state[slice(*spans[row])].mean(dim=0).cpu().numpy()
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+    def _around(self, text: str, start: int, end: int, room: int) -> tuple[list[int], int, int]:
+        """Return up to `room` tokens of a text and which of them, first to last - 1, touch the mention."""
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        touching = [n for n, (low, high) in enumerate(encoded["offset_mapping"]) if low < end and high > start]
+        if not touching:
+            raise InputError(f"{text[start:end]!r}: has no token in {text[:60]!r}")
+        first, last = touching[0], min(touching[-1] + 1, touching[0] + room)
+        left = max(0, min(first - (room - (last - first)) // 2, len(encoded["input_ids"]) - room))
+        return encoded["input_ids"][left : left + room], first - left, last - left
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Return how many tokens each text has, [CLS] and [SEP] not counted."""

@@ -12,6 +12,7 @@ from bali_ds.evaluation import linking
 from bali_ds.evaluation.linking import NOT_FOUND, concept_ranks, evaluate_linking, rank_queries, subsets
 from bali_ds.evaluation.linking_data import Queries, read_queries
 from bali_ds.inference.dictionary import Dictionary, read_dictionary
+from bali_ds.inference.encoder import load
 
 
 def plain_rank(scores, names, gold):
@@ -182,3 +183,25 @@ def test_queries_without_flags(tmp_path):
     (tmp_path / "queries.tsv").write_text("cui\tmention\nC1\tFever\n")
     queries = read_queries(tmp_path / "queries.tsv")
     assert queries == Queries(["Fever"], [("C1",)], {})
+
+
+def test_a_corpus_is_asked_with_and_without_its_texts(tiny_encoder, tmp_path, capsys):
+    corpus, dictionary = tmp_path / "corpus.txt", tmp_path / "dictionary.txt"
+    corpus.write_text("1|t|name 1\n1|a|plus pair 2 3\n1\t0\t6\tname 1\tX\tUMLS:C1\n1\t12\t18\tpair 2\tX\tC2\n")
+    dictionary.write_text("C1||name 1\nC2||pair 2\nC3||mention\n")
+    queries = read_queries(f"pubtator:{corpus}")
+    assert queries.mentions == ["name 1", "pair 2"]
+    assert queries.gold == [("C1",), ("C2",)]
+    encoder, names = load(tiny_encoder), read_dictionary(dictionary)
+    assert rank_queries(encoder, names, queries).tolist() == [1, 1]
+    vectors = encoder.encode_mentions([("name 1 plus pair 2 3", 0, 6), ("name 1 plus pair 2 3", 12, 18)])
+    scores = vectors @ encoder.encode(["name 1", "pair 2", "mention"]).T
+    expected = [1 + int((row > row[gold]).sum()) for gold, row in enumerate(scores)]
+    assert rank_queries(encoder, names, queries, in_context=True).tolist() == expected
+    options = ["evaluate", "linking", "--model", str(tiny_encoder), "--dictionary", str(dictionary), "--in-context"]
+    assert main([*options, "--queries", f"pubtator:{corpus}"]) == 0
+    table = tmp_path / "queries.tsv"
+    table.write_text("mention\tcui\nname 1\tC1\n")
+    capsys.readouterr()
+    assert main([*options, "--queries", str(table)]) == 2
+    assert "have no texts" in capsys.readouterr().err

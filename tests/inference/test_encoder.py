@@ -91,3 +91,27 @@ def test_weights_that_do_not_fill_the_architecture_are_refused(tiny_encoder, tmp
 def test_unknown_pooling(tiny_encoder):
     with pytest.raises(InputError, match="pooling 'max' is unknown"):
         load(tiny_encoder).encode(["x"], pooling="max")
+
+
+@pytest.mark.parametrize("token_budget", [1, 8192])
+def test_a_mention_is_the_mean_of_its_tokens_within_the_text(tiny_encoder, token_budget):
+    text = "name 1 pair mention 2 3 plus 4"
+    places = [(text, text.index(part), text.index(part) + len(part)) for part in ("mention 2 3", "name", "4")]
+    found = load(tiny_encoder).encode_mentions(places, token_budget=token_budget)
+    tokenizer, model = AutoTokenizer.from_pretrained(tiny_encoder), AutoModel.from_pretrained(tiny_encoder).eval()
+    with torch.no_grad():
+        states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].numpy()
+    for vector, words in zip(found, ((3, 6), (0, 1), (7, 8)), strict=True):
+        expected = states[1 + words[0] : 1 + words[1]].mean(axis=0)
+        assert np.allclose(vector, expected / np.linalg.norm(expected), atol=1e-5)
+
+
+def test_a_long_text_is_read_around_the_mention(tiny_encoder):
+    text = " ".join(["7"] * 50 + ["pair"] + ["8"] * 50)
+    encoder = load(tiny_encoder)
+    (found,) = encoder.encode_mentions([(text, text.index("pair"), text.index("pair") + 4)])
+    middle = " ".join(["7"] * 14 + ["pair"] + ["8"] * 15)  # 30 tokens, beside [CLS] and [SEP]
+    (near,) = encoder.encode_mentions([(middle, middle.index("pair"), middle.index("pair") + 4)])
+    assert np.allclose(found, near, atol=1e-5)
+    with pytest.raises(InputError, match="has no token"):
+        encoder.encode_mentions([("name 1", 4, 5)])
