@@ -163,6 +163,8 @@ def make_part(task: PartTask, target: Path) -> None:
                 rows.append(_write_sample(stream, sample))
                 concepts.append(_distinct(sample.mentions))
             documents += [_document_row(*pair, task.settings) for pair in zip(batch, cut, strict=True)]
+        if not task.corpus.uses_dictionary and documents and not report.counts["mentions"]:
+            report.remark("files_without_mentions", f"{task.corpus.path}: --link dictionary finds names of the graph")
         _write_tables(directory, rows, documents, concepts)
         write_json(
             directory / "report.json", {"counts": report.counts, "types": report.types, "remarks": report.remarks}

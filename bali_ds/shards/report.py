@@ -55,15 +55,16 @@ def build_report(
 def readable_report(report: dict[str, Any]) -> str:
     """Return a report as text."""
     lines: list[str] = []
-    titles = {
-        "counts": "stored",
-        "read": "read",
-        "linked_by_type": "linked, by type",
-        "dropped": "left out",
-        "coverage": "coverage of the graph",
+    sections = {
+        "stored": report["counts"],
+        "read": report["read"],
+        "linked, by format": {name: counts.get("linked_mentions", 0) for name, counts in report["formats"].items()},
+        "linked, by type": report["linked_by_type"],
+        "left out": report["dropped"],
+        "coverage of the graph": report["coverage"],
     }
-    for key, title in titles.items():
-        values = {name: value for name, value in report[key].items() if value}
+    for title, section in sections.items():
+        values = {name: value for name, value in section.items() if value}
         lines += [title, *(f"  {name.replace('_', ' '):40}{value:>12,}" for name, value in values.items())]
     lines.append("most frequent concepts")
     lines += [

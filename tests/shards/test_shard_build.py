@@ -168,7 +168,8 @@ def test_a_broken_input_among_others_is_set_aside_and_named(tmp_path, corpora, g
     [
         ("1|t|Short\n1\t3\t99\tx\ty\tC0000001\n", r"broken.txt:2: .*lies outside"),
         ("1|t|Short\n1\t0\t5\tShort\ty\tX1\n", r"none of 1 mentions is a concept"),
-        ("", r"none of 0 mentions is a concept"),
+        ("", r"holds no document; is it pubtator\?"),
+        ("1|t|Heart failure\n", r"none of 1 documents has mentions; .* with --link dictionary$"),
     ],
 )
 def test_nothing_is_written_when_nothing_can_be(tmp_path, graph_directory, tokenizer_directory, text, message):
@@ -177,3 +178,20 @@ def test_nothing_is_written_when_nothing_can_be(tmp_path, graph_directory, token
     with pytest.raises(InputError, match=message):
         build_shards([Corpus("pubtator", path)], graph_directory, str(tokenizer_directory), tmp_path / "s", SETTINGS)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["broken.txt"]
+
+
+def test_plain_text_without_mentions_is_pointed_to_the_dictionary(tmp_path, graph_directory, tokenizer_directory):
+    path = tmp_path / "plain.jsonl"
+    path.write_text('{"id": 1, "text": "Synonym 7 and synonym 8."}\n{"id": 2, "title": "synonym 9", "abstract": ""}\n')
+    arguments = (graph_directory, str(tokenizer_directory), tmp_path / "s", SETTINGS)
+    with pytest.raises(InputError, match=r"plain.jsonl: none of 2 documents has mentions; .* with --link dictionary$"):
+        build_shards([Corpus("jsonl", path)], *arguments)
+    other = tmp_path / "linked.jsonl"
+    other.write_text('{"id": 3, "text": "renal", "mentions": [{"start": 0, "end": 5, "id": "C0000001"}]}')
+    report = build_shards([Corpus("jsonl", path), Corpus("jsonl", other)], *arguments).report
+    assert report["remarks"] == [f"{path}: --link dictionary finds names of the graph: files without mentions"]
+    build_shards([Corpus("jsonl", path, "dictionary")], *arguments)
+    assert statistics(tmp_path / "s")["linked_mentions"] == 3
+    path.write_text('{"id": 1, "text": "Nothing known."}\n')
+    with pytest.raises(InputError, match=r"none of 1 documents has a name of .*graph"):
+        build_shards([Corpus("jsonl", path, "dictionary")], *arguments)

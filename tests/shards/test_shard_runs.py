@@ -32,13 +32,14 @@ def test_two_workers_give_the_bytes_of_one(built, tmp_path, corpora, graph_direc
     assert contents(tmp_path / "two") == contents(built)
 
 
-def test_mpi_ranks_give_the_bytes_of_one_process(built, tmp_path, corpora, graph_directory, tokenizer_directory):
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_mpi_ranks_give_the_bytes_of_one_process(built, ranks, tmp_path, corpora, graph_directory, tokenizer_directory):
     launcher = shutil.which("mpirun", path=f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}")
     if launcher is None:
         pytest.skip("mpirun is not installed")
     values = {"max-tokens": 48, "stored-fan-out": 8, "shard-samples": 32, "validation": 0.2, "max-name-tokens": 6}
     command = [
-        launcher, "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable, "-m", "bali_ds",
+        launcher, "--allow-run-as-root", "--oversubscribe", "-n", str(ranks), sys.executable, "-m", "bali_ds",
         "shards", "build", "--mpi", "--graph", graph_directory, "--tokenizer", tokenizer_directory,
         "--out", tmp_path / "mpi", *(f"--{name}={value}" for name, value in values.items()),
         "--corpus", *(f"pubtator:{corpus.path}" for corpus in corpora),
