@@ -1,6 +1,7 @@
 """Every kind of model goes the whole way: planned without weights, exported from a checkpoint, loaded again."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,14 +16,15 @@ from bali_ds.preflight.plan import plan
 from bali_ds.stream.evaluation import evaluation_batches
 from bali_ds.stream.settings import StreamSettings
 from bali_ds.training.run import Data
+from tests.model.variants import VARIANTS, variant
 
-KINDS = {
-    kind: {"graph_encoder": {"kind": kind, "dropout": 0.0}} for kind in ("gatv2", "graphsage", "compgcn", "linearised")
-}
+KINDS = {kind: {"graph_encoder": {"kind": kind, "dropout": 0.0}} for kind in ("gatv2", "graphsage", "linearised")}
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[*KINDS, "everything", "cached", "lora"])
 def recipe(request, sample, tmp_path):
+    if request.param in VARIANTS:
+        return variant(sample, tmp_path / "runs", request.param)
     return sample.recipe(tmp_path / "runs", **KINDS[request.param])
 
 
@@ -40,23 +42,28 @@ def write_run(recipe, aligner) -> None:
 
 def test_a_loaded_export_gives_the_views_of_the_trained_model(recipe, tmp_path):
     data = Data.open(recipe)
-    aligner = build_aligner(recipe, 2 * data.graph.num_relations).eval()
+    aligner = build_aligner(recipe, 2 * data.graph.num_relations, data.shards).eval()
     for parameter in aligner.parameters():
         parameter.data += 0.01 * torch.randn_like(parameter)
     write_run(recipe, aligner)
     export_run(recipe.directory, tmp_path / "export", "float32")
     loaded, again = load_aligned(tmp_path / "export")
     assert again == recipe
-    batch = next(evaluation_batches(data.shards, data.graph, StreamSettings.of(recipe), batch_size=8))
+    # a table of all names is no part of an export, which makes the vectors of those it needs
+    aligner.table = None
+    aligner.names = "gradient"
+    settings = replace(StreamSettings.of(recipe), name_rows=False, each_mention=False)
+    batch = next(evaluation_batches(data.shards, data.graph, settings, batch_size=8))
     with torch.no_grad():
         expected, found = aligner.encode(batch), loaded.encode(batch)
-    torch.testing.assert_close(found.text, expected.text)
-    torch.testing.assert_close(found.graph, expected.graph)
+    if recipe.text_encoder.pooling == "mean":
+        torch.testing.assert_close(found.text, expected.text, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.graph, expected.graph, atol=1e-5, rtol=1e-5)
 
 
 def test_the_plan_counts_its_parameters(recipe):
     planned = plan(recipe, ranks=2, on_gpu=False)
     data = Data.open(recipe)
-    built = build_aligner(recipe, 2 * data.graph.num_relations)
+    built = build_aligner(recipe, 2 * data.graph.num_relations, data.shards)
     assert sum(planned.parameters.values()) == sum(parameter.numel() for parameter in built.parameters())
     assert planned.memory[0].activations > 0

@@ -1,6 +1,9 @@
+import math
+
+import pytest
 import torch
 
-from bali_ds.model.pooling import mean_of_inner_tokens, segment_mean
+from bali_ds.model.pooling import MentionPooling, mean_of_inner_tokens, segment_mean
 
 
 def test_segment_mean_keeps_every_token_of_every_mention():
@@ -33,3 +36,21 @@ def test_a_row_of_special_tokens_alone_gives_zeros_and_finite_gradients():
     means.sum().backward()
     assert means.eq(0).all()
     assert hidden.grad.eq(0).all()
+
+
+@pytest.mark.parametrize("kind", ["mean", "first", "attention"])
+def test_mentions_are_pooled_as_written_out(kind):
+    torch.manual_seed(0)
+    pooling, values = MentionPooling(kind, 5), torch.randn(7, 5)
+    pooled = pooling(values, torch.tensor([0, 0, 0, 1, 2, 2, 2]), 3)
+    for number, rows in enumerate((values[:3], values[3:4], values[4:])):
+        if kind == "mean":
+            expected = sum(rows) / len(rows)
+        elif kind == "first":
+            expected = rows[0]
+        else:
+            scores = [math.exp(float(row @ pooling.score.weight[0])) for row in rows]
+            expected = sum(score * row for score, row in zip(scores, rows, strict=True)) / sum(scores)
+        torch.testing.assert_close(pooled[number], expected)
+    nothing = pooling(values[:0], torch.zeros(0, dtype=torch.long), 0)
+    assert nothing.shape == (0, 5)
