@@ -43,6 +43,7 @@ def _add_link(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     names.add_argument("--dictionary", type=Path, metavar="FILE", help="CUI||name lines, plain or gzip")
     names.add_argument("--graph", type=Path, metavar="GRAPH", help="all names of a graph")
     link.add_argument("--index", type=Path, metavar="DIR", help="keep the names' vectors here for the next time")
+    link.add_argument("--approximate", action="store_true", help="faster search among millions of names (faiss)")
     link.add_argument("--top", type=int, default=1, metavar="N", help="concepts a mention (default 1)")
     link.add_argument("--json", action="store_true", help="print one JSON object a line")
     link.add_argument("file", metavar="FILE", help="one mention a line; - reads the standard input")
@@ -103,7 +104,7 @@ def _link(options: argparse.Namespace) -> None:
         dictionary = graph_dictionary(KnowledgeGraph.open(options.graph))
     else:
         dictionary = read_dictionary(options.dictionary)
-    linker = Linker.build(encoder, dictionary, index=options.index, progress=True)
+    linker = Linker.build(encoder, dictionary, index=options.index, approximate=options.approximate, progress=True)
     for mentions in _blocks(options.file):
         for mention, candidates in zip(mentions, linker.link(mentions, top=options.top), strict=True):
             if options.json:

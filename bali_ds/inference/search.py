@@ -62,31 +62,32 @@ def _largest(scores: Vectors, count: int) -> NDArray[np.int64]:
     return chosen
 
 
-def nearest_approximate(
-    queries: Vectors, keys: Vectors, count: int, *, lists: int | None = None, probes: int = 32
-) -> tuple[NDArray[np.int64], Vectors]:
-    """Return the `count` nearest keys by inner product through a faiss inverted file with 8-bit scalar quantisation.
+class InvertedFile:
+    """Keys in cells, each dimension in one byte (faiss): a search looks into the nearest cells alone.
 
-    Memory is one byte a dimension and key, so millions of names fit; a row of -1 marks what was not found.
-
-    Args:
-        queries: float32 [n, d], unit length.
-        keys: float32 [m, d], unit length.
-        count: how many to return.
-        lists: cells of the inverted file; None takes about 4 times the square root of m.
-        probes: cells searched for each query; more is slower and more exact.
+    Memory is one byte a dimension and key, so millions of names fit, and the keys themselves are not needed any more.
     """
-    import faiss
 
-    width = keys.shape[1]
-    cells = max(1, min(lists or int(4 * len(keys) ** 0.5), len(keys) // 39 or 1))
-    index = faiss.IndexIVFScalarQuantizer(
-        faiss.IndexFlatIP(width), width, cells, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
-    )
-    step = max(1, len(keys) // (cells * 64))
-    index.train(np.ascontiguousarray(keys[::step]))
-    for start in range(0, len(keys), 2**18):
-        index.add(np.ascontiguousarray(keys[start : start + 2**18]))
-    index.nprobe = min(probes, cells)
-    scores, found = index.search(np.ascontiguousarray(queries), count)
-    return found, scores
+    def __init__(self, keys: Vectors, *, probes: int = 32) -> None:
+        """Build the index.
+
+        Args:
+            keys: float32 [m, d], unit length; may be memory-mapped, is read in blocks.
+            probes: cells searched for each query; more is slower and more exact.
+        """
+        import faiss
+
+        width, cells = keys.shape[1], max(1, min(int(4 * len(keys) ** 0.5), len(keys) // 39))
+        self._index = faiss.IndexIVFScalarQuantizer(
+            faiss.IndexFlatIP(width), width, cells, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
+        )
+        step = max(1, len(keys) // (cells * 64))
+        self._index.train(np.ascontiguousarray(keys[::step]))
+        for start in range(0, len(keys), 2**18):
+            self._index.add(np.ascontiguousarray(keys[start : start + 2**18]))
+        self._index.nprobe = min(probes, cells)
+
+    def nearest(self, queries: Vectors, count: int) -> tuple[NDArray[np.int64], Vectors]:
+        """Return up to `count` keys of greatest inner product, as the function of this name does; -1 for none."""
+        scores, found = self._index.search(np.ascontiguousarray(queries), count)
+        return found, scores

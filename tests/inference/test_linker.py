@@ -44,6 +44,15 @@ def test_a_name_links_to_its_concepts(tiny_encoder, names):
     assert len({candidate.cui for candidate in second}) == len(second) == 3
 
 
+def test_approximate_search_links_alike_where_names_are_few(tiny_encoder, names):
+    encoder, dictionary = bali_ds.load(tiny_encoder), read_dictionary(names)
+    exact, approximate = (Linker.build(encoder, dictionary, approximate=each) for each in (False, True))
+    for ours, theirs in zip(
+        exact.link(["pair 2 3", "name 1"], top=3), approximate.link(["pair 2 3", "name 1"], top=3), strict=True
+    ):
+        assert [each.cui for each in ours] == [each.cui for each in theirs]
+
+
 def test_kept_vectors_serve_again_and_only_their_own_names(tiny_encoder, names, tmp_path):
     encoder, dictionary = bali_ds.load(tiny_encoder), read_dictionary(names)
     made = Linker.build(encoder, dictionary, index=tmp_path / "index")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bali_ds.inference import search
-from bali_ds.inference.search import nearest, nearest_approximate
+from bali_ds.inference.search import InvertedFile, nearest
 
 
 def brute(queries, keys, count):
@@ -37,7 +37,7 @@ def test_approximate_search_finds_nearly_all(tmp_path):
     keys /= np.linalg.norm(keys, axis=1, keepdims=True)
     np.save(tmp_path / "keys.npy", keys)
     queries = keys[::50]
-    found, scores = nearest_approximate(queries, np.load(tmp_path / "keys.npy", mmap_mode="r"), 5)
+    found, scores = InvertedFile(np.load(tmp_path / "keys.npy", mmap_mode="r")).nearest(queries, 5)
     exact, _ = nearest(queries, keys, 5)
     overlap = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(found, exact, strict=True)])
     assert overlap > 0.9
