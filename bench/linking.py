@@ -1,0 +1,124 @@
+"""Speed, memory and recall of the search for the nearest names, against faiss's own exact index.
+
+    python bench/linking.py --names 1000000 --queries 1000
+
+Names are unit vectors around centres, as synonyms of concepts are; a query is a name moved a little. Each contestant
+runs in a process of its own, with one thread; CPU seconds, and the most memory resident beside the vectors themselves,
+which are mapped from a file. Recall is the share of queries whose nearest name is found. Writes
+bench/results/linking.json.
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from bali_ds.files import write_json
+from bali_ds.inference.search import InvertedFile, nearest
+
+Vectors = NDArray[np.float32]
+COUNT = 5
+SPREAD = 0.05  # a query's distance from its name, each dimension
+
+
+def main() -> None:
+    """Draw the vectors, run every contestant, print one table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--names", type=int, default=1_000_000)
+    parser.add_argument("--queries", type=int, default=1000)
+    parser.add_argument("--width", type=int, default=384)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        names, queries = Path(folder) / "names.npy", Path(folder) / "queries.npy"
+        draw(names, queries, options)
+        rows = {name: alone(name, names, queries) for name in CONTESTANTS}
+    truth = np.array(rows["ours, exact"].pop("found"))
+    for name, row in rows.items():
+        found = np.array(row.pop("found")) if "found" in row else truth
+        row["recall@1"] = float((found[:, 0] == truth[:, 0]).mean())
+        search, held = 1000 * row["search_s"] / options.queries, row["memory_bytes"] / 2**20
+        print(
+            f"{name:<24} build {row['build_s']:7.1f} s   search {search:7.2f} ms a query   memory {held:6.0f} MiB"
+            f"   recall@1 {row['recall@1']:.3f}"
+        )
+    facts = {"names": options.names, "queries": options.queries, "width": options.width, "threads": 1}
+    write_json(Path(__file__).parent / "results" / "linking.json", {**facts, "rows": rows})
+
+
+def draw(names: Path, queries: Path, options: argparse.Namespace) -> None:
+    """Write unit vectors [names, width] and [queries, width]."""
+    random = np.random.default_rng(0)
+    vectors = np.lib.format.open_memmap(names, "w+", np.float32, (options.names, options.width))
+    centres = random.standard_normal((options.names // 4 + 1, options.width), np.float32)
+    for start in range(0, options.names, 1 << 16):
+        rows = np.arange(start, min(start + (1 << 16), options.names))
+        moved = centres[rows // 4] + 0.5 * random.standard_normal((len(rows), options.width), np.float32)
+        vectors[rows] = moved / np.linalg.norm(moved, axis=1, keepdims=True)
+    near = vectors[random.choice(options.names, options.queries, replace=False)]
+    near = near + SPREAD * random.standard_normal(near.shape, np.float32)
+    np.save(queries, near / np.linalg.norm(near, axis=1, keepdims=True))
+
+
+def ours_exact(names: Vectors, queries: Vectors) -> Any:
+    """Blocks of products, nothing built."""
+    return lambda: nearest(queries, names, COUNT)[0]
+
+
+def ours_approximate(names: Vectors, queries: Vectors) -> Any:
+    """Inverted file with 8-bit quantisation."""
+    index = InvertedFile(names)
+    return lambda: index.nearest(queries, COUNT)[0]
+
+
+def faiss_flat(names: Vectors, queries: Vectors) -> Any:
+    """The exact index of faiss, which copies the vectors."""
+    index = faiss.IndexFlatIP(names.shape[1])
+    index.add(np.ascontiguousarray(names))
+    return lambda: index.search(queries, COUNT)[1]
+
+
+CONTESTANTS = {"ours, exact": ours_exact, "ours, inverted file": ours_approximate, "faiss IndexFlatIP": faiss_flat}
+
+
+def alone(name: str, names: Path, queries: Path) -> dict[str, Any]:
+    """Run one contestant in a fresh process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        row: dict[str, Any] = json.loads(pool.apply(run, (name, names, queries)))
+    print(f"{name}: done", flush=True)
+    return row
+
+
+def run(name: str, names: Path, queries: Path) -> str:
+    """Return CPU seconds of building and of searching, memory, and what was found, as JSON."""
+    faiss.omp_set_num_threads(1)
+    vectors, asked = np.load(names, mmap_mode="r"), np.load(queries)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    before, mapped = memory("VmRSS"), memory("RssFile")
+    start = time.process_time()
+    search = CONTESTANTS[name](vectors, asked)
+    built = time.process_time()
+    found = search()
+    searched = time.process_time()
+    # Pages of the mapped file are the system's to drop.
+    own = memory("VmHWM") - before - (memory("RssFile") - mapped)
+    times = {"build_s": built - start, "search_s": searched - built}
+    return json.dumps({**times, "memory_bytes": own, "found": found.tolist()})
+
+
+def memory(what: str) -> int:
+    """Return a line of this process's status in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(f"{what}:")).split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    main()
