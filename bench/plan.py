@@ -87,7 +87,7 @@ def make_recipe(case: Case, folder: Path) -> Recipe:
         {
             "name": f"{case.deepspeed}-{case.precision}-{case.width}",
             "runs": folder / "runs",
-            "data": {"graph": folder / "graph", "shards": folder / "shards", "workers": 0},
+            "data": {"graph": folder / "graph", "shards": str(folder / "shards"), "workers": 0},
             "text_encoder": {"path": str(encoder)},
             "batch": {"passages": case.passages, "chunks": case.chunks},
             "steps": STEPS,

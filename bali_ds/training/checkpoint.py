@@ -53,6 +53,7 @@ class Checkpoints:
         self.settings = settings
         self.identity = identity
         self._failed_at: int | None = None
+        self._saved: Progress | None = None
 
     def any(self) -> bool:
         """Return whether there is one to return to."""
@@ -69,6 +70,8 @@ class Checkpoints:
         Returns:
             Whether it is there; otherwise a rank could not write, which is said in one line, and the older ones stay.
         """
+        if progress == self._saved:
+            return True
         name = f"step-{progress.step:08d}"
         writing = self.directory / ".writing"
         faults = _Faults(engine)
@@ -94,7 +97,7 @@ class Checkpoints:
                     self._publish(writing / name)
             shutil.rmtree(writing, ignore_errors=True)
         fault = self.cluster.agree(whole[0] if whole else faults.first)
-        self._failed_at = progress.step if fault else None
+        self._failed_at, self._saved = (progress.step, None) if fault else (None, progress)
         if fault:
             self.warn(f"no checkpoint of step {progress.step}: {fault}; the older ones stay, the next steps try again")
         return not fault

@@ -129,7 +129,7 @@ class _Training:
                 if progress.step % recipe.log_every == 0 and (slow := self.stragglers.report()) and cluster.first:
                     print(slow, flush=True)
                 if held_out and self._due(progress, recipe.validation.every):
-                    telemetry.write(progress.step, validate(self.engine, held_out, cluster))
+                    telemetry.write(progress.step, validate(self.engine, held_out, cluster, stop))
                 if progress.step == self.numbers.steps or self.checkpoints.due(progress.step):
                     self.checkpoints.save(self.engine, progress)
 

@@ -7,10 +7,15 @@ import torch
 from bali_ds.evaluation.retrieval import evaluate_retrieval
 from bali_ds.stream.batch import Batch
 from bali_ds.training.cluster import Cluster
+from bali_ds.training.stopping import StopRequest
 
 
-def validate(engine: deepspeed.DeepSpeedEngine, batches: list[Batch], cluster: Cluster) -> dict[str, float]:
+def validate(
+    engine: deepspeed.DeepSpeedEngine, batches: list[Batch], cluster: Cluster, stop: StopRequest
+) -> dict[str, float]:
     """Return R@1, MRR, alignment and uniformity over the views of all batches, the same on every rank.
+
+    Nothing is returned where a reason to stop comes up meanwhile.
 
     Batches are shared out over the ranks. Every rank calls the model equally often: where the batches do not
     divide, the last one is computed again and its repetition left out.
@@ -20,6 +25,9 @@ def validate(engine: deepspeed.DeepSpeedEngine, batches: list[Batch], cluster: C
     engine.eval()
     with torch.no_grad():
         for turn in range(turns):
+            if stop.agreed():
+                engine.train()
+                return {}
             index = min(turn * cluster.world_size + cluster.rank, len(batches) - 1)
             _, parts = engine((batches[index].to(cluster.device),))
             own[index] = tuple(parts[name].cpu().numpy() for name in ("text_views", "graph_views", "concept_ids"))
