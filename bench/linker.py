@@ -1,25 +1,55 @@
-"""Precision and recall of the dictionary linker on corpora with gold links, beside a plain dictionary match.
+"""Precision and recall of the dictionary linker on corpora with gold links, beside a plain match and published figures.
 
-    python bench/linker.py --graph GRAPH --data FOLDER_OF_REAL_DATA
+    python bench/linker.py [--graph GRAPH] [--data FOLDER_OF_REAL_DATA]
 
 Gold mentions whose concept is not in the graph are left out. Corpora annotate some semantic types alone, so precision
-is also given over the predictions that overlap a gold mention. Writes bench/results/linker.json.
+is also given over the predictions that overlap a gold mention. The published figures are of other systems with the
+whole UMLS or MeSH as dictionary, on other splits: they tell the order of magnitude, not who is better. Writes
+bench/results/linker.json.
 """
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 from bali_ds.corpus.dictionary import open_dictionary
 from bali_ds.corpus.document import Document, ReadReport
 from bali_ds.corpus.linker import DictionaryLinker
-from bali_ds.corpus.links import ConceptResolver
+from bali_ds.corpus.links import SEMANTIC_TYPES, ConceptResolver
 from bali_ds.corpus.readers import read_documents
+from bali_ds.corpus.senses import Senses
 from bali_ds.files import write_json
+from bali_ds.graph.builder import build_graph
 from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.graph.tables import TableSource
 
+ROOT = Path(__file__).parents[1]
+HUNFLAIR = "arXiv:2402.12372; github.com/flairNLP/flair, resources/docs/HUNFLAIR2.md: end to end, +-1 character"
+TAGGERONE = "arXiv:1902.09476, as told at emergentmind.com/articles/1902.09476"
+METAMAP = "PMC8242017, table 2"
+PUBLISHED = [
+    ("MedMentions, diseases", "scispaCy", 0.4078, HUNFLAIR),
+    ("MedMentions, diseases", "BENT", 0.4594, HUNFLAIR),
+    ("MedMentions, diseases", "BERN2", 0.4733, HUNFLAIR),
+    ("MedMentions, diseases", "PubTator Central", 0.4111, HUNFLAIR),
+    ("MedMentions, diseases", "HunFlair2", 0.5727, HUNFLAIR),
+    ("MedMentions, chemicals", "scispaCy", 0.3495, HUNFLAIR),
+    ("MedMentions, chemicals", "BENT", 0.4090, HUNFLAIR),
+    ("MedMentions, chemicals", "BERN2", 0.4179, HUNFLAIR),
+    ("MedMentions, chemicals", "PubTator Central", 0.3128, HUNFLAIR),
+    ("MedMentions, chemicals", "HunFlair2", 0.5117, HUNFLAIR),
+    ("MedMentions ST21pv, mentions", "TaggerOne, trained on it", 0.453, TAGGERONE),
+    ("MedMentions ST21pv, documents", "TaggerOne, trained on it", 0.548, TAGGERONE),
+    ("NCBI Disease, mentions", "MetaMap", 0.641, METAMAP),
+    ("NCBI Disease, mentions", "MetaMap Lite", 0.725, METAMAP),
+]
+"""Corpus, system, F1, source. No figure of QuickUMLS on these corpora was to be had."""
 CORPORA = {
     "MedMentions ST21pv train": "corpora/medmentions_st21pv_train.pubtator.txt.gz",
     "BC5CDR train": "corpora/bc5cdr/cui_train.pubtator.txt.gz",
@@ -87,48 +117,105 @@ def score(gold: Sequence[set[Link]], found: Sequence[set[Link]]) -> dict[str, fl
     overlapping = sum(any(a < y and x < b for x, y, _ in g) for g, f in zip(gold, found, strict=True) for a, b, _ in f)
     concepts = [({c for *_, c in g}, {c for *_, c in f}) for g, f in zip(gold, found, strict=True)]
     shared = sum(len(g & f) for g, f in concepts)
+    totals = sum(map(len, gold)), sum(map(len, found))
+    distinct = sum(len(g) for g, _ in concepts), sum(len(f) for _, f in concepts)
     return {
-        "gold": sum(map(len, gold)),
-        "found": sum(map(len, found)),
-        "precision": hits / max(sum(map(len, found)), 1),
-        "recall": hits / max(sum(map(len, gold)), 1),
+        "gold": totals[0],
+        "found": totals[1],
+        "precision": hits / max(totals[1], 1),
+        "recall": hits / max(totals[0], 1),
+        "f1": 2 * hits / max(sum(totals), 1),
         "precision_on_gold_spans": hits / max(overlapping, 1),
-        "document_precision": shared / max(sum(len(f) for _, f in concepts), 1),
-        "document_recall": shared / max(sum(len(g) for g, _ in concepts), 1),
+        "document_precision": shared / max(distinct[1], 1),
+        "document_recall": shared / max(distinct[0], 1),
+        "document_f1": 2 * shared / max(sum(distinct), 1),
     }
+
+
+def of_group(links: Sequence[set[Link]], graph: KnowledgeGraph, group: str) -> list[set[Link]]:
+    """Keep the links to concepts whose semantic type the graph knows to be of a group."""
+    types = SEMANTIC_TYPES[group]
+    return [{link for link in own if types.intersection(graph.semantic_types(link[2]))} for own in links]
+
+
+def ambiguous_right(
+    gold: Sequence[set[Link]], found: Sequence[set[Link]], shared: Sequence[set[tuple[int, int]]]
+) -> float:
+    """Return the share of right concepts among gold mentions that are found under a name of several concepts."""
+    right, total = 0, 0
+    for g, f, spans in zip(gold, found, shared, strict=True):
+        wanted = {(a, b) for a, b, _ in g} & spans
+        total += len(wanted & {(a, b) for a, b, _ in f})
+        right += len({(a, b) for a, b, _ in g & f} & wanted)
+    return right / max(total, 1)
+
+
+def shared_spans(linker: DictionaryLinker, documents: Sequence[Document]) -> list[set[tuple[int, int]]]:
+    """Return the spans of each document whose name several concepts have."""
+    matches = linker._matches([document.text for document in documents])
+    heads, entries = linker._dictionary.offsets, matches.entries
+    many = [heads[entry + 1] - heads[entry] > 1 for entry in entries]
+    spans = list(zip(matches.starts, matches.ends, many, strict=True))
+    bounds = matches.documents
+    return [{(a, b) for a, b, several in spans[start:end] if several} for start, end in pairwise(bounds)]
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--graph", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--graph", type=Path, help="default: that of the real data")
+    data = Path(os.environ.get("BALI_REAL_DATA", ROOT.parent / "shared/data"))
+    parser.add_argument("--data", type=Path, default=data)
     options = parser.parse_args()
-    graph = KnowledgeGraph.open(options.graph)
-    resolver = ConceptResolver(graph)
     with tempfile.TemporaryDirectory() as folder:
-        dictionary = open_dictionary(Path(folder) / "dictionary", graph)
-        linkers = {
-            "plain match": plain_linker(graph),
-            "bali-ds": dictionary_linker(DictionaryLinker(dictionary, graph), resolver),
-        }
-        rows = []
-        for corpus, name in CORPORA.items():
-            documents = list(read_documents("pubtator", options.data / name, ReadReport()))
-            gold = [_links(document, resolver) for document in documents]
-            bare = [Document(document.id, document.text) for document in documents]
-            for system, link in linkers.items():
+        if options.graph is None:
+            options.graph = Path(folder) / "graph"
+            tables = options.data / "kg" / "kg_ext_umls"
+            build_graph([TableSource(tables / "nodes.tsv.gz", tables / "edges.tsv.gz")], options.graph)
+        graph = KnowledgeGraph.open(options.graph)
+        linker = DictionaryLinker(open_dictionary(Path(folder) / "dictionary", graph), graph)
+        rows = measure(graph, linker, options.data)
+    columns = [key for key in rows[0] if key not in ("corpus", "linker")]
+    print(f"{'corpus':26}{'linker':24}" + "".join(f"{column.replace('_', ' ')[:17]:>18}" for column in columns))
+    for row in rows:
+        values = "".join(f"{row[column]:18.3f}" if column in row else " " * 18 for column in columns)
+        print(f"{row['corpus']:26}{row['linker']:24}{values}")
+    print("\npublished, F1 (the whole UMLS or MeSH as dictionary; above, gold concepts of the graph alone count)")
+    for corpus, system, value, source in PUBLISHED:
+        print(f"{corpus:32}{system:28}{value:6.3f}   {source}")
+    print("QuickUMLS: no figure on these corpora was to be had")
+    published = [dict(zip(("corpus", "system", "f1", "source"), entry, strict=True)) for entry in PUBLISHED]
+    write_json(Path(__file__).parent / "results" / "linker.json", {"measured": rows, "published": published})
+
+
+def measure(graph: KnowledgeGraph, linker: DictionaryLinker, data: Path) -> list[dict[str, Any]]:
+    """Return a row for each corpus and linker; and for each group of types that published figures are about."""
+    resolver = ConceptResolver(graph)
+    plain, whole = plain_linker(graph), dictionary_linker(linker, resolver)
+    rows: list[dict[str, Any]] = []
+    for corpus, name in CORPORA.items():
+        documents = list(read_documents("pubtator", data / name, ReadReport()))
+        gold = [_links(document, resolver) for document in documents]
+        bare = [Document(document.id, document.text) for document in documents]
+        shared = shared_spans(linker, bare)
+        for system, link, changes in (
+            ("plain match", plain, {"choose": Senses.choose}),
+            ("bali-ds, name alone", whole, {"choose": lambda _, mentions: [candidates[0] for candidates in mentions]}),
+            ("bali-ds, without types", whole, {"types": lambda *_: ()}),
+            ("bali-ds", whole, {"choose": Senses.choose}),
+        ):
+            with patch.multiple(Senses, **changes):
                 start = time.process_time()
                 found = link(bare)
                 seconds = time.process_time() - start
-                rows.append({"corpus": corpus, "linker": system, **score(gold, found), "seconds": seconds})
-                rows[-1]["documents_per_second"] = len(documents) / seconds
-    columns = [key for key in rows[0] if key not in ("corpus", "linker")]
-    print(f"{'corpus':26}{'linker':14}" + "".join(f"{column.replace('_', ' ')[:21]:>24}" for column in columns))
-    for row in rows:
-        values = "".join(f"{row[column]:24.3f}" for column in columns)
-        print(f"{row['corpus']:26}{row['linker']:14}{values}")
-    write_json(Path(__file__).parent / "results" / "linker.json", rows)
+            rows.append({"corpus": corpus, "linker": system, **score(gold, found)})
+            rows[-1]["right_of_ambiguous"] = ambiguous_right(gold, found, shared)
+            rows[-1]["documents_per_second"] = len(documents) / seconds
+        if corpus.startswith("MedMentions"):
+            for group in ("disease", "chemical"):
+                pair = of_group(gold, graph, group), of_group(found, graph, group)
+                rows.append({"corpus": f"MedMentions, {group}s", "linker": "bali-ds", **score(*pair)})
+    return rows
 
 
 if __name__ == "__main__":
