@@ -97,6 +97,8 @@ class Contrastive(Section):
     kind: Literal["ntxent", "clip", "supcon", "marginal", "multi_similarity", "sigmoid"] = "ntxent"
     temperature: float = Field(default=0.07, gt=0)
     learn_temperature: bool = False
+    negatives: Literal["all", "rank"] = "all"
+    """Views of all ranks, or of each rank alone, so that the loss depends on their number."""
 
 
 class MaskedLanguageModel(Section):

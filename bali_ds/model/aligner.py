@@ -4,8 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -217,14 +219,23 @@ class Aligner(nn.Module):
         return summed_cross_entropy(self.text.head(hidden[tokens]), labels), int(labels.shape[0])
 
     def _contrastive(self, encoded: Sequence[Views]) -> torch.Tensor:
-        return contrastive_loss(
+        loss = contrastive_loss(
             torch.cat([views.text for views in encoded]),
             torch.cat([views.graph for views in encoded]),
             self.logit_scale,
             query_ids=torch.cat([views.text_ids for views in encoded]),
             key_ids=torch.cat([views.concept_ids for views in encoded]),
             kind=self.objective.contrastive.kind,
+            group=self._negatives,
         )
+        return loss if self._negatives is None else mean_over_ranks(loss, 1)
+
+    @cached_property
+    def _negatives(self) -> dist.ProcessGroup | None:
+        """The ranks whose views are contrasted: all, or this one alone."""
+        if self.objective.contrastive.negatives == "all" or not dist.is_initialized():
+            return None
+        return dist.new_subgroups(1)[0]
 
     def _synonyms(self, encoded: Sequence[Views]) -> torch.Tensor:
         """SapBERT's loss (Liu et al., NAACL 2021), or NT-Xent, over pairs of names."""

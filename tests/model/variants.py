@@ -30,7 +30,7 @@ VARIANTS: dict[str, dict] = {
         "text_encoder": {"lora": {"rank": 4, "modules": ["query", "value"]}},
         "objective": {"contrastive": {"weight": 0.0}},
     },
-    "alignment": {"objective": {"masked_language_model": {"weight": 0.0}}},
+    "alignment": {"objective": {"masked_language_model": {"weight": 0.0}, "contrastive": {"negatives": "rank"}}},
 }
 
 
