@@ -11,7 +11,6 @@ import hashlib
 import logging
 import os
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -212,9 +211,11 @@ def _copy(url: str, part: Path, size: int | None, digest: str | None) -> None:
 
 def _open(url: str) -> Any:
     """Open a URL for reading from end to end."""
+    import urllib.request  # both here, since a worker on local shards needs neither
+
     if url.startswith(("http://", "https://")):
         # A silent server is given up after a time; and unlike fsspec's client this one is fit for many threads.
         return urllib.request.urlopen(url, timeout=_SECONDS_OF_SILENCE)
-    import fsspec  # here, since a worker on local shards needs none of it
+    import fsspec
 
     return fsspec.open(url, "rb")

@@ -1,9 +1,12 @@
 """What the stream does to samples on their way into a batch."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from bali_ds.config import Recipe
 from bali_ds.errors import InputError
+
+if TYPE_CHECKING:  # a worker process reads no recipe and starts sooner without
+    from bali_ds.config import Recipe
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class StreamSettings:
     triples: bool = False
 
     @classmethod
-    def of(cls, recipe: Recipe) -> "StreamSettings":
+    def of(cls, recipe: "Recipe") -> "StreamSettings":
         """Return what a recipe says about the stream."""
         return cls(
             seed=recipe.seed,
