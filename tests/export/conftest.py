@@ -8,7 +8,7 @@ import yaml
 from transformers import BertConfig, BertTokenizerFast
 
 from tests.conftest import run_ranks
-from tests.export.ranks import CASES, STEPS
+from tests.export.ranks import ALONE, CASES, STEPS
 from tests.export.runs import mark
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(35))]
@@ -18,7 +18,8 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for num
 def trained(tmp_path_factory) -> Path:
     """A folder with `CASE/step-00000002/` and `CASE/live.pt` for each case."""
     out = tmp_path_factory.mktemp("trained")
-    run_ranks(2, Path(__file__).with_name("ranks.py"), out, *CASES)
+    for world_size, cases in ((2, CASES), (1, ALONE)):
+        run_ranks(world_size, Path(__file__).with_name("ranks.py"), out, *cases)
     return out
 
 

@@ -1,4 +1,4 @@
-"""Run by two processes: trains a small aligner at one ZeRO stage after another and saves what the tests compare."""
+"""Run by one or two processes: trains a small aligner at one ZeRO stage after another; saves what tests compare."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,8 @@ from bali_ds.training.cluster import joined_cluster
 from tests.leaving import leave
 
 STEPS = 2
-CASES = ("0-fp32", "1-bf16", "2-fp32", "3-bf16")
+CASES = ("0-fp32", "1-bf16", "2-fp32", "3-bf16")  # of two ranks
+ALONE = tuple(f"{case}-alone" for case in CASES)  # of one
 
 
 def aligner(seed: int) -> Aligner:
@@ -79,7 +80,7 @@ def main() -> None:
     out, *cases = sys.argv[1:]
     with joined_cluster() as cluster:
         for case in cases:
-            stage, precision = case.split("-")
+            stage, precision, *_ = case.split("-")
             folder = Path(out) / case
             if cluster.first:
                 folder.mkdir(parents=True)

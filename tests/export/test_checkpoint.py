@@ -8,12 +8,12 @@ from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoin
 
 from bali_ds.errors import InputError
 from bali_ds.training.stored import StoredTensor, read_checkpoint
-from tests.export.ranks import CASES, STEPS
+from tests.export.ranks import ALONE, CASES, STEPS
 
 TAG = f"step-{STEPS:08d}"
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CASES + ALONE)
 def test_tensors_equal_the_live_model(trained, case):
     live = torch.load(trained / case / "live.pt", weights_only=True)
     stored = read_checkpoint(trained / case / TAG)
@@ -22,7 +22,7 @@ def test_tensors_equal_the_live_model(trained, case):
         assert torch.equal(stored[name].tensor().to(tensor.dtype), tensor), name
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("0")])
+@pytest.mark.parametrize("case", [case for case in CASES + ALONE if not case.startswith("0")])
 def test_tensors_equal_the_consolidation_of_deepspeed(trained, case):
     expected = get_fp32_state_dict_from_zero_checkpoint(str(trained / case), tag=TAG)
     stored = read_checkpoint(trained / case / TAG)
