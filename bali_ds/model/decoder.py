@@ -40,7 +40,7 @@ class Decoder(nn.Module):
         places = torch.arange(tokens.shape[1], device=tokens.device)
         states = tokens + self.places(places) + self.languages(number)[:, None]
         given = torch.cat([self.givens(number)[:, None].to(given.dtype), given], dim=1)
-        mask = torch.cat([torch.ones_like(valid[:, :1]), valid], dim=1)[:, None, None, :]
+        mask = torch.cat([valid.new_ones(len(valid), 1), valid], dim=1)[:, None, None, :]
         for layer in self.layers:
             states = layer(states, given.to(states.dtype), mask)
         return self.norm(states)
