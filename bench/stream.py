@@ -95,7 +95,7 @@ def padding(shards: ShardSet, graph: KnowledgeGraph, size: int) -> float:
 
 
 def resume_seconds(shards: ShardSet, graph: KnowledgeGraph, size: int) -> dict[str, float]:
-    """Time from making a loader to its first batch, by how far into the epoch it begins: wall, and CPU without workers."""
+    """Wall time from making a loader to its first batch, by how far into the epoch it begins; then CPU time."""
     total = len(shards.split("train"))
     found = {}
     for share in (0.0, 0.5, 0.95):

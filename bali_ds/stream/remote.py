@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bali_ds.errors import InputError
 from bali_ds.files import read_json, sha256_file, write_json
 from bali_ds.shards.store import Shard, ShardSet, read_index
+from bali_ds.stream.transport import address, is_remote, open_remote
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,6 @@ _WAITS = (1, 2, 4, 8, 16)
 _WAIT_FOR_ROOM = 0.05
 _BLOCK = 1 << 20
 _LARGEST_INDEX = 64 << 20
-_SECONDS_OF_SILENCE = 30
 
 
 def cache_home() -> Path:
@@ -37,29 +36,33 @@ def cache_home() -> Path:
 
 
 def open_shards(location: str | Path, *, cache: Path | None = None, limit_bytes: int = 64 << 30) -> ShardSet:
-    """Open shards in a directory, or at a URL that fsspec knows (http, https, s3, gs, hf, ...).
+    """Open shards in a directory, at a URL that fsspec knows (http, s3, gs, hf, ...), or behind a `pipe:` command.
 
     Args:
-        location: directory or URL.
+        location: directory, URL or command.
         cache: directory of this node for mirrors of URLs; `cache_home()` by default.
         limit_bytes: what the tars of one mirror may take on disk.
 
     Raises:
         InputError: the location holds no shards, or cannot be reached, or serves other bytes than its index says.
     """
-    if "://" not in str(location):
+    if not is_remote(str(location)):
         return ShardSet.open(location)
     url = str(location).rstrip("/")
     home = (cache or cache_home()) / hashlib.sha256(url.encode()).hexdigest()[:16]
     home.mkdir(parents=True, exist_ok=True)
     with locked(home / ".lock"):
-        _download(f"{url}/index.json", home / "index.json", _LARGEST_INDEX, None)
+        _download(address(url, "index.json"), home / "index.json", _LARGEST_INDEX, None)
         for name, digest in read_index(home).get("tables", {}).items():
             if name != Path(name).name:
                 raise InputError(f"{url}/index.json: table {name!r} is no plain file name")
             if not (home / name).exists() or sha256_file(home / name) != digest:
-                _download(f"{url}/{name}", home / name, None, digest)
+                _download(address(url, name), home / name, None, digest)
         write_json(home / _SOURCE, {"url": url, "limit_bytes": limit_bytes})
+    logger.info(
+        "%s: each tar is fetched whole and checked before it is read; %s may take %.1f GiB; order and resume are exact",
+        url, home, limit_bytes / 2**30,
+    )  # fmt: skip
     shards = open_local(home)
     largest = max((shard.bytes for shard in shards.shards), default=0)
     if largest > limit_bytes:
@@ -101,7 +104,7 @@ class Mirror:
             if not self._is_there(target, shard):
                 while not self._make_room(shard):
                     time.sleep(_WAIT_FOR_ROOM)
-                _download(f"{self.url}/{shard.name}", target, shard.bytes, shard.sha256)
+                _download(address(self.url, shard.name), target, shard.bytes, shard.sha256)
 
     @staticmethod
     def _is_there(target: Path, shard: Shard) -> bool:
@@ -193,7 +196,7 @@ def _download(url: str, target: Path, size: int | None, digest: str | None) -> N
 def _copy(url: str, part: Path, size: int | None, digest: str | None) -> None:
     """Fill a file from a URL; until it is whole it keeps the size that is reserved for it."""
     found, total = hashlib.sha256(), 0
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT, 0o644), "wb") as sink, _open(url) as source:
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT, 0o644), "wb") as sink, open_remote(url) as source:
         while block := source.read(_BLOCK):
             total += len(block)
             if size is not None and total > size:
@@ -207,15 +210,3 @@ def _copy(url: str, part: Path, size: int | None, digest: str | None) -> None:
         os.fsync(sink.fileno())
     if digest is None:
         read_json(part)
-
-
-def _open(url: str) -> Any:
-    """Open a URL for reading from end to end."""
-    import urllib.request  # both here, since a worker on local shards needs neither
-
-    if url.startswith(("http://", "https://")):
-        # A silent server is given up after a time; and unlike fsspec's client this one is fit for many threads.
-        return urllib.request.urlopen(url, timeout=_SECONDS_OF_SILENCE)
-    import fsspec
-
-    return fsspec.open(url, "rb")

@@ -13,7 +13,7 @@ import pytest
 
 from bali_ds.errors import InputError
 from bali_ds.files import sha256_file
-from bali_ds.stream import reader, remote
+from bali_ds.stream import reader, remote, transport
 from bali_ds.stream import steps as steps_module
 from bali_ds.stream.loader import Loader
 from bali_ds.stream.remote import Mirror, open_shards
@@ -32,7 +32,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, directory, troubles=()):
         super().__init__(("127.0.0.1", 0), Handler)
         self.directory, self.troubles = directory, troubles
-        self.asked, self.delivered = Counter(), Counter()
+        self.asked, self.delivered, self.gone = Counter(), Counter(), set()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -51,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
         if trouble == "silent":
             time.sleep(2)
             return
-        if trouble == "error" or not path.exists():
+        if trouble == "error" or path.name in self.server.gone or not path.exists():
             self.send_error(503 if path.exists() else 404)
             return
         if trouble == "slow":
@@ -77,7 +77,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr(remote, "_WAITS", (0.01,) * 17)
-    monkeypatch.setattr(remote, "_SECONDS_OF_SILENCE", 0.5)
+    monkeypatch.setattr(transport, "_SECONDS_OF_SILENCE", 0.5)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -214,3 +214,34 @@ def test_a_server_that_never_delivers_stops_the_run_with_one_line(data, tmp_path
 def test_a_url_without_shards_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match=r"index\.json"):
         open_shards(Server(tmp_path).url, cache=tmp_path / "cache")
+
+
+def test_a_command_feeds_the_same_run(data, tmp_path, caplog):
+    caplog.set_level("INFO")
+    piped = open_shards(f"pipe:cat {data[0].path}/{{name}}", cache=tmp_path)
+    found = steps((piped, data[1]), 10, global_batch=12, workers=1, settings=SETTINGS)
+    expected = steps(data, 10, global_batch=12, settings=SETTINGS)
+    assert all(same(a.chunks, b.chunks) for a, b in zip(expected, found, strict=True))
+    assert "fetched whole and checked" in caplog.text
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("false {name}", "ended with status 1"),
+        ("sleep 20; cat {path}/{name}", "wrote nothing"),
+        ("head -c 100 {path}/{name}", "no valid JSON"),
+    ],
+)
+def test_a_command_that_fails_or_falls_silent_is_an_input_error(data, tmp_path, monkeypatch, command, message):
+    monkeypatch.setattr(remote, "_WAITS", (0.01,))
+    monkeypatch.setattr(transport, "_SECONDS_OF_SILENCE", 0.2)
+    with pytest.raises(InputError, match=message):
+        open_shards("pipe:" + command.replace("{path}", str(data[0].path)), cache=tmp_path)
+
+
+def test_names_reach_a_command_quoted_and_it_must_say_where(tmp_path):
+    assert transport.address("pipe:cat {name}", "a; rm -r b.tar") == "pipe:cat 'a; rm -r b.tar'"
+    with pytest.raises(InputError, match="name of the file"):
+        open_shards("pipe:cat shards.tar", cache=tmp_path)
