@@ -102,7 +102,7 @@ def _first_unsound(aligner: Aligner, found: dict[str, str]) -> Iterator[None]:
     def note(name: str) -> Any:
         def hook(_module: torch.nn.Module, _given: Any, output: Any) -> None:
             tensors = output if isinstance(output, tuple) else [output]
-            if any(isinstance(each, torch.Tensor) and not torch.isfinite(each).all() for each in tensors):
+            if any(isinstance(each, torch.Tensor) and not torch.isfinite(each.detach()).all() for each in tensors):
                 found.setdefault("module", name)
 
         return hook

@@ -28,6 +28,7 @@ from bali_ds.training.cluster import joined_cluster
 from bali_ds.training.engine import build_engine, deepspeed_settings
 from bali_ds.training.guard import DIVERGED, Diverged
 from bali_ds.training.loop import train
+from bali_ds.training.replay import replay
 from bali_ds.training.run import Data
 from bali_ds.training.stopping import STOPPED, Stopped
 from tests.forked import fork_ranks
@@ -166,6 +167,9 @@ def numbers(mishaps: Mishaps) -> None:
     """Losses that are no numbers, or jump."""
     poison = scaled_loss(4, float("nan"), of_rank=1)
     mishaps.run("nan", poison)
+    for name, mishap in {"sound": nothing, "poisoned": scaled_loss(4, float("nan"), of_rank=0)}.items():
+        (rank,) = fork_ranks(1, replay_again, mishaps.directory("nan"), mishaps.out / f"{name}.json", mishap)
+        mishaps.ended[name] = [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1])]
     for stage in STAGES:
         mishaps.run(f"skip{stage}", poison, stage=stage, guards={"skip_non_finite": 1})
     mishaps.run("skip-bf16", poison, stage=0, precision="bf16", guards={"skip_non_finite": 1})
@@ -175,6 +179,11 @@ def numbers(mishaps: Mishaps) -> None:
     mishaps.run("skip1/again", poison, guards={"skip_non_finite": 1})
     spikes._FEWEST = 4
     mishaps.run("spike", scaled_loss(6, 100.0, of_rank=0), steps=7, guards={"spike": 20})
+
+
+def replay_again(run: Path, out: Path, mishap: Callable[[], None]) -> None:
+    mishap()
+    out.write_text(json.dumps(replay(run, 4)))
 
 
 def disks(mishaps: Mishaps) -> None:

@@ -80,6 +80,15 @@ class TestNumbers:
         assert state.steps == 3
         assert all(bool(math.isfinite(float(weight.tensor().sum()))) for weight in state.weights.values())
 
+    @pytest.mark.parametrize("name", ["sound", "poisoned"])
+    def test_the_step_is_computed_again(self, ended, name):
+        assert ended.statuses[name] == [0]
+        report = json.loads((ended.out / f"{name}.json").read_text())
+        assert (report["step"], report["checkpoint"], len(report["ranks"])) == (4, 3, 2)
+        assert math.isfinite(report["loss"]["loss"]) == (name == "sound")
+        assert bool(report["parameters"]) == (name == "poisoned")
+        assert report["module"] is None
+
     def test_every_stage_leaves_it_out_alike(self, ended):
         expected = ended.losses("skip0")
         assert len(expected) == 6
