@@ -1,54 +1,66 @@
 """Abstracts a second and core from MEDLINE XML to shard samples, dictionary linking against a million names.
 
-    python bench/shards.py --graph GRAPH --data FOLDER_OF_REAL_DATA [--documents 3000] [--names 1000000]
+    python bench/shards.py [--graph GRAPH] [--data FOLDER_OF_REAL_DATA] [--tokenizer NAME]
 
 The XML is made of real citation records with the titles and abstracts of MedMentions; the graph is the given one with
-made-up names of its own words added. Times are CPU seconds of one process. Writes bench/results/shards.json.
+made-up names of its own words added, no two alike. Times are CPU seconds of one process that has read as many other
+abstracts before (a file of the PubMed baseline holds 30,000). Writes bench/results/shards.json.
 """
 
 import argparse
-import cProfile
 import gzip
 import os
-import pstats
 import random
 import statistics
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 from xml.sax.saxutils import escape
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from medmentions import _minilm
+
+from bali_ds.corpus import passages
 from bali_ds.corpus.dictionary import open_dictionary
-from bali_ds.corpus.document import ReadReport
+from bali_ds.corpus.document import Document, ReadReport
+from bali_ds.corpus.linker import DictionaryLinker
 from bali_ds.corpus.readers import read_documents
+from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.files import write_json
 from bali_ds.graph.builder import build_graph
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.graph.tables import TableSource
+from bali_ds.shards import part
 from bali_ds.shards.part import BuildSettings, Corpus, PartTask, make_part
+from bali_ds.shards.sample import Sample
 
+ROOT = Path(__file__).parents[1]
 PUBMED = 37_000_000
-STAGES = {
-    "read XML": ("medline.py", "read_medline"),
-    "link": ("linker.py", "link"),
-    "tokenise": ("tokenizer.py", "encode_batch"),
-    "cut passages": ("passages.py", "_cut_document"),
-    "draw neighbourhoods": ("part.py", "_neighbourhoods"),
-    "encode samples": ("sample.py", "to_bytes"),
+CORES = 64
+STAGES: dict[str, tuple[Any, str]] = {
+    "link": (DictionaryLinker, "link"),
+    "tokenise": (Tokenizer, "encode_batch"),
+    "cut passages": (passages, "_cut_document"),
+    "draw neighbourhoods": (part, "_neighbourhoods"),
+    "encode samples": (Sample, "to_bytes"),
 }
 
 
-def write_medline(path: Path, data: Path, documents: int) -> None:
-    """Write real citation records whose titles and abstracts are those of MedMentions."""
+def write_medline(path: Path, data: Path, first: int, documents: int) -> None:
+    """Write real citation records whose titles and abstracts are those of MedMentions, from the first one given."""
     sample = (data / "pubmed_xml" / "medsamp2006.xml").read_text(encoding="utf-8")
     records = [record for record in sample.split("<MedlineCitation ")[1:] if "<AbstractText>" in record]
     corpus = data / "corpora" / "medmentions_st21pv_train.pubtator.txt.gz"
     texts = [document.text for document in read_documents("pubtator", corpus, ReadReport())]
     with gzip.open(path, "wt", encoding="utf-8", compresslevel=6) as stream:
         stream.write("<PubmedArticleSet>\n")
-        for number in range(documents):
+        for number in range(first, first + documents):
             record = records[number % len(records)].split("</MedlineCitation>")[0]
             title, _, abstract = texts[number % len(texts)].partition(". ")
             record = _replace(record, "PMID", str(number + 1))
@@ -68,12 +80,14 @@ def write_graph(out: Path, graph: KnowledgeGraph, names: int) -> KnowledgeGraph:
     draw = random.Random(1)
     words = [word for number in range(graph.num_names) for word in graph.name(number).split() if word.isalpha()]
     extra = -(-(names - graph.num_names) // graph.num_concepts)
+    taken: set[str] = set()
     with open(out / "nodes.tsv", "w", encoding="utf-8") as stream:
         stream.write("cui\tpreferred_name\tsynonyms\tsemantic_types\tsource_terms\n")
         for concept in range(graph.num_concepts):
             own = graph.names(concept) or [graph.cui(concept)]
-            more = [" ".join(draw.choices(words, k=draw.randint(2, 5))) for _ in range(max(extra, 0))]
-            stream.write(f"{graph.cui(concept)}\t{own[0]}\t{'|'.join([*own[1:], *more])}\tT047\t\n")
+            more = _new_names(draw, words, taken, max(extra, 0))
+            types = ";".join(graph.semantic_types(concept))
+            stream.write(f"{graph.cui(concept)}\t{own[0]}\t{'|'.join([*own[1:], *more])}\t{types}\t\n")
     with open(out / "edges.tsv", "w", encoding="utf-8") as stream:
         stream.write("head_cui\trelation\ttail_cui\tsource\n")
         for concept in range(graph.num_concepts):
@@ -86,61 +100,109 @@ def write_graph(out: Path, graph: KnowledgeGraph, names: int) -> KnowledgeGraph:
     return KnowledgeGraph.open(out / "graph")
 
 
-def profile(task: PartTask, target: Path) -> dict[str, float]:
-    """Return each stage's share of the CPU time of one part."""
-    profiler = cProfile.Profile()
-    profiler.runcall(make_part, task, target)
-    stats = pstats.Stats(profiler)
-    total = stats.total_tt  # type: ignore[attr-defined]
-    shares = {}
-    for stage, (file, function) in STAGES.items():
-        for (path, _, name), (_, _, _, cumulative, _) in stats.stats.items():  # type: ignore[attr-defined]
-            if path.endswith(f"/{file}") and name == function:
-                shares[stage] = cumulative / total
-    return shares
+def _new_names(draw: random.Random, words: list[str], taken: set[str], count: int) -> list[str]:
+    names: list[str] = []
+    while len(names) < count:
+        name = " ".join(draw.choices(words, k=draw.randint(2, 5)))
+        if name.lower() not in taken:
+            taken.add(name.lower())
+            names.append(name)
+    return names
+
+
+def cpu_seconds(before: PartTask, task: PartTask, target: Path) -> float:
+    """Return what one part takes in a process that has made the one before and nothing else."""
+    part._tools.cache_clear()
+    make_part(before, target)
+    start = time.process_time()
+    make_part(task, target)
+    return time.process_time() - start
+
+
+def stages(before: PartTask, task: PartTask, target: Path) -> dict[str, float]:
+    """Return the CPU seconds of each stage of one part and, as "rest", of all else."""
+    spent: Counter[str] = Counter()
+
+    def timed(stage: str, function: Any) -> Any:
+        def run(*arguments: Any) -> Any:
+            start = time.process_time()
+            result = function(*arguments)
+            spent[stage] += time.process_time() - start
+            return result
+
+        return run
+
+    def reading(corpus: Corpus, report: ReadReport) -> Iterator[Document]:
+        documents = corpus_documents(corpus, report)
+        return iter(timed("read XML", lambda: next(documents, None)), None)
+
+    corpus_documents = Corpus.documents
+    with ExitStack() as patches:
+        patches.enter_context(patch.object(Corpus, "documents", reading))
+        for stage, (owner, name) in STAGES.items():
+            patches.enter_context(patch.object(owner, name, timed(stage, getattr(owner, name))))
+        part._tools.cache_clear()
+        make_part(before, target)
+        spent.clear()
+        start = time.process_time()
+        make_part(task, target)
+        total = time.process_time() - start
+    return {"read XML": spent["read XML"], **{stage: spent[stage] for stage in STAGES}, "rest": total - spent.total()}
 
 
 def main() -> None:
     """Measure and print."""
+    data = Path(os.environ.get("BALI_REAL_DATA", ROOT.parent / "shared/data"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--graph", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--tokenizer", required=True)
-    parser.add_argument("--documents", type=int, default=3000)
+    parser.add_argument("--graph", type=Path, help="default: that of the real data")
+    parser.add_argument("--data", type=Path, default=data)
+    parser.add_argument("--tokenizer", default=str(_minilm()))
+    parser.add_argument("--documents", type=int, default=1317)
     parser.add_argument("--names", type=int, default=1_000_000)
     parser.add_argument("--repeat", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_medline(folder / "medline.xml.gz", options.data, options.documents)
-        graph = write_graph(folder, KnowledgeGraph.open(options.graph), options.names)
+        inputs = [folder / "before.xml.gz", folder / "medline.xml.gz"]
+        for number, path in enumerate(inputs):
+            write_medline(path, options.data, number * options.documents, options.documents)
+        graph = write_graph(folder, given_graph(options.graph, options.data, folder), options.names)
         start = time.process_time()
         open_dictionary(folder / "dictionary", graph)
         dictionary_seconds = time.process_time() - start
-        corpus = Corpus("medline", folder / "medline.xml.gz")
-        task = PartTask(corpus, folder / "graph", options.tokenizer, folder / "dictionary", BuildSettings())
-        make_part(task, folder / "warm")
-        rates = []
-        for turn in range(options.repeat):
-            start = time.process_time()
-            make_part(task, folder / f"part{turn}")
-            rates.append(options.documents / (time.process_time() - start))
-        shares = profile(task, folder / "profiled")
-    rate = statistics.median(rates)
-    days = PUBMED / (rate * 64) / 86_400
+        before, task = (
+            PartTask(
+                Corpus("medline", path), folder / "graph", options.tokenizer, folder / "dictionary", BuildSettings()
+            )
+            for path in inputs
+        )
+        seconds = statistics.median(cpu_seconds(before, task, folder / "part") for _ in range(options.repeat))
+        parts = stages(before, task, folder / "part")
+    rate = options.documents / seconds
+    hours = PUBMED / (rate * CORES) / 3600
+    whole = sum(parts.values())
     result = {
         "documents": options.documents,
         "names": graph.num_names,
         "dictionary_seconds": dictionary_seconds,
         "abstracts_per_second_and_core": rate,
-        "all_of_pubmed_hours_on_64_cores": days * 24,
-        "shares_under_the_profiler": shares,
+        "all_of_pubmed_hours_on_64_cores": hours,
+        "microseconds_per_abstract": {stage: spent / options.documents * 1e6 for stage, spent in parts.items()},
     }
-    print(f"{graph.num_names:,} names; dictionary made in {dictionary_seconds:.1f} s")
-    print(f"{rate:.0f} abstracts/s and core; all of PubMed on 64 cores: {days * 24:.1f} h")
-    for stage, share in shares.items():
-        print(f"  {stage:22}{share:6.1%}")
+    print(f"{graph.num_names:,} names; dictionary made in {dictionary_seconds:.1f} s of CPU time")
+    print(f"{rate:.0f} abstracts/s and core; all of PubMed on {CORES} cores: {hours * 60:.0f} minutes")
+    for stage, spent in parts.items():
+        print(f"  {stage:22}{spent / options.documents * 1e6:8.0f} µs{spent / whole:8.1%}")
     write_json(Path(__file__).parent / "results" / "shards.json", result)
+
+
+def given_graph(path: Path | None, data: Path, folder: Path) -> KnowledgeGraph:
+    """Open the graph, or build the one of the real data."""
+    if path is None:
+        path = folder / "given"
+        tables = data / "kg" / "kg_ext_umls"
+        build_graph([TableSource(tables / "nodes.tsv.gz", tables / "edges.tsv.gz")], path)
+    return KnowledgeGraph.open(path)
 
 
 if __name__ == "__main__":
