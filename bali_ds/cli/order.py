@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from pathlib import Path
 
 from bali_ds.errors import InputError
 
@@ -10,7 +9,9 @@ from bali_ds.errors import InputError
 def add_order(shards: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `shards order` to the group of shards."""
     command = shards.add_parser("order", help="print the sample keys of each step, one JSON list a line")
-    command.add_argument("shards", type=Path, metavar="SHARDS")
+    command.add_argument(
+        "shards", nargs="+", metavar="SHARDS", help="directory; of a mixture several, each as SHARDS=PROPORTION"
+    )
     command.add_argument(
         "--global-batch", type=int, required=True, metavar="G", help="samples of a step over all ranks"
     )
@@ -24,21 +25,32 @@ def add_order(shards: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     command.add_argument("--start", type=int, default=0, metavar="N", help="samples of that epoch already seen")
     command.add_argument("--steps", type=int, metavar="N", help="steps to print; to the end of the epoch by default")
     command.add_argument("--window", type=int, default=1024, help="samples shuffled among each other in a lane")
+    command.add_argument("--temperature", type=float, default=1.0, metavar="T", help="the run's data.temperature")
     command.set_defaults(run=_order)
 
 
 def _order(options: argparse.Namespace) -> None:
     from bali_ds.shards.store import ShardSet
-    from bali_ds.stream.order import Position, Schedule, epoch_order, rank_share
+    from bali_ds.stream.mixture import Mixture
+    from bali_ds.stream.order import Position, Schedule, rank_share
+    from bali_ds.stream.settings import StreamSettings
+    from bali_ds.stream.visits import VisitOrder
 
     if options.steps is not None and options.steps < 0:
         raise InputError(f"--steps {options.steps}: take a whole number from 0 on")
-    shards = ShardSet.open(options.shards)
+    parts = [_proportion(text) for text in options.shards]
+    mixture = Mixture([ShardSet.open(path) for path, _ in parts], [proportion for _, proportion in parts])
+    settings = StreamSettings(seed=options.seed, window=options.window, temperature=options.temperature)
+    order = VisitOrder(mixture, settings)
     share = rank_share(options.global_batch, 1, options.rank, options.world_size)
-    size = len(shards.split("train"))
-    schedule = Schedule(size, options.global_batch, Position(options.epoch, options.start))
-    steps = (size - options.start) // options.global_batch if options.steps is None else options.steps
+    schedule = Schedule(order.size, options.global_batch, Position(options.epoch, options.start))
+    steps = (order.size - options.start) // options.global_batch if options.steps is None else options.steps
     for step in range(steps):
         begin = schedule.begin(step)
-        order = epoch_order(shards, "train", options.seed, begin.epoch, options.window)
-        print(json.dumps([shards.key(int(row)) for row in order.rows(begin.samples_seen + share)]))
+        rows = order.visits(begin.epoch * order.size + begin.samples_seen + share).rows
+        print(json.dumps([mixture.key(row) for row in rows.tolist()]))
+
+
+def _proportion(text: str) -> tuple[str, int]:
+    path, equals, proportion = text.rpartition("=")
+    return (path, int(proportion)) if equals and proportion.isdigit() else (text, 1)

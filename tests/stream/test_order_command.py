@@ -4,8 +4,10 @@ import pytest
 
 from bali_ds.cli import main
 from bali_ds.stream.loader import Loader
+from bali_ds.stream.mixture import Mixture
 from bali_ds.stream.order import Position
 from bali_ds.stream.settings import StreamSettings
+from tests.stream.conftest import write_shards
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -34,3 +36,14 @@ def test_order_goes_to_the_end_of_the_epoch(data, capsys):
 def test_order_refuses_in_one_line(data, capsys, arguments):
     assert main(["shards", "order", str(data[0].path), *arguments]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_order_of_a_mixture_is_what_the_loader_delivers(data, tmp_path, capsys):
+    shards, graph = data
+    other = write_shards(tmp_path / "other", graph, train=40, seed=7)
+    arguments = ["--global-batch", "12", "--seed", "8", "--start", "24", "--steps", "4"]
+    assert main(["shards", "order", f"{shards.path}=2", f"{other.path}=3", *arguments]) == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    mixture = Mixture([shards, other], [2, 3])
+    loader = Loader(mixture, graph, StreamSettings(seed=8), global_batch=12, start=Position(0, 24))
+    assert printed == [[mixture.key(row) for row in next(loader).chunks[0].sample_ids.tolist()] for _ in range(4)]
