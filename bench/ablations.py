@@ -1,7 +1,7 @@
 """The recipes of launch/recipes/ablations on one budget and the same seeds: what each part is worth.
 
 python bench/ablations.py [--data DIR] [--encoder DIR] [--seeds 3] [--ablations joint dual ...] [key=value ...]
-python bench/ablations.py --sample steps=4
+python bench/ablations.py --sample --seeds 1 steps=4
 
 Trains each on two CPU ranks, measures linking on the development mentions of MedMentions (with --sample: on the
 queries of the sample data set) and retrieval on held-out passages, and writes a list of rows to
@@ -13,6 +13,7 @@ import importlib.util
 import json
 import math
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -83,9 +84,12 @@ def _sample() -> list[str]:
 def _train(name: str, overrides: list[str]) -> None:
     if any(each.startswith("steps=") for each in overrides):
         overrides = [*overrides, "epochs=null"]
-    launcher = [Path(sys.executable).parent / "deepspeed", "--num_accelerators", "2", "launch/train.py"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launcher = [Path(sys.executable).parent / "deepspeed", "--num_accelerators", "2", "--master_port", port]
     subprocess.run(
-        [*launcher, "--config", RECIPES / f"{name}.yaml", *overrides],
+        [*launcher, "launch/train.py", "--config", RECIPES / f"{name}.yaml", *overrides],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
         check=True,

@@ -177,7 +177,8 @@ class Aligner(nn.Module):
                 graph = self._star_views(names, hidden, batch, sums)
             else:
                 graph = self._read_views(batch, sums)
-        synonyms = names[batch.synonyms] if batch.synonyms.shape[1] else names.new_zeros(2, 0, self.text.width)
+        # taken also where there are none: gradients must reach the same modules on every rank
+        synonyms = names[batch.synonyms]
         return Views(text, graph, batch.text_views, batch.concept_ids, synonyms, batch.synonym_ids, sums)
 
     def _name_vectors(self, batch: Batch) -> torch.Tensor:

@@ -12,6 +12,7 @@ from bali_ds.stream.loader import Loader
 from bali_ds.stream.settings import StreamSettings
 from bali_ds.training.run import Data
 from tests.conftest import run_ranks
+from tests.model.calls import calls
 from tests.model.odd_batches import with_hub, without_mentions
 from tests.model.variants import VARIANTS, variant
 
@@ -55,6 +56,17 @@ def test_odd_batches_have_finite_losses_and_all_gradients(parts):
         for name, parameter in aligner.named_parameters():
             assert (found[name] is not None) == parameter.requires_grad, name
             assert found[name] is None or found[name].isfinite().all(), name
+
+
+def test_modules_are_called_and_driven_back_in_the_same_order_whatever_a_batch_holds(parts):
+    aligner, batch = parts
+    if aligner.table is not None:
+        aligner.table.keep_fresh(aligner.text)
+        aligner.table.refresh_every = 100
+    expected = calls(aligner, [batch])
+    assert calls(aligner, [without_mentions(batch)]) == expected
+    if len(batch.targets):
+        assert calls(aligner, [with_hub(batch, 10)]) == expected
 
 
 def test_chunks_give_the_gradients_of_the_views_together(sample, tmp_path):
