@@ -40,14 +40,16 @@ class Senses:
 
     def choose(self, mentions: Sequence[Candidates]) -> list[int]:
         """Return the concept of each mention of one document."""
-        if all(len(candidates) == 1 for candidates in mentions):
+        certain = Counter([candidates[0] for candidates in mentions if len(candidates) == 1])
+        if certain.total() == len(mentions):
             return [candidates[0] for candidates in mentions]
-        certain = Counter(candidates[0] for candidates in mentions if len(candidates) == 1)
-        types: Counter[str] = Counter()
+        types: dict[str, int] = {}
         for concept, times in certain.items():
-            types.update(dict.fromkeys(self.types(concept), times))
-        chosen = {candidates: self._best(candidates, certain, types) for candidates in set(mentions)}
-        return [chosen[candidates] for candidates in mentions]
+            for kind in self.types(concept):
+                types[kind] = types.get(kind, 0) + times
+        shared = {candidates for candidates in mentions if len(candidates) > 1}
+        chosen = {candidates: self._best(candidates, certain, types) for candidates in shared}
+        return [candidates[0] if len(candidates) == 1 else chosen[candidates] for candidates in mentions]
 
     def types(self, concept: int) -> tuple[str, ...]:
         """Return the semantic types of a concept."""
@@ -55,7 +57,7 @@ class Senses:
             self._types[concept] = self._graph.semantic_types(concept)
         return self._types[concept]
 
-    def _best(self, candidates: Candidates, certain: Counter[int], types: Counter[str]) -> int:
+    def _best(self, candidates: Candidates, certain: dict[int, int], types: dict[str, int]) -> int:
         counts = [certain.get(concept, 0) for concept in candidates]
         most = max(counts)
         tied = [concept for concept, count in zip(candidates, counts, strict=True) if count == most]
