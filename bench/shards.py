@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", default=str(_minilm()))
     parser.add_argument("--documents", type=int, default=1317)
     parser.add_argument("--names", type=int, default=1_000_000)
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=7)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -176,9 +176,9 @@ def main() -> None:
             )
             for path in inputs
         )
-        seconds = statistics.median(cpu_seconds(before, task, folder / "part") for _ in range(options.repeat))
+        turns = [cpu_seconds(before, task, folder / "part") for _ in range(options.repeat)]
         parts = stages(before, task, folder / "part")
-    rate = options.documents / seconds
+    rate, best = (options.documents / seconds for seconds in (statistics.median(turns), min(turns)))
     hours = PUBMED / (rate * CORES) / 3600
     whole = sum(parts.values())
     result = {
@@ -186,11 +186,13 @@ def main() -> None:
         "names": graph.num_names,
         "dictionary_seconds": dictionary_seconds,
         "abstracts_per_second_and_core": rate,
+        "best_turn": best,
         "all_of_pubmed_hours_on_64_cores": hours,
         "microseconds_per_abstract": {stage: spent / options.documents * 1e6 for stage, spent in parts.items()},
     }
     print(f"{graph.num_names:,} names; dictionary made in {dictionary_seconds:.1f} s of CPU time")
-    print(f"{rate:.0f} abstracts/s and core; all of PubMed on {CORES} cores: {hours * 60:.0f} minutes")
+    print(f"{rate:.0f} abstracts/s and core, {best:.0f} in the best of {len(turns)} turns")
+    print(f"all of PubMed on {CORES} cores: {hours * 60:.0f} minutes")
     for stage, spent in parts.items():
         print(f"  {stage:22}{spent / options.documents * 1e6:8.0f} µs{spent / whole:8.1%}")
     write_json(Path(__file__).parent / "results" / "shards.json", result)

@@ -57,13 +57,12 @@ def _in_turn(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]])
 
 def _submitter(executor: Any) -> Pool:
     def run(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        numbers: dict[Future[Any], int] = {
-            executor.submit(function, *argument): number for number, argument in enumerate(arguments)
-        }
+        numbers: dict[Future[Any], int] = {}
         try:
+            numbers.update((executor.submit(function, *argument), number) for number, argument in enumerate(arguments))
             for future in as_completed(numbers):
                 yield numbers[future], future.result()
-        except BrokenProcessPool as error:
+        except (BrokenProcessPool, EOFError, ConnectionError) as error:  # the last two where the fork server is gone
             raise InputError(
                 "a worker process died (out of memory?); run the same command again with fewer --workers, it goes on"
             ) from error
