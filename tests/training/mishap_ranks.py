@@ -209,7 +209,7 @@ def restore_damaged(recipe: Recipe, run: Path, out: Path) -> None:
             shutil.rmtree(copy, ignore_errors=True)
             shutil.copytree(run / "checkpoints", copy)
             kind = DAMAGES[number % len(DAMAGES)]
-            for newest in sorted(copy.iterdir())[: -1 - number % 3 : -1]:
+            for newest in sorted(copy.iterdir())[-1 - number % 3 :]:
                 damage(newest, kind, draw)
             said: list[str] = []
             checkpoints = Checkpoints(copy, cluster, Settings(), identity=identity)
