@@ -1,6 +1,7 @@
 """Floating-point operations of a step, counted from shapes; for model FLOPs utilisation (Chowdhery et al., 2022)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -44,7 +45,7 @@ class StepFlops:
     def of(cls, model: nn.Module) -> "StepFlops":
         """Return the counter of an aligner, before ZeRO takes its weights apart."""
         text = model.get_submodule("text")
-        configuration = text.get_submodule("encoder").config
+        configuration: Any = text.get_submodule("encoder").config
         parts = dict(text.named_children()) | {"graph": dict(model.named_children()).get("graph", nn.Module())}
         return cls(
             encoder=_matrices(parts["encoder"]),

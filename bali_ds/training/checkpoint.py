@@ -69,9 +69,10 @@ class Checkpoints:
 
         Returns:
             Whether it is there; otherwise a rank could not write, which is said in one line, and the older ones stay.
+            Before the first step there is nothing to save.
         """
-        if progress == self._saved:
-            return True
+        if progress.step == 0 or progress == self._saved:
+            return progress.step > 0
         name = f"step-{progress.step:08d}"
         writing = self.directory / ".writing"
         faults = _Faults(engine)
