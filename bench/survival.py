@@ -224,21 +224,24 @@ class Trial:
         """Start or resume a run."""
         return Job(recipe, self.folder / f"{recipe.name}.log")
 
-    def kills(self, stage: int, count: int) -> None:
-        """Kill runs of a stage so often."""
+    def kills(self, stage: int, count: int, until: float) -> None:
+        """Kill runs of a stage so often, or as often as there is time for."""
         killed = 0
-        while killed < count:
+        while killed < count and time.monotonic() < until:
             recipe = self.recipe(stage)
             while True:
                 job = self.start(recipe)
+                before = killed
                 victim = self.draw.choice(["rank", "rank", "worker", "launcher"])
                 when = self.draw.choice(["any time", "any time", "save"])
-                if killed < count and moment(job, self.draw, when, self.seconds[stage]):
+                if killed < count and time.monotonic() < until and moment(job, self.draw, when, self.seconds[stage]):
                     killed += self.kill(job, victim, when)
                 if not job.wait():
                     self.counts["left processes behind"] += 1
                 if job.over() and job.status == 0:
                     break
+                if killed == before:
+                    raise RuntimeError(f"a resumed run failed with status {job.status}: {job.log.read_text()[-3000:]}")
             self.compare(recipe, stage)
 
     def kill(self, job: Job, victim: str, when: str) -> int:
@@ -306,6 +309,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=9)
     parser.add_argument("--terms", type=int, default=6)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--minutes", type=float, default=1000.0, help="kill no more after so long")
     parser.add_argument("--stages", type=int, nargs="+", default=STAGES, choices=(0, *STAGES))
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--no-json", action="store_true", help="do not write bench/results/survival.json")
@@ -315,8 +319,10 @@ def main() -> int:
         trial = Trial(Path(name), options.steps, options.seed)
         make_data(Path(name))
         trial.straight(stages)
+        begun, share = time.monotonic(), 60 * options.minutes / len(stages)
         for place, stage in enumerate(stages):
-            trial.kills(stage, len(range(place, options.kills, len(stages))))
+            count = len(range(place, options.kills, len(stages)))
+            trial.kills(stage, count, begun + (place + 1) * share)
         if options.terms:
             trial.terminations(stages[0], options.terms)
     counts = dict(sorted(trial.counts.items()))
