@@ -210,3 +210,10 @@ def test_the_real_file_with_rows_of_another_text_is_refused(real_data):
     links = real_data / "annotation_formats/bern2_medmentions_train.tsv.gz"
     with pytest.raises(InputError, match=r"lies outside|differ from the text"):
         list(join_links(texts, links, ReadReport()))
+
+
+def test_real_rows_without_text_join_the_text_of_another_file(real_data):
+    folder, report = real_data / "annotation_formats/tmvar_500docs", ReadReport()
+    texts = read_documents("pubtator", folder / "raw.txt.gz", ReadReport())
+    assert len(list(join_links(texts, folder / "bern.txt.gz", report))) == 500
+    assert (report.counts["mentions"], report.counts["surface_mismatches"]) == (17580, 1)
