@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,7 +116,10 @@ class Tokenizer:
 
     def _analyse(self, text: str) -> NDArray[np.int64]:
         item = self._tokenizer.encode(text, add_special_tokens=False)
-        return np.column_stack([np.array(item.ids, np.int64), np.array(item.offsets, np.int64).reshape(-1, 2)])
+        rows = np.empty((len(item), 3), np.int64)
+        rows[:, 0] = item.ids
+        rows[:, 1:] = np.fromiter(chain.from_iterable(item.offsets), np.int64, 2 * len(item)).reshape(-1, 2)
+        return rows
 
     def encode_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, without special tokens and without the cost of offsets."""
