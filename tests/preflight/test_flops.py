@@ -1,0 +1,49 @@
+"""The count of a step's operations against what torch counts while it runs."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertConfig, BertForMaskedLM
+
+from bali_ds.model.text import TextEncoder
+from bali_ds.preflight.flops import StepFlops, peak_of
+from bali_ds.stream.batch import TokenBlock
+
+
+class Encoder(torch.nn.Module):
+    """A text encoder alone, as the aligner holds it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        shape = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256}
+        model = BertForMaskedLM(BertConfig(vocab_size=500, **shape, attn_implementation="eager"))
+        self.text = TextEncoder(model.bert, model.cls)
+
+
+class Passages:
+    """What of a batch is counted."""
+
+    def __init__(self, count: int, length: int, labelled: int) -> None:
+        draw = torch.Generator().manual_seed(1)
+        ids = torch.randint(500, (count, length), generator=draw)
+        self.passages = (TokenBlock(ids, torch.full((count,), length)),)
+        self.names = ()
+        self.labels = torch.zeros(labelled)
+        self.node_names = torch.zeros(0)
+
+
+@pytest.mark.parametrize(("count", "length", "labelled"), [(4, 16, 10), (2, 100, 30)])
+def test_counts_what_torch_counts(count, length, labelled):
+    model, batch = Encoder(), Passages(count, length, labelled)
+    tokens, operations = StepFlops.of(model).count(batch)
+    assert tokens == count * length
+    with FlopCounterMode(display=False) as counter:
+        hidden = model.text.flat_hidden_states(batch.passages)
+        model.text.head(hidden[:labelled]).sum().backward()
+    assert operations == pytest.approx(counter.get_total_flops(), rel=0.03)
+
+
+def test_knows_devices_by_their_names():
+    assert peak_of("NVIDIA H200") == 989e12
+    assert peak_of("NVIDIA A100-SXM4-80GB") == 312e12
+    assert peak_of("some CPU") is None
