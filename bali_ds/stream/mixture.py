@@ -64,7 +64,8 @@ class Mixture:
 
     def rows_of(self, number: int, split: str) -> Ints:
         """Return the rows of one set's split, which follow each other, int64 [n]."""
-        return np.array(self.sets[number].split(split), np.int64) + self.starts[number]
+        rows = self.sets[number].split(split)
+        return np.arange(rows.start, rows.stop) + self.starts[number]
 
     def set_numbers(self, rows: Ints) -> Ints:
         """Return which set holds each sample row, int64 [n]."""

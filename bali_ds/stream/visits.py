@@ -50,7 +50,7 @@ class VisitOrder:
 
     def __init__(self, mixture: Mixture, settings: StreamSettings) -> None:
         self._mixture, self._settings = mixture, settings
-        self._sizes = [mixture.rows_of(number, settings.split).size for number in range(len(mixture.sets))]
+        self._sizes = [len(each.split(settings.split)) for each in mixture.sets]
         self.size = sum(self._sizes)
         self._check_sizes()
         repeats = -(-_ROUND // sum(mixture.proportions))
