@@ -187,11 +187,14 @@ def main() -> None:
         "dictionary_seconds": dictionary_seconds,
         "abstracts_per_second_and_core": rate,
         "best_turn": best,
+        "load_average": os.getloadavg()[0],
+        "cores": os.cpu_count(),
         "all_of_pubmed_hours_on_64_cores": hours,
         "microseconds_per_abstract": {stage: spent / options.documents * 1e6 for stage, spent in parts.items()},
     }
     print(f"{graph.num_names:,} names; dictionary made in {dictionary_seconds:.1f} s of CPU time")
     print(f"{rate:.0f} abstracts/s and core, {best:.0f} in the best of {len(turns)} turns")
+    print(f"load average {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores, which costs CPU time too")
     print(f"all of PubMed on {CORES} cores: {hours * 60:.0f} minutes")
     for stage, spent in parts.items():
         print(f"  {stage:22}{spent / options.documents * 1e6:8.0f} µs{spent / whole:8.1%}")
