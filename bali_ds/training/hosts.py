@@ -22,7 +22,8 @@ class HostWatch:
     """Each rank shows a sign of life at the store of rank 0, which looks at all of them.
 
     A connection to a host without power ends only when its own time is up, which may be hours; so each rank also
-    watches how long rank 0 has not answered.
+    watches how long rank 0 has not answered. Silence is counted in this process's own rounds, not by the clock: a
+    machine that was suspended has not lost the others.
     """
 
     def __init__(self, cluster: Cluster, seconds: float) -> None:
@@ -39,7 +40,7 @@ class HostWatch:
         self._store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=seconds))
         self._store.set(self._key(cluster.rank), "0")
         self._hosts = cluster.collect(socket.gethostname())
-        self._heard = time.monotonic()
+        self._unheard = 0
         self._ended = threading.Event()
 
     @contextmanager
@@ -56,14 +57,14 @@ class HostWatch:
                 thread.join(2 * self._interval)
 
     def _show_life(self) -> None:
-        seen: dict[int, tuple[bytes, float]] = {}
+        seen: dict[int, tuple[bytes, int]] = {}
         beats = 0
         while not self._ended.wait(self._interval):
             beats += 1
             try:
                 self._store.set(self._key(self._cluster.rank), str(beats))
                 if self._cluster.first:
-                    self._look_at_all(seen)
+                    self._look_at_all(seen, beats)
                 elif self._store.check([_GONE]):
                     self._leave(self._store.get(_GONE).decode())
             except (dist.DistError, RuntimeError):
@@ -71,15 +72,14 @@ class HostWatch:
                 if not self._ended.wait(2 * self._interval):
                     self._leave(f"rank 0 on host {self._hosts[0]} has ended")
                 return
-            self._heard = time.monotonic()
+            self._unheard = 0
 
-    def _look_at_all(self, seen: dict[int, tuple[bytes, float]]) -> None:
-        now = time.monotonic()
+    def _look_at_all(self, seen: dict[int, tuple[bytes, int]], beats: int) -> None:
         ranks = range(self._cluster.world_size)
         for rank, sign in zip(ranks, self._store.multi_get([self._key(rank) for rank in ranks]), strict=True):
             if rank not in seen or seen[rank][0] != sign:
-                seen[rank] = (sign, now)
-        silent = [rank for rank in ranks if now - seen[rank][1] > self._seconds]
+                seen[rank] = (sign, beats)
+        silent = [rank for rank in ranks if (beats - seen[rank][1]) * self._interval > self._seconds]
         if silent:
             hosts = ", ".join(dict.fromkeys(self._hosts[rank] for rank in silent))
             message = f"no sign of life from host {hosts} for {self._seconds:.0f} s (rank {silent[0]})"
@@ -89,7 +89,8 @@ class HostWatch:
 
     def _listen(self) -> None:
         while not self._ended.wait(self._interval):
-            if time.monotonic() - self._heard > self._seconds + 2 * self._interval:
+            self._unheard += 1
+            if self._unheard * self._interval > self._seconds + 2 * self._interval:
                 self._leave(f"no sign of life from host {self._hosts[0]} for {self._seconds:.0f} s (rank 0)")
 
     def _leave(self, message: str) -> NoReturn:

@@ -244,6 +244,14 @@ def silence(mishaps: Mishaps) -> None:
         os.kill(started[rank], signal.SIGKILL)
         os.waitpid(started[rank], 0)
         mishaps.ended[name] = [status]
+    everybody = before_samples(3, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    suspended = mishaps.start("suspended", everybody, guards={"host_minutes": 0.1})
+    for rank in suspended:
+        os.waitpid(rank, os.WUNTRACED)
+    time.sleep(12)
+    for rank in suspended:
+        os.kill(rank, signal.SIGCONT)
+    mishaps.ended["suspended"] = [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in suspended]
     mishaps.run("slow", before_samples(3, lambda: time.sleep(8), of_rank=1), guards={"step_minutes": 0.05})
 
 

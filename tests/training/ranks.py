@@ -26,7 +26,7 @@ class Reductions(TorchDispatchMode):
         super().__init__()
         self.numbers = 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ARG002
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function.namespace == "c10d" and "reduce" in function._schema.name:
             reduces_into = 1 if "reduce_scatter" in function._schema.name else 0
             tensors = args[reduces_into]

@@ -161,6 +161,9 @@ class TestSilence:
         assert "no sign of life from host " in ended.said(f"frozen{rank}")
         assert f"(rank {rank})" in ended.said(f"frozen{rank}")
 
+    def test_a_machine_that_was_suspended_goes_on(self, ended):
+        assert ended.statuses["suspended"] == [0, 0]
+
     def test_a_step_that_takes_too_long_has_all_stacks_written(self, ended):
         assert ended.statuses["slow"] == [0, 0]
         for rank in range(2):
