@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from transformers import AutoConfig, AutoTokenizer
 
-from bali_ds.config import Recipe, dump_recipe
+from bali_ds.config import Recipe, dump_recipe, load_recipe
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.errors import InputError
 from bali_ds.files import published_file
@@ -57,7 +56,7 @@ def prepare(recipe: Recipe) -> None:
     run = recipe.directory
     written = run / "recipe.yaml"
     if written.exists():
-        _compare(yaml.safe_load(written.read_text(encoding="utf-8")), recipe, written)
+        _compare(load_recipe(written), recipe, written)
     encoder = run / "encoder"
     shutil.rmtree(encoder, ignore_errors=True)
     AutoConfig.from_pretrained(recipe.text_encoder.path).save_pretrained(encoder)
@@ -66,11 +65,12 @@ def prepare(recipe: Recipe) -> None:
         stream.write(dump_recipe(recipe))
 
 
-def _compare(before: dict[str, object], recipe: Recipe, written: Path) -> None:
+def _compare(before: Recipe, recipe: Recipe, written: Path) -> None:
+    given = before.model_dump(mode="json")  # defaults that came later included
     for key, value in recipe.model_dump(mode="json").items():
-        if key not in FREE and before.get(key) != value:
+        if key not in FREE and given[key] != value:
             raise InputError(
-                f"{written}: the run was started with {key}: {before.get(key)}, now it is {value}; "
+                f"{written}: the run was started with {key}: {given[key]}, now it is {value}; "
                 "give the run another name, or start it afresh with --resume never"
             )
 
