@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bali_ds import config
+from bali_ds.config import objectives
 from bali_ds.errors import InputError
 from bali_ds.model.decoder import Decoder
 from bali_ds.model.text import TextEncoder
@@ -27,7 +27,7 @@ class Dual(nn.Module):
     equation 3), and so the second; as the decoder's own marginal is an upper bound of the entropy, they are estimates.
     """
 
-    def __init__(self, settings: config.Dual, text: TextEncoder, longest: int) -> None:
+    def __init__(self, settings: objectives.Dual, text: TextEncoder, longest: int) -> None:
         super().__init__()
         width = text.width
         if text.encoder.get_input_embeddings().embedding_dim != width:

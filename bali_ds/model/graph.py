@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch_geometric.nn import GATv2Conv, SAGEConv
 
-from bali_ds import config
+from bali_ds.config import recipe
 from bali_ds.errors import InputError
 from bali_ds.model.pooling import segment_mean
 
@@ -83,7 +83,7 @@ class LinearisedGraph(nn.Module):
 
 
 def build_graph_encoder(
-    settings: config.GraphEncoder, width: int, num_relations: int
+    settings: recipe.GraphEncoder, width: int, num_relations: int
 ) -> GraphEncoder | LinearisedGraph:
     """Return the graph encoder of a recipe, fresh."""
     if settings.kind == "linearised":

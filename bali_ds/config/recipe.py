@@ -1,20 +1,12 @@
 """The recipe: everything that defines a run, typed, strict and readable as YAML."""
 
-import difflib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from bali_ds.errors import InputError
-
-
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors, values never change after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from bali_ds.config.objectives import Objective
+from bali_ds.config.section import Section
 
 
 class Data(Section):
@@ -88,93 +80,6 @@ class GraphEncoder(Section):
     """Whether the graph side teaches the text encoder, only uses it, or uses its vectors of some steps ago."""
     refresh_every: int = Field(default=200, ge=1)
     """Optimiser steps after which cached name vectors are made again."""
-
-
-class Contrastive(Section):
-    """The alignment loss over text and graph views of all ranks."""
-
-    weight: float = Field(default=1.0, ge=0)
-    kind: Literal["ntxent", "clip", "supcon", "marginal", "multi_similarity", "sigmoid"] = "ntxent"
-    temperature: float = Field(default=0.07, gt=0)
-    learn_temperature: bool = False
-    negatives: Literal["all", "rank"] = "all"
-    """Views of all ranks, or of each rank alone, so that the loss depends on their number."""
-
-
-class MaskedLanguageModel(Section):
-    """Cross-entropy of the masked tokens."""
-
-    weight: float = Field(default=1.0, ge=0)
-
-
-class GraphLanguageModel(Section):
-    """Cross-entropy of masked tokens of linearised neighbourhoods."""
-
-    weight: float = Field(default=0.0, ge=0)
-
-
-class LinkPrediction(Section):
-    """The other concept of a fact, told by the graph vectors of the two."""
-
-    weight: float = Field(default=0.0, ge=0)
-    kind: Literal["distmult", "transe", "rotate"] = "distmult"
-
-
-class SynonymAlignment(Section):
-    """Two names of one concept attract each other, as in SapBERT."""
-
-    weight: float = Field(default=0.0, ge=0)
-    kind: Literal["multi_similarity", "ntxent"] = "multi_similarity"
-
-
-class GraphInfomax(Section):
-    """Node vectors tell the graph from one with shuffled features (deep graph infomax)."""
-
-    weight: float = Field(default=0.0, ge=0)
-
-
-class Dual(Section):
-    """A decoder that writes a passage's facts from its text, and its text from the graph."""
-
-    weight: float = Field(default=0.0, ge=0)
-    layers: int = Field(default=2, ge=1)
-    heads: int = Field(default=4, ge=1)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    duality: float = Field(default=0.0, ge=0)
-    """Weight of the squared duality gap."""
-
-
-class Objective(Section):
-    """The total loss is the weighted sum of its parts; one of weight 0 is not computed."""
-
-    contrastive: Contrastive = Contrastive()
-    masked_language_model: MaskedLanguageModel = MaskedLanguageModel()
-    graph_language_model: GraphLanguageModel = GraphLanguageModel()
-    link_prediction: LinkPrediction = LinkPrediction()
-    synonym_alignment: SynonymAlignment = SynonymAlignment()
-    graph_infomax: GraphInfomax = GraphInfomax()
-    dual: Dual = Dual()
-
-    def weight(self, name: str) -> float:
-        """Return the weight of the part of that name."""
-        return float(getattr(self, name).weight)
-
-    @property
-    def needs_graph(self) -> bool:
-        """Whether training computes graph views."""
-        names = ("contrastive", "graph_language_model", "link_prediction", "graph_infomax", "dual")
-        return any(self.weight(name) for name in names)
-
-    @property
-    def needs_head(self) -> bool:
-        """Whether training calls the masked-language-model head."""
-        return any(self.weight(name) for name in ("masked_language_model", "graph_language_model", "dual"))
-
-    @model_validator(mode="after")
-    def _something_to_minimise(self) -> Self:
-        if not any(self.weight(name) for name in type(self).model_fields):
-            raise ValueError("every objective has weight 0; give one a positive weight")
-        return self
 
 
 class Optimiser(Section):
@@ -295,77 +200,3 @@ class Recipe(Section):
     def directory(self) -> Path:
         """The run's directory."""
         return self.runs / self.name
-
-
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a YAML recipe and apply `key=value` overrides; keys of nested sections are joined by dots.
-
-    Raises:
-        InputError: the file is missing or is no YAML mapping, or a key or value does not fit; an unknown key is
-            answered with the nearest known one.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise InputError(f"{where}: is no valid YAML: {getattr(error, 'problem', error)}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: holds no mapping of keys to values")
-    for override in overrides:
-        _apply(values, override)
-    return _validated(values, str(path))
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise InputError(f"{override}: is no override; write key=value, for example optimiser.warmup=0.1")
-    *sections, last = key.split(".")
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise InputError(f"{override}: {section} is a value, not a section")
-    try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{override}: the value is no valid YAML") from error
-
-
-def _validated(values: dict[str, Any], origin: str) -> Recipe:
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        errors = error.errors()
-        # a misspelt key also leaves the right one missing: name the misspelling
-        first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise InputError(f"{origin}: {key}: no such key{_suggestion(first['loc'])}") from None
-        message = first["msg"].removeprefix("Value error, ")
-        given = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
-        raise InputError(f"{origin}: {key + ': ' if key else ''}{message}{given}") from None
-
-
-def _suggestion(location: tuple[int | str, ...]) -> str:
-    section: Any = Recipe
-    for part in location[:-1]:
-        section = _section_class(section.model_fields[part].annotation)
-    wrong = str(location[-1])
-    known = list(section.model_fields)
-    nearest = difflib.get_close_matches(wrong, known, n=1, cutoff=0.5)
-    return f"; did you mean {nearest[0]}?" if nearest else f"; known are {', '.join(known)}"
-
-
-def _section_class(annotation: Any) -> Any:
-    candidates = (annotation, *getattr(annotation, "__args__", ()))
-    return next(item for item in candidates if isinstance(item, type) and issubclass(item, Section))
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """Return the resolved recipe, defaults included, as YAML that `load_recipe` reads back."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,87 @@
+"""Recipes as YAML, with overrides, and one clear line for every mistake."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from bali_ds.config.recipe import Recipe
+from bali_ds.config.section import Section
+from bali_ds.errors import InputError
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a YAML recipe and apply `key=value` overrides; keys of nested sections are joined by dots.
+
+    Raises:
+        InputError: the file is missing or is no YAML mapping, or a key or value does not fit; an unknown key is
+            answered with the nearest known one.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise InputError(f"{where}: is no valid YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds no mapping of keys to values")
+    for override in overrides:
+        _apply(values, override)
+    return _validated(values, str(path))
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"{override}: is no override; write key=value, for example optimiser.warmup=0.1")
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise InputError(f"{override}: {section} is a value, not a section")
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{override}: the value is no valid YAML") from error
+
+
+def _validated(values: dict[str, Any], origin: str) -> Recipe:
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        errors = error.errors()
+        # a misspelt key also leaves the right one missing: name the misspelling
+        first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"{origin}: {key}: no such key{_suggestion(first['loc'])}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        given = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
+        raise InputError(f"{origin}: {key + ': ' if key else ''}{message}{given}") from None
+
+
+def _suggestion(location: tuple[int | str, ...]) -> str:
+    section: Any = Recipe
+    for part in location[:-1]:
+        section = _section_class(section.model_fields[part].annotation)
+    wrong = str(location[-1])
+    known = list(section.model_fields)
+    nearest = difflib.get_close_matches(wrong, known, n=1, cutoff=0.5)
+    return f"; did you mean {nearest[0]}?" if nearest else f"; known are {', '.join(known)}"
+
+
+def _section_class(annotation: Any) -> Any:
+    candidates = (annotation, *getattr(annotation, "__args__", ()))
+    return next(item for item in candidates if isinstance(item, type) and issubclass(item, Section))
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the resolved recipe, defaults included, as YAML that `load_recipe` reads back."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
