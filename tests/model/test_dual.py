@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from bali_ds import config
+from bali_ds.config import objectives
 from bali_ds.model.dual import FACTS, PASSAGES, Dual
 from bali_ds.model.text import TextEncoder
 from bali_ds.stream.batch import TokenBlock
@@ -23,7 +23,7 @@ def parts():
     sizes |= {"intermediate_size": 64, "max_position_embeddings": 24}
     model = BertForMaskedLM(BertConfig(**sizes, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
     text = TextEncoder(model.bert, model.cls)
-    dual = Dual(config.Dual(weight=1.0, layers=1, duality=0.5, dropout=0.0), text, 24)
+    dual = Dual(objectives.Dual(weight=1.0, layers=1, duality=0.5, dropout=0.0), text, 24)
     lengths = torch.randint(4, 11, (2, PAIRS))
 
     def block(length):
