@@ -49,6 +49,7 @@ setup(
             "onnx",
             "onnxruntime",
             "onnxscript",
+            "peft",
             "psutil",
             "pytest",
             "pytest-timeout",
