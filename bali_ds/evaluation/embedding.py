@@ -1,23 +1,16 @@
 """What the space of concept names looks like: a map of some, and the nearest others of a few."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bali_ds.evaluation.encodes import Encodes
 from bali_ds.evaluation.semantic_groups import semantic_group
 from bali_ds.graph.store import KnowledgeGraph
 
 CONCEPTS, DRAWN, EXAMPLES, NEIGHBOURS = 4000, 800, 12, 4
-
-
-class Encodes(Protocol):
-    """Whatever turns strings into unit vectors."""
-
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return float32 [n, d]."""
-        ...
 
 
 def describe_embedding(encoders: Mapping[str, Encodes], graph: KnowledgeGraph, seed: int = 0) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bali_ds.evaluation.held_out_facts import entry_ends
 from bali_ds.evaluation.relation_phrases import paraphrase
 from bali_ds.graph.store import KnowledgeGraph
 
@@ -49,9 +50,8 @@ class QuestionMaker:
         """
         self.graph = graph
         self.offsets = np.asarray(graph.edge_offsets[:]).astype(np.int64)
-        self.heads = np.repeat(np.arange(graph.num_concepts), np.diff(self.offsets))
         self.relations = np.asarray(graph.edge_relations[:]).astype(np.int64)
-        self.tails = np.asarray(graph.edge_targets[:]).astype(np.int64)
+        self.heads, self.tails = entry_ends(graph)
         self.held_out = np.zeros(len(self.tails), bool) if held_out is None else held_out
         self._draw = np.random.default_rng(seed)
 

@@ -23,12 +23,12 @@ def held_out_entries(graph: KnowledgeGraph, table: Path) -> NDArray[np.bool_]:
         heads, tails = (graph.lookup(frame[column].to_list()).astype(np.int64) for column in COLUMNS)
         known = (heads >= 0) & (tails >= 0)
         found.append(_codes(graph, heads[known], tails[known]))
-    return np.isin(_codes(graph, *_ends(graph)), np.concatenate(found))
+    return np.isin(_codes(graph, *entry_ends(graph)), np.concatenate(found))
 
 
 def draw_held_out(graph: KnowledgeGraph, table: Path, *, share: float, seed: int) -> None:
     """Write a share of the pairs of neighbours, drawn without replacement, as a table."""
-    codes = np.unique(_codes(graph, *_ends(graph)))
+    codes = np.unique(_codes(graph, *entry_ends(graph)))
     chosen = np.sort(np.random.default_rng(seed).choice(codes, round(share * len(codes)), replace=False))
     with published_file(table, "w") as stream:
         stream.write("\t".join(COLUMNS) + "\n")
@@ -36,7 +36,8 @@ def draw_held_out(graph: KnowledgeGraph, table: Path, *, share: float, seed: int
             stream.write(f"{graph.cui(low)}\t{graph.cui(high)}\n")
 
 
-def _ends(graph: KnowledgeGraph) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def entry_ends(graph: KnowledgeGraph) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return both concepts of every entry of the neighbour lists, int64 [2E] each."""
     offsets: NDArray[np.int64] = np.asarray(graph.edge_offsets[:]).astype(np.int64)
     return np.repeat(np.arange(graph.num_concepts), np.diff(offsets)), np.asarray(graph.edge_targets[:]).astype(
         np.int64

@@ -1,30 +1,18 @@
 """Zero-shot entity linking: each mention against every name of a dictionary, no training."""
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bali_ds.errors import InputError
 from bali_ds.evaluation.bootstrap import intervals, paired_difference
+from bali_ds.evaluation.encodes import Encodes
 from bali_ds.evaluation.linking_data import Queries
 from bali_ds.inference.dictionary import Dictionary
 
 SCORE_BYTES = 256 * 2**20
 NOT_FOUND = np.iinfo(np.int64).max
-
-
-class Encodes(Protocol):
-    """Whatever turns strings into unit vectors."""
-
-    def encode(self, texts: list[str], *, progress: bool = False) -> NDArray[np.float32]:
-        """Return float32 [n, d]."""
-        ...
-
-    def encode_mentions(self, places: Sequence[tuple[str, int, int]]) -> NDArray[np.float32]:
-        """Return float32 [n, d], the vector of each mention in its text."""
-        ...
 
 
 def evaluate_linking(

@@ -8,7 +8,7 @@ question, is the baseline.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,19 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bali_ds.evaluation.bootstrap import intervals
+from bali_ds.evaluation.encodes import Encodes
 from bali_ds.evaluation.graph_questions import GraphQuestion, QuestionMaker
 from bali_ds.graph.store import KnowledgeGraph
 
 BATCH = 256
 NEGATIVES = 4096
-
-
-class Encodes(Protocol):
-    """Whatever turns strings into unit vectors."""
-
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return float32 [n, d]."""
-        ...
 
 
 @dataclass(frozen=True)
