@@ -165,9 +165,15 @@ class Encoder:
         """
         frame = self.tokenizer("")["input_ids"]
         before, after = frame[: len(frame) // 2], frame[len(frame) // 2 :]
+        texts = {text: row for row, text in enumerate(dict.fromkeys(text for text, _, _ in places))}
+        encoded = self.tokenizer([*texts, ""], add_special_tokens=False, return_offsets_mapping=True)
         rows, spans = [], []
         for text, start, end in places:
-            tokens, first, last = self._around(text, start, end, self.max_tokens - len(frame))
+            ids, offsets = (encoded[what][texts[text]] for what in ("input_ids", "offset_mapping"))
+            touching = [n for n, (low, high) in enumerate(offsets) if low < end and high > start]
+            if not touching:
+                raise InputError(f"{text[start:end]!r}: has no token in {text[:60]!r}")
+            tokens, first, last = _around(ids, touching[0], touching[-1] + 1, self.max_tokens - len(frame))
             rows.append([*before, *tokens, *after])
             spans.append((len(before) + first, len(before) + last))
         vectors = np.empty((len(places), self.width), np.float32)
@@ -177,16 +183,6 @@ class Encoder:
                 for state, row in zip(states.float(), batch, strict=True):
                     vectors[row] = state[slice(*spans[row])].mean(dim=0).cpu().numpy()
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-    def _around(self, text: str, start: int, end: int, room: int) -> tuple[list[int], int, int]:
-        """Return up to `room` tokens of a text and which of them, first to last - 1, touch the mention."""
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        touching = [n for n, (low, high) in enumerate(encoded["offset_mapping"]) if low < end and high > start]
-        if not touching:
-            raise InputError(f"{text[start:end]!r}: has no token in {text[:60]!r}")
-        first, last = touching[0], min(touching[-1] + 1, touching[0] + room)
-        left = max(0, min(first - (room - (last - first)) // 2, len(encoded["input_ids"]) - room))
-        return encoded["input_ids"][left : left + room], first - left, last - left
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Return how many tokens each text has, [CLS] and [SEP] not counted."""
@@ -211,6 +207,13 @@ class Encoder:
         input_ids = _pad(tokens, int(self.tokenizer.pad_token_id or 0))
         mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long().to(self.device)
         return self.model(input_ids=input_ids.to(self.device), attention_mask=mask).last_hidden_state, mask
+
+
+def _around(tokens: list[int], first: int, last: int, room: int) -> tuple[list[int], int, int]:
+    """Return up to `room` tokens around tokens first to last - 1, and where among them these stand."""
+    last = min(last, first + room)
+    left = max(0, min(first - (room - (last - first)) // 2, len(tokens) - room))
+    return tokens[left : left + room], first - left, last - left
 
 
 def _pad(rows: list[list[int]], value: int) -> torch.Tensor:
