@@ -4,7 +4,7 @@ python bench/medmentions.py [--data DIR] [--encoder DIR] [--variants joint align
 
 Builds graph and shards, trains each variant on two CPU ranks with the same seed, measures linking on the development
 mentions before and after, and writes bench/results/medmentions.json. Interrupted, it goes on where it was. The first
-four variants have the same budget; half an hour each on two free cores, twice that for `joint_long`.
+five variants have the same budget; half an hour each on two free cores, twice that for `joint_long`.
 """
 
 import argparse
@@ -28,6 +28,15 @@ VARIANTS: dict[str, tuple[float, list[str]]] = {  # epochs, overrides
     "joint_synonyms": (
         1.5,
         [*FAST, "objective.masked_language_model.weight=0.1", "objective.synonym_alignment.weight=1"],
+    ),
+    "joint_mentions": (
+        1.5,
+        [
+            *FAST,
+            "objective.masked_language_model.weight=0.1",
+            "objective.synonym_alignment.weight=1",
+            "objective.synonym_alignment.pairs=mentions",
+        ],
     ),
     "joint_long": (3, [*FAST, "objective.masked_language_model.weight=0.1"]),
     "recipe_defaults": (2, []),

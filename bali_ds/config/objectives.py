@@ -41,6 +41,8 @@ class SynonymAlignment(Section):
     """Two names of one concept attract each other, as in SapBERT."""
 
     weight: float = Field(default=0.0, ge=0)
+    pairs: Literal["names", "mentions"] = "names"
+    """Of two names in the graph, or of a name and the words of one of the concept's mentions, out of context."""
     kind: Literal["multi_similarity", "ntxent"] = "multi_similarity"
 
 

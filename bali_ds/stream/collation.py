@@ -27,6 +27,7 @@ from bali_ds.stream.mixture import Mixture
 from bali_ds.stream.objectives import (
     NO_SYNONYMS,
     Synonyms,
+    draw_named_mentions,
     draw_synonyms,
     hold_out,
     nothing_side_by_side,
@@ -161,7 +162,12 @@ class Collator:
         held = hold_out(stars, keys) if settings.hold_out else np.zeros(stars.edge_relations.size // 2, bool)
         offsets, owners = self.graph.name_offsets, views.samples[seen]
         view_keys = derive(visits[views.samples], views.concepts)
-        synonyms = draw_synonyms(views.concepts, view_keys, offsets) if settings.synonyms else NO_SYNONYMS
+        synonyms = NO_SYNONYMS
+        if settings.synonyms == "names":
+            synonyms = draw_synonyms(views.concepts, view_keys, offsets)
+        elif settings.synonyms == "mentions":
+            longest = self.shards.index["max_name_tokens"]
+            synonyms = draw_named_mentions(samples, views, view_keys, offsets, longest)
         triples = self._triples(stars, owners, samples.rows.size) if settings.triples else NO_STRINGS
         return Drawn(samples, views, passages, *mentions, stars, names, hidden, neighbourhoods, held, synonyms, triples)
 
@@ -197,8 +203,10 @@ class Collator:
         messages = np.concatenate([kept, kept + stars.edge_relations.size // 2])
         pairs = slice(*np.searchsorted(drawn.synonyms.views, (views.start, views.stop)).tolist())
         named = np.concatenate([drawn.names[nodes], drawn.synonyms.first[pairs], drawn.synonyms.second[pairs]])
-        masked = np.concatenate([drawn.hidden[nodes], np.zeros(2 * (pairs.stop - pairs.start), bool)])
-        names, name_rows = self._names(named, masked)
+        masked = np.zeros(named.size, bool)
+        masked[: nodes.stop - nodes.start] = drawn.hidden[nodes]
+        spelt = part_of(drawn.synonyms.mentions, pairs.start, pairs.stop)
+        names, name_rows = self._names(named, masked, spelt)
         node_names, synonyms = np.split(name_rows, [nodes.stop - nodes.start])
         blocks = settings.passage_blocks * (settings.with_graph and settings.graph_view == "linearised")
         neighbourhoods = pack_texts(drawn.neighbourhoods, views.start, views.stop, blocks, vocabulary)
@@ -262,10 +270,11 @@ class Collator:
             chosen = np.where(faults, others, chosen)
         raise InputError(f"{self.shards.name}: hardly any sample can be used; see: bali-ds shards lint")
 
-    def _names(self, names: Ints, hidden: NDArray[np.bool_]) -> tuple[tuple[Block, ...], Ints]:
-        """Encode each distinct name once; names hidden behind equally many [MASK]s are one name.
+    def _names(self, names: Ints, hidden: NDArray[np.bool_], spelt: Strings) -> tuple[tuple[Block, ...], Ints]:
+        """Encode each distinct name once, then what is spelt out; return the blocks and the rows of both.
 
-        A concept without a name, or whose name has no token, is one [MASK].
+        Names hidden behind equally many [MASK]s are one name. A concept without a name, or whose name has no token,
+        is one [MASK].
         """
         vocabulary, table = self.vocabulary, self.shards.names
         num_names = table.offsets.size - 1
@@ -274,15 +283,18 @@ class Collator:
         settings = self.settings
         if settings.name_rows:
             return (), codes
-        blocks = settings.name_blocks * ((settings.with_graph and settings.graph_view == "star") or settings.synonyms)
+        wanted = (settings.with_graph and settings.graph_view == "star") or settings.synonyms
+        blocks = settings.name_blocks if wanted else 0
         distinct, of_node = np.unique(codes, return_inverse=True)
         shown = distinct[distinct < num_names]
         begins_in_table = table.offsets[shown]
-        lengths = np.concatenate([table.offsets[shown + 1] - begins_in_table, distinct[shown.size :] - num_names])
+        masks = distinct[shown.size :] - num_names
+        lengths = np.concatenate([table.offsets[shown + 1] - begins_in_table, masks, spelt.lengths])
         begins = starts(lengths + 2)
         tokens = np.full(int(lengths.sum()) + 2 * lengths.size, vocabulary.mask_id, np.int64)
         tokens[begins], tokens[begins + lengths + 1] = vocabulary.cls_id, vocabulary.sep_id
         lengths_shown = lengths[: shown.size]
         tokens[ranges(begins[: shown.size] + 1, lengths_shown)] = table.tokens[ranges(begins_in_table, lengths_shown)]
+        tokens[ranges(begins[distinct.size :] + 1, spelt.lengths)] = spelt.tokens
         packed = pack(tokens, lengths + 2, blocks, vocabulary.pad_id, (vocabulary.cls_id, vocabulary.sep_id))
-        return packed.blocks, packed.rows[of_node]
+        return packed.blocks, packed.rows[np.concatenate([of_node, np.arange(distinct.size, lengths.size)])]

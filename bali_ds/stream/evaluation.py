@@ -51,7 +51,7 @@ def evaluation_batches(
         graph_masking=0.0,
         with_graph=True,
         hold_out=False,
-        synonyms=False,
+        synonyms="",
         triples=False,
     )
     mixture = Mixture.of(shards)

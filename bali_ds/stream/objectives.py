@@ -7,27 +7,33 @@ from numpy.typing import NDArray
 
 from bali_ds.randomness import Keys, below, derive
 from bali_ds.stream.blocks import Block, pack
-from bali_ds.stream.linearised import Strings
+from bali_ds.stream.linearised import NO_STRINGS, Strings
 from bali_ds.stream.masking import Vocabulary
-from bali_ds.stream.ragged import Ints, starts
+from bali_ds.stream.ragged import Ints, ranges, starts
+from bali_ds.stream.reader import Samples
 from bali_ds.stream.stars import Stars
 from bali_ds.stream.texts import PackedTexts
+from bali_ds.stream.views import Views
 
 
 class Synonyms(NamedTuple):
-    """Pairs of different names of one concept.
+    """Pairs of a name of a concept and another name of it, or the words of a mention of it.
 
     Attributes:
         views: int64 [S], ascending, the view whose concept it is.
-        first, second: int64 [S], name ids.
+        first: int64 [S], name ids.
+        second: int64 [S], other name ids; none where mentions take their place.
+        mentions: S token sequences; none where names take their place.
     """
 
     views: Ints
     first: Ints
     second: Ints
+    mentions: Strings
 
 
-NO_SYNONYMS = Synonyms(*[np.empty(0, np.int64)] * 3)
+_NOTHING = np.empty(0, np.int64)
+NO_SYNONYMS = Synonyms(_NOTHING, _NOTHING, _NOTHING, NO_STRINGS)
 
 
 def draw_synonyms(concepts: Ints, keys: Keys, name_offsets: NDArray[np.int64]) -> Synonyms:
@@ -44,7 +50,32 @@ def draw_synonyms(concepts: Ints, keys: Keys, name_offsets: NDArray[np.int64]) -
     begins, counts, keys = begins[views], counts[views], keys[views]
     first = below(derive(keys, "first synonym"), counts)
     step = 1 + below(derive(keys, "second synonym"), counts - 1)
-    return Synonyms(views, begins + first, begins + (first + step) % np.maximum(counts, 1))
+    return Synonyms(views, begins + first, begins + (first + step) % np.maximum(counts, 1), NO_STRINGS)
+
+
+def draw_named_mentions(
+    samples: Samples, views: Views, keys: Keys, name_offsets: NDArray[np.int64], longest: int
+) -> Synonyms:
+    """Draw a name of each concept that has one, and one of its mentions in the passage, both uniformly.
+
+    Args:
+        samples: with their tokens and mentions.
+        views: their distinct concepts.
+        keys: uint64 [V], the key of each view.
+        name_offsets: int64 [C + 1], the first name id of each concept.
+        longest: tokens to which the words of a mention are cut.
+    """
+    begins = name_offsets[views.concepts].astype(np.int64)
+    counts = name_offsets[views.concepts + 1].astype(np.int64) - begins
+    named = np.flatnonzero(counts)
+    names = begins + below(derive(keys, "first synonym"), counts)
+    per_view = np.bincount(views.of_mention, minlength=views.concepts.size)
+    place = starts(per_view) + below(derive(keys, "named mention"), per_view)
+    chosen = np.argsort(views.of_mention, kind="stable")[place[named]]
+    first_tokens, ends = samples.mentions[chosen, :2].T.astype(np.int64)
+    lengths = np.minimum(ends - first_tokens, longest)
+    tokens = samples.tokens[ranges(starts(samples.lengths)[views.samples[named]] + first_tokens, lengths)]
+    return Synonyms(named, names[named], names[:0], Strings(tokens, lengths))
 
 
 def hold_out(stars: Stars, keys: Keys) -> NDArray[np.bool_]:

@@ -34,7 +34,7 @@ class StreamSettings:
         each_mention: a text view for each mention of a concept rather than one for all.
         name_rows: nodes refer to rows of a table of all names, and no name travels as tokens.
         hold_out: a fact of each star is not a message but to be predicted.
-        synonyms: draw two names of each concept that has them.
+        synonyms: "names" draws two names of each concept that has them; "mentions" a name and the words of a mention.
         triples: give each passage without masks, and its facts as text.
     """
 
@@ -57,7 +57,7 @@ class StreamSettings:
     each_mention: bool = False
     name_rows: bool = False
     hold_out: bool = False
-    synonyms: bool = False
+    synonyms: str = ""
     triples: bool = False
 
     @classmethod
@@ -78,7 +78,7 @@ class StreamSettings:
             each_mention=recipe.text_encoder.view == "mention",
             name_rows=recipe.graph_encoder.names == "cached",
             hold_out=bool(recipe.objective.link_prediction.weight),
-            synonyms=bool(recipe.objective.synonym_alignment.weight),
+            synonyms=recipe.objective.synonym_alignment.pairs if recipe.objective.synonym_alignment.weight else "",
             triples=bool(recipe.objective.dual.weight),
         )
 

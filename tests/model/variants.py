@@ -24,7 +24,12 @@ VARIANTS: dict[str, dict] = {
     },
     "linearised": {
         "graph_encoder": {"kind": "linearised"},
-        "objective": {**ALL, "graph_infomax": {"weight": 0.0}, "graph_language_model": {"weight": 0.5}},
+        "objective": {
+            **ALL,
+            "graph_infomax": {"weight": 0.0},
+            "graph_language_model": {"weight": 0.5},
+            "synonym_alignment": {"weight": 1.0, "pairs": "mentions"},
+        },
     },
     "lora": {
         "text_encoder": {"lora": {"rank": 4, "modules": ["query", "value"]}},

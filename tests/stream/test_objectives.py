@@ -52,7 +52,7 @@ def test_one_fact_of_each_star_of_several_is_held_out_and_no_message(built):
 
 def test_synonyms_are_two_different_names_of_the_concept(built):
     shards, graph, _ = built
-    batch = batch_of(built, synonyms=True)
+    batch = batch_of(built, synonyms="names")
     names = [row for block in batch.names for row in rows_of(block)]
     tokens, offsets = shards.names
     assert batch.synonyms.shape[1] == len(batch.synonym_ids) > 10
@@ -63,6 +63,25 @@ def test_synonyms_are_two_different_names_of_the_concept(built):
         assert names[second] in own
     several = [concept for concept in batch.concept_ids.tolist() if np.diff(graph.name_offsets)[concept] > 1]
     assert batch.synonym_ids.tolist() == several
+
+
+def test_mentions_out_of_context_stand_beside_a_name_of_the_concept(built):
+    shards, graph, _ = built
+    batch = batch_of(built, synonyms="mentions")
+    names = [row for block in batch.names for row in rows_of(block)]
+    table, offsets = shards.names
+    assert batch.synonym_ids.tolist() == batch.concept_ids.tolist()
+    spelt = {}
+    for place, row in enumerate(batch.sample_ids.tolist()):
+        tokens, mentions, _ = shards.arrays(row)
+        for first, last, concept in mentions.tolist():
+            spelt.setdefault((place, concept), []).append([CLS, *tokens[first : min(last, first + 32)].tolist(), SEP])
+    pairs = zip(*batch.synonyms.tolist(), batch.synonym_ids.tolist(), spelt.items(), strict=True)
+    for name, mention, concept, ((_, expected), words) in pairs:
+        ids = range(*graph.name_offsets[concept : concept + 2].tolist())
+        assert concept == expected
+        assert names[name] in [[CLS, *table[offsets[each] : offsets[each + 1]].tolist(), SEP] for each in ids]
+        assert names[mention] in words
 
 
 def test_every_pair_of_synonyms_is_equally_likely():
