@@ -19,6 +19,7 @@ from bali_ds.stream.order import Position
 from bali_ds.stream.settings import StreamSettings
 from bali_ds.training.checkpoint import Checkpoints, Progress
 from bali_ds.training.cluster import Cluster, joined_cluster
+from bali_ds.training.communication import Communication
 from bali_ds.training.engine import build_engine, deepspeed_settings, set_learning_rates
 from bali_ds.training.guard import Guard, Verdict
 from bali_ds.training.hosts import HostWatch
@@ -73,10 +74,11 @@ def train(recipe: Recipe, *, resume: bool = True) -> None:
         if cluster.first:
             print(announcement(recipe, data, engine.module, numbers, progress), flush=True)
         guard = Guard(recipe, cluster, data, engine, checkpoints)
-        meter = Meter(engine, cluster, guard.gradients, flops)
+        communication = Communication(cluster.device)
+        meter = Meter(engine, cluster, guard.gradients, flops, communication)
         stragglers = Stragglers(engine.module, cluster)
         training = _Training(recipe, numbers, cluster, data, engine, checkpoints, guard, meter, stragglers)
-        with HostWatch(cluster, 60 * recipe.guards.host_minutes).watching():
+        with HostWatch(cluster, 60 * recipe.guards.host_minutes).watching(), communication.watching():
             while progress.step < numbers.steps:
                 training.go_on(progress)
                 progress = checkpoints.restore(engine) or Progress(0, Position())

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from bali_ds.preflight.flops import StepFlops, peak_of
 from bali_ds.stream.loader import Step
 from bali_ds.training.cluster import Cluster
+from bali_ds.training.communication import Communication
 from bali_ds.training.gradients import GradientWatch
 
 _MOST_VIEWS = 1024
@@ -21,9 +22,15 @@ class Meter:
     """
 
     def __init__(
-        self, engine: deepspeed.DeepSpeedEngine, cluster: Cluster, gradients: GradientWatch, flops: StepFlops
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        cluster: Cluster,
+        gradients: GradientWatch,
+        flops: StepFlops,
+        communication: Communication,
     ) -> None:
         self._engine, self._cluster, self._gradients, self._flops = engine, cluster, gradients, flops
+        self._communication = communication
         self._peak = peak_of(torch.cuda.get_device_name()) if cluster.device.type == "cuda" else None
         self._tokens = self._operations = 0
 
@@ -43,15 +50,17 @@ class Meter:
 
         Returns:
             `tokens_per_second` over all ranks (this rank's times their number), `teraflops` of a rank and, on devices
-            whose peak in half precision is known, `mfu`; `gradient_norm` over all ranks before clipping,
-            `gradient_norm_PART` of this rank's own gradients; `temperature` where it is learnt; `batch_r@1`, how
-            often the nearest graph view of a text view of this rank is one of its concept; `memory_gib` on GPUs.
+            whose peak in half precision is known, `mfu`; `communication`, the share of the time that this rank stood
+            in collectives; `gradient_norm` over all ranks before clipping, `gradient_norm_PART` of this rank's own
+            gradients; `temperature` where it is learnt; `batch_r@1`, how often the nearest graph view of a text view
+            of this rank is one of its concept; `memory_gib` on GPUs.
         """
         rate = self._operations / seconds
         values = {
             "tokens_per_second": self._tokens * self._cluster.world_size / seconds,
             "teraflops": rate / 1e12,
             **({"mfu": rate / self._peak} if self._peak else {}),
+            "communication": self._communication.seconds() / seconds,
             **{f"gradient_norm_{part}": float(norm) for part, norm in self._gradients.norms().items()},
             **_retrieval(parts),
         }

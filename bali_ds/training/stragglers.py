@@ -2,16 +2,14 @@
 
 import socket
 import statistics
-import time
 from collections.abc import Sequence
 from typing import Any
-
-import torch
 
 from bali_ds.model.aligner import Aligner
 from bali_ds.preflight.flops import ENCODED
 from bali_ds.stream.batch import Batch
 from bali_ds.training.cluster import Cluster
+from bali_ds.training.stopwatch import Stopwatch
 
 SLOW = 1.25
 """A host is named when its time is so many times that of the median host."""
@@ -20,40 +18,30 @@ SLOW = 1.25
 class Stragglers:
     """Times what each rank does before it first needs the others: the encoder's passes over its first micro-batch.
 
-    The time of a whole step is the same on all ranks, since they wait for each other. On GPUs events are recorded,
-    which are read when they have long happened.
+    The time of a whole step is the same on all ranks, since they wait for each other.
     """
 
     def __init__(self, aligner: Aligner, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._on_gpu = cluster.device.type == "cuda"
+        self._watch = Stopwatch(cluster.device)
         self._left = 0
         self._open: Any = None
-        self._spans: list[tuple[Any, Any]] = []
         aligner.get_submodule("text.encoder").register_forward_hook(self._encoded)
 
     def begins(self, chunks: Sequence[Batch]) -> None:
         """Take note that a step begins."""
         self._left = sum(len(getattr(chunks[0], kind, ())) for kind in ENCODED)
-        self._open = self._now()
+        self._open = self._watch.now()
 
     def _encoded(self, *_: Any) -> None:
         self._left -= 1
         if not self._left and self._open is not None:
-            self._spans.append((self._open, self._now()))
+            self._watch.since(self._open)
             self._open = None
-
-    def _now(self) -> Any:
-        if not self._on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
 
     def report(self) -> str | None:
         """Return a line about hosts that were slow since the last report; every rank calls this."""
-        spans, self._spans = self._spans, []
-        seconds = [begin.elapsed_time(end) / 1000 if self._on_gpu else end - begin for begin, end in spans]
+        seconds = self._watch.read()
         # the median: a rank that was held up once is none
         own = (socket.gethostname(), statistics.median(seconds) if seconds else 0.0)
         return slow_hosts(self._cluster.collect(own))

@@ -121,7 +121,8 @@ class Telemetry:
         return (
             f"step {step}/{self.steps}  epoch {values['epoch']:.2f}  loss {values['loss']:.4f} ({parts})  "
             f"lr {values['learning_rate']:.2e}  {values['samples_per_second']:.1f} samples/s  "
-            f"data wait {values['data_wait']:.1%}  ETA {minutes}:{seconds:02d}"
+            f"data wait {values['data_wait']:.1%}  communication {values['communication']:.1%}  "
+            f"ETA {minutes}:{seconds:02d}"
         )
 
     def close(self) -> None:

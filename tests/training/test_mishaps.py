@@ -146,6 +146,7 @@ class TestStops:
             for name in ("moved", "straight")
         ]
         assert positions[0] == positions[1]
+        assert all(0 < row["communication"] < 1 for row in ended.lines("straight", "metrics.jsonl") if "loss" in row)
 
     def test_bad_data_stops_all_ranks_with_a_checkpoint_and_the_rank_that_met_it(self, ended):
         assert ended.statuses["data"] == [2, 2]
