@@ -3,8 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from bali_ds.files import read_json, sha256_file, sync, write_json
 from bali_ds.stream.order import Position
 from bali_ds.training.cluster import Cluster
 from bali_ds.training.reshard import adopt, optimised_names
+from bali_ds.training.writing import Writing
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,8 @@ class Progress:
 class Checkpoints:
     """The checkpoints of one run, `checkpoints/step-00000123/`, each with a marker that lists its files.
 
-    A checkpoint is written beside, verified, marked and renamed; only then do older ones go.
+    A checkpoint is written beside, brought to the disk and hashed while training goes on, marked and renamed at a step
+    boundary; only then do older ones go.
     """
 
     def __init__(self, directory: Path, cluster: Cluster, settings: Settings, *, identity: dict[str, Any]) -> None:
@@ -54,9 +55,11 @@ class Checkpoints:
         self.identity = identity
         self._failed_at: int | None = None
         self._saved: Progress | None = None
+        self._begun: tuple[Progress, Writing] | None = None
 
     def any(self) -> bool:
         """Return whether there is one to return to."""
+        self.finish()
         return bool(self.cluster.agree(bool(self._complete()) if self.cluster.first else None))
 
     def due(self, step: int) -> bool:
@@ -64,50 +67,69 @@ class Checkpoints:
         again = self._failed_at is not None and step >= self._failed_at + max(1, self.settings.every // 10)
         return again or step % self.settings.every == 0
 
-    def save(self, engine: deepspeed.DeepSpeedEngine, progress: Progress) -> bool:
-        """Write a checkpoint; every rank calls this after the same step.
+    def save(self, engine: deepspeed.DeepSpeedEngine, progress: Progress) -> None:
+        """Begin a checkpoint; every rank calls this after the same step. Before the first step there is none.
+
+        `advance` or `finish` publish it.
+        """
+        self.finish()
+        if progress.step == 0 or progress == self._saved:
+            return
+        writing = Writing(self.directory / ".writing" / f"step-{progress.step:08d}")
+        if self.cluster.first:
+            writing.make_room()
+        writing.fault = self.cluster.agree(writing.fault)
+        if not writing.fault:
+            writing.write(engine, {"bali_ds": {**asdict(progress), "optimised": optimised_names(engine)}})
+        self._begun = progress, writing
+        if any(self.cluster.collect(writing.fault)):
+            self.finish()
+        else:
+            writing.settle()
+
+    def advance(self) -> None:
+        """Publish what was begun if it has reached the disk on every rank; every rank calls this before every step."""
+        if self._begun and not self.cluster.largest(int(self._begun[1].settling)):
+            self.finish()
+
+    def finish(self) -> bool:
+        """Publish what was begun; wait for it where need be. Every rank calls this.
 
         Returns:
-            Whether it is there; otherwise a rank could not write, which is said in one line, and the older ones stay.
-            Before the first step there is nothing to save.
+            Whether the checkpoint that was asked for last is there; otherwise a rank could not write, which is said in
+            one line, and the older ones stay.
         """
-        if progress.step == 0 or progress == self._saved:
-            return progress.step > 0
-        name = f"step-{progress.step:08d}"
-        writing = self.directory / ".writing"
-        faults = _Faults(engine)
+        if self._begun:
+            (progress, writing), self._begun = self._begun, None
+            writing.wait()
+            fault = self._concluded(progress, writing)
+            self._failed_at, self._saved = (progress.step, None) if fault else (None, progress)
+            if fault:
+                self.warn(
+                    f"no checkpoint of step {progress.step}: {fault}; the older ones stay, the next steps try again"
+                )
+        return self._saved is not None
+
+    def _concluded(self, progress: Progress, writing: Writing) -> str | None:
+        """Mark and publish what all ranks have written; return the first failure of any, the same on every rank."""
+        shares = self.cluster.collect((writing.fault, writing.files))
+        fault = next((fault for fault, _ in shares if fault), None)
         if self.cluster.first:
-            with faults.noted():
-                shutil.rmtree(writing, ignore_errors=True)
-                (writing / name).mkdir(parents=True)
-        self.cluster.wait()
-        client_state = {"bali_ds": {**asdict(progress), "optimised": optimised_names(engine)}}
-        with faults.noted_by_engine():
-            engine.save_checkpoint(str(writing), tag=name, client_state=client_state, save_latest=False)
-        self.cluster.wait()
-        listed: dict[str, dict[str, Any]] = {}
-        with faults.noted():
-            listed = _described(self._share(sorted((writing / name).iterdir())))
-        whole = [fault for fault in self.cluster.collect(faults.first) if fault]
-        everything = {file: facts for share in self.cluster.collect(listed) for file, facts in share.items()}
-        if self.cluster.first:
-            with faults.noted():
-                if not whole:
-                    marker = {"progress": asdict(progress), "identity": self.identity, "files": everything}
-                    write_json(writing / name / MARKER, marker)
-                    self._publish(writing / name)
-            shutil.rmtree(writing, ignore_errors=True)
-        fault = self.cluster.agree(whole[0] if whole else faults.first)
-        self._failed_at, self._saved = (progress.step, None) if fault else (None, progress)
-        if fault:
-            self.warn(f"no checkpoint of step {progress.step}: {fault}; the older ones stay, the next steps try again")
-        return not fault
+            with writing.noted():
+                if not fault:
+                    files = {name: facts for _, share in shares for name, facts in share.items()}
+                    marker = {"progress": asdict(progress), "identity": self.identity, "files": files}
+                    write_json(writing.directory / MARKER, marker)
+                    self._publish(writing.directory)
+            shutil.rmtree(writing.directory.parent, ignore_errors=True)
+        return self.cluster.agree(fault or writing.fault)
 
     def _share(self, files: list[Path]) -> list[Path]:
         return files[self.cluster.rank :: self.cluster.world_size]
 
     def _publish(self, written: Path) -> None:
         target = self.directory / written.name
+        sync(written)
         if target.exists():
             os.rename(target, written.parent / "replaced")
         os.rename(written, target)
@@ -125,6 +147,7 @@ class Checkpoints:
         Raises:
             InputError: the checkpoint belongs to other data, or all that there are are damaged.
         """
+        self.finish()
         found = self.cluster.agree([str(path) for path in self._complete()] if self.cluster.first else None)
         sound = next((path for path in map(Path, found) if not self._damaged(path)), None)
         if sound is None:
@@ -172,40 +195,6 @@ class Checkpoints:
             logger.warning(line)
 
 
-class _Faults:
-    """Keeps the first failure to write; a rank that raised in a save would leave the others waiting for it."""
-
-    def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
-        self.first: str | None = None
-        self._engine = engine
-
-    @contextmanager
-    def noted(self) -> Iterator[None]:
-        """Keep a failure of the block."""
-        try:
-            yield
-        except (OSError, RuntimeError, InputError) as error:
-            self.first = self.first or str(error).strip().splitlines()[0]
-
-    @contextmanager
-    def noted_by_engine(self) -> Iterator[None]:
-        """Keep failures of the files that DeepSpeed writes inside the block, and go through with the save."""
-        # it also copies scripts to consolidate the weights, which `bali-ds export` does
-        self._engine._copy_recovery_script = lambda _path: None
-        writer = self._engine.checkpoint_engine
-        write = writer.save
-
-        def save(*arguments: Any, **options: Any) -> None:
-            with self.noted():
-                write(*arguments, **options)
-
-        writer.save = save
-        try:
-            yield
-        finally:
-            writer.save = write
-
-
 def complete_checkpoints(directory: Path, warn: Callable[[str], None] = logger.warning) -> list[Path]:
     """Return the checkpoints whose files are all there in their full size, newest first; name the others in the log."""
     complete = []
@@ -229,12 +218,6 @@ def _fault(path: Path) -> str | None:
     except (InputError, KeyError, TypeError, AttributeError):
         return f"{MARKER} is missing or damaged"
     return None
-
-
-def _described(files: list[Path]) -> dict[str, dict[str, Any]]:
-    for file in files:
-        sync(file)
-    return {file.name: {"bytes": file.stat().st_size, "sha256": sha256_file(file)} for file in files}
 
 
 def _hash(file: Path) -> str | None:

@@ -14,11 +14,19 @@ from deepspeed.accelerator import get_accelerator
 
 @dataclass(frozen=True)
 class Cluster:
-    """This process among the ranks of a run."""
+    """This process among the ranks of a run.
+
+    Attributes:
+        rank: of this process.
+        world_size: how many there are.
+        device: that this one computes on.
+        host: the ranks, joined over host memory.
+    """
 
     rank: int
     world_size: int
     device: torch.device
+    host: dist.ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
@@ -36,6 +44,12 @@ class Cluster:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
+
+    def largest(self, value: int) -> int:
+        """Return the largest value of any rank, on every rank; the host does not wait for the device."""
+        number = torch.tensor([value])
+        dist.all_reduce(number, op=dist.ReduceOp.MAX, group=self.host)
+        return int(number)
 
     def wait(self) -> None:
         """Return when every rank has come here."""
@@ -59,7 +73,7 @@ def joined_cluster() -> Iterator[Cluster]:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
     try:
-        yield Cluster(dist.get_rank(), dist.get_world_size(), device)
+        yield Cluster(dist.get_rank(), dist.get_world_size(), device, dist.new_group(backend="gloo"))
     finally:
         # Without this a rank aborts at exit and a finished run looks like a failed one.
         dist.destroy_process_group()

@@ -98,6 +98,7 @@ class Guard:
         allowed = self._recipe.guards.skip_non_finite
         if self._left_out.count(NON_FINITE) >= allowed:
             self._checkpoints.save(self._engine, progress)
+            self._checkpoints.finish()
             raise Diverged(line)
         self._left_out.add(batch.position_after, NON_FINITE)
         self._say(f"{line}; left out, {self._left_out.count(NON_FINITE)} of at most {allowed}")

@@ -114,8 +114,9 @@ class _Training:
                 batch = stop.next_of(loader)
                 waited = time.monotonic() - asked
                 if (reason := stop.agreed()) or batch is None:
-                    saved = self.checkpoints.save(self.engine, progress)
-                    stop.leave(str(reason), step=progress.step, saved=saved)
+                    self.checkpoints.save(self.engine, progress)
+                    stop.leave(str(reason), step=progress.step, saved=self.checkpoints.finish())
+                self.checkpoints.advance()
                 if self.guard.leaves_out(batch):
                     progress = Progress(progress.step, batch.position_after)
                     continue

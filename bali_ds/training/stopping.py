@@ -12,9 +12,6 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-import torch
-import torch.distributed as dist
-
 from bali_ds.errors import InputError
 from bali_ds.stream.loader import Step
 from bali_ds.training.cluster import Cluster
@@ -55,8 +52,6 @@ class StopRequest:
         self._until = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
         self._error: Exception | None = None
         self._code = 0
-        # Host memory and gloo: asking after every step must not make the host wait for the device.
-        self._group = dist.new_group(backend="gloo")
         if cluster.first:
             stop_file.unlink(missing_ok=True)
         self._ended = threading.Event()
@@ -67,9 +62,7 @@ class StopRequest:
             self._note("the stop file")
         if time.monotonic() > self._until:
             self._note("max_minutes")
-        code = torch.tensor([self._code])
-        dist.all_reduce(code, op=dist.ReduceOp.MAX, group=self._group)
-        return _REASONS[int(code)] or None
+        return _REASONS[self._cluster.largest(self._code)] or None
 
     def next_of(self, batches: Iterator[Step]) -> Step | None:
         """Return this rank's next samples; None, and a reason to stop, where they cannot be had."""

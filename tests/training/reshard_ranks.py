@@ -40,7 +40,9 @@ def go_on(recipe: Recipe, data: Data, cluster: Cluster, *, begin: Path, end: Pat
         losses.append(float(parts["loss"]))
         progress = Progress(progress.step + 1, step.position_after)
     if end:
-        assert Checkpoints(end, cluster, Settings(), identity=identity).save(engine, progress)
+        saved = Checkpoints(end, cluster, Settings(), identity=identity)
+        saved.save(engine, progress)
+        assert saved.finish()
     engine.destroy()
     return losses
 

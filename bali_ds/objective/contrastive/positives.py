@@ -1,8 +1,8 @@
 """Sweeps over the pairs of views that share an id, found by sorting and never by comparing all with all.
 
-Blocks are sorted by id, so the pairs of a few neighbouring ids stand in a small rectangle. Rectangles of rare ids are
-padded to one shape and taken many at a time, as the numbers are small and the calls are not; an id that is frequent
-on either side is cut into rectangles of its own. Similarities of positives are computed in float64, because they are
+Blocks are sorted by id, so the pairs of an id stand in a rectangle. Rectangles of rare ids are padded to one shape
+and taken many at a time, as the numbers are small and the calls are not; that of an id that is frequent on either
+side is cut into pieces. Similarities of positives are computed in float64, because they are
 what saturates: an error in s_ap is a relative error of its whole term.
 """
 
@@ -18,8 +18,7 @@ from torch import Tensor
 
 from bali_ds.objective.contrastive.views import Block
 
-_HEIGHT = 16  # rows of a rectangle of rare ids; frequent is what has more rows, or _WIDTH columns
-_WIDTH = 32
+_HEIGHT, _WIDTH = 16, 32  # rows and columns from which on an id is frequent
 _TALL, _WIDE = 256, 2048  # of one piece of a frequent id
 _BYTES = 1 << 22  # of the features in float64 that are taken at a time
 
@@ -169,7 +168,7 @@ def _rectangles(
     (row_starts, row_counts), (column_starts, column_counts) = (
         [each[shared] for each in runs] for runs, shared in ((rows, first), (columns, second))
     )
-    frequent = (row_counts > _HEIGHT) | (column_counts > _WIDTH)
+    frequent = (row_counts >= _HEIGHT) | (column_counts >= _WIDTH)
     for run in np.flatnonzero(frequent):
         upper, left = (
             np.split(np.arange(start, start + count), range(step, count, step))
@@ -180,16 +179,13 @@ def _rectangles(
         )
         for some, others in product(upper, left):
             yield some[None], others[None]
-    rare = ~frequent
-    # An id belongs to the rectangle in which its first row stands, so no id is in two.
-    rectangle = (np.cumsum(row_counts[rare]) - row_counts[rare]) // _HEIGHT
-    tall = _Lists.of(row_starts[rare], row_counts[rare], rectangle)
-    wide = _Lists.of(column_starts[rare], column_counts[rare], rectangle)
-    order = np.argsort(-wide.counts, kind="stable")
+    # Alike shapes follow each other, so that little is padded.
+    order = np.flatnonzero(~frequent)
+    order = order[np.lexsort((row_counts[order], column_counts[order]))[::-1]]
     while len(order):
-        few = max(1, views // int(tall.counts.max() + wide.counts[order[0]]))
-        yield tall.padded(order[:few]), wide.padded(order[:few])
-        order = order[few:]
+        few = max(1, views // int(row_counts[order].max() + column_counts[order[0]]))
+        some, order = order[:few], order[few:]
+        yield _padded(row_starts[some], row_counts[some]), _padded(column_starts[some], column_counts[some])
 
 
 def _runs(ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -198,29 +194,7 @@ def _runs(ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64],
     return ids, starts, counts
 
 
-class _Lists(NamedTuple):
-    """Lists of positions, one after the other.
-
-    Attributes:
-        flat: all positions.
-        starts: where each list begins.
-        counts: how long each is.
-    """
-
-    flat: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    counts: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, starts: NDArray[np.int64], counts: NDArray[np.int64], lists: NDArray[np.int64]) -> "_Lists":
-        """Put ranges of positions, in order, into the lists they belong to."""
-        flat = np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
-        lengths = np.bincount(lists, weights=counts).astype(np.int64)
-        return cls(flat, np.cumsum(lengths) - lengths, lengths)
-
-    def padded(self, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return some of the lists as rows of one length, ended by -1."""
-        counts = self.counts[chosen, None]
-        steps = np.arange(counts.max())
-        places = (self.starts[chosen, None] + steps).clip(max=len(self.flat) - 1)
-        return np.where(steps < counts, self.flat[places], -1)
+def _padded(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return ranges of positions as rows of one length, ended by -1."""
+    steps = np.arange(counts.max())
+    return np.where(steps < counts[:, None], starts[:, None] + steps, -1)
