@@ -67,7 +67,7 @@ pre { margin: 0; overflow-x: auto; }
   .facts td { padding-top: 0; }
 }
 """
-FULL_WIDTH = ("Zero-shot linking", "Nearest names", "Data and export", "Recipe")
+FULL_WIDTH = ("Zero-shot linking", "Nearest names", "Written by the decoder", "Data and export", "Recipe")
 
 
 def page(name: str, summary: list[tuple[str, str]], sections: list[tuple[str, str]]) -> str:

@@ -10,6 +10,7 @@ import yaml
 
 from bali_ds.errors import InputError
 from bali_ds.evaluation.charts import Points, forest_chart, line_chart, number, scatter_chart
+from bali_ds.evaluation.generated import FILE, generated_table
 from bali_ds.evaluation.page import page
 from bali_ds.files import published_file, read_json
 
@@ -38,9 +39,10 @@ def write_report(run: Path) -> Path:
     recipe = (run / "recipe.yaml").read_text(encoding="utf-8")
     metrics = read_metrics(run / "metrics.jsonl")
     evaluation = read_json(run / "evaluation.json") if (run / "evaluation.json").is_file() else {}
+    generated = read_json(run / FILE) if (run / FILE).is_file() else []
     described = run / "export" / "bali_ds.json"
     description = read_json(described) if described.is_file() else {}
-    sections = [*_training(metrics), *_evaluation(evaluation), *_origin(recipe, description)]
+    sections = [*_training(metrics), *_evaluation(evaluation), *_generated(generated), *_origin(recipe, description)]
     name = str(yaml.safe_load(recipe).get("name", run.name))
     out = run / "report.html"
     with published_file(out, "w") as stream:
@@ -153,6 +155,12 @@ def _embedding(embedding: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _neighbours(names: list[dict[str, Any]]) -> str:
     return "<br>".join(f'{escape(each["name"])} <span class="quiet">{each["cosine"]:.2f}</span>' for each in names)
+
+
+def _generated(samples: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    if samples:
+        note = "Held-out passages, the most likely token each time, cut at the longest true one."
+        yield "Written by the decoder", f'{generated_table(samples)}<p class="quiet">{note}</p>'
 
 
 def _linking_table(models: dict[str, Any], differences: dict[str, Any]) -> str:

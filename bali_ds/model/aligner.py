@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -12,10 +11,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from bali_ds.config import Objective
+from bali_ds.model.dual import FACTS, PASSAGES, Dual
 from bali_ds.model.graph import GraphEncoder, LinearisedGraph
 from bali_ds.model.names import NameTable
 from bali_ds.model.pooling import MentionPooling
 from bali_ds.model.text import TextEncoder
+from bali_ds.model.views import Sums, Views
 from bali_ds.objective.contrastive import contrastive_loss
 from bali_ds.objective.masked_language_model import mean_over_ranks, summed_cross_entropy
 from bali_ds.objective.mutual_information import info_nce_bound
@@ -26,42 +27,6 @@ from bali_ds.stream.batch import Batch, TokenBlock
 LARGEST_LOGIT_SCALE = 100.0
 # The scale of negatives in the loss of SapBERT (Liu et al., NAACL 2021), beta of Wang et al. (CVPR 2019).
 SYNONYM_SCALE = 50.0
-
-Sums = dict[str, tuple[torch.Tensor, int]]
-"""Of each objective that is a mean: the float32 sum of its terms in one micro-batch, and how many terms it has."""
-
-
-@dataclass(frozen=True)
-class Views:
-    """What one micro-batch contributes to the losses; V views, T text views.
-
-    Attributes:
-        text: float32 [T, d], what the masked passage says of the concept at its mentions.
-        graph: float32 [V, d], what the graph says of the concept; [0, d] where nothing asks for it.
-        text_views: int64 [T], the view of each text view.
-        concept_ids: int64 [V].
-        synonyms: float32 [2, S, d], two names of each of S concepts.
-        synonym_ids: int64 [S].
-        sums: of the objectives that are means over tokens, facts, nodes or passages.
-    """
-
-    text: torch.Tensor
-    graph: torch.Tensor
-    text_views: torch.Tensor
-    concept_ids: torch.Tensor
-    synonyms: torch.Tensor
-    synonym_ids: torch.Tensor
-    sums: Sums
-
-    @property
-    def text_ids(self) -> torch.Tensor:
-        """Int64 [T], the concept of each text view."""
-        return self.concept_ids[self.text_views]
-
-    @property
-    def paired_graph(self) -> torch.Tensor:
-        """The graph view of each text view, float32 [T, d], or none."""
-        return self.graph[self.text_views] if len(self.graph) else self.graph
 
 
 class Aligner(nn.Module):
@@ -181,6 +146,25 @@ class Aligner(nn.Module):
         synonyms = names[batch.synonyms]
         return Views(text, graph, batch.text_views, batch.concept_ids, synonyms, batch.synonym_ids, sums)
 
+    @torch.no_grad()
+    def written(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the decoder writes of each passage: its facts from its text, and its text from the graph.
+
+        Both int64 [B, L], as long as the longest true one of the batch, the most likely token each time. The modules
+        that are called depend on the batch's shape alone.
+        """
+        dual, (passages,), (facts,) = self.objectives["dual"], batch.originals, batch.triples
+        assert isinstance(dual, Dual)
+        start = int(passages.input_ids[0, 0])
+        hidden = self.text.flat_hidden_states(batch.passages)
+        features = self._features(self._name_vectors(batch), batch)
+        nodes = self.graph(features, batch.edge_index, batch.edge_relations)
+        text, graph = dual.seen_text(hidden, batch), dual.seen_graph(nodes, batch)
+        return (
+            dual.generate(self.text, *text, FACTS, start, facts.input_ids.shape[1]),
+            dual.generate(self.text, *graph, PASSAGES, start, passages.input_ids.shape[1]),
+        )
+
     def _name_vectors(self, batch: Batch) -> torch.Tensor:
         if self.table is not None:
             return self.table.vectors
@@ -190,8 +174,7 @@ class Aligner(nn.Module):
             return self.text.name_vectors(batch.names)
 
     def _star_views(self, names: torch.Tensor, hidden: torch.Tensor, batch: Batch, sums: Sums) -> torch.Tensor:
-        assert isinstance(self.graph, GraphEncoder)
-        features = names[batch.node_names].to(next(self.graph.parameters()).dtype)
+        features = self._features(names, batch)
         nodes = self.graph(features, batch.edge_index, batch.edge_relations)
         if self.training:
             if "link_prediction" in self.objectives:
@@ -203,6 +186,9 @@ class Aligner(nn.Module):
             if "dual" in self.objectives:
                 sums |= self.objectives["dual"](self.text, hidden, nodes, batch)
         return nodes[batch.targets].float()
+
+    def _features(self, names: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return names[batch.node_names].to(next(self.graph.parameters()).dtype)
 
     def _read_views(self, batch: Batch, sums: Sums) -> torch.Tensor:
         """The first token's state of each linearised neighbourhood, as in BALI."""

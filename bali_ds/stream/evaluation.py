@@ -25,6 +25,7 @@ def evaluation_batches(
     split: str = "validation",
     batch_size: int = 64,
     limit: int | None = None,
+    triples: bool = False,
 ) -> Iterator[Batch]:
     """Yield unmasked batches of a split in the order of the sample table, the last one perhaps smaller.
 
@@ -38,6 +39,7 @@ def evaluation_batches(
         split: "train" or "validation".
         batch_size: samples a batch.
         limit: samples in all, from the begin of every set in proportion to its size; None takes the whole split.
+        triples: give the facts of each passage as text, too.
 
     Raises:
         InputError: the graph is another one, or a shard cannot be read.
@@ -52,7 +54,7 @@ def evaluation_batches(
         with_graph=True,
         hold_out=False,
         synonyms="",
-        triples=False,
+        triples=triples,
     )
     mixture = Mixture.of(shards)
     collator = Collator.of(mixture, graph, plain)

@@ -21,6 +21,7 @@ from bali_ds.training.checkpoint import Checkpoints, Progress
 from bali_ds.training.cluster import Cluster, joined_cluster
 from bali_ds.training.communication import Communication
 from bali_ds.training.engine import build_engine, deepspeed_settings, set_learning_rates
+from bali_ds.training.generated import write_generated
 from bali_ds.training.guard import Guard, Verdict
 from bali_ds.training.hosts import HostWatch
 from bali_ds.training.meter import Meter
@@ -82,6 +83,8 @@ def train(recipe: Recipe, *, resume: bool = True) -> None:
             while progress.step < numbers.steps:
                 training.go_on(progress)
                 progress = checkpoints.restore(engine) or Progress(0, Position())
+            if recipe.objective.dual.weight:
+                write_generated(engine, recipe, data, cluster)
 
 
 @dataclass

@@ -1,0 +1,52 @@
+"""Passages and facts that a decoder wrote, as text and beside the true ones."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from bali_ds.corpus.tokenizer import Tokenizer
+
+FILE = "generated.json"
+"""In the directory of a run: a list of {"sample", "passage", "facts"}, the last two {"true", "written"}."""
+
+
+def passage_text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """Return the text of `[CLS] passage [SEP]`; what comes after, or a missing end, does not matter."""
+    return _text(_until(ids[1:], tokenizer.sep_id), tokenizer)
+
+
+def fact_texts(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
+    """Return the facts of `[CLS] fact [SEP] fact [SEP] ... [SEP]`: two ends in a row, or none any more, end them."""
+    facts, rest = [], list(ids[1:])
+    while fact := _until(rest, tokenizer.sep_id):
+        facts.append(_text(fact, tokenizer))
+        rest = rest[len(fact) + 1 :]
+    return facts
+
+
+def _until(ids: Sequence[int], end: int) -> list[int]:
+    ids = list(ids)
+    return ids[: ids.index(end)] if end in ids else ids
+
+
+def _text(ids: list[int], tokenizer: Tokenizer) -> str:
+    return tokenizer.decode(ids).strip()
+
+
+def generated_table(samples: list[dict[str, Any]]) -> str:
+    """Return an HTML table of what `FILE` holds: each direction, the true text beside the written one."""
+    body = "".join(
+        f'<tr class="group"><th colspan="3">{escape(sample["sample"])}</th></tr>'
+        + _row("text to facts", *("<br>".join(map(escape, sample["facts"][which])) for which in _COLUMNS))
+        + _row("graph to text", *(escape(sample["passage"][which]) for which in _COLUMNS))
+        for sample in samples
+    )
+    head = "".join(f"<th>{column}</th>" for column in ("", *_COLUMNS))
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead>{body}</table></div>'
+
+
+_COLUMNS = ("true", "written")
+
+
+def _row(direction: str, true: str, written: str) -> str:
+    return f"<tr><th>{direction}</th><td>{true}</td><td>{written}</td></tr>"

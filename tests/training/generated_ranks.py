@@ -1,0 +1,19 @@
+"""Trains with a decoder on two ranks at every ZeRO stage, to the end of each run."""
+
+import sys
+from pathlib import Path
+
+from bali_ds.config import Recipe
+from bali_ds.training.loop import train
+from tests.forked import run_forked
+from tests.training.cases import STAGES
+
+
+def main() -> None:
+    recipe = Recipe.model_validate_json(Path(sys.argv[1]).read_text())
+    for stage in STAGES:
+        changes = {"name": f"stage-{stage}", "deepspeed": recipe.deepspeed.with_name(f"zero{stage}.json")}
+        run_forked(2, train, recipe.model_copy(update=changes))
+
+
+main()
