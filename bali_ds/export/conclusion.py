@@ -60,9 +60,12 @@ def conclude(recipe: Recipe) -> str:
 
 
 def _encoders(recipe: Recipe) -> dict[str, Encoder]:
-    untrained = load_text_encoder(recipe.text_encoder.path, seed=recipe.seed).encoder.eval()
+    """Return both in one precision, so that they differ by training alone."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    untrained = load_text_encoder(recipe.text_encoder.path, seed=recipe.seed).encoder.float().to(device)
     tokenizer = AutoTokenizer.from_pretrained(recipe.text_encoder.path)
-    return {"untrained": Encoder(untrained, tokenizer), "trained": load(recipe.directory / "export")}
+    trained = load(recipe.directory / "export", device=device, dtype=torch.float32)
+    return {"untrained": Encoder(untrained, tokenizer), "trained": trained}
 
 
 def _linking(encoders: dict[str, Encoder], data: Linking) -> dict[str, Any]:
