@@ -116,6 +116,9 @@ def _check_combinations(origin: str, values: Mapping[str, Any], zero: Mapping[st
     stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise InputError(f"{origin}: zero_optimization.stage: must be 0, 1, 2 or 3, got {stage}")
+    for key in ("offload_optimizer", "offload_param"):
+        if (device := zero.get(key, {}).get("device", "none")) not in ("none", "cpu"):
+            raise InputError(f"{origin}: zero_optimization.{key}.device: must be none or cpu, got {json.dumps(device)}")
     if stage < 3 and zero.get("offload_param", {}).get("device", "none") != "none":
         raise InputError(f"{origin}: zero_optimization.offload_param: needs stage 3, the stage is {stage}")
     if zero.get("offload_optimizer", {}).get("device", "none") != "none":
@@ -125,5 +128,11 @@ def _check_combinations(origin: str, values: Mapping[str, Any], zero: Mapping[st
             raise InputError(
                 f"{origin}: zero_force_ds_cpu_optimizer: set it to false, the offloaded optimiser is the recipe's AdamW"
             )
+    for key in values.get("checkpoint", {}):
+        if key != "tag_validation":
+            # other writers report no failures, and write what is not safe to read
+            raise InputError(f"{origin}: checkpoint.{key}: checkpoints are written in one way; remove it")
+    if "datastates_ckpt" in values:
+        raise InputError(f"{origin}: datastates_ckpt: checkpoints are written in one way; remove it")
     if values.get("gradient_allreduce_op", "mean") != "mean":
         raise InputError(f"{origin}: gradient_allreduce_op: must be mean, the losses are averages over all ranks")

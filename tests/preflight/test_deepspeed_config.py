@@ -139,6 +139,10 @@ def test_keys_of_the_recipe_are_refused(write, key):
         ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "needs stage 3, the stage is 2"),
         ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, "zero_force_ds_cpu_optimizer"),
         ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, "needs stage 1, 2 or 3"),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "must be none or cpu"),
+        ({"checkpoint": {"writer": {"type": "fast", "decoupled": True}}}, "checkpoint.writer: "),
+        ({"checkpoint": {"use_node_local_storage": True}}, "remove it"),
+        ({"datastates_ckpt": {}}, "remove it"),
         ({"gradient_allreduce_op": "sum"}, "must be mean"),
     ],
 )

@@ -1,0 +1,153 @@
+"""Checkpoints that settle on the disk while training goes on, with an engine that only writes a file."""
+
+import errno
+import os
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+
+from bali_ds.config import Checkpoints as Settings
+from bali_ds.files import read_json, sha256_file, sync
+from bali_ds.stream.order import Position
+from bali_ds.training import writing
+from bali_ds.training.checkpoint import MARKER, Checkpoints, Progress, complete_checkpoints
+from bali_ds.training.cluster import Cluster
+
+
+class Engine:
+    """Writes one file, as DeepSpeed does, through its `checkpoint_engine`."""
+
+    def __init__(self):
+        self.module = torch.nn.Linear(2, 2)
+        self.optimizer = SimpleNamespace(param_groups=[{"params": list(self.module.parameters())}])
+        self.checkpoint_engine = TorchCheckpointEngine()
+
+    def save_checkpoint(self, directory, *, tag, client_state, save_latest):
+        assert not save_latest
+        state = {"module": self.module.state_dict(), **client_state}
+        self.checkpoint_engine.save(state, str(Path(directory) / tag / "mp_rank_00_model_states.pt"))
+
+
+class Disk:
+    """A disk that takes its time, or fails."""
+
+    def __init__(self):
+        self.ready = threading.Event()
+        self.fails = False
+
+    def sync(self, file):
+        self.ready.wait(60)
+        if self.fails:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(file)
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    disk = Disk()
+    monkeypatch.setattr(writing, "sync", disk.sync)
+    yield disk
+    disk.ready.set()
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    found = Checkpoints(
+        tmp_path / "checkpoints",
+        Cluster(0, 1, torch.device("cpu")),
+        Settings(every=20, keep=2),
+        identity={"data": "same", "world size": 1, "ZeRO stage": 0},
+    )
+    found.said = []
+    found.warn = found.said.append
+    yield found
+    dist.destroy_process_group()
+
+
+def at(step):
+    return Progress(step, Position(0, 8 * step))
+
+
+def steps_of(checkpoints):
+    return sorted(int(path.name.partition("-")[2]) for path in complete_checkpoints(checkpoints.directory))
+
+
+def test_training_goes_on_while_the_disk_is_slow(checkpoints, disk):
+    checkpoints.save(Engine(), at(20))
+    checkpoints.advance()
+    assert steps_of(checkpoints) == []
+    disk.ready.set()
+    assert checkpoints.finish()
+    (path,) = complete_checkpoints(checkpoints.directory)
+    (file,) = path.glob("*.pt")
+    marker = read_json(path / MARKER)
+    assert marker["progress"] == {"step": 20, "position": {"epoch": 0, "samples_seen": 160}}
+    assert marker["files"] == {file.name: {"bytes": file.stat().st_size, "sha256": sha256_file(file)}}
+    assert sorted(each.name for each in checkpoints.directory.iterdir()) == [path.name]
+
+
+def test_a_step_boundary_publishes_what_has_settled(checkpoints, disk):
+    disk.ready.set()
+    checkpoints.save(Engine(), at(20))
+    checkpoints._begun[1].wait()
+    checkpoints.advance()
+    assert steps_of(checkpoints) == [20]
+
+
+def test_what_is_asked_for_next_waits(checkpoints, disk):
+    checkpoints.save(Engine(), at(20))
+    threading.Timer(0.2, disk.ready.set).start()
+    checkpoints.save(Engine(), at(40))
+    assert 20 in steps_of(checkpoints)
+    assert checkpoints.any()
+    assert steps_of(checkpoints) == [20, 40]
+
+
+def test_a_save_of_what_is_there_is_none(checkpoints, disk):
+    disk.ready.set()
+    for _ in range(2):
+        checkpoints.save(Engine(), at(20))
+    assert checkpoints._begun is None
+    assert checkpoints.finish()
+
+
+def test_before_the_first_step_there_is_nothing_to_save(checkpoints):
+    checkpoints.save(Engine(), at(0))
+    assert not checkpoints.finish()
+
+
+def test_a_disk_that_fails_late_costs_one_checkpoint(checkpoints, disk):
+    disk.ready.set()
+    checkpoints.save(Engine(), at(20))
+    assert checkpoints.finish()
+    disk.fails = True
+    checkpoints.save(Engine(), at(40))
+    assert not checkpoints.finish()
+    assert steps_of(checkpoints) == [20]
+    (line,) = checkpoints.said
+    assert line.startswith("no checkpoint of step 40: ")
+    assert os.strerror(errno.EIO) in line
+    assert [checkpoints.due(step) for step in (41, 42, 43)] == [False, True, True]
+    disk.fails = False
+    checkpoints.save(Engine(), at(42))
+    assert checkpoints.finish()
+    assert steps_of(checkpoints) == [20, 42]
+    assert not checkpoints.due(43)
+
+
+def test_what_a_killed_save_left_does_not_count_and_goes(checkpoints, disk):
+    left = checkpoints.directory / ".writing/step-00000020"
+    left.mkdir(parents=True)
+    (left / "mp_rank_00_model_states.pt").write_bytes(b"half")
+    assert not checkpoints.any()
+    disk.ready.set()
+    checkpoints.save(Engine(), at(40))
+    assert checkpoints.finish()
+    assert [path.name for path in checkpoints.directory.iterdir()] == ["step-00000040"]
+    assert [file.suffix for file in (checkpoints.directory / "step-00000040").iterdir()].count(".pt") == 1
