@@ -52,6 +52,11 @@ class TextEncoder(Section):
     path: str
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Overrides the checkpoint's own dropout when set."""
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
+    """How attention is computed: torch's fused attention where the architecture has it, the package flash-attn (a GPU,
+    half precision), or step by step."""
+    layer: int | None = Field(default=None, ge=1)
+    """The layer whose states are used, counted from 1: the encoder is cut after it. None is the last."""
     pooling: Literal["mean", "first", "attention"] = "mean"
     """How a text view follows from the tokens of its mentions."""
     view: Literal["concept", "mention"] = "concept"
@@ -192,6 +197,8 @@ class Recipe(Section):
                     raise ValueError(f"objective.{name}: needs nodes; take another graph_encoder.kind than linearised")
             if self.graph_encoder.names == "cached":
                 raise ValueError("graph_encoder.names: a linearised graph has no name vectors to cache")
+        if self.text_encoder.attention == "flash_attention_2" and self.precision == "fp32":
+            raise ValueError("text_encoder.attention: flash_attention_2 needs half precision; set precision to bf16")
         if self.graph_encoder.names != "gradient" and self.objective.synonym_alignment.weight:
             raise ValueError("objective.synonym_alignment: teaches name vectors; set graph_encoder.names to gradient")
         return self

@@ -62,8 +62,9 @@ def conclude(recipe: Recipe) -> str:
 def _encoders(recipe: Recipe) -> dict[str, Encoder]:
     """Return both in one precision, so that they differ by training alone."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    untrained = load_text_encoder(recipe.text_encoder.path, seed=recipe.seed).encoder.float().to(device)
-    tokenizer = AutoTokenizer.from_pretrained(recipe.text_encoder.path)
+    settings = recipe.text_encoder
+    untrained = load_text_encoder(settings.path, seed=recipe.seed, layer=settings.layer).encoder.float().to(device)
+    tokenizer = AutoTokenizer.from_pretrained(settings.path)
     trained = load(recipe.directory / "export", device=device, dtype=torch.float32)
     return {"untrained": Encoder(untrained, tokenizer), "trained": trained}
 

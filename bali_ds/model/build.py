@@ -26,16 +26,19 @@ def build_aligner(recipe: Recipe, num_relations: int, shards: Mixture | None = N
     Raises:
         InputError: the encoder cannot be loaded, or the recipe asks for what it cannot give.
     """
-    text = load_text_encoder(recipe.text_encoder.path, seed=recipe.seed, dropout=recipe.text_encoder.dropout)
+    encoder = recipe.text_encoder
+    text = load_text_encoder(
+        encoder.path, seed=recipe.seed, dropout=encoder.dropout, layer=encoder.layer, attention=encoder.attention
+    )
     torch.manual_seed(recipe.seed)
     graph = build_graph_encoder(recipe.graph_encoder, text.width, num_relations)
     objectives = _objectives(recipe, text, num_relations)
-    adapt(text, recipe.text_encoder)
+    adapt(text, encoder)
     return Aligner(
         text,
         graph,
         recipe.objective,
-        pooling=recipe.text_encoder.pooling,
+        pooling=encoder.pooling,
         names=recipe.graph_encoder.names,
         table=_table(recipe, text.width, shards) if shards and recipe.graph_encoder.names == "cached" else None,
         objectives=objectives,

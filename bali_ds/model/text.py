@@ -51,27 +51,44 @@ class TextEncoder(nn.Module):
         return torch.cat([mean_of_inner_tokens(self.hidden_states(block), block.lengths) for block in blocks])
 
 
-def load_text_encoder(path: str, *, seed: int, dropout: float | None = None) -> TextEncoder:
+def load_text_encoder(
+    path: str, *, seed: int, dropout: float | None = None, layer: int | None = None, attention: str = "sdpa"
+) -> TextEncoder:
     """Load a Hugging Face encoder with its masked-language-model head.
 
     Where the checkpoint holds no head, the architecture's own is made afresh, tied to the embeddings, and the log
     says so. A directory without any weights is initialised from its configuration. Both draw from `seed`.
 
+    Args:
+        path: a directory or hub name.
+        seed: of fresh weights.
+        dropout: in place of the checkpoint's own.
+        layer: the layer after which the encoder ends, counted from 1; None keeps all.
+        attention: "sdpa", torch's fused attention where the architecture has it, "flash_attention_2" or "eager".
+
     Raises:
-        InputError: no such directory or hub name, or an architecture without a masked-language-model head.
+        InputError: no such directory or hub name, an architecture without a masked-language-model head, fewer layers,
+            or no such attention here.
     """
     torch.manual_seed(seed)
-    config = _configuration(path, dropout)
+    config = read_configuration(path, dropout=dropout, layer=layer)
     directory = Path(path)
     if directory.is_dir() and not any(any(directory.glob(pattern)) for pattern in WEIGHT_FILES):
         logger.info("%s: holds no weights, initialised from its configuration with seed %d", path, seed)
         model, fresh_head = AutoModelForMaskedLM.from_config(config), True
     else:
         model, fresh_head = _pretrained(path, config)
-    return TextEncoder(model.base_model, _head(model, path), fresh_head=fresh_head)
+    head = _head(model, path)
+    _choose_attention(model, attention)
+    return TextEncoder(model.base_model, head, fresh_head=fresh_head)
 
 
-def _configuration(path: str, dropout: float | None) -> PretrainedConfig:
+def read_configuration(path: str, *, dropout: float | None = None, layer: int | None = None) -> PretrainedConfig:
+    """Return the configuration of an encoder with another dropout, and cut after a layer.
+
+    Raises:
+        InputError: no such directory or hub name, or fewer layers.
+    """
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
@@ -80,7 +97,31 @@ def _configuration(path: str, dropout: float | None) -> PretrainedConfig:
         for key, value in config.to_dict().items():
             if "dropout" in key and isinstance(value, int | float):
                 setattr(config, key, dropout)
+    if layer is not None:
+        if layer > config.num_hidden_layers:
+            raise InputError(f"text_encoder.layer {layer}: {path} has {config.num_hidden_layers} layers")
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:layer]
+        config.num_hidden_layers = layer
     return config
+
+
+def _choose_attention(model: PreTrainedModel, attention: str) -> None:
+    """Set how attention is computed, after the head was tried out on a CPU in float32."""
+    flash = attention == "flash_attention_2"
+    # a plan on shapes counts the memory of fused attention by itself
+    if attention == "sdpa" or (flash and model.device.type == "meta"):
+        return
+    reason = "needs a GPU" if flash and not torch.cuda.is_available() else ""
+    if not reason:
+        try:
+            model.set_attn_implementation(attention)
+        except (ImportError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+    if not reason and model.config._attn_implementation != attention:
+        reason = f"{type(model).__name__} does not have it"
+    if reason:
+        raise InputError(f"text_encoder.attention: {attention} cannot be used here ({reason}); take sdpa")
 
 
 def _pretrained(path: str, config: PretrainedConfig) -> tuple[PreTrainedModel, bool]:

@@ -6,13 +6,12 @@ from itertools import islice
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
 from bali_ds.config import Recipe
-from bali_ds.errors import InputError
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.build import build_aligner
+from bali_ds.model.text import read_configuration
 from bali_ds.preflight.activations import PassMemory, pass_memory
 from bali_ds.preflight.arithmetic import Arithmetic, arithmetic
 from bali_ds.preflight.deepspeed_config import check_recipe, load_deepspeed_config
@@ -108,10 +107,7 @@ def shapes_of_model(recipe: Recipe, num_relations: int, shards: Mixture | None =
         InputError: the encoder's configuration cannot be read.
     """
     encoder = recipe.text_encoder
-    try:
-        configuration = AutoConfig.from_pretrained(encoder.path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{encoder.path}: is no Hugging Face encoder: {str(error).splitlines()[0]}") from error
+    configuration = read_configuration(encoder.path)
     with tempfile.TemporaryDirectory() as directory:
         # a directory without weights, so that none are read
         configuration.save_pretrained(directory)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
 from bali_ds.config import Recipe, dump_recipe, load_recipe
 from bali_ds.corpus.tokenizer import Tokenizer
@@ -13,6 +13,7 @@ from bali_ds.errors import InputError
 from bali_ds.files import published_file
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.model.aligner import Aligner
+from bali_ds.model.text import read_configuration
 from bali_ds.preflight.arithmetic import Arithmetic
 from bali_ds.stream.mixture import Mixture, open_mixture
 from bali_ds.training.checkpoint import Progress
@@ -59,7 +60,7 @@ def prepare(recipe: Recipe) -> None:
         _compare(load_recipe(written), recipe, written)
     encoder = run / "encoder"
     shutil.rmtree(encoder, ignore_errors=True)
-    AutoConfig.from_pretrained(recipe.text_encoder.path).save_pretrained(encoder)
+    read_configuration(recipe.text_encoder.path, layer=recipe.text_encoder.layer).save_pretrained(encoder)
     AutoTokenizer.from_pretrained(recipe.text_encoder.path).save_pretrained(encoder)
     with published_file(written, "w") as stream:
         stream.write(dump_recipe(recipe))

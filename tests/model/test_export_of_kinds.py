@@ -5,9 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoTokenizer
 
-from bali_ds.config import dump_recipe
 from bali_ds.export.run import export_run
 from bali_ds.files import write_json
 from bali_ds.inference.aligned import load_aligned
@@ -15,7 +13,7 @@ from bali_ds.model.build import build_aligner
 from bali_ds.preflight.plan import plan
 from bali_ds.stream.evaluation import evaluation_batches
 from bali_ds.stream.settings import StreamSettings
-from bali_ds.training.run import Data
+from bali_ds.training.run import Data, prepare
 from tests.model.variants import VARIANTS, variant
 
 KINDS = {kind: {"graph_encoder": {"kind": kind, "dropout": 0.0}} for kind in ("gatv2", "graphsage", "linearised")}
@@ -35,9 +33,7 @@ def write_run(recipe, aligner) -> None:
     checkpoint.mkdir(parents=True)
     torch.save({"module": aligner.state_dict()}, checkpoint / "mp_rank_00_model_states.pt")
     write_json(checkpoint / "COMPLETE.json", {"progress": {"step": 1}})
-    (recipe.directory / "recipe.yaml").write_text(dump_recipe(recipe))
-    for part in (AutoConfig, AutoTokenizer):
-        part.from_pretrained(recipe.text_encoder.path).save_pretrained(recipe.directory / "encoder")
+    prepare(recipe)
 
 
 def test_a_loaded_export_gives_the_views_of_the_trained_model(recipe, tmp_path):

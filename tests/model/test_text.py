@@ -1,3 +1,5 @@
+import importlib.util
+
 import pytest
 import torch
 from transformers import (
@@ -63,6 +65,47 @@ def test_every_parameter_is_used_and_head_and_embeddings_are_tied(checkpoint):
     assert [name for name, parameter in text.named_parameters() if parameter.grad is None] == []
     embeddings = text.encoder.get_input_embeddings().weight
     assert any(parameter is embeddings for parameter in text.head.parameters())
+
+
+def test_a_layer_is_the_state_after_so_many_layers_of_the_whole(checkpoint):
+    cut = load_text_encoder(str(checkpoint), seed=0, layer=1).eval()
+    whole = AutoModelForMaskedLM.from_pretrained(checkpoint).eval()
+    block = TokenBlock(torch.randint(4, 50, (2, 7)), torch.tensor([7, 7]))
+    states = whole.base_model(input_ids=block.input_ids, output_hidden_states=True).hidden_states[1]
+    if hasattr(whole.base_model, "final_norm"):
+        states = whole.base_model.final_norm(states)
+    torch.testing.assert_close(cut.hidden_states(block), states, atol=1e-5, rtol=1e-5)
+    with pytest.raises(InputError, match=r"text_encoder\.layer 3: .* has 2 layers"):
+        load_text_encoder(str(checkpoint), seed=0, layer=3)
+
+
+def test_attention_computed_otherwise_gives_the_same_states(checkpoint):
+    block = TokenBlock(torch.randint(4, 50, (2, 7)), torch.tensor([7, 5]))
+    fused, plain = (load_text_encoder(str(checkpoint), seed=0, attention=each).eval() for each in ("sdpa", "eager"))
+    assert plain.encoder.config._attn_implementation == "eager"
+    real = block.attention_mask.bool()
+    torch.testing.assert_close(plain.hidden_states(block)[real], fused.hidden_states(block)[real], atol=1e-5, rtol=1e-5)
+
+
+def test_flash_attention_is_refused_in_one_line_where_it_cannot_be_used(checkpoint, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"flash_attention_2 cannot be used here \(needs a GPU\); take sdpa"):
+        load_text_encoder(str(checkpoint), seed=0, attention="flash_attention_2")
+
+
+def test_a_plan_for_flash_attention_may_be_made_anywhere(tmp_path):
+    FAMILIES["bert"].save_pretrained(tmp_path)
+    with torch.device("meta"):
+        text = load_text_encoder(str(tmp_path), seed=0, attention="flash_attention_2")
+    assert text.encoder.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash-attn is installed")
+def test_flash_attention_needs_its_package_and_an_architecture_that_has_it(checkpoint, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(InputError, match=r"flash_attention_2 cannot be used here \(.*\); take sdpa$") as caught:
+        load_text_encoder(str(checkpoint), seed=0, attention="flash_attention_2")
+    assert "\n" not in str(caught.value)
 
 
 def test_dropout_of_the_recipe_replaces_that_of_the_checkpoint(checkpoint):

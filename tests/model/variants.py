@@ -18,7 +18,7 @@ VARIANTS: dict[str, dict] = {
         "objective": {"link_prediction": {"weight": 1.0, "kind": "transe"}},
     },
     "cached": {
-        "text_encoder": {"gradient_checkpointing": True},
+        "text_encoder": {"gradient_checkpointing": True, "layer": 1, "attention": "eager"},
         "graph_encoder": {"kind": "compgcn", "names": "cached", "refresh_every": 2},
         "objective": {"link_prediction": {"weight": 1.0, "kind": "rotate"}},
     },
