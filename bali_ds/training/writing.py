@@ -54,9 +54,9 @@ class Writing:
         writer = engine.checkpoint_engine
         write = writer.save
 
-        def save(state: dict[str, Any], path: str, *arguments: Any, **options: Any) -> None:
+        def save(state_dict: dict[str, Any], path: str) -> None:
             with self.noted():
-                write(state, path, *arguments, **options)
+                write(state_dict, path)
                 self._written.append(Path(path))
 
         writer.save = save

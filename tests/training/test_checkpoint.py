@@ -30,7 +30,7 @@ class Engine:
     def save_checkpoint(self, directory, *, tag, client_state, save_latest):
         assert not save_latest
         state = {"module": self.module.state_dict(), **client_state}
-        self.checkpoint_engine.save(state, str(Path(directory) / tag / "mp_rank_00_model_states.pt"))
+        self.checkpoint_engine.save(state_dict=state, path=str(Path(directory) / tag / "mp_rank_00_model_states.pt"))
 
 
 class Disk:
