@@ -1,7 +1,7 @@
 """The recipes of launch/recipes/ablations on one budget and the same seeds: what each part is worth.
 
-python bench/ablations.py [--data DIR] [--encoder DIR] [--seeds 3] [--ablations joint dual ...] [key=value ...]
-python bench/ablations.py --sample --seeds 1 steps=4
+python bench/ablations.py [key=value ...] [--data DIR] [--encoder DIR] [--seeds 3] [--ablations joint dual ...]
+python bench/ablations.py steps=4 --sample --seeds 1
 
 Trains each on two CPU ranks, measures linking on the development mentions of MedMentions (with --sample: on the
 queries of the sample data set) and retrieval on held-out passages, and writes a list of rows to
@@ -14,15 +14,25 @@ import json
 import math
 import socket
 import statistics
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
-from inputs.medmentions import DATA, FAST, ROOT, build, linking, minilm, train
+from inputs.medmentions import DATA, FAST, ROOT, build, linking_files, minilm, train
+from transformers import AutoTokenizer
 
-from bali_ds.files import write_json
+from bali_ds.evaluation.linking import evaluate_linking
+from bali_ds.evaluation.linking_data import read_queries
+from bali_ds.files import read_json, write_json
+from bali_ds.inference.dictionary import read_dictionary
+from bali_ds.inference.encoder import Encoder, load
+from bali_ds.model.text import load_text_encoder
 
 RECIPES = ROOT / "launch" / "recipes" / "ablations"
+SUBSETS = ("all", "unique_not_exact")
+LINKING = "linking.json"
 # 97.5 % points of Student's t, by the number of seeds
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
@@ -39,28 +49,32 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_intermixed_args()
     kind = "sample" if options.sample else "medmentions"
-    common = [*(_sample() if options.sample else _medmentions(options)), *options.overrides]
+    encoder, files, common = _sample() if options.sample else _medmentions(options)
+    common = [f"text_encoder.path={encoder}", *common, *options.overrides]
     for seed in range(options.seeds):
         for name in options.ablations:
-            _train(name, [*common, f"name=ablation-{kind}-{name}-{seed}", f"seed={29 + seed}"])
-    rows = [_row(name, kind, options.seeds) for name in options.ablations]
+            run = f"ablation-{kind}-{name}-{seed}"
+            _train(name, [*common, f"name={run}", f"seed={29 + seed}"])
+            _link(partial(load, ROOT / "runs" / run / "export"), files, ROOT / "runs" / run / LINKING)
+    untrained = ROOT / "runs" / f"ablation-{kind}-{LINKING}"
+    _link(partial(_untrained, encoder), files, untrained)
+    rows = [_row(name, kind, options.seeds, read_json(untrained)) for name in options.ablations]
     write_json(ROOT / "bench" / "results" / "ablations.json", rows)
     print(_table(rows))
 
 
-def _medmentions(options: argparse.Namespace) -> list[str]:
+def _medmentions(options: argparse.Namespace) -> tuple[Path, tuple[Path, Path], list[str]]:
+    """Return encoder, dictionary and queries, and what changes the recipes."""
     build(options.data, options.encoder)
-    return [f"text_encoder.path={options.encoder}", linking(options.data), *FAST]
+    return options.encoder, linking_files(options.data), FAST
 
 
-def _sample() -> list[str]:
-    built, source = "shards/built/sample", "shards/sample"
-    linking = {"dictionary": f"{source}/dictionary.txt", "queries": f"{source}/queries.tsv"}
-    return [
-        f"data.graph={built}/graph", f"data.shards={built}/shards", f"text_encoder.path={source}/encoder",
-        f"evaluation.linking={json.dumps(linking)}", "precision=fp32", "optimiser.text_learning_rate=1.0e-3",
-        "optimiser.graph_learning_rate=1.0e-3",
-    ]  # fmt: skip
+def _sample() -> tuple[Path, tuple[Path, Path], list[str]]:
+    """Return the same of the sample data set."""
+    built, source = "shards/built/sample", ROOT / "shards/sample"
+    rates = ["optimiser.text_learning_rate=1.0e-3", "optimiser.graph_learning_rate=1.0e-3"]
+    changes = [f"data.graph={built}/graph", f"data.shards={built}/shards", "precision=fp32", *rates]
+    return source / "encoder", (source / "dictionary.txt", source / "queries.tsv"), changes
 
 
 def _train(name: str, overrides: list[str]) -> None:
@@ -72,46 +86,65 @@ def _train(name: str, overrides: list[str]) -> None:
     train(RECIPES / f"{name}.yaml", overrides, port)
 
 
-def _row(name: str, kind: str, seeds: int) -> dict[str, Any]:
+def _untrained(path: Path) -> Encoder:
+    """Return an encoder as it is before training, with random weights where the directory has none."""
+    return Encoder(load_text_encoder(str(path), seed=29).encoder, AutoTokenizer.from_pretrained(path))
+
+
+def _link(make: Callable[[], Encoder], files: tuple[Path, Path], out: Path) -> None:
+    """Write an encoder's linking figures, unless they are there."""
+    if not out.exists():
+        dictionary, queries = read_dictionary(files[0]), read_queries(files[1])
+        write_json(out, evaluate_linking(make(), dictionary, queries))
+
+
+def _row(name: str, kind: str, seeds: int, untrained: dict[str, Any]) -> dict[str, Any]:
     runs = [ROOT / "runs" / f"ablation-{kind}-{name}-{seed}" for seed in range(seeds)]
-    figures = [json.loads((run / "evaluation.json").read_text()) for run in runs]
+    trained = [read_json(run / LINKING) for run in runs]
+    retrieval = [read_json(run / "evaluation.json")["retrieval"] for run in runs]
     lines = [json.loads(line) for run in runs for line in (run / "metrics.jsonl").read_text().splitlines()]
-    speeds = [line["samples_per_second"] for line in lines if "samples_per_second" in line]
-    trained = [each["linking"]["trained"]["all"]["acc@1"] for each in figures]
-    recalls = [each["retrieval"]["text_to_graph_r@1"] for each in figures]
     recipe = yaml.safe_load((runs[0] / "recipe.yaml").read_text())
-    return {
+    row = {
         "ablation": name,
         "data": kind,
         "seeds": seeds,
         "epochs": recipe["epochs"],
         "steps": recipe["steps"],
-        "untrained": figures[0]["linking"]["untrained"]["all"]["acc@1"]["value"],
-        "acc@1": _interval([each["value"] for each in trained], trained[0]),
-        "text_to_graph_r@1": _interval(recalls, {"low": None, "high": None}),
-        "samples_per_second": statistics.median(speeds),
+        "text_to_graph_r@1": _interval([each["text_to_graph_r@1"] for each in retrieval]),
+        "samples_per_second": statistics.median(
+            line["samples_per_second"] for line in lines if "samples_per_second" in line
+        ),
     }
+    for subset in SUBSETS:
+        before, *after = (each[subset]["acc@1"]["value"] for each in (untrained, *trained))
+        row |= {f"untrained {subset}": before, f"acc@1 {subset}": _interval(after)}
+    return row
 
 
-def _interval(values: list[float], alone: dict[str, Any]) -> dict[str, Any]:
-    """Mean and 95 % interval over seeds; for one seed its own interval over mentions, if any."""
+def _interval(values: list[float]) -> dict[str, Any]:
+    """Mean and 95 % interval over seeds, none for one alone."""
     mean = statistics.fmean(values)
     if len(values) == 1:
-        return {"value": mean, "low": alone["low"], "high": alone["high"]}
+        return {"value": mean, "low": None, "high": None}
     half = STUDENT.get(len(values), 1.96) * statistics.stdev(values) / math.sqrt(len(values))
     return {"value": mean, "low": mean - half, "high": mean + half}
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    lines = [f"{'ablation':<24}{'Acc@1':>8}{'95 %':>18}{'untrained':>11}{'text to graph R@1':>19}{'samples/s':>11}"]
-    for row in rows:
-        accuracy, recall = row["acc@1"], row["text_to_graph_r@1"]["value"]
-        spread = f"[{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]"
-        lines.append(
-            f"{row['ablation']:<24}{accuracy['value']:>8.1%}{spread:>18}{row['untrained']:>11.1%}{recall:>19.1%}"
-            f"{row['samples_per_second']:>11.1f}"
-        )
+    columns = [f"acc@1 {subset}" for subset in SUBSETS] + ["text_to_graph_r@1"]
+    lines = [f"{'ablation':<26}" + "".join(f"{column:>26}" for column in columns) + f"{'samples/s':>11}"]
+    untrained = (f"{100 * rows[0][f'untrained {subset}']:.1f}" for subset in SUBSETS)
+    lines.append(f"{'untrained':<26}" + "".join(f"{value:>26}" for value in untrained))
+    for row in sorted(rows, key=lambda row: -row[columns[-2]]["value"]):
+        cells = (_cell(row[column]) for column in columns)
+        lines.append(f"{row['ablation']:<26}" + "".join(f"{cell:>26}" for cell in cells))
+        lines[-1] += f"{row['samples_per_second']:>11.1f}"
     return "\n".join(lines)
+
+
+def _cell(interval: dict[str, Any]) -> str:
+    value, low, high = (None if each is None else 100 * each for each in interval.values())
+    return f"{value:.1f}" if low is None else f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
 if __name__ == "__main__":

@@ -39,10 +39,15 @@ def build(data: Path, encoder: Path, folder: Path = BUILT, *, held_out: Path | N
         bali_ds("shards", "build", *source, "--validation", "0.02", "--out", shards)
 
 
+def linking_files(data: Path) -> tuple[Path, Path]:
+    """Return the dictionary and the development mentions."""
+    return data / "el/dictionary.txt.gz", data / "el/medmentions_dev.tsv.gz"
+
+
 def linking(data: Path) -> str:
     """Return the override that measures linking on the development mentions."""
-    files = {"dictionary": data / "el/dictionary.txt.gz", "queries": data / "el/medmentions_dev.tsv.gz"}
-    return f"evaluation.linking={json.dumps({name: str(path) for name, path in files.items()})}"
+    files = zip(("dictionary", "queries"), map(str, linking_files(data)), strict=True)
+    return f"evaluation.linking={json.dumps(dict(files))}"
 
 
 def train(recipe: Path, overrides: Sequence[str], port: int = 29500) -> None:
