@@ -6,10 +6,13 @@ deepspeed [--hostfile HOSTS] launch/train.py --config RECIPE [key=value ...]
 import argparse
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from bali_ds.config import Recipe, load_recipe
 from bali_ds.errors import InputError
@@ -63,22 +66,24 @@ def _job(recipe: Recipe, *, resume: bool, first: bool) -> int:
     transformers_logging.disable_progress_bar()
     # DeepSpeed calls collectives by names that this torch is about to drop.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    if resume and concluded(recipe):
-        if first:
-            print(f"{recipe.directory} is complete; --resume never trains it afresh\n\n{conclude(recipe)}")
-        return 0
+
+    def leave(number: int, _: FrameType | None) -> NoReturn:
+        raise Stopped(f"stopped by {signal.Signals(number).name}; the same command goes on from there")
+
+    # The loop takes these over, and takes its time; before and after it nothing would be lost.
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, leave)
     try:
-        train(recipe, resume=resume)
-    except Stopped as stopped:
+        if not resume or not concluded(recipe):
+            train(recipe, resume=resume)
+        elif first:
+            print(f"{recipe.directory} is complete; --resume never trains it afresh\n")
         if first:
-            print(f"train: {stopped}", file=sys.stderr, flush=True)
-        return STOPPED
-    except Diverged as diverged:
+            print(conclude(recipe), flush=True)
+    except (Stopped, Diverged) as ended:
         if first:
-            print(f"train: {diverged}", file=sys.stderr, flush=True)
-        return DIVERGED
-    if first:
-        print(conclude(recipe), flush=True)
+            print(f"train: {ended}", file=sys.stderr, flush=True)
+        return STOPPED if isinstance(ended, Stopped) else DIVERGED
     return 0
 
 

@@ -150,7 +150,7 @@ class _Worker:
             "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
         # The child inherits the mask for life: signals to all processes are for the training process to answer.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "bali_ds.stream.worker"],
