@@ -104,7 +104,7 @@ def _run_retrieval(options: argparse.Namespace) -> None:
     from bali_ds.shards.store import ShardSet
 
     graph, shards = KnowledgeGraph.open(options.graph), ShardSet.open(options.shards)
-    aligner, recipe = load_aligned(options.model, options.device)
+    aligner, recipe = load_aligned(options.model, options.device, graph)
     views = held_out_views(aligner, recipe, graph, shards, split=options.split, passages=options.passages)
     result = evaluate_retrieval(*views, seed=options.seed)
     emit(result, options.json, lambda: _retrieval_table(result))

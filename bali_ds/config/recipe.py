@@ -81,8 +81,9 @@ class GraphEncoder(Section):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     tokens: int = Field(default=128, ge=40)
     """Most tokens of a linearised neighbourhood; whole facts are dropped beyond it."""
-    names: Literal["gradient", "no_gradient", "cached"] = "gradient"
-    """Whether the graph side teaches the text encoder, only uses it, or uses its vectors of some steps ago."""
+    names: Literal["gradient", "no_gradient", "cached", "learnt"] = "gradient"
+    """Whether the graph side teaches the text encoder, only uses it, or uses its vectors of some steps ago; or whether
+    every concept has an embedding of its own in place of its names."""
     refresh_every: int = Field(default=200, ge=1)
     """Optimiser steps after which cached name vectors are made again."""
 
@@ -195,8 +196,8 @@ class Recipe(Section):
             for name in ("link_prediction", "graph_infomax", "dual"):
                 if self.objective.weight(name):
                     raise ValueError(f"objective.{name}: needs nodes; take another graph_encoder.kind than linearised")
-            if self.graph_encoder.names == "cached":
-                raise ValueError("graph_encoder.names: a linearised graph has no name vectors to cache")
+            if self.graph_encoder.names in ("cached", "learnt"):
+                raise ValueError("graph_encoder.names: a linearised graph is text; take gradient or no_gradient")
         if self.text_encoder.attention == "flash_attention_2" and self.precision == "fp32":
             raise ValueError("text_encoder.attention: flash_attention_2 needs half precision; set precision to bf16")
         if self.graph_encoder.names != "gradient" and self.objective.synonym_alignment.weight:

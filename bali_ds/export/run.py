@@ -183,7 +183,7 @@ def _graph_encoder(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTenso
 
 def _description(recipe: Recipe, checkpoint: Path, tensors: Mapping[str, StoredTensor], dtype: str) -> dict[str, Any]:
     marker = read_json(checkpoint / MARKER)
-    relations = tensors.get("graph.relations.weight")
+    relations, concepts = (tensors.get(f"graph.{name}.weight") for name in ("relations", "concepts"))
     offset = tensors.get("log_scale_offset")
     fingerprints = {"shards": marker.get("identity", {}).get("data")}
     shards = recipe.data.shards
@@ -199,6 +199,7 @@ def _description(recipe: Recipe, checkpoint: Path, tensors: Mapping[str, StoredT
         "dtype": dtype,
         "fingerprints": fingerprints,
         "num_relations": relations.shape[0] - 1 if relations else None,
+        "num_concepts": concepts.shape[0] - 1 if concepts else None,
         "log_scale_offset": float(offset.tensor().detach()[0]) if offset else None,
         "recipe": recipe.model_dump(mode="json"),
     }

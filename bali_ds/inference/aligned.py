@@ -23,11 +23,16 @@ from bali_ds.stream.evaluation import evaluation_batches
 from bali_ds.stream.settings import StreamSettings
 
 
-def load_aligned(path: Path, device: str = "cpu") -> tuple[Aligner, Recipe]:
+def load_aligned(path: Path, device: str = "cpu", graph: KnowledgeGraph | None = None) -> tuple[Aligner, Recipe]:
     """Load text and graph encoder of an exported model, in float32, without its masked-language-model head.
 
+    Args:
+        path: the exported directory.
+        device: where the model computes.
+        graph: that it will be used with; learnt embeddings of concepts belong to the graph of the training.
+
     Raises:
-        InputError: the directory is no export, or its graph encoder does not fit its description.
+        InputError: the directory is no export, its graph encoder does not fit its description, or the graph is another.
     """
     path = Path(path)
     if not (path / DESCRIPTION).is_file():
@@ -35,11 +40,20 @@ def load_aligned(path: Path, device: str = "cpu") -> tuple[Aligner, Recipe]:
     description = read_json(path / DESCRIPTION)
     recipe = Recipe.model_validate(description["recipe"])
     encoder = load(path)
+    learnt = recipe.graph_encoder.names == "learnt"
+    trained_on = description["fingerprints"].get("graph")
+    if learnt and graph and trained_on and trained_on != graph.fingerprint:
+        raise InputError(
+            f"{path}: has embeddings of the concepts of graph {trained_on}, but {graph.path} is {graph.fingerprint}; "
+            "name that graph"
+        )
     # a kind that knows no relations has none stored
-    graph = build_graph_encoder(recipe.graph_encoder, encoder.width, description["num_relations"] or 0)
-    if isinstance(graph, GraphEncoder):
-        _fill(graph, path)
-    aligner = Aligner(TextEncoder(encoder.model, nn.Identity()), graph, recipe.objective)
+    sizes = (description["num_relations"] or 0, description.get("num_concepts") or 0)
+    encodes_graph = build_graph_encoder(recipe.graph_encoder, encoder.width, *sizes)
+    if isinstance(encodes_graph, GraphEncoder):
+        _fill(encodes_graph, path)
+    names = "learnt" if learnt else "gradient"
+    aligner = Aligner(TextEncoder(encoder.model, nn.Identity()), encodes_graph, recipe.objective, names=names)
     return aligner.to(device).eval(), recipe
 
 

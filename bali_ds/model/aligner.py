@@ -55,7 +55,7 @@ class Aligner(nn.Module):
             graph: what graph views are made by.
             objective: kinds and weights.
             pooling: see `MentionPooling`.
-            names: "gradient", "no_gradient" or "cached".
+            names: "gradient", "no_gradient", "cached" or "learnt".
             table: the vectors of all names, where they are cached.
             objectives: those with weights of their own, by their names in the recipe: "link_prediction",
                 "graph_infomax", "dual".
@@ -188,6 +188,9 @@ class Aligner(nn.Module):
         return nodes[batch.targets].float()
 
     def _features(self, names: torch.Tensor, batch: Batch) -> torch.Tensor:
+        if self.names == "learnt":
+            features: torch.Tensor = self.graph.get_submodule("concepts")(batch.node_names)
+            return features
         return names[batch.node_names].to(next(self.graph.parameters()).dtype)
 
     def _read_views(self, batch: Batch, sums: Sums) -> torch.Tensor:

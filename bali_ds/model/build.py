@@ -21,7 +21,8 @@ def build_aligner(recipe: Recipe, num_relations: int, shards: Mixture | None = N
     Args:
         recipe: the run.
         num_relations: relation ids of the graph, both directions together.
-        shards: hold the tokens of all names; needed where name vectors are cached.
+        shards: hold the tokens of all names and know how many concepts there are; needed where name vectors are cached
+            or concepts have learnt embeddings.
 
     Raises:
         InputError: the encoder cannot be loaded, or the recipe asks for what it cannot give.
@@ -31,7 +32,8 @@ def build_aligner(recipe: Recipe, num_relations: int, shards: Mixture | None = N
         encoder.path, seed=recipe.seed, dropout=encoder.dropout, layer=encoder.layer, attention=encoder.attention
     )
     torch.manual_seed(recipe.seed)
-    graph = build_graph_encoder(recipe.graph_encoder, text.width, num_relations)
+    num_concepts = int(shards.index["graph"]["concepts"]) if shards else 0
+    graph = build_graph_encoder(recipe.graph_encoder, text.width, num_relations, num_concepts)
     objectives = _objectives(recipe, text, num_relations)
     adapt(text, encoder)
     return Aligner(

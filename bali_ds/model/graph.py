@@ -14,6 +14,8 @@ from bali_ds.model.pooling import segment_mean
 
 # A fresh layer starts near the identity, so that a concept's vector starts as the vector of its name.
 INITIAL_LAYER_SCALE = 0.1
+# The standard deviation of BERT's fresh weights.
+INITIAL_EMBEDDING = 0.02
 
 
 class Messages(NamedTuple):
@@ -44,16 +46,29 @@ class GraphEncoder(nn.Module):
         layers: number of layers.
         heads: attention heads of each layer.
         dropout: of the update, and of the attention.
+        num_concepts: concepts that have learnt embeddings for node features, `concepts`, whose last row stands for a
+            hidden concept; 0 where node features come from elsewhere.
     """
 
     def __init__(
-        self, width: int, num_relations: int, *, layers: int, heads: int, dropout: float, kind: str = "gatv2"
+        self,
+        width: int,
+        num_relations: int,
+        *,
+        layers: int,
+        heads: int,
+        dropout: float,
+        kind: str = "gatv2",
+        num_concepts: int = 0,
     ) -> None:
         super().__init__()
         layer = LAYERS[kind]
         self.relations = nn.Embedding(num_relations + 1, width) if layer.knows_relations else None
         self.layers = nn.ModuleList(layer(width, heads, dropout) for _ in range(layers))
         self.num_relations = num_relations
+        self.concepts = nn.Embedding(num_concepts + 1, width) if num_concepts else None
+        if self.concepts is not None:
+            nn.init.normal_(self.concepts.weight, std=INITIAL_EMBEDDING)
 
     def forward(self, nodes: torch.Tensor, edge_index: torch.Tensor, edge_relations: torch.Tensor) -> torch.Tensor:
         """Return node vectors.
@@ -83,9 +98,9 @@ class LinearisedGraph(nn.Module):
 
 
 def build_graph_encoder(
-    settings: recipe.GraphEncoder, width: int, num_relations: int
+    settings: recipe.GraphEncoder, width: int, num_relations: int, num_concepts: int
 ) -> GraphEncoder | LinearisedGraph:
-    """Return the graph encoder of a recipe, fresh."""
+    """Return the graph encoder of a recipe, fresh, for a graph of so many relations (both directions) and concepts."""
     if settings.kind == "linearised":
         return LinearisedGraph()
     return GraphEncoder(
@@ -95,6 +110,7 @@ def build_graph_encoder(
         layers=settings.layers,
         heads=settings.heads,
         dropout=settings.dropout,
+        num_concepts=num_concepts if settings.names == "learnt" else 0,
     )
 
 

@@ -72,7 +72,8 @@ class Batch(_Tensors):
             so 0 to V - 1, or one for each mention.
         concept_ids: int64 [V], the graph's concept id of each view.
         node_names: int64 [N], the row in `names` (counted through the blocks) of each node's name; or, where all names
-            are in a table and none is here, the name id, or num_names + k for a name hidden behind k masks.
+            are in a table and none is here, the name id, or num_names + k for a name hidden behind k masks; or, where
+            concepts have embeddings in place of names, the concept id, or num_concepts for a hidden one.
         edge_index: int64 [2, E], source and target node of each message; facts run both ways.
         edge_relations: int64 [E], relation id of each message, read from its target: the neighbour list's own id
             for neighbour -> concept, its inverse for concept -> neighbour.

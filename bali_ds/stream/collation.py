@@ -208,6 +208,8 @@ class Collator:
         spelt = part_of(drawn.synonyms.mentions, pairs.start, pairs.stop)
         names, name_rows = self._names(named, masked, spelt)
         node_names, synonyms = np.split(name_rows, [nodes.stop - nodes.start])
+        if settings.concept_rows:
+            node_names = np.where(drawn.hidden[nodes], self.graph.num_concepts, stars.concepts[nodes])
         blocks = settings.passage_blocks * (settings.with_graph and settings.graph_view == "linearised")
         neighbourhoods = pack_texts(drawn.neighbourhoods, views.start, views.stop, blocks, vocabulary)
         return {
@@ -281,7 +283,7 @@ class Collator:
         sizes = np.where(names < 0, 0, table.offsets[names + 1] - table.offsets[names])
         codes = np.where(hidden | (sizes == 0), num_names + np.maximum(sizes, 1), names)
         settings = self.settings
-        if settings.name_rows:
+        if settings.name_rows or settings.concept_rows:
             return (), codes
         wanted = (settings.with_graph and settings.graph_view == "star") or settings.synonyms
         blocks = settings.name_blocks if wanted else 0

@@ -33,6 +33,7 @@ class StreamSettings:
         tokenizer: directory or hub name, to read the names of relations.
         each_mention: a text view for each mention of a concept rather than one for all.
         name_rows: nodes refer to rows of a table of all names, and no name travels as tokens.
+        concept_rows: nodes refer to concepts, and no name travels at all.
         hold_out: a fact of each star is not a message but to be predicted.
         synonyms: "names" draws two names of each concept that has them; "mentions" a name and the words of a mention.
         triples: give each passage without masks, and its facts as text.
@@ -56,6 +57,7 @@ class StreamSettings:
     tokenizer: str = ""
     each_mention: bool = False
     name_rows: bool = False
+    concept_rows: bool = False
     hold_out: bool = False
     synonyms: str = ""
     triples: bool = False
@@ -77,6 +79,7 @@ class StreamSettings:
             tokenizer=recipe.text_encoder.path,
             each_mention=recipe.text_encoder.view == "mention",
             name_rows=recipe.graph_encoder.names == "cached",
+            concept_rows=recipe.graph_encoder.names == "learnt",
             hold_out=bool(recipe.objective.link_prediction.weight),
             synonyms=recipe.objective.synonym_alignment.pairs if recipe.objective.synonym_alignment.weight else "",
             triples=bool(recipe.objective.dual.weight),

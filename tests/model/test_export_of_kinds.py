@@ -6,8 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bali_ds.errors import InputError
 from bali_ds.export.run import export_run
 from bali_ds.files import write_json
+from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.inference.aligned import load_aligned
 from bali_ds.model.build import build_aligner
 from bali_ds.preflight.plan import plan
@@ -19,7 +21,7 @@ from tests.model.variants import VARIANTS, variant
 KINDS = {kind: {"graph_encoder": {"kind": kind, "dropout": 0.0}} for kind in ("gatv2", "graphsage", "linearised")}
 
 
-@pytest.fixture(params=[*KINDS, "everything", "cached", "lora"])
+@pytest.fixture(params=[*KINDS, "everything", "cached", "learnt", "lora"])
 def recipe(request, sample, tmp_path):
     if request.param in VARIANTS:
         return variant(sample, tmp_path / "runs", request.param)
@@ -47,7 +49,8 @@ def test_a_loaded_export_gives_the_views_of_the_trained_model(recipe, tmp_path):
     assert again == recipe
     # a table of all names is no part of an export, which makes the vectors of those it needs
     aligner.table = None
-    aligner.names = "gradient"
+    if aligner.names != "learnt":
+        aligner.names = "gradient"
     settings = replace(StreamSettings.of(recipe), name_rows=False, each_mention=False)
     batch = next(evaluation_batches(data.shards, data.graph, settings, batch_size=8))
     with torch.no_grad():
@@ -55,6 +58,17 @@ def test_a_loaded_export_gives_the_views_of_the_trained_model(recipe, tmp_path):
     if recipe.text_encoder.pooling == "mean":
         torch.testing.assert_close(found.text, expected.text, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.graph, expected.graph, atol=1e-5, rtol=1e-5)
+
+
+def test_learnt_embeddings_are_refused_for_another_graph(sample, graph_directory, tmp_path):
+    recipe = variant(sample, tmp_path / "runs", "learnt")
+    data = Data.open(recipe)
+    write_run(recipe, build_aligner(recipe, 2 * data.graph.num_relations, data.shards))
+    export_run(recipe.directory, tmp_path / "export")
+    aligner, _ = load_aligned(tmp_path / "export", graph=data.graph)
+    assert aligner.graph.concepts.num_embeddings == data.graph.num_concepts + 1
+    with pytest.raises(InputError, match=f"concepts of graph {data.graph.fingerprint}"):
+        load_aligned(tmp_path / "export", graph=KnowledgeGraph.open(graph_directory))
 
 
 def test_the_plan_counts_its_parameters(recipe):

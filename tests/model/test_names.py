@@ -1,13 +1,18 @@
-"""Cached name vectors against names encoded one by one."""
+"""Cached name vectors against names encoded one by one, and embeddings in the place of names."""
 
 import numpy as np
 import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
+from bali_ds.model.build import build_aligner
 from bali_ds.model.names import NameTable
 from bali_ds.model.text import TextEncoder
 from bali_ds.shards.store import Names
+from bali_ds.stream.loader import Loader
+from bali_ds.stream.settings import StreamSettings
+from bali_ds.training.run import Data
+from tests.model.variants import variant
 
 CLS, SEP, PAD, MASK = 2, 3, 0, 4
 
@@ -81,3 +86,22 @@ def test_ranks_share_the_rows_and_make_equally_many_calls(table, world_size):
     assert len({len(share) for share in shares}) == 1
     rows = np.concatenate([rows for share in shares for rows, _ in share])
     assert sorted(rows.tolist()) == list(range(707))
+
+
+def test_learnt_embeddings_take_the_place_of_names(sample, tmp_path):
+    recipe = variant(sample, tmp_path, "learnt")
+    data = Data.open(recipe)
+    aligner = build_aligner(recipe, 2 * data.graph.num_relations, data.shards).eval()
+    batch = next(Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=16)).chunks[0]
+    encoded = []
+    aligner.text.encoder.register_forward_hook(lambda *_: encoded.append(1))
+    views = aligner.encode(batch)
+    assert len(encoded) == len(batch.passages)
+    table = aligner.graph.concepts.weight.detach()
+    assert table.shape == (data.graph.num_concepts + 1, aligner.text.width)
+    assert table.std().item() == pytest.approx(0.02, rel=0.02)
+    own = batch.node_names[batch.targets]
+    hidden = own == data.graph.num_concepts
+    assert torch.equal(own[~hidden], batch.concept_ids[~hidden])
+    expected = aligner.graph(table[batch.node_names], batch.edge_index, batch.edge_relations)[batch.targets]
+    torch.testing.assert_close(views.graph, expected)

@@ -22,6 +22,10 @@ VARIANTS: dict[str, dict] = {
         "graph_encoder": {"kind": "compgcn", "names": "cached", "refresh_every": 2},
         "objective": {"link_prediction": {"weight": 1.0, "kind": "rotate"}},
     },
+    "learnt": {
+        "graph_encoder": {"names": "learnt", "layers": 1},
+        "objective": {"graph_infomax": {"weight": 0.1}},
+    },
     "linearised": {
         "graph_encoder": {"kind": "linearised"},
         "objective": {

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.graph.store import KnowledgeGraph
@@ -116,6 +117,22 @@ def test_names_as_rows_of_a_table_name_the_same_names(built):
     for place, row in zip(spelt.node_names.tolist(), rows.node_names.tolist(), strict=True):
         expected = [MASK] * (row - count) if row > count else tokens[offsets[row] : offsets[row + 1]].tolist()
         assert names[place] == expected
+
+
+def test_concepts_as_rows_of_a_table_are_those_of_the_names(built):
+    _, graph, _ = built
+    names, concepts = (
+        batch_of(built, name_masking=0.5, **each) for each in ({"name_rows": True}, {"concept_rows": True})
+    )
+    assert concepts.names == ()
+    assert torch.equal(names.edge_index, concepts.edge_index)
+    hidden = names.node_names > graph.num_names
+    expected = np.searchsorted(graph.name_offsets, names.node_names.numpy(), side="right") - 1
+    expected[hidden.numpy()] = graph.num_concepts
+    assert concepts.node_names.tolist() == expected.tolist()
+    assert 0 < int(hidden.sum()) < len(hidden)
+    shown = ~hidden[concepts.targets]
+    assert torch.equal(concepts.node_names[concepts.targets][shown], concepts.concept_ids[shown])
 
 
 def test_passages_stand_beside_their_facts_and_nodes(built):
