@@ -36,6 +36,7 @@ the encoder that training started from. Models trained on the UMLS Metathesaurus
 grants the UMLS licence to each user, some source vocabularies restrict commercial use and redistribution, and the
 Metathesaurus itself must not be passed on. Check them before you share this model. No name of the graph is stored here.
 """
+POOLINGS = {"first": "their first", "attention": "learnt weights (`mention_pooling.safetensors`)"}
 
 
 def model_card(description: dict[str, Any], figures: dict[str, Any]) -> str:
@@ -62,6 +63,11 @@ def model_card(description: dict[str, Any], figures: dict[str, Any]) -> str:
         "\n".join(facts) + "\n",
         USE,
     ]
+    if (pooling := description.get("mention_pooling", "mean")) != "mean":
+        parts.append(
+            f"In a passage, alignment took the tokens of a mention by {POOLINGS[pooling]}, and so does\n"
+            "`bali_ds.load(DIR).encode_mentions(places)`.\n"
+        )
     if linking := figures.get("linking"):
         parts.append("## Zero-shot linking\n\n" + "\n".join(_linking_rows(linking)) + "\n")
     recipe_text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)

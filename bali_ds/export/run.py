@@ -16,11 +16,13 @@ from bali_ds.export.sentence_modules import write_sentence_modules
 from bali_ds.export.weights import SHARD_BYTES, verify_weights, write_weights
 from bali_ds.files import published_directory, published_file, read_json, sha256_file, write_json
 from bali_ds.inference.encoder import DESCRIPTION
+from bali_ds.inference.stored import POOLING_FILE
 from bali_ds.training.checkpoint import MARKER
 from bali_ds.training.stored import StoredTensor, read_checkpoint
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 GRAPH_ENCODER = "graph_encoder"
+MENTION_POOLING = Path(POOLING_FILE).stem
 
 
 def export_run(
@@ -34,8 +36,9 @@ def export_run(
 ) -> dict[str, Any]:
     """Write the trained encoder of a run as an ordinary Hugging Face directory, and verify every tensor of it.
 
-    Beside encoder, masked-language-model head and tokenizer: `graph_encoder.safetensors`, `bali_ds.json` (recipe,
-    fingerprints, pooling) and a model card. The checkpoint is read offline, in bounded memory.
+    Beside encoder, masked-language-model head and tokenizer: `graph_encoder.safetensors`, the weights of attention
+    pooling where it was learnt, `bali_ds.json` (recipe, fingerprints, pooling) and a model card. The checkpoint is read
+    offline, in bounded memory.
 
     Args:
         run: the run's directory.
@@ -59,7 +62,7 @@ def export_run(
     tensors = merge_lora(read_checkpoint(checkpoint), recipe.text_encoder.lora)
     architecture = _Architecture.of(run / "encoder")
     encoder = architecture.named(tensors)
-    graph = _graph_encoder(tensors)
+    graph, pooling = _below("graph.", tensors), _below("pooling.", tensors)
     if not graph and recipe.graph_encoder.kind != "linearised":
         raise InputError(f"{checkpoint}: holds no graph encoder; was it written by launch/train.py?")
     description = _description(recipe, checkpoint, tensors, dtype)
@@ -69,6 +72,9 @@ def export_run(
         if graph:
             own = write_weights(working, GRAPH_ENCODER, graph, DTYPES[dtype], shard_bytes)
             compared += verify_weights(own, graph, DTYPES[dtype])
+        if pooling:
+            own = write_weights(working, MENTION_POOLING, pooling, DTYPES[dtype], shard_bytes)
+            compared += verify_weights(own, pooling, DTYPES[dtype])
         architecture.save(working, DTYPES[dtype])
         write_json(working / DESCRIPTION, description)
         write_sentence_modules(working, architecture.width)
@@ -171,13 +177,13 @@ class _Architecture:
         AutoTokenizer.from_pretrained(self.source).save_pretrained(out)
 
 
-def _graph_encoder(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The tensors below `graph.`, each once under its first name."""
+def _below(prefix: str, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors of one part, each once under its first name."""
     first = {id(tensor): name for name, tensor in reversed(list(tensors.items()))}
     return {
-        name.removeprefix("graph."): tensor
+        name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()
-        if name.startswith("graph.") and first[id(tensor)] == name
+        if name.startswith(prefix) and first[id(tensor)] == name
     }
 
 
@@ -195,6 +201,7 @@ def _description(recipe: Recipe, checkpoint: Path, tensors: Mapping[str, StoredT
     return {
         "format_version": 1,
         "pooling": "mean_tokens",
+        "mention_pooling": recipe.text_encoder.pooling,
         "step": marker["progress"]["step"],
         "dtype": dtype,
         "fingerprints": fingerprints,

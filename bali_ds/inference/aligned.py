@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from bali_ds.config import Recipe
@@ -15,6 +13,7 @@ from bali_ds.errors import InputError
 from bali_ds.files import read_json
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.inference.encoder import DESCRIPTION, load
+from bali_ds.inference.stored import fill
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.graph import GraphEncoder, build_graph_encoder
 from bali_ds.model.text import TextEncoder
@@ -51,22 +50,11 @@ def load_aligned(path: Path, device: str = "cpu", graph: KnowledgeGraph | None =
     sizes = (description["num_relations"] or 0, description.get("num_concepts") or 0)
     encodes_graph = build_graph_encoder(recipe.graph_encoder, encoder.width, *sizes)
     if isinstance(encodes_graph, GraphEncoder):
-        _fill(encodes_graph, path)
+        fill(encodes_graph, path / "graph_encoder.safetensors")
     names = "learnt" if learnt else "gradient"
     aligner = Aligner(TextEncoder(encoder.model, nn.Identity()), encodes_graph, recipe.objective, names=names)
+    aligner.pooling = encoder.mention_pooling
     return aligner.to(device).eval(), recipe
-
-
-def _fill(graph: GraphEncoder, path: Path) -> None:
-    try:
-        weights = {name: tensor.float() for name, tensor in load_file(path / "graph_encoder.safetensors").items()}
-        # Modules under two names are stored once, so only the names of parameters count as missing.
-        missing = {name for name, _ in graph.named_parameters()} - set(weights)
-        unexpected = graph.load_state_dict(weights, strict=False).unexpected_keys
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise InputError(f"{path}/graph_encoder.safetensors: {str(error).splitlines()[0]}") from error
-    if wrong := sorted(missing) + unexpected:
-        raise InputError(f"{path}/graph_encoder.safetensors: does not fit the recipe at {wrong[0]}")
 
 
 def held_out_views(

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from bali_ds.errors import InputError
 from bali_ds.files import read_json
+from bali_ds.inference.stored import load_mention_pooling
+from bali_ds.model.pooling import MentionPooling
 
 POOLINGS = ("mean_tokens", "mean", "cls")
 DESCRIPTION = "bali_ds.json"
@@ -39,9 +41,10 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: its tokenizer cannot be loaded: {_first_line(error)}") from error
-    described = path / DESCRIPTION
-    pooling = read_json(described).get("pooling", "mean_tokens") if described.exists() else "mean_tokens"
-    return Encoder(model.to(device), tokenizer, pooling)
+    description = read_json(path / DESCRIPTION) if (path / DESCRIPTION).exists() else {}
+    encoder = Encoder(model.to(device), tokenizer, description.get("pooling", "mean_tokens"))
+    encoder.mention_pooling = load_mention_pooling(path, description, encoder.width).to(device)
+    return encoder
 
 
 def check_directory(path: Path) -> None:
@@ -95,6 +98,7 @@ class Encoder:
         self.model: Any = model.eval()
         self.tokenizer = tokenizer
         self.pooling = pooling
+        self.mention_pooling = MentionPooling("mean", self.width)
         self.max_tokens = min(int(tokenizer.model_max_length), self._positions())
 
     def _positions(self) -> int:
@@ -153,7 +157,7 @@ class Encoder:
         return vectors
 
     def encode_mentions(self, places: Sequence[tuple[str, int, int]], *, token_budget: int = 8192) -> Vectors:
-        """Return the unit vector of each mention in its text: the mean over its tokens, as alignment trains it.
+        """Return the unit vector of each mention in its text, pooled from its tokens as alignment trains it.
 
         Args:
             places: (text, start, end) of each mention, in code points; of a text that exceeds the model's positions
@@ -181,7 +185,9 @@ class Encoder:
             for batch in _batches([len(row) for row in rows], token_budget):
                 states, _ = self._states([rows[row] for row in batch])
                 for state, row in zip(states.float(), batch, strict=True):
-                    vectors[row] = state[slice(*spans[row])].mean(dim=0).cpu().numpy()
+                    tokens = state[slice(*spans[row])]
+                    one_mention = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
+                    vectors[row] = self.mention_pooling(tokens, one_mention, 1)[0].cpu().numpy()
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
     def lengths(self, texts: Sequence[str]) -> list[int]:

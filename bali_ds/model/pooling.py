@@ -2,7 +2,8 @@
 
 import torch
 from torch import nn
-from torch_geometric.utils import softmax
+
+POOLINGS = ("mean", "first", "attention")
 
 
 class MentionPooling(nn.Module):
@@ -28,6 +29,9 @@ class MentionPooling(nn.Module):
             numbers = torch.arange(num_segments, device=segments.device)
             return values[torch.searchsorted(segments, numbers)].float()
         if self.score is not None:
+            # takes seconds to import, and an encoder at work seldom needs it
+            from torch_geometric.utils import softmax
+
             weights = softmax(self.score(values).float(), segments, num_nodes=num_segments)
             sums = weights.new_zeros(num_segments, values.shape[1])
             return sums.index_add(0, segments, weights * values.float())

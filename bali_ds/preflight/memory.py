@@ -5,7 +5,7 @@ them with measured peaks. P parameters, W ranks, b bytes of a weight in the run'
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bali_ds.preflight.activations import PassMemory
@@ -27,6 +27,7 @@ class Run:
         activations: of one micro-batch.
         on_gpu: fused optimiser and buffers that exist as soon as they are reserved.
         settings: the DeepSpeed configuration.
+        names: bytes of the table of cached name vectors.
     """
 
     parameters: int
@@ -36,6 +37,7 @@ class Run:
     activations: PassMemory
     on_gpu: bool
     settings: Mapping[str, Any]
+    names: int = 0
 
     @property
     def shard(self) -> int:
@@ -58,6 +60,7 @@ class Memory:
         activations: of one micro-batch at the peak of its passes.
         peak: the largest sum at one time.
         offloaded: of all these, in the host's memory instead.
+        names: cached name vectors, which no stage shares out.
     """
 
     stage: int
@@ -70,6 +73,7 @@ class Memory:
     activations: int
     peak: int
     offloaded: int
+    names: int = 0
 
     def as_dict(self) -> dict[str, int]:
         """Return the numbers by name."""
@@ -78,7 +82,8 @@ class Memory:
 
 def rank_memory(run: Run, stage: int) -> Memory:
     """Return the memory of a rank under a ZeRO stage; bucket sizes and offloading are those of the configuration."""
-    return (_unsharded(run), _sharded(run, 1), _sharded(run, 2), _fully_sharded(run))[stage]
+    memory = (_unsharded(run), _sharded(run, 1), _sharded(run, 2), _fully_sharded(run))[stage]
+    return replace(memory, names=run.names, peak=memory.peak + run.names)
 
 
 def _unsharded(run: Run) -> Memory:

@@ -86,6 +86,7 @@ def plan(recipe: Recipe, *, ranks: int, on_gpu: bool, samples_per_second: float 
         activations=_activations(model, batch, numbers, on_gpu=on_gpu),
         on_gpu=on_gpu,
         settings=settings,
+        names=model.table.vectors.nbytes if model.table else 0,
     )
     passages = numbers.steps * numbers.passages_per_step
     return Plan(

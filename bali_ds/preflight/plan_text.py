@@ -3,7 +3,9 @@
 from bali_ds.config import Recipe
 from bali_ds.preflight.plan import Plan
 
-_COLUMNS = ("weights", "gathered", "master", "optimiser", "gradients", "buckets", "activations", "peak", "offloaded")
+_COLUMNS = (
+    "weights", "names", "gathered", "master", "optimiser", "gradients", "buckets", "activations", "peak", "offloaded",
+)  # fmt: skip
 
 
 def plan_text(plan: Plan, recipe: Recipe) -> str:

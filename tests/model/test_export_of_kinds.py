@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from bali_ds.errors import InputError
 from bali_ds.export.run import export_run
 from bali_ds.files import write_json
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.inference.aligned import load_aligned
+from bali_ds.inference.encoder import load
 from bali_ds.model.build import build_aligner
 from bali_ds.preflight.plan import plan
 from bali_ds.stream.evaluation import evaluation_batches
@@ -21,7 +23,7 @@ from tests.model.variants import VARIANTS, variant
 KINDS = {kind: {"graph_encoder": {"kind": kind, "dropout": 0.0}} for kind in ("gatv2", "graphsage", "linearised")}
 
 
-@pytest.fixture(params=[*KINDS, "everything", "cached", "learnt", "lora"])
+@pytest.fixture(params=[*KINDS, "everything", "frozen", "cached", "learnt", "lora"])
 def recipe(request, sample, tmp_path):
     if request.param in VARIANTS:
         return variant(sample, tmp_path / "runs", request.param)
@@ -55,9 +57,39 @@ def test_a_loaded_export_gives_the_views_of_the_trained_model(recipe, tmp_path):
     batch = next(evaluation_batches(data.shards, data.graph, settings, batch_size=8))
     with torch.no_grad():
         expected, found = aligner.encode(batch), loaded.encode(batch)
-    if recipe.text_encoder.pooling == "mean":
-        torch.testing.assert_close(found.text, expected.text, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.text, expected.text, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.graph, expected.graph, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mean", "first", "attention"])
+def test_a_loaded_encoder_pools_mentions_as_in_training(sample, tmp_path, kind):
+    recipe = sample.recipe(tmp_path / "runs", text_encoder={"path": str(sample.encoder), "pooling": kind})
+    data = Data.open(recipe)
+    aligner = build_aligner(recipe, 2 * data.graph.num_relations).eval()
+    write_run(recipe, aligner)
+    export_run(recipe.directory, tmp_path / "export", "float32")
+    text = "Nausea and abdominal pain after colorectal carcinoma."
+    start = text.index("colorectal")
+    (found,) = load(tmp_path / "export").encode_mentions([(text, start, len(text) - 1)])
+    tokenizer = AutoTokenizer.from_pretrained(sample.encoder)
+    tokens = tokenizer(text, return_offsets_mapping=True)
+    places = [place for place, (low, high) in enumerate(tokens["offset_mapping"]) if start <= low < high < len(text)]
+    assert len(places) > 1
+    with torch.no_grad():
+        states = aligner.text.encoder(input_ids=torch.tensor([tokens["input_ids"]])).last_hidden_state[0, places]
+        weights = torch.full((len(places), 1), 1 / len(places))
+        if kind == "first":
+            weights = torch.eye(len(places))[:, :1]
+        elif kind == "attention":
+            scores = states @ aligner.pooling.score.weight[0]
+            weights = (scores.exp() / scores.exp().sum())[:, None]
+        expected = (weights * states).sum(dim=0)
+    torch.testing.assert_close(torch.from_numpy(found), expected / expected.norm(), atol=1e-5, rtol=1e-4)
+    assert ("encode_mentions" in (tmp_path / "export/README.md").read_text()) == (kind != "mean")
+    (tmp_path / "export/mention_pooling.safetensors").unlink(missing_ok=True)
+    if kind == "attention":
+        with pytest.raises(InputError, match=r"mention_pooling\.safetensors: .*No such file"):
+            load(tmp_path / "export")
 
 
 def test_learnt_embeddings_are_refused_for_another_graph(sample, graph_directory, tmp_path):
@@ -78,3 +110,6 @@ def test_the_plan_counts_its_parameters(recipe):
     parts = [parameter for name, parameter in built.named_parameters() if "." in name]
     assert sum(planned.parameters.values()) == sum(parameter.numel() for parameter in parts)
     assert planned.memory[0].activations > 0
+    rows = data.graph.num_names + 1 + data.shards.index["max_name_tokens"]
+    expected = 4 * rows * built.text.width if recipe.graph_encoder.names == "cached" else 0
+    assert [memory.names for memory in planned.memory] == [expected] * 4

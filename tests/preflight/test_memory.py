@@ -46,6 +46,13 @@ def test_offloading_moves_states_to_the_host():
     assert offloaded.peak < 10**10
 
 
+def test_cached_names_lie_whole_on_every_rank_at_every_stage():
+    for stage in range(4):
+        without, cached = (rank_memory(replace(RUN, names=names), stage) for names in (0, 7000))
+        assert (without.names, cached.names) == (0, 7000)
+        assert cached.peak == without.peak + 7000
+
+
 @pytest.mark.parametrize(("stage", "times"), [(0, 2 * 2), (1, 2 * 2 + 2), (2, 2 * 2 + 2), (3, 2 + 2)])
 def test_traffic_of_a_ring(stage, times):
     assert bytes_sent(RUN, stage) == times * 1000 * 3 // 4
