@@ -1,45 +1,28 @@
 """From sample rows to the arrays of a batch, all samples at once."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bali_ds.errors import InputError
 from bali_ds.graph.store import KnowledgeGraph
-from bali_ds.randomness import Keys, derive
 from bali_ds.shards.store import ShardSet
 from bali_ds.stream.blocks import Block, pack
-from bali_ds.stream.linearised import (
-    NO_STRINGS,
-    Strings,
-    facts_of,
-    linearise,
-    name_strings,
-    part_of,
-    relation_strings,
-)
-from bali_ds.stream.masking import Vocabulary, mask_names, mask_passages, visit_keys
+from bali_ds.stream.drawing import Drawing, Drawn
+from bali_ds.stream.linearised import Strings, part_of
+from bali_ds.stream.masking import Vocabulary, visit_keys
 from bali_ds.stream.mixture import Mixture
-from bali_ds.stream.objectives import (
-    NO_SYNONYMS,
-    Synonyms,
-    draw_named_mentions,
-    draw_synonyms,
-    hold_out,
-    nothing_side_by_side,
-    side_by_side,
-)
+from bali_ds.stream.objectives import nothing_side_by_side, side_by_side
 from bali_ds.stream.ragged import Ints, ranges, starts
 from bali_ds.stream.reader import SampleReader, Samples
 from bali_ds.stream.settings import StreamSettings
 from bali_ds.stream.soundness import REASONS, Replacement, find_faults, substitutes
-from bali_ds.stream.stars import NO_STARS, Stars, draw_names, draw_stars
-from bali_ds.stream.texts import NO_TEXTS, PackedTexts, Texts, pack_texts
-from bali_ds.stream.views import Views, find_views, mention_tokens
+from bali_ds.stream.stars import Stars
+from bali_ds.stream.texts import PackedTexts, pack_texts
+from bali_ds.stream.views import Views, find_views
 from bali_ds.stream.visits import Visits
 
 BatchArrays = Mapping[str, NDArray[np.int64] | tuple[Block, ...]]
@@ -49,42 +32,7 @@ _ATTEMPTS = 20
 
 BLOCK_FIELDS = ("passages", "names", "neighbourhoods", "originals", "triples")
 
-
 Replacements = tuple[Replacement, ...]
-
-
-class Drawn(NamedTuple):
-    """Samples with all that is drawn for them alone; positions count through all their tokens, nodes and views.
-
-    Attributes:
-        samples: as stored.
-        views: their distinct concepts.
-        passages: their masked tokens.
-        mention_tokens: int64 [P], positions of tokens of mentions.
-        mention_views: int64 [P], the text view of each, ascending.
-        text_views: int64, the view of each text view, ascending.
-        stars: the drawn neighbourhoods.
-        names: int64 [N], the drawn name of each node.
-        hidden: bool [N], whether that name is masked.
-        neighbourhoods: the masked tokens of each view's linearised neighbourhood; none where views are stars.
-        held: bool [F], facts of the stars that are no messages.
-        synonyms: pairs of names.
-        triples: the facts of each sample as text.
-    """
-
-    samples: Samples
-    views: Views
-    passages: Texts
-    mention_tokens: Ints
-    mention_views: Ints
-    text_views: Ints
-    stars: Stars
-    names: Ints
-    hidden: NDArray[np.bool_]
-    neighbourhoods: Texts
-    held: NDArray[np.bool_]
-    synonyms: Synonyms
-    triples: Strings
 
 
 @dataclass(frozen=True)
@@ -96,7 +44,7 @@ class Collator:
     settings: StreamSettings
     vocabulary: Vocabulary
     reader: SampleReader
-    relations: Strings
+    drawing: Drawing
 
     @classmethod
     def of(cls, shards: ShardSet | Mixture, graph: KnowledgeGraph, settings: StreamSettings) -> "Collator":
@@ -113,9 +61,8 @@ class Collator:
                 "name that graph or build the shards again"
             )
         vocabulary = Vocabulary.from_index(mixture.index["tokenizer"])
-        verbal = settings.graph_view == "linearised" or settings.triples
-        relations = relation_strings(graph, settings.tokenizer) if verbal else NO_STRINGS
-        return cls(mixture, graph, settings, vocabulary, SampleReader(mixture), relations)
+        drawing = Drawing.of(mixture, graph, settings, vocabulary)
+        return cls(mixture, graph, settings, vocabulary, SampleReader(mixture), drawing)
 
     def collate(self, visits: Visits, chunks: int = 1) -> list[tuple[BatchArrays, Replacements]]:
         """Return the batches of visited samples, each with the samples in it that others had to replace.
@@ -130,64 +77,12 @@ class Collator:
             InputError: a tar cannot be read, or hardly any sample can be used.
         """
         samples, views, replaced = self._read(visits)
-        drawn = self._draw(samples, views, visit_keys(self.settings.seed, visits.occasions, samples.rows))
+        drawn = self.drawing.draw(samples, views, visit_keys(self.settings.seed, visits.occasions, samples.rows))
         bounds = pairwise(range(0, samples.rows.size + 1, samples.rows.size // chunks))
         return [
             (self._batch(drawn, first, last), tuple(replaced[at] for at in range(first, last) if at in replaced))
             for first, last in bounds
         ]
-
-    def _draw(self, samples: Samples, views: Views, visits: Keys) -> Drawn:
-        """Mask and draw for all samples."""
-        settings = self.settings
-        mentions = mention_tokens(samples, views, each=settings.each_mention)
-        mentioned = np.zeros(samples.tokens.size, bool)
-        mentioned[mentions[0]] = True
-        masked = mask_passages(samples.tokens, samples.lengths, mentioned, visits, settings, self.vocabulary)
-        passages = Texts(samples.tokens, samples.lengths, *masked)
-        seen = slice(None if settings.with_graph else 0)
-        concepts, counts = views.concepts[seen], views.edge_counts[seen]
-        keys = derive(visits[views.samples[seen]], concepts)
-        stars = draw_stars(
-            concepts, keys, samples.edges, views.edge_begins[seen], counts, settings.fan_out + settings.hold_out,
-            self.graph.num_relations,
-        )  # fmt: skip
-        hidden = np.zeros(stars.concepts.size, bool)
-        hidden[stars.targets] = mask_names(keys, counts, settings)
-        names = draw_names(stars, keys, self.graph.name_offsets)
-        neighbourhoods = NO_TEXTS
-        if settings.graph_view == "linearised":
-            neighbourhoods = self._linearised(stars, names, hidden, derive(keys, "linearised"))
-            stars, names, hidden = NO_STARS, names[:0], hidden[:0]
-        held = hold_out(stars, keys) if settings.hold_out else np.zeros(stars.edge_relations.size // 2, bool)
-        offsets, owners = self.graph.name_offsets, views.samples[seen]
-        view_keys = derive(visits[views.samples], views.concepts)
-        synonyms = NO_SYNONYMS
-        if settings.synonyms == "names":
-            synonyms = draw_synonyms(views.concepts, view_keys, offsets)
-        elif settings.synonyms == "mentions":
-            longest = self.shards.index["max_name_tokens"]
-            synonyms = draw_named_mentions(samples, views, view_keys, offsets, longest)
-        triples = self._triples(stars, owners, samples.rows.size) if settings.triples else NO_STRINGS
-        return Drawn(samples, views, passages, *mentions, stars, names, hidden, neighbourhoods, held, synonyms, triples)
-
-    def _triples(self, stars: Stars, owners: Ints, count: int) -> Strings:
-        """Return the facts of each sample as text, every concept by its preferred name."""
-        begins, ends = (self.graph.name_offsets[stars.concepts + end].astype(np.int64) for end in (0, 1))
-        preferred = np.where(begins < ends, begins, -1)
-        nodes = name_strings(preferred, np.zeros(preferred.size, bool), self.shards.names, self.vocabulary.mask_id)
-        facts = facts_of(stars, self.graph.num_relations, owners)
-        return linearise(facts, nodes, self.relations, None, count, self.settings.graph_tokens, self.vocabulary)
-
-    def _linearised(self, stars: Stars, names: Ints, hidden: NDArray[np.bool_], keys: Keys) -> Texts:
-        """Return the masked neighbourhoods of all views as text."""
-        facts = facts_of(stars, self.graph.num_relations, np.arange(stars.targets.size))
-        nodes = name_strings(names, hidden, self.shards.names, self.vocabulary.mask_id)
-        count, limit = stars.targets.size, self.settings.graph_tokens
-        texts = linearise(facts, nodes, self.relations, stars.targets, count, limit, self.vocabulary)
-        settings = replace(self.settings, token_masking=self.settings.graph_masking)
-        nowhere = np.zeros(texts.tokens.size, bool)
-        return Texts(*texts, *mask_passages(*texts, nowhere, keys, settings, self.vocabulary))
 
     def _batch(self, drawn: Drawn, first: int, last: int) -> BatchArrays:
         """Pack the samples from `first` to before `last`."""
