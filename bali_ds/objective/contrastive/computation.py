@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bali_ds.objective.contrastive.communication import Exchange
-from bali_ds.objective.contrastive.kinds import Anchors, Kind, MultiSimilarity, Sigmoid
+from bali_ds.objective.contrastive.kind import Anchors, Kind
+from bali_ds.objective.contrastive.kinds import MultiSimilarity, Sigmoid
 from bali_ds.objective.contrastive.negatives import FLOOR, HEADROOM, Exponential, Logistic, Tiles
 from bali_ds.objective.contrastive.positives import Positives
 from bali_ds.objective.contrastive.views import Block, Side

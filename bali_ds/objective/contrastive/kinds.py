@@ -1,79 +1,13 @@
-"""The losses: what each makes of an anchor's negatives and positives, in closed form.
+"""The losses: what each makes of an anchor's negatives and positives, in closed form."""
 
-Every kind sees an anchor a through two things: z, the log of the sum of exp(s_an) over its negatives n, and the
-similarities s_ap of its positives p (s is cosine times logit scale). All sums over negatives are the tiles'
-business, all sums over positives are made here, in float64, so that a loss is a few lines and saturates gracefully:
-terms are softplus(z - s), never log-sum-exp minus the positive.
-"""
-
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-class Anchors(NamedTuple):
-    """The anchors of one side. Each is float64 [total], over all ranks.
-
-    Attributes:
-        share: each anchor's part in the mean; 0 takes it out.
-        positives: how many each has.
-        nearest: the largest cosine of its negatives.
-        negatives: z, -inf where there is none.
-        first: sum over positives of the kind's first pair term.
-        second: of its second.
-    """
-
-    share: Tensor
-    positives: Tensor
-    nearest: Tensor
-    negatives: Tensor
-    first: Tensor
-    second: Tensor
-
-    def at(self, places: Tensor) -> "Anchors":
-        """Return the anchors at some places, as columns that broadcast against their positives."""
-        return Anchors(*(values[places][..., None] for values in self))
-
-
-class Kind(ABC):
-    """What makes a loss: how anchors and pairs count. Similarities are float64 and broadcast against anchors.
-
-    Attributes:
-        joint: whether queries and keys are views of one side that all meet each other, or two sides that meet.
-        partner_only: whether an anchor has one positive, its partner on the other side.
-        logistic: whether negatives count one by one instead of through z.
-        mined: whether an anchor's negatives count only if near enough, see `MultiSimilarity`.
-    """
-
-    joint = False
-    partner_only = False
-    logistic = False
-    mined = False
-
-    def shares(self, weights: Tensor, positives: Tensor) -> Tensor:
-        """Return each anchor's part in the mean, here over anchors that have a positive."""
-        return _fractions(weights * (positives > 0))
-
-    @abstractmethod
-    def pair_terms(self, similarities: Tensor, anchors: Anchors) -> tuple[Tensor, Tensor]:
-        """Return two values for each pair, whose sums over an anchor's positives reach `close`."""
-
-    @abstractmethod
-    def close(self, anchors: Anchors) -> tuple[Tensor, Tensor]:
-        """Return the loss of each anchor and its derivative by z."""
-
-    @abstractmethod
-    def pair_gradients(self, similarities: Tensor, anchors: Anchors) -> Tensor:
-        """Return the derivative of the loss by each s_ap."""
-
-    def scale_correction(self, anchors: Anchors) -> Tensor:
-        """Return scale * dL/dscale less the sum over all pairs of s * dL/ds: 0 where the scale acts through s."""
-        return anchors.share.new_zeros(())
+from bali_ds.objective.contrastive.kind import Anchors, Kind, fractions
 
 
 class NTXent(Kind):
@@ -86,7 +20,7 @@ class NTXent(Kind):
 
     def shares(self, weights: Tensor, positives: Tensor) -> Tensor:
         """Return each anchor's part in the mean over pairs."""
-        return _fractions(weights * positives) / positives.clamp(min=1)
+        return fractions(weights * positives) / positives.clamp(min=1)
 
     def pair_terms(self, similarities: Tensor, anchors: Anchors) -> tuple[Tensor, Tensor]:
         """Return the loss of each pair and its derivative by z."""
@@ -174,7 +108,7 @@ class Sigmoid(Kind):
 
     def shares(self, weights: Tensor, positives: Tensor) -> Tensor:  # noqa: ARG002
         """Return each anchor's part in the mean over all anchors."""
-        return _fractions(weights)
+        return fractions(weights)
 
     def pair_terms(self, similarities: Tensor, anchors: Anchors) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Return the loss of each pair and its derivative by the bias."""
@@ -213,7 +147,7 @@ class MultiSimilarity(Kind):
 
     def shares(self, weights: Tensor, positives: Tensor) -> Tensor:  # noqa: ARG002
         """Return each anchor's part in the mean over all anchors."""
-        return _fractions(weights)
+        return fractions(weights)
 
     def reach(self, farthest: Tensor) -> Tensor:
         """Return the least cosine at which a negative counts, from that of the farthest positive (inf: no positive)."""
@@ -247,10 +181,6 @@ class MultiSimilarity(Kind):
         excess = anchors.negatives - self.scale * self.base
         own = F.softplus(excess) / self.scale + excess.sigmoid() * self.base
         return (anchors.share * (anchors.second / (1 + anchors.first) - own)).sum()
-
-
-def _fractions(values: Tensor) -> Tensor:
-    return values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
 
 
 # From the logit scale and the logit bias, float64 scalars, to the kind.

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from bali_ds.objective.contrastive.communication import Exchange, choose
 from bali_ds.objective.contrastive.computation import Computation, Result
-from bali_ds.objective.contrastive.kinds import KINDS, Kind
+from bali_ds.objective.contrastive.kind import Kind
+from bali_ds.objective.contrastive.kinds import KINDS
 from bali_ds.objective.contrastive.views import gather_side, through_unit_length, unit_length
 from bali_ds.objective.ranks import Ranks
 
