@@ -1,0 +1,70 @@
+"""Two ranks train with cached names, save under ZeRO 3 in mid life of the table, and go on in other engines."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from bali_ds.config import Checkpoints as Settings
+from bali_ds.config import Recipe
+from bali_ds.model.build import build_aligner
+from bali_ds.preflight.arithmetic import arithmetic
+from bali_ds.stream.loader import Loader
+from bali_ds.stream.order import Position
+from bali_ds.stream.settings import StreamSettings
+from bali_ds.training.checkpoint import Checkpoints, Progress
+from bali_ds.training.cluster import Cluster, joined_cluster
+from bali_ds.training.engine import build_engine, deepspeed_settings
+from bali_ds.training.run import Data
+from tests.leaving import leave
+
+
+class Run:
+    """An engine of a ZeRO stage that keeps what its table holds."""
+
+    def __init__(self, recipe: Recipe, data: Data, cluster: Cluster, stage: int, checkpoints: Path) -> None:
+        changed = recipe.model_copy(update={"deepspeed": recipe.deepspeed.with_name(f"zero{stage}.json")})
+        settings = deepspeed_settings(changed, arithmetic(changed, 2, len(data.shards.split("train"))))
+        settings["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
+        self.engine = build_engine(build_aligner(changed, 2 * data.graph.num_relations, data.shards), changed, settings)
+        identity = {"data": "same", "world size": 2, "ZeRO stage": stage}
+        self.checkpoints = Checkpoints(checkpoints, cluster, Settings(), identity=identity)
+        self.progress = self.checkpoints.restore(self.engine) or Progress(0, Position())
+        self.loader = Loader(
+            data.shards, data.graph, StreamSettings.of(recipe), global_batch=recipe.batch.passages,
+            rank=cluster.rank, world_size=2, start=self.progress.position,
+        )  # fmt: skip
+        self.kept = [self.table()]
+
+    def table(self) -> dict[str, torch.Tensor]:
+        table = self.engine.module.table
+        return {"vectors": table.vectors.clone(), "age": table.age.clone()}
+
+    def steps(self, count: int) -> None:
+        """Take steps; keep the loss of each and the table after it."""
+        for _, step in zip(range(count), self.loader, strict=False):
+            loss, _ = self.engine(step.chunks)
+            self.engine.backward(loss)
+            self.engine.step()
+            self.progress = Progress(self.progress.step + 1, step.position_after)
+            self.kept.append({"loss": loss.detach(), **self.table()})
+
+
+def main() -> None:
+    recipe, out = Recipe.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    data = Data.open(recipe)
+    with joined_cluster() as cluster:
+        straight = Run(recipe, data, cluster, 3, out / "checkpoints")
+        straight.steps(2)
+        straight.checkpoints.save(straight.engine, straight.progress)
+        assert straight.checkpoints.finish()
+        straight.steps(3)
+        runs = {"straight": straight}
+        for stage in (3, 1):
+            runs[f"stage {stage}"] = Run(recipe, data, cluster, stage, out / "checkpoints")
+            runs[f"stage {stage}"].steps(3)
+        torch.save({name: run.kept for name, run in runs.items()}, out / f"rank-{cluster.rank}.pt")
+    leave()
+
+
+main()
