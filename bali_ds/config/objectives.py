@@ -16,6 +16,8 @@ class Contrastive(Section):
     learn_temperature: bool = False
     negatives: Literal["all", "rank"] = "all"
     """Views of all ranks, or of each rank alone, so that the loss depends on their number."""
+    wire: Literal["fp32", "bf16"] = "fp32"
+    """In which views travel between ranks; bf16 halves the traffic and rounds them before they are compared."""
 
 
 class MaskedLanguageModel(Section):

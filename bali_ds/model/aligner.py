@@ -217,6 +217,7 @@ class Aligner(nn.Module):
             key_ids=torch.cat([views.concept_ids for views in encoded]),
             kind=self.objective.contrastive.kind,
             group=self._negatives,
+            wire=torch.bfloat16 if self.objective.contrastive.wire == "bf16" else None,
         )
         return loss if self._negatives is None else mean_over_ranks(loss, 1)
 

@@ -6,7 +6,7 @@ VARIANTS: dict[str, dict] = {
         "text_encoder": {"pooling": "attention", "view": "mention"},
         "objective": {
             **ALL,
-            "contrastive": {"learn_temperature": True},
+            "contrastive": {"learn_temperature": True, "wire": "bf16"},
             "link_prediction": {"weight": 1.0},
             "dual": {"weight": 1.0, "layers": 1, "duality": 0.1, "dropout": 0.0},
         },
