@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from bali_ds.config import Lora
-from bali_ds.training.stored import StoredTensor
+from bali_ds.training.stored_tensor import StoredTensor
 
 _BASE, _DOWN, _UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 

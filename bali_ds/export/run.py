@@ -18,7 +18,8 @@ from bali_ds.files import published_directory, published_file, read_json, sha256
 from bali_ds.inference.encoder import DESCRIPTION
 from bali_ds.inference.stored import POOLING_FILE
 from bali_ds.training.checkpoint import MARKER
-from bali_ds.training.stored import StoredTensor, read_checkpoint
+from bali_ds.training.stored import read_checkpoint
+from bali_ds.training.stored_tensor import StoredTensor
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 GRAPH_ENCODER = "graph_encoder"

@@ -8,7 +8,7 @@ from typing import IO
 import torch
 
 from bali_ds.errors import InputError
-from bali_ds.training.stored import StoredTensor
+from bali_ds.training.stored_tensor import StoredTensor
 
 SHARD_BYTES = 5 * 10**9
 CODES = {

@@ -14,7 +14,8 @@ import deepspeed
 import torch
 
 from bali_ds.errors import InputError
-from bali_ds.training.stored import MOMENTS, read_state
+from bali_ds.training.stored import read_state
+from bali_ds.training.zero_files import MOMENTS
 
 
 @dataclass(frozen=True)

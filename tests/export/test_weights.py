@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from bali_ds.errors import InputError
 from bali_ds.export.weights import verify_weights, write_weights
-from bali_ds.training.stored import StoredTensor
+from bali_ds.training.stored_tensor import StoredTensor
 
 
 def stored(tensor):
