@@ -46,7 +46,9 @@ def generated_table(samples: list[dict[str, Any]]) -> str:
 
 
 _COLUMNS = ("true", "written")
+_NOTHING = '<span class="quiet">nothing</span>'
 
 
 def _row(direction: str, true: str, written: str) -> str:
-    return f"<tr><th>{direction}</th><td>{true}</td><td>{written}</td></tr>"
+    cells = "".join(f"<td>{text or _NOTHING}</td>" for text in (true, written))
+    return f"<tr><th>{direction}</th>{cells}</tr>"

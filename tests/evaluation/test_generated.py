@@ -22,4 +22,4 @@ def test_the_table_is_text_and_nothing_else():
     table = generated_table([{"sample": "doc_000", "passage": sides, "facts": facts}])
     assert "a &lt; b" in table
     assert "<b>" not in table
-    assert "x isa y<br>p &lt; q" in table
+    assert '<td>x isa y<br>p &lt; q</td><td><span class="quiet">nothing</span></td>' in table
