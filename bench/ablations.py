@@ -12,7 +12,6 @@ key=value change every recipe.
 import argparse
 import json
 import math
-import socket
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -80,10 +79,7 @@ def _sample() -> tuple[Path, tuple[Path, Path], list[str]]:
 def _train(name: str, overrides: list[str]) -> None:
     if any(each.startswith("steps=") for each in overrides):
         overrides = [*overrides, "epochs=null"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    train(RECIPES / f"{name}.yaml", overrides, port)
+    train(RECIPES / f"{name}.yaml", overrides)
 
 
 def _untrained(path: Path) -> Encoder:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -50,9 +51,12 @@ def linking(data: Path) -> str:
     return f"evaluation.linking={json.dumps(dict(files))}"
 
 
-def train(recipe: Path, overrides: Sequence[str], port: int = 29500) -> None:
+def train(recipe: Path, overrides: Sequence[str]) -> None:
     """Train a recipe on two CPU ranks, or go on with it."""
-    launcher = [Path(sys.executable).parent / "deepspeed", "--num_accelerators", "2", "--master_port", str(port)]
+    with socket.socket() as free:  # other runs on this host may have the usual port
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launcher = [Path(sys.executable).parent / "deepspeed", "--num_accelerators", "2", "--master_port", port]
     subprocess.run(
         [*launcher, "launch/train.py", "--config", recipe, *overrides],
         cwd=ROOT,
