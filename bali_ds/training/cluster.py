@@ -92,3 +92,5 @@ def _adopt_mpirun() -> None:
         os.environ["MASTER_ADDR"] = chosen
     # DeepSpeed counts by host name, which hosts may share
     os.environ["LOCAL_RANK"] = os.environ["OMPI_COMM_WORLD_LOCAL_RANK"]
+    # mpirun ends all ranks when one leaves without this, and the first is the last to leave
+    MPI.Finalize()
