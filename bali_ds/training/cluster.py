@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
+from bali_ds.errors import InputError
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -58,7 +60,11 @@ class Cluster:
 
 @contextmanager
 def joined_cluster() -> Iterator[Cluster]:
-    """Join the ranks that the launcher started, or stand alone when it started none."""
+    """Join the ranks that the launcher started, or stand alone when it started none.
+
+    Raises:
+        InputError: the port at which they meet is taken.
+    """
     _adopt_mpirun()
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, value)
@@ -71,7 +77,15 @@ def joined_cluster() -> Iterator[Cluster]:
     else:
         # The shared-memory collectives are compiled at first use, behind a lock that outlives a killed build.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
+    try:
+        deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise InputError(
+            f"port {os.environ['MASTER_PORT']}: is taken on this host, by another run perhaps; name a free one: "
+            "deepspeed --master_port PORT launch/train.py ..., or MASTER_PORT without a launcher"
+        ) from error
     try:
         yield Cluster(dist.get_rank(), dist.get_world_size(), device, dist.new_group(backend="gloo"))
     finally:

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -134,4 +135,17 @@ def test_a_mistake_ends_the_job_with_one_line_and_status_2(sample, tmp_path, ove
     assert done.returncode == 2
     assert len(said) == 1, done.stderr
     assert message in said[0]
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_port_that_another_run_has_ends_the_job_with_one_line_and_status_2(sample, tmp_path):
+    config = write_recipe(tmp_path / "recipe.yaml", sample.recipe(tmp_path))
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as taken:
+        port = str(taken.getsockname()[1])
+        command = [*LAUNCHER, port, str(REPOSITORY / "launch/train.py"), "--config", str(config)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = [line for line in done.stderr.splitlines() if line.startswith("train: ")]
+    assert done.returncode == 2
+    assert len(said) == 1, done.stderr
+    assert f"port {port}: is taken" in said[0]
     assert "Traceback" not in done.stdout + done.stderr
