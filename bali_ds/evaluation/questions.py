@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from bali_ds.evaluation.question_data import Question, Split
+from bali_ds.inference.encoder import positions_of
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Tuning:
     learning_rate: float = 1e-5
     batch: int = 16
     max_tokens: int = 512
+    """Or as many as the architecture reads."""
     warmup: float = 0.1
     weight_decay: float = 0.01
     patience: int = 5
@@ -97,8 +99,9 @@ def _round(model: Path, split: Split, tuning: Tuning, seed: int) -> float:
         network = AutoModelForMultipleChoice.from_pretrained(model, dtype=torch.float32)
     else:
         network = AutoModelForSequenceClassification.from_pretrained(model, num_labels=len(labels), dtype=torch.float32)
+    longest = min(tuning.max_tokens, positions_of(network.config))
     train, development, test = (
-        _Encoded(part, tokenizer, labels, tuning.max_tokens) for part in (split.train, split.development, split.test)
+        _Encoded(part, tokenizer, labels, longest) for part in (split.train, split.development, split.test)
     )
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(

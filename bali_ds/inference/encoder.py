@@ -85,6 +85,13 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
+def positions_of(config: Any) -> int:
+    """Return how many tokens an architecture reads at once, special tokens included."""
+    positions = getattr(config, "max_position_embeddings", None) or 512
+    offset = (config.pad_token_id or 0) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    return int(positions) - offset
+
+
 class Encoder:
     """A transformer encoder with its tokenizer and the pooling that turns token states into one vector.
 
@@ -99,13 +106,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.pooling = pooling
         self.mention_pooling = MentionPooling("mean", self.width)
-        self.max_tokens = min(int(tokenizer.model_max_length), self._positions())
-
-    def _positions(self) -> int:
-        config = self.model.config
-        positions = getattr(config, "max_position_embeddings", None) or 512
-        offset = (config.pad_token_id or 0) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-        return int(positions) - offset
+        self.max_tokens = min(int(tokenizer.model_max_length), positions_of(self.model.config))
 
     @property
     def width(self) -> int:

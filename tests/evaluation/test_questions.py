@@ -78,7 +78,8 @@ def test_bad_files_are_one_line(tmp_path, content):
 
 
 def test_the_command_fine_tunes_and_scores(tmp_path, tiny_encoder, capsys):
-    (tmp_path / "all.json").write_text(json.dumps(PUBMEDQA))
+    contexts = {key: {**entry, "CONTEXTS": entry["CONTEXTS"] * 200} for key, entry in PUBMEDQA.items()}
+    (tmp_path / "all.json").write_text(json.dumps(contexts))  # longer than the encoder reads
     arguments = [
         "evaluate",
         "qa",
@@ -89,7 +90,7 @@ def test_the_command_fine_tunes_and_scores(tmp_path, tiny_encoder, capsys):
         "--data",
         str(tmp_path / "all.json"),
     ]
-    assert main([*arguments, "--folds", "3", "--epochs", "1", "--max-tokens", "24", "--json"]) == 0
+    assert main([*arguments, "--folds", "3", "--epochs", "1", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["rounds"] == 3
     assert result["n"] == 24
