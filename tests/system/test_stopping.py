@@ -18,12 +18,12 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 
 def processes(config: Path) -> list[psutil.Process]:
-    """The launcher and the ranks of one job, the launcher first."""
+    """The launcher and the ranks of one job, in the order in which they began: process ids start again at the end."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         if str(config) in (process.info["cmdline"] or []):
             found.append(process)
-    return sorted(found, key=lambda process: process.pid)
+    return sorted(found, key=lambda process: process.create_time())
 
 
 def waited_for(condition, seconds=240.0):
