@@ -147,8 +147,9 @@ def _ranks_of_baseline(maker: QuestionMaker, asked: Sequence[GraphQuestion], bud
     torch.manual_seed(budget.seed)
     facts = [torch.from_numpy(column) for column in maker.facts()]
     count = maker.graph.num_relations
-    model = RotatE(maker.graph.num_concepts, count, budget.width, margin=6.0)
-    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    # A batch touches few of the concepts; dense steps over all of them would take most of the time.
+    model = RotatE(maker.graph.num_concepts, count, budget.width, margin=6.0, sparse=True)
+    optimiser = torch.optim.SparseAdam(list(model.parameters()), lr=0.01)
     for _ in range(budget.graph_epochs):
         for rows in torch.randperm(len(facts[0])).split(4 * BATCH):
             loss = model.loss(*(column[rows] for column in facts))
