@@ -12,6 +12,7 @@ from bali_ds.errors import InputError
 from bali_ds.files import read_json
 from bali_ds.inference.stored import load_mention_pooling
 from bali_ds.model.pooling import MentionPooling
+from bali_ds.stream.ragged import ranges
 
 POOLINGS = ("mean_tokens", "mean", "cls")
 DESCRIPTION = "bali_ds.json"
@@ -185,10 +186,12 @@ class Encoder:
         with torch.inference_mode():
             for batch in _batches([len(row) for row in rows], token_budget):
                 states, _ = self._states([rows[row] for row in batch])
-                for state, row in zip(states.float(), batch, strict=True):
-                    tokens = state[slice(*spans[row])]
-                    one_mention = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
-                    vectors[row] = self.mention_pooling(tokens, one_mention, 1)[0].cpu().numpy()
+                firsts, ends = np.array([spans[row] for row in batch]).T
+                mentions = np.repeat(np.arange(len(batch)), ends - firsts)
+                flat = (mentions, ranges(firsts, ends - firsts))
+                mention, token = (torch.from_numpy(each).to(self.device) for each in flat)
+                pooled = self.mention_pooling(states.float()[mention, token], mention, len(batch))
+                vectors[batch] = pooled.cpu().numpy()
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
     def lengths(self, texts: Sequence[str]) -> list[int]:

@@ -2,8 +2,8 @@
 
 Blocks are sorted by id, so the pairs of an id stand in a rectangle. Rectangles of rare ids are padded to one shape
 and taken many at a time, as the numbers are small and the calls are not; that of an id that is frequent on either
-side is cut into pieces. Similarities of positives are computed in float64, because they are
-what saturates: an error in s_ap is a relative error of its whole term.
+side is cut into pieces. Similarities of positives are computed in float64, because they are what saturates: an error in
+s_ap is a relative error of its whole term.
 """
 
 from collections.abc import Callable, Iterator
