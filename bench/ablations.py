@@ -13,8 +13,6 @@ import argparse
 import json
 import math
 import statistics
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +52,13 @@ def main() -> None:
         for name in options.ablations:
             run = f"ablation-{kind}-{name}-{seed}"
             _train(name, [*common, f"name={run}", f"seed={29 + seed}"])
-            _link(partial(load, ROOT / "runs" / run / "export"), files, ROOT / "runs" / run / LINKING)
-    untrained = ROOT / "runs" / f"ablation-{kind}-{LINKING}"
-    _link(partial(_untrained, encoder), files, untrained)
-    rows = [_row(name, kind, options.seeds, read_json(untrained)) for name in options.ablations]
+            figures = ROOT / "runs" / run / LINKING
+            if not figures.exists():
+                write_json(figures, _linking(load(figures.parent / "export"), files))
+    # random weights where the directory has none
+    untrained = Encoder(load_text_encoder(str(encoder), seed=29).encoder, AutoTokenizer.from_pretrained(encoder))
+    before = _linking(untrained, files)
+    rows = [_row(name, kind, options.seeds, before) for name in options.ablations]
     write_json(ROOT / "bench" / "results" / "ablations.json", rows)
     print(_table(rows))
 
@@ -82,16 +83,8 @@ def _train(name: str, overrides: list[str]) -> None:
     train(RECIPES / f"{name}.yaml", overrides)
 
 
-def _untrained(path: Path) -> Encoder:
-    """Return an encoder as it is before training, with random weights where the directory has none."""
-    return Encoder(load_text_encoder(str(path), seed=29).encoder, AutoTokenizer.from_pretrained(path))
-
-
-def _link(make: Callable[[], Encoder], files: tuple[Path, Path], out: Path) -> None:
-    """Write an encoder's linking figures, unless they are there."""
-    if not out.exists():
-        dictionary, queries = read_dictionary(files[0]), read_queries(files[1])
-        write_json(out, evaluate_linking(make(), dictionary, queries))
+def _linking(encoder: Encoder, files: tuple[Path, Path]) -> dict[str, Any]:
+    return evaluate_linking(encoder, read_dictionary(files[0]), read_queries(files[1]))
 
 
 def _row(name: str, kind: str, seeds: int, untrained: dict[str, Any]) -> dict[str, Any]:
