@@ -35,6 +35,7 @@ setup(
         "scikit-learn",
         "sentencex",
         "tensorboard",
+        "threadpoolctl",
         "tokenizers",
         "torch",
         "torch-geometric",

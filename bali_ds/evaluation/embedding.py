@@ -50,11 +50,13 @@ def _nearest(row: int, names: list[str], vectors: NDArray[np.float32]) -> list[d
 
 def _placed(vectors: NDArray[np.float32], seed: int) -> list[list[float]]:
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     if len(vectors) < 3:
         return [[0.5, 0.5] for _ in vectors]
     perplexity = min(30.0, (len(vectors) - 1) / 3)
-    places = TSNE(init="pca", metric="cosine", perplexity=perplexity, random_state=seed).fit_transform(vectors)
+    with threadpool_limits(1):  # a thousand short steps: more threads wait for each other twenty times as long
+        places = TSNE(init="pca", metric="cosine", perplexity=perplexity, random_state=seed).fit_transform(vectors)
     low, high = places.min(axis=0), places.max(axis=0)
     scaled: list[list[float]] = np.round((places - low) / np.maximum(high - low, 1e-9), 4).tolist()
     return scaled
