@@ -1,12 +1,13 @@
 """The recipes of launch/recipes/ablations on one budget and the same seeds: what each part is worth.
 
 python bench/ablations.py [key=value ...] [--data DIR] [--encoder DIR] [--seeds 3] [--ablations joint dual ...]
+python bench/ablations.py steps=40 text_encoder.layer=3
 python bench/ablations.py steps=4 --sample --seeds 1
 
 Trains each on two CPU ranks, measures linking on the development mentions of MedMentions (with --sample: on the
-queries of the sample data set) and retrieval on held-out passages, and writes a list of rows to
-bench/results/ablations.json. A complete run of the same recipe is not made again, an interrupted one goes on; further
-key=value change every recipe.
+queries of the sample data set; bfloat16, as in training) and retrieval on held-out passages, and writes a list of rows
+to bench/results/ablations.json. A complete run of the same recipe is not made again, an interrupted one goes on;
+further key=value change every recipe.
 """
 
 import argparse
@@ -16,10 +17,12 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from inputs.medmentions import DATA, FAST, ROOT, build, linking_files, minilm, train
 from transformers import AutoTokenizer
 
+from bali_ds.config import load_recipe
 from bali_ds.evaluation.linking import evaluate_linking
 from bali_ds.evaluation.linking_data import read_queries
 from bali_ds.files import read_json, write_json
@@ -54,10 +57,8 @@ def main() -> None:
             _train(name, [*common, f"name={run}", f"seed={29 + seed}"])
             figures = ROOT / "runs" / run / LINKING
             if not figures.exists():
-                write_json(figures, _linking(load(figures.parent / "export"), files))
-    # random weights where the directory has none
-    untrained = Encoder(load_text_encoder(str(encoder), seed=29).encoder, AutoTokenizer.from_pretrained(encoder))
-    before = _linking(untrained, files)
+                write_json(figures, _linking(load(figures.parent / "export", dtype=torch.bfloat16), files))
+    before = _linking(_untrained(ROOT / "runs" / run), files)
     rows = [_row(name, kind, options.seeds, before) for name in options.ablations]
     write_json(ROOT / "bench" / "results" / "ablations.json", rows)
     print(_table(rows))
@@ -83,6 +84,14 @@ def _train(name: str, overrides: list[str]) -> None:
     train(RECIPES / f"{name}.yaml", overrides)
 
 
+def _untrained(run: Path) -> Encoder:
+    """Return the encoder that a run began with."""
+    recipe = load_recipe(run / "recipe.yaml")
+    settings = recipe.text_encoder
+    model = load_text_encoder(settings.path, seed=recipe.seed, layer=settings.layer).encoder
+    return Encoder(model.to(torch.bfloat16), AutoTokenizer.from_pretrained(settings.path))
+
+
 def _linking(encoder: Encoder, files: tuple[Path, Path]) -> dict[str, Any]:
     return evaluate_linking(encoder, read_dictionary(files[0]), read_queries(files[1]))
 
@@ -99,6 +108,7 @@ def _row(name: str, kind: str, seeds: int, untrained: dict[str, Any]) -> dict[st
         "seeds": seeds,
         "epochs": recipe["epochs"],
         "steps": recipe["steps"],
+        "layers": recipe["text_encoder"]["layer"],
         "text_to_graph_r@1": _interval([each["text_to_graph_r@1"] for each in retrieval]),
         "samples_per_second": statistics.median(
             line["samples_per_second"] for line in lines if "samples_per_second" in line
