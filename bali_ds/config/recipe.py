@@ -61,6 +61,8 @@ class TextEncoder(Section):
     """How a text view follows from the tokens of its mentions."""
     view: Literal["concept", "mention"] = "concept"
     """Whether all mentions of a concept in a passage make one text view, or each mention its own."""
+    markers: tuple[str, str] | None = None
+    """Two tokens of the encoder's vocabulary that go before and after each mention in a passage."""
     frozen_embeddings: bool = False
     frozen_layers: int = Field(default=0, ge=0)
     """Layers, from the first on, that do not learn."""

@@ -129,6 +129,20 @@ class Tokenizer:
         """Return readable text for token ids."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
+    def ids_of(self, tokens: tuple[str, str]) -> tuple[int, int]:
+        """Return the ids of two tokens.
+
+        Raises:
+            InputError: one is not in the vocabulary.
+        """
+        opening, closing = (self._tokenizer.token_to_id(token) for token in tokens)
+        if opening is None or closing is None:
+            raise InputError(
+                f"tokenizer {self.name}: {tokens[opening is not None]!r} is none of its tokens; name two that are, "
+                "for example two that the vocabulary holds in reserve"
+            )
+        return opening, closing
+
     def _role(self, role: str) -> int:
         for token in _ROLES[role]:
             number = self._tokenizer.token_to_id(token)

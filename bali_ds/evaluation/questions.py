@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from bali_ds.evaluation.question_data import Question, Split
-from bali_ds.inference.encoder import positions_of
+from bali_ds.model.text import positions_of
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,11 @@ def model_card(description: dict[str, Any], figures: dict[str, Any]) -> str:
             f"In a passage, alignment took the tokens of a mention by {POOLINGS[pooling]}, and so does\n"
             "`bali_ds.load(DIR).encode_mentions(places)`.\n"
         )
+    if markers := description.get("markers"):
+        parts.append(
+            f"In training, `{markers[0]}` stood before and `{markers[1]}` after each mention of a passage;\n"
+            "`encode_mentions` puts them around the mention that it is asked for.\n"
+        )
     if linking := figures.get("linking"):
         parts.append("## Zero-shot linking\n\n" + "\n".join(_linking_rows(linking)) + "\n")
     recipe_text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)

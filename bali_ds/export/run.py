@@ -203,6 +203,7 @@ def _description(recipe: Recipe, checkpoint: Path, tensors: Mapping[str, StoredT
         "format_version": 1,
         "pooling": "mean_tokens",
         "mention_pooling": recipe.text_encoder.pooling,
+        "markers": recipe.text_encoder.markers,
         "step": marker["progress"]["step"],
         "dtype": dtype,
         "fingerprints": fingerprints,

@@ -38,6 +38,9 @@ def load_aligned(path: Path, device: str = "cpu", graph: KnowledgeGraph | None =
         raise InputError(f"{path}: has no {DESCRIPTION}; name a directory that `bali-ds export` wrote")
     description = read_json(path / DESCRIPTION)
     recipe = Recipe.model_validate(description["recipe"])
+    # the encoder of the training may not be here; its tokenizer is
+    own = recipe.text_encoder.model_copy(update={"path": str(path)})
+    recipe = recipe.model_copy(update={"text_encoder": own})
     encoder = load(path)
     learnt = recipe.graph_encoder.names == "learnt"
     trained_on = description["fingerprints"].get("graph")

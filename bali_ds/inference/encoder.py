@@ -12,6 +12,7 @@ from bali_ds.errors import InputError
 from bali_ds.files import read_json
 from bali_ds.inference.stored import load_mention_pooling
 from bali_ds.model.pooling import MentionPooling
+from bali_ds.model.text import positions_of
 from bali_ds.stream.ragged import ranges
 
 POOLINGS = ("mean_tokens", "mean", "cls")
@@ -45,6 +46,9 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
     description = read_json(path / DESCRIPTION) if (path / DESCRIPTION).exists() else {}
     encoder = Encoder(model.to(device), tokenizer, description.get("pooling", "mean_tokens"))
     encoder.mention_pooling = load_mention_pooling(path, description, encoder.width).to(device)
+    if markers := description.get("markers"):
+        opening, closing = (tokenizer.get_vocab()[token] for token in markers)
+        encoder.markers = [opening], [closing]
     return encoder
 
 
@@ -86,13 +90,6 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
-def positions_of(config: Any) -> int:
-    """Return how many tokens an architecture reads at once, special tokens included."""
-    positions = getattr(config, "max_position_embeddings", None) or 512
-    offset = (config.pad_token_id or 0) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-    return int(positions) - offset
-
-
 class Encoder:
     """A transformer encoder with its tokenizer and the pooling that turns token states into one vector.
 
@@ -107,6 +104,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.pooling = pooling
         self.mention_pooling = MentionPooling("mean", self.width)
+        self.markers: tuple[list[int], list[int]] = ([], [])
         self.max_tokens = min(int(tokenizer.model_max_length), positions_of(self.model.config))
 
     @property
@@ -176,6 +174,8 @@ class Encoder:
         """
         frame = self.tokenizer("")["input_ids"]
         before, after = frame[: len(frame) // 2], frame[len(frame) // 2 :]
+        opening, closing = self.markers
+        room = self.max_tokens - len(frame) - len(opening) - len(closing)
         texts = {text: row for row, text in enumerate(dict.fromkeys(text for text, _, _ in places))}
         encoded = self.tokenizer([*texts, ""], add_special_tokens=False, return_offsets_mapping=True)
         rows, spans = [], []
@@ -184,9 +184,10 @@ class Encoder:
             touching = [n for n, (low, high) in enumerate(offsets) if low < end and high > start]
             if not touching:
                 raise InputError(f"{text[start:end]!r}: has no token in {text[:60]!r}")
-            tokens, first, last = _around(ids, touching[0], touching[-1] + 1, self.max_tokens - len(frame))
-            rows.append([*before, *tokens, *after])
-            spans.append((len(before) + first, len(before) + last))
+            tokens, first, last = _around(ids, touching[0], touching[-1] + 1, room)
+            left = [*before, *tokens[:first], *opening]
+            rows.append([*left, *tokens[first:last], *closing, *tokens[last:], *after])
+            spans.append((len(left), len(left) + last - first))
         vectors = np.empty((len(places), self.width), np.float32)
         with torch.inference_mode():
             for batch in _batches([len(row) for row in rows], token_budget or self._token_budget):

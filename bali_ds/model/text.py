@@ -106,6 +106,13 @@ def read_configuration(path: str, *, dropout: float | None = None, layer: int | 
     return config
 
 
+def positions_of(config: Any) -> int:
+    """Return how many tokens an architecture reads at once, special tokens included."""
+    positions = getattr(config, "max_position_embeddings", None) or 512
+    offset = (config.pad_token_id or 0) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    return int(positions) - offset
+
+
 def _choose_attention(model: PreTrainedModel, attention: str) -> None:
     """Set how attention is computed, after the head was tried out on a CPU in float32."""
     flash = attention == "flash_attention_2"

@@ -13,6 +13,7 @@ from bali_ds.shards.store import ShardSet
 from bali_ds.stream.blocks import Block, pack
 from bali_ds.stream.drawing import Drawing, Drawn
 from bali_ds.stream.linearised import Strings, part_of
+from bali_ds.stream.marking import mark_mentions
 from bali_ds.stream.masking import Vocabulary, visit_keys
 from bali_ds.stream.mixture import Mixture
 from bali_ds.stream.objectives import nothing_side_by_side, side_by_side
@@ -60,7 +61,7 @@ class Collator:
                 f"{mixture.name}: was built from the graph {wanted}, but {graph.path} is {graph.fingerprint}; "
                 "name that graph or build the shards again"
             )
-        vocabulary = Vocabulary.from_index(mixture.index["tokenizer"])
+        vocabulary = Vocabulary.from_index(mixture.index["tokenizer"], settings.markers or ())
         drawing = Drawing.of(mixture, graph, settings, vocabulary)
         return cls(mixture, graph, settings, vocabulary, SampleReader(mixture), drawing)
 
@@ -77,6 +78,8 @@ class Collator:
             InputError: a tar cannot be read, or hardly any sample can be used.
         """
         samples, views, replaced = self._read(visits)
+        if self.settings.markers:
+            samples = mark_mentions(samples, *self.settings.markers)
         drawn = self.drawing.draw(samples, views, visit_keys(self.settings.seed, visits.occasions, samples.rows))
         bounds = pairwise(range(0, samples.rows.size + 1, samples.rows.size // chunks))
         return [

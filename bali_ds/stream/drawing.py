@@ -31,7 +31,7 @@ class Drawn(NamedTuple):
     """Samples with all that is drawn for them alone; positions count through all their tokens, nodes and views.
 
     Attributes:
-        samples: as stored.
+        samples: as stored, and marked.
         views: their distinct concepts.
         passages: their masked tokens.
         mention_tokens: int64 [P], positions of tokens of mentions.
@@ -82,7 +82,7 @@ class Drawing:
         """Return the draws of samples.
 
         Args:
-            samples: as stored.
+            samples: as stored, and marked.
             views: their distinct concepts.
             visits: uint64 [n], the key of each sample's visit, from which all of its draws follow.
         """

@@ -1,5 +1,6 @@
 """What is hidden from the model, decided by (seed, epoch, sample) alone: tokens, mentions, concept names."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +35,11 @@ class Vocabulary:
     ordinary: Ints
 
     @classmethod
-    def from_index(cls, tokenizer: dict[str, Any]) -> "Vocabulary":
-        """Return the vocabulary that the `tokenizer` entry of a shard index describes."""
+    def from_index(cls, tokenizer: dict[str, Any], markers: Iterable[int] = ()) -> "Vocabulary":
+        """Return the vocabulary that the `tokenizer` entry of a shard index describes; markers are special, too."""
         ids = {name: int(tokenizer[name]) for name in ("cls_id", "sep_id", "pad_id", "mask_id")}
         special = np.zeros(int(tokenizer["vocab_size"]), bool)
-        special[[*ids.values(), *tokenizer["special_ids"]]] = True
+        special[[*ids.values(), *tokenizer["special_ids"], *markers]] = True
         return cls(**ids, special=special, ordinary=np.flatnonzero(~special))
 
 

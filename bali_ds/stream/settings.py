@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.errors import InputError
 
 if TYPE_CHECKING:  # a worker process reads no recipe and starts sooner without
@@ -37,6 +38,7 @@ class StreamSettings:
         hold_out: a fact of each star is not a message but to be predicted.
         synonyms: "names" draws two names of each concept that has them; "mentions" a name and the words of a mention.
         triples: give each passage without masks, and its facts as text.
+        markers: token ids that go before and after each mention of a passage; None: none do.
     """
 
     seed: int = 0
@@ -61,10 +63,16 @@ class StreamSettings:
     hold_out: bool = False
     synonyms: str = ""
     triples: bool = False
+    markers: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, recipe: "Recipe") -> "StreamSettings":
-        """Return what a recipe says about the stream."""
+        """Return what a recipe says about the stream.
+
+        Raises:
+            InputError: a marker is no token of the encoder's tokenizer.
+        """
+        markers = recipe.text_encoder.markers
         return cls(
             seed=recipe.seed,
             fan_out=recipe.data.fan_out,
@@ -83,6 +91,7 @@ class StreamSettings:
             hold_out=bool(recipe.objective.link_prediction.weight),
             synonyms=recipe.objective.synonym_alignment.pairs if recipe.objective.synonym_alignment.weight else "",
             triples=bool(recipe.objective.dual.weight),
+            markers=Tokenizer.load(recipe.text_encoder.path).ids_of(markers) if markers else None,
         )
 
     def __post_init__(self) -> None:

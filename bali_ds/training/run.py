@@ -13,7 +13,7 @@ from bali_ds.errors import InputError
 from bali_ds.files import published_file
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.model.aligner import Aligner
-from bali_ds.model.text import read_configuration
+from bali_ds.model.text import positions_of, read_configuration
 from bali_ds.preflight.arithmetic import Arithmetic
 from bali_ds.stream.mixture import Mixture, open_mixture
 from bali_ds.training.checkpoint import Progress
@@ -45,7 +45,22 @@ class Data:
                 f"{recipe.text_encoder.path} has {tokenizer.fingerprint[:12]}; build the shards with --tokenizer "
                 f"{recipe.text_encoder.path}"
             )
+        _check_lengths(recipe, shards)
         return cls(graph, shards)
+
+
+def _check_lengths(recipe: Recipe, shards: Mixture) -> None:
+    positions = positions_of(read_configuration(recipe.text_encoder.path))
+    markers = recipe.text_encoder.markers is not None
+    for each in shards.sets:
+        longest = each.index["max_tokens"]
+        if markers and 3 * longest > positions:  # two markers a token, at worst
+            longest = int((each.samples["tokens"] + 2 * each.samples["mentions"]).max(initial=0))
+        if longest > positions:
+            raise InputError(
+                f"{each.path}: has passages of up to {longest:,} tokens{', markers included' * markers}, and "
+                f"{recipe.text_encoder.path} reads {positions:,}; build the shards with a smaller --max-tokens"
+            )
 
 
 def prepare(recipe: Recipe) -> None:

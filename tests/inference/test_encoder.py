@@ -106,6 +106,19 @@ def test_a_mention_is_the_mean_of_its_tokens_within_the_text(tiny_encoder, token
         assert np.allclose(vector, expected / np.linalg.norm(expected), atol=1e-5)
 
 
+def test_a_mention_is_marked_as_in_training(tiny_encoder, tmp_path):
+    marked = tmp_path / "marked"
+    shutil.copytree(tiny_encoder, marked)
+    (marked / "bali_ds.json").write_text('{"markers": ["40", "41"]}')
+    text, spelt = "name 1 pair mention 2 3 plus 4", "name 1 pair 40 mention 2 3 41 plus 4"
+    begin = text.index("mention")
+    (found,) = load(marked).encode_mentions([(text, begin, begin + len("mention 2 3"))])
+    inner = spelt.index("mention")
+    (expected,) = load(tiny_encoder).encode_mentions([(spelt, inner, inner + len("mention 2 3"))])
+    assert np.allclose(found, expected, atol=1e-6)
+    assert np.array_equal(load(marked).encode([text]), load(tiny_encoder).encode([text]))
+
+
 def test_a_long_text_is_read_around_the_mention(tiny_encoder):
     text = " ".join(["7"] * 50 + ["pair"] + ["8"] * 50)
     encoder = load(tiny_encoder)

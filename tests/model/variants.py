@@ -3,7 +3,7 @@
 ALL = {key: {"weight": 1.0} for key in ("contrastive", "masked_language_model", "synonym_alignment", "graph_infomax")}
 VARIANTS: dict[str, dict] = {
     "everything": {
-        "text_encoder": {"pooling": "attention", "view": "mention"},
+        "text_encoder": {"pooling": "attention", "view": "mention", "markers": ["(", ")"]},
         "objective": {
             **ALL,
             "contrastive": {"learn_temperature": True, "wire": "bf16"},

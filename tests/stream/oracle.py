@@ -15,15 +15,38 @@ def expected_sample(shards, graph, settings, row, epoch):
     tokens, mentions, edges = shards.arrays(row)
     tokenizer = shards.index["tokenizer"]
     visit = derive(settings.seed, epoch, row)
+    tokens, mentions = tokens.tolist(), mentions.tolist()
+    if settings.markers:
+        tokens, mentions = expected_marks(tokens, mentions, settings.markers)
+        tokenizer = tokenizer | {"special_ids": [*tokenizer["special_ids"], *settings.markers]}
     spans = {}
-    for start, end, concept in mentions.tolist():
+    for start, end, concept in mentions:
         spans.setdefault(concept, set()).update(range(start, end))
-    inputs, labels = expected_tokens(tokens.tolist(), set().union(*spans.values()), tokenizer, settings, visit)
+    inputs, labels = expected_tokens(tokens, set().union(*spans.values()), tokenizer, settings, visit)
     views = [
         expected_view(shards, graph, settings, derive(visit, concept), concept, sorted(places), edges.tolist())
         for concept, places in spans.items()
     ]
     return {"row": row, "inputs": inputs, "labels": labels, "views": views}
+
+
+def expected_marks(tokens, mentions, markers):
+    """Insert markers one mention at a time; of mentions that overlap, the first and then the longest has them."""
+    free, marked = 0, []
+    for start, end, _ in sorted(mentions, key=lambda mention: (mention[0], -mention[1])):
+        if start >= free:
+            marked.append((start, end))
+        free = max(free, end)
+    pieces = [[token] for token in tokens]
+    for start, end in marked:
+        pieces[start].insert(0, markers[0])
+        pieces[end - 1].append(markers[1])
+    places = [
+        sum(map(len, pieces[:place])) + piece.index(tokens[place], piece[0] == markers[0])
+        for place, piece in enumerate(pieces)
+    ]
+    moved = [(places[start], places[end - 1] + 1, concept) for start, end, concept in mentions]
+    return [token for piece in pieces for token in piece], moved
 
 
 def expected_tokens(tokens, mentioned, tokenizer, settings, visit):

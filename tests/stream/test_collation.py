@@ -24,10 +24,10 @@ def batch_of(data, settings, rows, epoch=0):
 
 
 @pytest.mark.parametrize("rows", [[3], [7, 2, 90, 41, 13, 60, 61, 5], list(range(50, 99)), [4, 4, 4]], ids=len)
-@pytest.mark.parametrize("fan_out", [0, 1, 3, 20])
-def test_batch_equals_the_slow_plain_collator(data, rows, fan_out):
+@pytest.mark.parametrize(("fan_out", "markers"), [(0, None), (1, (1, 0)), (3, None), (20, (0, 1))])
+def test_batch_equals_the_slow_plain_collator(data, rows, fan_out, markers):
     shards, graph = data
-    settings = StreamSettings(seed=5, fan_out=fan_out, mention_masking=0.4, name_masking=0.4)
+    settings = StreamSettings(seed=5, fan_out=fan_out, mention_masking=0.4, name_masking=0.4, markers=markers)
     batch = batch_of(data, settings, rows, epoch=2)
     expected = [expected_sample(shards, graph, settings, row, 2) for row in rows]
     passages, views = found_samples(batch)
