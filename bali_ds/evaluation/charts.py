@@ -14,7 +14,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def line_chart(series: dict[str, Points], *, x_label: str, y_label: str, from_zero: bool = False) -> str:
-    """Return an SVG element with one line a series, up to six, and a legend where there are several.
+    """Return an SVG element with one line a series, up to six, and a legend where there are several, with last values.
 
     Args:
         series: (x, y) by name; points that are no finite numbers break nothing, they are left out.
@@ -24,11 +24,14 @@ def line_chart(series: dict[str, Points], *, x_label: str, y_label: str, from_ze
     """
     drawn = {name: [(x, y) for x, y in points if abs(y) < float("inf")] for name, points in series.items()}
     drawn = {name: points for name, points in drawn.items() if points}
+    drawn = dict(list(drawn.items())[:COLOURS])
     if not drawn:
         return '<p class="quiet">no values</p>'
     xs = [x for points in drawn.values() for x, _ in points]
     ys = [y for points in drawn.values() for _, y in points]
-    x_low, x_high = min(xs), max(max(xs), min(xs) + 1e-9)
+    x_low, x_high = min(xs), max(xs)
+    if x_low == x_high:  # one measurement stands in the middle
+        x_low, x_high = x_low - 1, x_high + 1
     y_ticks = ticks(0.0 if from_zero else min(ys), max(ys))
     y_low, y_high = y_ticks[0], y_ticks[-1]
 
@@ -46,7 +49,7 @@ def line_chart(series: dict[str, Points], *, x_label: str, y_label: str, from_ze
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>')
     for tick in ticks(x_low, x_high, count=5):
-        if x_low <= tick <= x_high:
+        if x_low <= tick <= x_high and tick == round(tick):  # steps are whole
             x, _ = place(tick, y_low)
             if x < LEFT + 30:  # there the axis has its name
                 continue
@@ -55,7 +58,7 @@ def line_chart(series: dict[str, Points], *, x_label: str, y_label: str, from_ze
     for colour, points in enumerate(drawn.values()):
         parts.append(_line([place(x, y) for x, y in thinned(points)], colour))
     parts.append("</svg>")
-    return "".join(parts) + _legend(list(drawn))
+    return "".join(parts) + _legend([f"{name} {number(points[-1][1])}" for name, points in drawn.items()])
 
 
 def _line(places: list[tuple[float, float]], colour: int) -> str:
@@ -114,9 +117,10 @@ def thinned(points: Points, most: int = 400) -> list[tuple[float, float]]:
 
 
 def number(value: float) -> str:
-    """Return a number as people write it: 12,000, 0.35, 2e-05."""
+    """Return a number as people write it: 12,000, 0.35, 2e-5."""
     if value and not 1e-3 <= abs(value) < 1e7:
-        return f"{value:.3g}"
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
     return f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3g}"
 
 

@@ -23,7 +23,6 @@ h2 { font-size: 1.05rem; margin: 0 0 12px; }
 section { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 18px; min-width: 0; }
 section.full { grid-column: 1 / -1; }
 svg { display: block; width: 100%; height: auto; }
-.full svg { max-width: 760px; }
 .grid { stroke: var(--rule); stroke-width: 1; }
 .tick { fill: var(--quiet); font-size: 13px; font-variant-numeric: tabular-nums; }
 .name { fill: var(--ink); font-size: 13px; }
@@ -63,6 +62,8 @@ pre { margin: 0; overflow-x: auto; }
   .tick { font-size: 17px; }
   .name { font-size: 18px; }
   .interval { display: block; margin-left: 0; }
+  .words table { table-layout: fixed; font-size: .8rem; }
+  .words th, .words td { overflow-wrap: anywhere; hyphens: auto; }
   .facts th, .facts td { display: block; padding-right: 0; }
   .facts td { padding-top: 0; }
 }

@@ -22,6 +22,17 @@ SUBSETS = {
     "unique_unseen_pair": "pair unseen in training",
 }
 MEASURES = {"acc@1": "Acc@1", "acc@5": "Acc@5", "mrr": "MRR"}
+LOSSES = (
+    "contrastive", "masked_language_model", "graph_language_model", "synonym_alignment", "link_prediction",
+    "graph_infomax",
+)  # fmt: skip
+DUAL = {"text_to_graph": "facts from text", "graph_to_text": "text from graph"}
+INFORMATION = {
+    "information_text_to_graph": "of the facts, told by the text (at least)",
+    "information_graph_to_text": "of the text, told by the graph (at least)",
+    "information_contrastive": "told by the two views (InfoNCE, at least)",
+    "information_cap": "most that InfoNCE can tell, log N",
+}
 
 
 def write_report(run: Path) -> Path:
@@ -90,12 +101,15 @@ def _summary(metrics: list[dict[str, float]], evaluation: dict[str, Any]) -> lis
 def _training(metrics: list[dict[str, float]]) -> Iterator[tuple[str, str]]:
     if not metrics:
         return
-    losses = {
-        "total": _series(metrics, "loss"),
-        "contrastive": _series(metrics, "contrastive"),
-        "masked language model": _series(metrics, "masked_language_model"),
-    }
-    yield "Loss", line_chart(losses, x_label="step", y_label="loss")
+    losses = {name.replace("_", " "): _series(metrics, name) for name in LOSSES}
+    yield "Loss", line_chart({"total": _series(metrics, "loss"), **losses}, x_label="step", y_label="loss")
+    for title, unit, names in (
+        ("Decoder", "loss, nats a token", DUAL),
+        ("Mutual information", "nats a pair", INFORMATION),
+    ):
+        series = {label: _series(metrics, name) for name, label in names.items()}
+        if any(series.values()):
+            yield title, line_chart(series, x_label="step", y_label=unit) + f'<p class="quiet">{unit}</p>'
     recall = {
         f"{direction} {label}": _series(metrics, f"validation/{key}_{measure}")
         for key, direction in (("text_to_graph", "text to graph"), ("graph_to_text", "graph to text"))
@@ -150,7 +164,10 @@ def _embedding(embedding: dict[str, Any]) -> Iterator[tuple[str, str]]:
         for example in embedding["neighbours"]
     )
     table = f"<table><thead><tr><th>concept</th>{head}</tr></thead>{rows}</table>"
-    yield "Nearest names", f'<div class="wide">{table}</div><p class="quiet">Names and their cosine, nearest first.</p>'
+    yield (
+        "Nearest names",
+        f'<div class="wide words">{table}</div><p class="quiet">Names and their cosine, nearest first.</p>',
+    )
 
 
 def _neighbours(names: list[dict[str, Any]]) -> str:

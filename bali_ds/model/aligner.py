@@ -14,7 +14,7 @@ from bali_ds.config import Objective
 from bali_ds.model.dual import FACTS, PASSAGES, Dual
 from bali_ds.model.graph import GraphEncoder, LinearisedGraph
 from bali_ds.model.names import NameTable
-from bali_ds.model.pooling import MentionPooling
+from bali_ds.model.pooling import MentionPooling, mean_of_inner_tokens
 from bali_ds.model.text import TextEncoder
 from bali_ds.model.views import Sums, Views
 from bali_ds.objective.contrastive import contrastive_loss
@@ -194,12 +194,14 @@ class Aligner(nn.Module):
         return names[batch.node_names].to(next(self.graph.parameters()).dtype)
 
     def _read_views(self, batch: Batch, sums: Sums) -> torch.Tensor:
-        """The first token's state of each linearised neighbourhood, as in BALI."""
+        """The mean over the tokens of each linearised neighbourhood, as of a name."""
         states = [self._read(block) for block in batch.neighbourhoods]
         if self.objective.graph_language_model.weight:
             hidden = torch.cat([each.flatten(0, 1) for each in states])
             sums["graph_language_model"] = self._predicted(hidden, batch.graph_labelled_tokens, batch.graph_labels)
-        return torch.cat([each[:, 0] for each in states])[batch.neighbourhood_rows].float()
+        blocks = zip(states, batch.neighbourhoods, strict=True)
+        means = torch.cat([mean_of_inner_tokens(each, block.lengths) for each, block in blocks])
+        return means[batch.neighbourhood_rows]
 
     def _read(self, block: TokenBlock) -> torch.Tensor:
         with nullcontext() if self.names == "gradient" else torch.no_grad():

@@ -39,6 +39,7 @@ def run(tmp_path):
     (tmp_path / "recipe.yaml").write_text("name: <b>odd</b>\nseed: 1\n")
     rows = [
         {"step": step, "epoch": step / 9, "loss": 5 / step, "contrastive": 3 / step, "masked_language_model": 2 / step,
+         "text_to_graph": 4 / step, "graph_to_text": 2 / step, "information_cap": 2.0,
          "learning_rate": 1e-5, "samples_per_second": 10.0, "data_wait": 0.1, "seconds": step}
         for step in range(1, 50)
     ]  # fmt: skip
@@ -59,7 +60,17 @@ def test_the_page_is_whole_and_needs_no_network(run):
     assert "http" not in page
     assert "url(" not in page
     text = " ".join(checker.text)
-    for expected in ("Loss", "Throughput", "Retrieval on held-out passages", "51.0", "1,200 mentions", "seed: 1"):
+    for expected in (
+        "Loss",
+        "Throughput",
+        "Retrieval on held-out passages",
+        "51.0",
+        "1,200 mentions",
+        "seed: 1",
+        "facts from text 0.0816",
+        "Mutual information",
+        "nats a pair",
+    ):
         assert expected in text
     assert "<b>odd" not in page
 
@@ -89,7 +100,12 @@ def test_ticks_enclose_the_values(low, high):
 
 
 def test_numbers_and_long_series():
-    assert [number(value) for value in (0, 12000, 0.35, 2e-5, 2.0)] == ["0", "12,000", "0.35", "2e-05", "2"]
+    assert [number(value) for value in (0, 12000, 0.35, 2e-5, 1.5e-4, 2.0)] == [
+        "0", "12,000", "0.35", "2e-5", "1.5e-4", "2",
+    ]  # fmt: skip
+    one = line_chart({"a": [(7.0, 0.25)], "b": [(7.0, 0.5)]}, x_label="step", y_label="y", from_zero=True)
+    assert one.count('cx="340.0"') == 2  # halfway between the margins
+    assert "a 0.25" in one
     points = [(float(x), float(x)) for x in range(1001)]
     assert len(thinned(points)) <= 400
     assert "no values" in line_chart({"x": [(1.0, float("nan"))]}, x_label="step", y_label="y")
