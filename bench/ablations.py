@@ -6,8 +6,8 @@ python bench/ablations.py steps=4 --sample --seeds 1
 
 Trains each on two CPU ranks, measures linking on the development mentions of MedMentions (with --sample: on the
 queries of the sample data set; bfloat16, as in training) and retrieval on held-out passages, and writes a list of rows
-to bench/results/ablations.json. A complete run of the same recipe is not made again, an interrupted one goes on;
-further key=value change every recipe.
+to bench/results/ablations.json, in which the rows of other ablations stay. A complete run of the same recipe is not made
+again, an interrupted one goes on; further key=value change every recipe.
 """
 
 import argparse
@@ -60,7 +60,10 @@ def main() -> None:
                 write_json(figures, _linking(load(figures.parent / "export", dtype=torch.bfloat16), files))
     before = _linking(_untrained(ROOT / "runs" / run), files)
     rows = [_row(name, kind, options.seeds, before) for name in options.ablations]
-    write_json(ROOT / "bench" / "results" / "ablations.json", rows)
+    out = ROOT / "bench" / "results" / "ablations.json"
+    others = read_json(out) if out.exists() else []
+    rows += [row for row in others if row["data"] == kind and row["ablation"] not in options.ablations]
+    write_json(out, rows)
     print(_table(rows))
 
 

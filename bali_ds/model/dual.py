@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from bali_ds.config import objectives
 from bali_ds.errors import InputError
@@ -12,6 +13,9 @@ from bali_ds.objective.mutual_information import duality_gap
 from bali_ds.stream.batch import Batch, TokenBlock
 
 FACTS, PASSAGES = 0, 1
+
+# Parts of a batch's tokens whose logits are in memory one after the other: as many on every rank.
+PARTS = 8
 
 Sum = tuple[torch.Tensor, int]
 
@@ -91,9 +95,9 @@ class Dual(nn.Module):
             torch.cat([valid, torch.zeros_like(valid)]), language,
         )  # fmt: skip
         targets, mask = block.input_ids[:, 1:].repeat(2, 1), block.attention_mask[:, 1:].repeat(2, 1)
-        logits = text.head(states.flatten(0, 1)).float()
-        losses = F.cross_entropy(logits, targets.flatten(), reduction="none").view_as(targets)
-        return -(losses * mask).sum(dim=1).view(2, count)
+        real = mask.bool()
+        losses = _cross_entropies(text.head, states[real], targets[real])
+        return -losses.new_zeros(mask.shape).masked_scatter(real, losses).sum(dim=1).view(2, count)
 
     def _states(
         self, text: TextEncoder, ids: torch.Tensor, given: torch.Tensor, valid: torch.Tensor, language: int
@@ -119,3 +123,13 @@ class Dual(nn.Module):
             states = self._states(text, ids, given, valid, language)[:, -1]
             ids = torch.cat([ids, text.head(states).argmax(dim=-1, keepdim=True)], dim=1)
         return ids
+
+
+def _cross_entropies(head: nn.Module, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the loss of each token, float32 [K]; logits are made again in the backward pass, a part at a time."""
+
+    def losses(states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(head(states).float(), targets, reduction="none")
+
+    parts = zip(states.tensor_split(PARTS), targets.tensor_split(PARTS), strict=True)
+    return torch.cat([checkpoint(losses, *part, use_reentrant=False) for part in parts])
