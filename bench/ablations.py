@@ -6,7 +6,7 @@ python bench/ablations.py steps=4 --sample --seeds 1
 
 Trains each on two CPU ranks, measures linking on the development mentions of MedMentions (with --sample: on the
 queries of the sample data set; bfloat16, as in training) and retrieval on held-out passages, and writes a list of rows
-to bench/results/ablations.json, in which the rows of other ablations stay. A complete run of the same recipe is not made
+to bench/results/ablations.json, in which those of other ablations stay. A complete run of the same recipe is not made
 again, an interrupted one goes on; further key=value change every recipe.
 """
 
