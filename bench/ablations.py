@@ -11,7 +11,6 @@ again, an interrupted one goes on; further key=value change every recipe.
 """
 
 import argparse
-import json
 import math
 import statistics
 from pathlib import Path
@@ -32,6 +31,7 @@ from bali_ds.model.text import load_text_encoder
 
 RECIPES = ROOT / "launch" / "recipes" / "ablations"
 SUBSETS = ("all", "unique_not_exact")
+BASE = "joint"  # always made: every other is compared with it seed by seed
 LINKING = "linking.json"
 # 97.5 % points of Student's t, by the number of seeds
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
@@ -52,7 +52,7 @@ def main() -> None:
     encoder, files, common = _sample() if options.sample else _medmentions(options)
     common = [f"text_encoder.path={encoder}", *common, *options.overrides]
     for seed in range(options.seeds):
-        for name in options.ablations:
+        for name in dict.fromkeys([BASE, *options.ablations]):
             run = f"ablation-{kind}-{name}-{seed}"
             _train(name, [*common, f"name={run}", f"seed={29 + seed}"])
             figures = ROOT / "runs" / run / LINKING
@@ -100,10 +100,9 @@ def _linking(encoder: Encoder, files: tuple[Path, Path]) -> dict[str, Any]:
 
 
 def _row(name: str, kind: str, seeds: int, untrained: dict[str, Any]) -> dict[str, Any]:
-    runs = [ROOT / "runs" / f"ablation-{kind}-{name}-{seed}" for seed in range(seeds)]
-    trained = [read_json(run / LINKING) for run in runs]
+    runs, base = ([ROOT / "runs" / f"ablation-{kind}-{each}-{seed}" for seed in range(seeds)] for each in (name, BASE))
+    trained, compared = ([read_json(run / LINKING) for run in each] for each in (runs, base))
     retrieval = [read_json(run / "evaluation.json")["retrieval"] for run in runs]
-    lines = [json.loads(line) for run in runs for line in (run / "metrics.jsonl").read_text().splitlines()]
     recipe = yaml.safe_load((runs[0] / "recipe.yaml").read_text())
     row = {
         "ablation": name,
@@ -113,13 +112,15 @@ def _row(name: str, kind: str, seeds: int, untrained: dict[str, Any]) -> dict[st
         "steps": recipe["steps"],
         "layers": recipe["text_encoder"]["layer"],
         "text_to_graph_r@1": _interval([each["text_to_graph_r@1"] for each in retrieval]),
-        "samples_per_second": statistics.median(
-            line["samples_per_second"] for line in lines if "samples_per_second" in line
-        ),
     }
     for subset in SUBSETS:
         before, *after = (each[subset]["acc@1"]["value"] for each in (untrained, *trained))
-        row |= {f"untrained {subset}": before, f"acc@1 {subset}": _interval(after)}
+        gained = [own - each[subset]["acc@1"]["value"] for own, each in zip(after, compared, strict=True)]
+        row |= {
+            f"untrained {subset}": before,
+            f"acc@1 {subset}": _interval(after),
+            f"against {BASE} {subset}": _interval(gained),
+        }
     return row
 
 
@@ -133,14 +134,16 @@ def _interval(values: list[float]) -> dict[str, Any]:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    columns = [f"acc@1 {subset}" for subset in SUBSETS] + ["text_to_graph_r@1"]
-    lines = [f"{'ablation':<26}" + "".join(f"{column:>26}" for column in columns) + f"{'samples/s':>11}"]
+    columns = [
+        *(f"{what} {subset}" for what in ("acc@1", f"against {BASE}") for subset in SUBSETS),
+        "text_to_graph_r@1",
+    ]
+    lines = [f"{'ablation':<24}" + "".join(f"{column:>32}" for column in columns)]
     untrained = (f"{100 * rows[0][f'untrained {subset}']:.1f}" for subset in SUBSETS)
-    lines.append(f"{'untrained':<26}" + "".join(f"{value:>26}" for value in untrained))
-    for row in sorted(rows, key=lambda row: -row[columns[-2]]["value"]):
+    lines.append(f"{'untrained':<24}" + "".join(f"{value:>32}" for value in untrained))
+    for row in sorted(rows, key=lambda row: -row[columns[1]]["value"]):
         cells = (_cell(row[column]) for column in columns)
-        lines.append(f"{row['ablation']:<26}" + "".join(f"{cell:>26}" for cell in cells))
-        lines[-1] += f"{row['samples_per_second']:>11.1f}"
+        lines.append(f"{row['ablation']:<24}" + "".join(f"{cell:>32}" for cell in cells))
     return "\n".join(lines)
 
 
