@@ -54,7 +54,7 @@ def _aligned(options: argparse.Namespace) -> Path:
     name = "questions-aligned"
     changes = [f"name={name}", f"text_encoder.path={options.encoder}", f"epochs={options.epochs}", *FAST]
     data = [f"data.graph={BUILT}/graph", f"data.shards={BUILT}/shards"]
-    train(ROOT / "launch/recipes/medmentions.yaml", [*changes, *data, "objective.masked_language_model.weight=0.1"])
+    train(ROOT / "launch/recipes/ablations/joint.yaml", [*changes, *data])
     return ROOT / "runs" / name / "export"
 
 

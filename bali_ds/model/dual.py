@@ -95,9 +95,8 @@ class Dual(nn.Module):
             torch.cat([valid, torch.zeros_like(valid)]), language,
         )  # fmt: skip
         targets, mask = block.input_ids[:, 1:].repeat(2, 1), block.attention_mask[:, 1:].repeat(2, 1)
-        real = mask.bool()
-        losses = _cross_entropies(text.head, states[real], targets[real])
-        return -losses.new_zeros(mask.shape).masked_scatter(real, losses).sum(dim=1).view(2, count)
+        losses = _cross_entropies(text.head, states.flatten(0, 1), targets.flatten()).view_as(targets)
+        return -(losses * mask).sum(dim=1).view(2, count)
 
     def _states(
         self, text: TextEncoder, ids: torch.Tensor, given: torch.Tensor, valid: torch.Tensor, language: int
