@@ -28,8 +28,8 @@ LOSSES = (
 )  # fmt: skip
 DUAL = {"text_to_graph": "facts from text", "graph_to_text": "text from graph"}
 INFORMATION = {
-    "information_text_to_graph": "of the facts, told by the text (at least)",
-    "information_graph_to_text": "of the text, told by the graph (at least)",
+    "information_text_to_graph": "of the facts, told by the text (estimate)",
+    "information_graph_to_text": "of the text, told by the graph (estimate)",
     "information_contrastive": "told by the two views (InfoNCE, at least)",
     "information_cap": "most that InfoNCE can tell, log N",
 }
