@@ -1,13 +1,13 @@
 """The recipes of launch/recipes/ablations on one budget and the same seeds: what each part is worth.
 
 python bench/ablations.py [key=value ...] [--data DIR] [--encoder DIR] [--seeds 3] [--ablations joint dual ...]
-python bench/ablations.py steps=40 text_encoder.layer=3
-python bench/ablations.py steps=4 --sample --seeds 1
+python bench/ablations.py --sample --seeds 1 steps=4
 
 Trains each on two CPU ranks, measures linking on the development mentions of MedMentions (with --sample: on the
-queries of the sample data set; bfloat16, as in training) and retrieval on held-out passages, and writes a list of rows
-to bench/results/ablations.json, in which those of other ablations stay. A complete run of the same recipe is not made
-again, an interrupted one goes on; further key=value change every recipe.
+queries of the sample data set; encoders in bfloat16) and retrieval on held-out passages, and writes a list of rows to
+bench/results/ablations.json, in which those of other ablations on the same budget stay. A complete run of the same
+recipe is not made again, an interrupted one goes on; key=value change every recipe, in place of a budget of 40 steps
+and three layers, five minutes a run.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from bali_ds.model.text import load_text_encoder
 
 RECIPES = ROOT / "launch" / "recipes" / "ablations"
 SUBSETS = ("all", "unique_not_exact")
+BUDGET = ["steps=40", "text_encoder.layer=3"]
 BASE = "joint"  # always made: every other is compared with it seed by seed
 LINKING = "linking.json"
 # 97.5 % points of Student's t, by the number of seeds
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--ablations", nargs="+", choices=names, default=names)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_intermixed_args()
+    options.overrides = options.overrides or BUDGET
     kind = "sample" if options.sample else "medmentions"
     encoder, files, common = _sample() if options.sample else _medmentions(options)
     common = [f"text_encoder.path={encoder}", *common, *options.overrides]
@@ -58,11 +60,13 @@ def main() -> None:
             figures = ROOT / "runs" / run / LINKING
             if not figures.exists():
                 write_json(figures, _linking(load(figures.parent / "export", dtype=torch.bfloat16), files))
-    before = _linking(_untrained(ROOT / "runs" / run), files)
+    before = _linking(_untrained(ROOT / "runs" / f"ablation-{kind}-{BASE}-0"), files)
     rows = [_row(name, kind, options.seeds, before) for name in options.ablations]
     out = ROOT / "bench" / "results" / "ablations.json"
     others = read_json(out) if out.exists() else []
-    rows += [row for row in others if row["data"] == kind and row["ablation"] not in options.ablations]
+    budget = [rows[0][key] for key in ("data", "epochs", "steps", "layers")]
+    alike = [row for row in others if [row[key] for key in ("data", "epochs", "steps", "layers")] == budget]
+    rows += [row for row in alike if row["ablation"] not in options.ablations]
     write_json(out, rows)
     print(_table(rows))
 

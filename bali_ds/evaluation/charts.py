@@ -24,7 +24,6 @@ def line_chart(series: dict[str, Points], *, x_label: str, y_label: str, from_ze
     """
     drawn = {name: [(x, y) for x, y in points if abs(y) < float("inf")] for name, points in series.items()}
     drawn = {name: points for name, points in drawn.items() if points}
-    drawn = dict(list(drawn.items())[:COLOURS])
     if not drawn:
         return '<p class="quiet">no values</p>'
     xs = [x for points in drawn.values() for x, _ in points]

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from bali_ds.config import Objective
 from bali_ds.errors import InputError
 from bali_ds.evaluation.charts import Points, forest_chart, line_chart, number, scatter_chart
 from bali_ds.evaluation.generated import FILE, generated_table
@@ -22,10 +23,6 @@ SUBSETS = {
     "unique_unseen_pair": "pair unseen in training",
 }
 MEASURES = {"acc@1": "Acc@1", "acc@5": "Acc@5", "mrr": "MRR"}
-LOSSES = (
-    "contrastive", "masked_language_model", "graph_language_model", "synonym_alignment", "link_prediction",
-    "graph_infomax",
-)  # fmt: skip
 DUAL = {"text_to_graph": "facts from text", "graph_to_text": "text from graph"}
 INFORMATION = {
     "information_text_to_graph": "of the facts, told by the text (estimate)",
@@ -101,7 +98,7 @@ def _summary(metrics: list[dict[str, float]], evaluation: dict[str, Any]) -> lis
 def _training(metrics: list[dict[str, float]]) -> Iterator[tuple[str, str]]:
     if not metrics:
         return
-    losses = {name.replace("_", " "): _series(metrics, name) for name in LOSSES}
+    losses = {name.replace("_", " "): _series(metrics, name) for name in Objective.model_fields}
     yield "Loss", line_chart({"total": _series(metrics, "loss"), **losses}, x_label="step", y_label="loss")
     for title, unit, names in (
         ("Decoder", "loss, nats a token", DUAL),
