@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 setup(
     name="bali-ds",
@@ -14,6 +14,15 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["bali_ds", "bali_ds.*"]),
     package_data={"bali_ds": ["py.typed"]},
+    ext_modules=[
+        # Only its functions are called, so that it need not be a module; without it the tiles are torch's.
+        Extension(
+            "bali_ds.objective.contrastive._native_tiles",
+            ["bali_ds/objective/contrastive/native_tiles.c"],
+            extra_compile_args=["-O3"],
+            optional=True,
+        )
+    ],
     entry_points={"console_scripts": ["bali-ds = bali_ds.cli:main"]},
     install_requires=[
         "accelerate",

@@ -11,6 +11,7 @@ from torch import Tensor
 from bali_ds.objective.contrastive.communication import Exchange
 from bali_ds.objective.contrastive.kind import Anchors, Kind
 from bali_ds.objective.contrastive.kinds import MultiSimilarity, Sigmoid
+from bali_ds.objective.contrastive.native_tiles import NativeExponential, available
 from bali_ds.objective.contrastive.negatives import FLOOR, HEADROOM, Exponential, Logistic, Tiles
 from bali_ds.objective.contrastive.positives import Positives
 from bali_ds.objective.contrastive.views import Block, Side
@@ -156,10 +157,14 @@ class Computation:
         return negatives
 
     def _tiled(self, tiles: Tiles) -> Exponential:
-        if self.kernels == "triton" and tiles.precision == torch.float32 and not self.kind.mined:
+        if tiles.precision != torch.float32 or self.kind.mined:
+            return Exponential(tiles)
+        if self.kernels == "triton":
             from bali_ds.objective.contrastive.triton_tiles import TritonExponential  # a GPU library, not everywhere
 
             return TritonExponential(tiles)
+        if self.kernels == "native" or (self.kernels == "auto" and self.device.type == "cpu" and available()):
+            return NativeExponential(tiles)
         return Exponential(tiles)
 
     def _factors(self, slope: Tensor, anchors: Anchors, negatives: Exponential) -> Tensor:

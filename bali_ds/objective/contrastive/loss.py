@@ -34,7 +34,7 @@ def contrastive_loss(
     wire: torch.dtype | None = None,
     tile: int | None = None,
     cache_bytes: int = 0,
-    kernels: str = "torch",
+    kernels: str = "auto",
     return_stats: bool = False,
 ) -> Any:
     """Return the contrastive loss over the views of all ranks, the same scalar on every rank.
@@ -63,7 +63,8 @@ def contrastive_loss(
             torch.bfloat16. None: float32, or float64 for float64 features.
         tile: rows and columns of similarities held at a time.
         cache_bytes: how many bytes of similarities may be kept between sweeps; kept ones are not computed again.
-        kernels: "torch", or "triton" for float32 tiles on a GPU (which then keeps none of them).
+        kernels: what makes float32 tiles: "torch", "native" on a CPU with AVX-512, "triton" on a GPU (which keeps none
+            of them); "auto" is "native" where it can be and else "torch".
         return_stats: also return a dictionary of statistics.
 
     Returns:
