@@ -33,6 +33,7 @@ from bali_ds.objective.contrastive import contrastive_loss
 
 CACHE = 2 << 30
 DENSE_LIMIT = 20_000  # pairs beyond which the contestants that hold all similarities are left out
+METRIC_LEARNING_LIMIT = 1 << 30  # bytes of its positive pairs times negative pairs
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -109,8 +110,8 @@ def contestants(pairs: int, ids: Tensor) -> dict[str, Loss]:
         everyone["open_clip ClipLoss"] = open_clip_loss()
     if pairs <= DENSE_LIMIT // 4:
         everyone["dense ntxent"] = lambda q, k, s: dense_ntxent(q, k, s, ids)
-    if pairs <= DENSE_LIMIT // 16:
         everyone["pytorch-metric-learning NTXentLoss"] = metric_learning_loss(ids)
+    if pairs <= DENSE_LIMIT // 16:
         everyone["sentence-transformers cached"] = sentence_transformers_loss()
     return {name: loss for name, loss in everyone.items() if loss is not None}
 
@@ -148,7 +149,12 @@ def open_clip_loss() -> Loss | None:
 
 
 def metric_learning_loss(ids: Tensor) -> Loss | None:
-    """Return pytorch-metric-learning's NTXentLoss on queries and keys together."""
+    """Return pytorch-metric-learning's NTXentLoss on queries and keys together, while it can: it compares pairs."""
+    same = ids.repeat(2)[:, None] == ids.repeat(2)
+    needed = (int(same.sum()) - len(same)) * int((~same).sum()) * 4
+    if needed > METRIC_LEARNING_LIMIT:
+        print(f"pytorch-metric-learning would take {needed >> 30} GiB and is left out", file=sys.stderr)
+        return None
     try:
         from pytorch_metric_learning.losses import NTXentLoss
     except ImportError:
@@ -164,7 +170,7 @@ def sentence_transformers_loss() -> Loss | None:
         return missing("sentence-transformers")
 
     def loss(queries: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
-        cached = CachedMultipleNegativesRankingLoss(torch.nn.Identity(), scale=scale.item(), mini_batch_size=256)  # type: ignore[arg-type]
+        cached = CachedMultipleNegativesRankingLoss(torch.nn.Sequential(torch.nn.Identity()), scale=scale.item(), mini_batch_size=256)  # type: ignore[arg-type]
         value: Tensor = cached.calculate_loss([[queries], [keys]])
         return value
 
@@ -283,7 +289,7 @@ def report(row: dict[str, Any]) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, nargs="+", default=[1024, 4096, 16384])
+    parser.add_argument("--pairs", type=int, nargs="+", default=[256, 1024, 4096, 16384])
     parser.add_argument("--width", type=int, nargs="+", default=[256, 768])
     parser.add_argument("--scale", type=float, nargs="+", default=[14.0, 50.0, 100.0])
     parser.add_argument("--data", nargs="+", default=["random", "saturated", "zipf"])
