@@ -170,7 +170,8 @@ def sentence_transformers_loss() -> Loss | None:
         return missing("sentence-transformers")
 
     def loss(queries: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
-        cached = CachedMultipleNegativesRankingLoss(torch.nn.Sequential(torch.nn.Identity()), scale=scale.item(), mini_batch_size=256)  # type: ignore[arg-type]
+        encoder: Any = torch.nn.Sequential(torch.nn.Identity())
+        cached = CachedMultipleNegativesRankingLoss(encoder, scale=scale.item(), mini_batch_size=256)
         value: Tensor = cached.calculate_loss([[queries], [keys]])
         return value
 

@@ -32,7 +32,7 @@ def block(side, seed, count, width, start=0):
 
 def swept(rows, columns, triangle, size=64, budget=0):
     """Return sums of rows and columns and both gradients, the factors being made up."""
-    tiles = Tiles(SCALE, SHIFT, size, torch.float32, budget)
+    tiles = Tiles(SCALE, SHIFT, size, torch.float32, torch.float32, budget)
     negatives = NativeExponential(tiles)
     factors = [torch.rand(1000, generator=torch.Generator().manual_seed(side)) for side in (0, 1)]
     sums = [torch.zeros(len(each), dtype=torch.float64) for each in (rows, columns)]
@@ -89,7 +89,7 @@ def test_exponentials_over_their_whole_range():
     ids = np.arange(2)
     rows, columns = (Block(side, ids + side * 2, 0, torch.tensor([[1.0], [-1.0]])) for side in (0, 1))
     for exponent in (*np.linspace(-86.0, 87.0, 60), -103.9, -500.0):
-        negatives = NativeExponential(Tiles(0.0, -exponent, 64, torch.float32, 0))
+        negatives = NativeExponential(Tiles(0.0, -exponent, 64, torch.float32, torch.float32, 0))
         sums = torch.zeros(2, dtype=torch.float64)
         negatives.sums(rows, columns, sums, None, False)
         want = 2 * np.exp(np.float64(np.float32(exponent)))

@@ -26,7 +26,7 @@ def test_sums_and_derivatives(m, n, d, dtype):
     factors = torch.rand(m), torch.rand(n)
     got = kernels.tile_derivatives(*operands, *factors, 9.0, 2.0)
     want = want * (factors[0][:, None] + factors[1])
-    torch.testing.assert_close(got.double(), want, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["ntxent", "clip"])

@@ -39,16 +39,14 @@ class Exchange:
     Attributes:
         ranks: who takes part.
         sides: one where the views meet each other, two where queries meet keys.
-        own: float [n, d] features of this rank, one a side, as the other ranks see them.
+        own: float [n, d] features of this rank, one a side; they travel as they are.
         how: "gather", "ring" or "column".
-        wire: dtype in which features travel.
     """
 
     ranks: Ranks
     sides: list[Side]
     own: list[Tensor]
     how: str
-    wire: torch.dtype
     _gathered: list[list[Tensor]] = field(default_factory=list)
 
     def sweep(
@@ -124,8 +122,7 @@ class Exchange:
     def _visitor(self, side: int, owner: int, features: bool) -> Block:
         if not self._gathered and features:
             for each, own in zip(self.sides, self.own, strict=True):
-                blocks = self.ranks.gather(own.to(self.wire), each.counts).to(own.dtype).split(each.counts)
-                self._gathered.append(list(blocks))
+                self._gathered.append(list(self.ranks.gather(own, each.counts).split(each.counts)))
         return self.sides[side].block(owner, self._gathered[side][owner] if self._gathered else None)
 
     def _meet(
@@ -168,16 +165,14 @@ class Exchange:
         previous, following = (ranks.rank - 1) % ranks.world_size, (ranks.rank + 1) % ranks.world_size
         visits = list(self._visits())
         block: Tensor | None = None
-        arriving = (
-            ranks.swap(self._packed(), following, self._unpacked(visits[0].owner), previous) if features else None
-        )
+        arriving = ranks.swap(self.own[-1], following, self._arrival(visits[0].owner), previous) if features else None
         owed_arriving = None
         for number, visit in enumerate(visits):
             coming = visits[number + 1].owner if number + 1 < len(visits) else None
             if arriving is not None:
                 block = arriving()
-                arriving = None if coming is None else ranks.swap(block, following, self._unpacked(coming), previous)
-            visitor = side.block(visit.owner, None if block is None else block.to(self.own[-1].dtype))
+                arriving = None if coming is None else ranks.swap(block, following, self._arrival(coming), previous)
+            visitor = side.block(visit.owner, block)
             across = fresh(len(visitor))
             self._run(sweep, visit, rows, visitor, owed, across)
             if owed_arriving is not None:
@@ -187,12 +182,8 @@ class Exchange:
         home = ranks.swap(across, visits[-1].owner, fresh(self._count(ranks.rank)), self._hosts()[-1])
         return [home()]
 
-    def _packed(self) -> Tensor:
-        return self.own[-1].to(self.wire)
-
-    def _unpacked(self, owner: int) -> Tensor:
-        own = self.own[-1]
-        return own.new_empty((self._count(owner), own.shape[1]), dtype=self.wire)
+    def _arrival(self, owner: int) -> Tensor:
+        return self.own[-1].new_empty((self._count(owner), self.own[-1].shape[1]))
 
 
 def choose(communication: str, ranks: Ranks, sides: list[Side], width: int) -> str:

@@ -52,10 +52,11 @@ class Computation:
         tile: int,
         cache_bytes: int,
         kernels: str,
+        dtype: torch.dtype,
     ) -> None:
         self.kind, self.scale, self.exchange, self.tile, self.cache_bytes = kind, scale, exchange, tile, cache_bytes
         self.kernels = kernels
-        self.dtype, self.device = exchange.own[0].dtype, exchange.own[0].device
+        self.dtype, self.device = dtype, exchange.own[0].device
         sides = exchange.sides
         partners = find_partners(sides) if kind.partner_only else None
         self.positives = Positives(kind.joint, partners, self.device, resident=exchange.how != "ring")
@@ -99,7 +100,7 @@ class Computation:
 
     def _logistic(self) -> Logistic:
         assert isinstance(self.kind, Sigmoid)
-        return Logistic(Tiles(self.scale, -float(self.kind.bias), self.tile, self.dtype, 0), self.device)
+        return Logistic(Tiles(self.scale, -float(self.kind.bias), self.tile, self.dtype, self.dtype, 0), self.device)
 
     def _exponential(self) -> Exponential:
         """Return the negatives after `Anchors.negatives` has been summed.
@@ -123,7 +124,7 @@ class Computation:
 
     def _summed(self, precision: torch.dtype) -> Exponential:
         shift = self._shift(precision)
-        negatives = self._tiled(Tiles(self.scale, shift, self.tile, precision, self.cache_bytes))
+        negatives = self._tiled(Tiles(self.scale, shift, self.tile, self.dtype, precision, self.cache_bytes))
         if isinstance(self.kind, MultiSimilarity):
             farthest = self._everyone(
                 self.exchange.sweep(

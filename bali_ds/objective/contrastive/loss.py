@@ -59,8 +59,8 @@ def contrastive_loss(
         group: the ranks that share the loss; None for the default group.
         communication: "gather", "ring" or "column", see `bali_ds.objective.contrastive.communication`; "auto"
             gathers while that takes at most 1 GiB and else takes the ring.
-        wire: dtype to which features are rounded before anything else, and in which they travel; for instance
-            torch.bfloat16. None: float32, or float64 for float64 features.
+        wire: dtype to which unit features are rounded before anything else, in which they are held and travel; for
+            instance torch.bfloat16. None: float32, or float64 for float64 features.
         tile: rows and columns of similarities held at a time.
         cache_bytes: how many bytes of similarities may be kept between sweeps; kept ones are not computed again.
         kernels: what makes float32 tiles: "torch", "native" on a CPU with AVX-512, "triton" on a GPU (which keeps none
@@ -127,18 +127,19 @@ class _Contrastive(torch.autograd.Function):
                 gather_side(number, plan.ids[number], each[number], [size[number] for size in sizes], ranks)
                 for number in (0, 1)
             ]
-        wire = plan.wire or dtype
         own, inverse = [], []
         for rows, side in zip(parts, sides, strict=True):
-            unit, lengths = unit_length(rows, side.orders[ranks.rank], dtype)
-            own.append(unit.to(wire).to(dtype))
+            unit, lengths = unit_length(rows, side.orders[ranks.rank], plan.wire or dtype)
+            own.append(unit)
             inverse.append(lengths)
         del unit
         how = choose(plan.communication, ranks, sides, queries.shape[1])
-        exchange = Exchange(ranks, sides, own, how, wire)
+        exchange = Exchange(ranks, sides, own, how)
         tile = plan.tile or TILE.get(queries.device.type, 1024)
         with_gradients = any(wanted for _, _, wanted in sizes)
-        computation = Computation(kind, float(scale), exchange, plan.directions, tile, plan.cache_bytes, plan.kernels)
+        computation = Computation(
+            kind, float(scale), exchange, plan.directions, tile, plan.cache_bytes, plan.kernels, dtype
+        )
         result = computation.run(with_gradients)
         plan.stats = {"alignment": 2 - 2 * float(result.mean_positive), "bytes_sent": ranks.sent}
         if with_gradients:

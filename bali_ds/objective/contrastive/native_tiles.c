@@ -6,7 +6,7 @@ once, and not at all where sums alone are asked for.
 
 A tile is stored transposed and in blocks of LOW x WIDE elements, LOW columns by WIDE rows: [columns / LOW][rows / WIDE]
 [LOW][WIDE]. In this form it is a left factor of either product of the gradients as it stands. Right factors are packed
-in panels of WIDE: [panel][depth][WIDE].
+in panels of WIDE: [panel][depth][WIDE]. Features are widened to float when packed.
 
 Threads take a tile each; what these owe to the rows is then added up row by row in the order of the tiles, each thread
 having rows of its own. Results repeat bit for bit. */
@@ -14,7 +14,7 @@ having rows of its own. Results repeat bit for bit. */
 #include <stdint.h>
 
 typedef struct {
-    const float *rows, *columns;               /* [m, d] and [n, d], of unit length */
+    const void *rows, *columns;                /* [m, d] and [n, d], of unit length, float or bfloat16 */
     const int64_t *row_ids, *column_ids;       /* sorted */
     const float *row_factors, *column_factors; /* of `bali_gradients` */
     double *row_sums, *column_sums;            /* what `bali_sums` adds to; column_sums may be NULL */
@@ -23,6 +23,7 @@ typedef struct {
     float *scratch;                            /* `bali_scratch` floats; like `kept` at a multiple of 64 bytes */
     int64_t m, n, d, size, num_kept;           /* size: rows that stand still, a multiple of 64 */
     float scale, shift;
+    int32_t bfloat16; /* whether the features are */
     int32_t triangle; /* rows and columns are the same views: the upper half is enough */
     int32_t threads;
 } Sweep;
@@ -38,7 +39,8 @@ typedef struct {
 #define BLOCK (LOW * WIDE)
 #define DEPTH 128
 #define GROUP 4  /* packed panels that stay in the second-level cache while all left factors pass by */
-#define KERNEL __attribute__((target("avx512f"))) static
+#define GAP 8    /* columns between packed panels, lest all of them fall into the same sets of the first-level cache */
+#define KERNEL __attribute__((target("avx512f,avx512bw,avx512vl"))) static
 #define INLINE KERNEL inline __attribute__((always_inline))
 #define EACH_LOW _Pragma("GCC unroll 8") for (int i = 0; i < LOW; i++)
 
@@ -49,7 +51,7 @@ static int64_t share(int64_t count, int64_t part, int64_t parts) { return count 
 /* The memory of a sweep: packed rows for all threads, the rest for each of them. */
 typedef struct {
     float *rows_across, *rows_along;            /* [rows / WIDE][d][WIDE], [d / WIDE][rows][WIDE] */
-    float *tile, *columns_along, *edge, *lanes; /* lanes: sums of a tile's columns, 16 a column */
+    float *tile, *columns_along, *lanes;        /* [d / WIDE][columns + GAP][WIDE]; sums, 16 a column of a tile */
     double *sums;                               /* of a tile's rows */
     int64_t all;                                /* floats in all */
 } Memory;
@@ -57,8 +59,8 @@ typedef struct {
 static Memory memory_of(const Sweep *s, int64_t thread) {
     int64_t size = s->size, tile = size / 2, wide = up(s->d, WIDE);
     int64_t shared = size * s->d + size * wide;
-    int64_t sizes[] = {tile * size, wide * tile, up(LOW * s->d, 16), 16 * tile, 2 * size};
-    int64_t own = sizes[0] + sizes[1] + sizes[2] + sizes[3] + sizes[4];
+    int64_t sizes[] = {tile * size, wide * (tile + GAP), 16 * tile, 2 * size};
+    int64_t own = sizes[0] + sizes[1] + sizes[2] + sizes[3];
     Memory memory = {.all = shared + own * s->threads};
     if (s->scratch) {
         float *at = s->scratch + shared + own * thread;
@@ -66,12 +68,14 @@ static Memory memory_of(const Sweep *s, int64_t thread) {
         memory.rows_along = s->scratch + size * s->d;
         memory.tile = at;
         memory.columns_along = at += sizes[0];
-        memory.edge = at += sizes[1];
-        memory.lanes = at += sizes[2];
-        memory.sums = (double *)(at + sizes[3]);
+        memory.lanes = at += sizes[1];
+        memory.sums = (double *)(at + sizes[2]);
     }
     return memory;
 }
+
+/* Floats of a packed panel of columns. */
+static int64_t panel_of(int64_t count) { return (up(count, LOW) + GAP) * WIDE; }
 
 /* Rows that stand still, and the thread that looks at them. */
 typedef struct {
@@ -128,26 +132,35 @@ INLINE void product(__m512 total[LOW][2], const float *left, const float *right,
 /* The first `count` of 16 lanes. */
 INLINE __mmask16 lanes(int64_t count) { return count >= 16 ? 0xffff : count <= 0 ? 0 : (1 << count) - 1; }
 
-/* Rows first to last - 1 of [count, d] as [last - first][WIDE] in each panel of [d / WIDE][padded][WIDE]. */
-KERNEL void pack_along(float *into, const float *rows, int64_t count, int64_t padded, int64_t d, int64_t first,
+/* The features from element `place` on, at most 16 of them. */
+INLINE __m512 load(const Sweep *s, const void *features, int64_t place, int64_t count) {
+    if (!s->bfloat16) return _mm512_maskz_loadu_ps(lanes(count), (const float *)features + place);
+    __m256i halves = _mm256_maskz_loadu_epi16(lanes(count), (const uint16_t *)features + place);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
+/* Pack views first to last - 1 of [all, d], from place `into` on, as [d / WIDE][padded][WIDE]; zeros beyond `all`. */
+KERNEL void pack_along(const Sweep *s, float *into, const void *views, int64_t all, int64_t padded, int64_t first,
                        int64_t last) {
-    for (int64_t start = 0; start < d; start += WIDE)
-        for (int64_t row = first; row < last; row++) {
-            const float *from = rows + row * d + start;
-            int64_t width = row < count ? d - start : 0;
-            float *to = into + start * padded + row * WIDE;
-            _mm512_store_ps(to, _mm512_maskz_loadu_ps(lanes(width), from));
-            _mm512_store_ps(to + 16, _mm512_maskz_loadu_ps(lanes(width - 16), from + 16));
+    for (int64_t start = 0; start < s->d; start += WIDE)
+        for (int64_t view = first; view < last; view++) {
+            int64_t count = view < all ? s->d - start : 0, place = view * s->d + start;
+            float *to = into + start * padded + (view - first) * WIDE;
+            _mm512_store_ps(to, load(s, views, place, count));
+            _mm512_store_ps(to + 16, load(s, views, place + 16, count - 16));
         }
 }
 
-/* Rows first to last - 1 of [count, d], both multiples of WIDE, as panels [d][WIDE]. */
-static void pack_across(float *into, const float *rows, int64_t count, int64_t d, int64_t first, int64_t last) {
-    for (int64_t start = first; start < last; start += WIDE)
-        for (int64_t depth = 0; depth < d; depth += 16) /* a cache line of each row at a time */
-            for (int64_t row = 0; row < WIDE; row++)
-                for (int64_t k = depth; k < least(depth + 16, d); k++)
-                    into[start * d + k * WIDE + row] = start + row < count ? rows[(start + row) * d + k] : 0.0f;
+/* Pack views first to last - 1 of [all, d], both multiples of WIDE, as panels [d][WIDE]; zeros beyond `all`. */
+KERNEL void pack_across(const Sweep *s, float *into, const void *views, int64_t all, int64_t first, int64_t last) {
+    float lines[WIDE][16];
+    for (int64_t start = first; start < last; start += WIDE, into += WIDE * s->d)
+        for (int64_t depth = 0; depth < s->d; depth += 16) {
+            for (int64_t view = start; view < start + WIDE; view++)
+                _mm512_storeu_ps(lines[view - start], load(s, views, view * s->d + depth, view < all ? s->d - depth : 0));
+            for (int64_t k = 0; k < least(16, s->d - depth); k++)
+                for (int64_t view = 0; view < WIDE; view++) into[(depth + k) * WIDE + view] = lines[view][k];
+        }
 }
 
 /* Of 16 sorted ids, of which `count` exist, those that exist and are not `id`. */
@@ -188,12 +201,13 @@ INLINE void add_doubles(double *into, __m512 values) {
 }
 
 /* One block: `tile` is where it goes or NULL; with `sums` its sums are added to the memory's. */
-INLINE void make_block(const Station *at, const float *left, float *tile, int64_t begin, int64_t column, int64_t count,
-                       int64_t panel, int sums, int weighed) {
+INLINE void make_block(const Station *at, float *tile, int64_t begin, int64_t column, int64_t count, int64_t panel,
+                       int sums, int weighed) {
     const Sweep *s = at->sweep;
     __m512 scale = _mm512_set1_ps(s->scale), shift = _mm512_set1_ps(s->shift), by_row[2], values[LOW][2];
     by_row[0] = by_row[1] = _mm512_setzero_ps();
-    product(values, left, at->memory.rows_across + panel * s->d * WIDE, s->d, DEPTH, DEPTH, 1, s->d);
+    product(values, at->memory.columns_along + column * WIDE, at->memory.rows_across + panel * s->d * WIDE, s->d, WIDE,
+            panel_of(count), 1, WIDE);
     EACH_LOW {
         __mmask16 mask[2] = {0, 0};
         if (column + i < count) negatives(mask, at, panel, begin + column + i);
@@ -217,25 +231,17 @@ INLINE void make_block(const Station *at, const float *left, float *tile, int64_
     }
 }
 
-/* The tile of columns begin to begin + count - 1. */
-KERNEL void make_tile(const Station *at, float *tile, int64_t begin, int64_t count, int sums, int weighed) {
-    const Sweep *s = at->sweep;
-    const float *columns = s->columns + begin * s->d;
-    int64_t whole = count / LOW * LOW;
-    /* The last panel may end within it, where nothing may be read. */
-    memset(at->memory.edge, 0, LOW * s->d * sizeof(float));
-    memcpy(at->memory.edge, columns + whole * s->d, (count - whole) * s->d * sizeof(float));
+/* The tile of the packed columns begin to begin + count - 1. */
+KERNEL void make_tile(const Station *at, float *tile, int64_t begin, int64_t count, int sums) {
     for (int64_t group = 0; group < at->panels; group += GROUP)
-        for (int64_t column = 0; column < count; column += LOW) {
-            const float *left = column < whole ? columns + column * s->d : at->memory.edge;
+        for (int64_t column = 0; column < count; column += LOW)
             for (int64_t panel = group; panel < least(group + GROUP, at->panels); panel++) {
                 float *block = tile ? tile + column * at->panels * WIDE + panel * BLOCK : NULL;
                 if (sums)
-                    make_block(at, left, block, begin, column, count, panel, 1, 0);
+                    make_block(at, block, begin, column, count, panel, 1, 0);
                 else
-                    make_block(at, left, block, begin, column, count, panel, 0, weighed);
+                    make_block(at, block, begin, column, count, panel, 0, 1);
             }
-        }
 }
 
 /* Turn exponentials into derivatives. */
@@ -280,10 +286,15 @@ KERNEL void add_to_rows(const Station *at, const float *tile, const float *along
         for (int64_t row = first; row < last; row += LOW)
             for (int64_t start = group; start < least(group + GROUP * WIDE, d); start += WIDE) {
                 __m512 values[LOW][2];
-                const float *left = tile + row / WIDE * BLOCK + row % WIDE;
-                product(values, left, along + start * padded, padded, LOW, at->panels * BLOCK, WIDE, 1);
+                const float *left = tile + row / WIDE * BLOCK + row % WIDE, *right = along + start / WIDE * panel_of(count);
+                product(values, left, right, padded, LOW, at->panels * BLOCK, WIDE, 1);
                 add_block(into + row * d, at->count - row, d, start, values);
             }
+}
+
+static void pack_columns(const Station *at, int64_t begin, int64_t count) {
+    const Sweep *s = at->sweep;
+    pack_along(s, at->memory.columns_along, s->columns, s->n, up(count, LOW) + GAP, begin, begin + up(count, LOW));
 }
 
 /* What a thread does to a tile alone, and what all threads then do together for the rows, first to last - 1 each. */
@@ -297,7 +308,8 @@ KERNEL void sum_tile(const Station *at, float *kept, int64_t begin, int64_t coun
     double *into = at->sweep->column_sums;
     memset(at->memory.lanes, 0, 16 * up(count, LOW) * sizeof(float));
     memset(at->memory.sums, 0, at->panels * WIDE * sizeof(double));
-    make_tile(at, kept, begin, count, 1, 0);
+    pack_columns(at, begin, count);
+    make_tile(at, kept, begin, count, 1);
     if (into && !same)
         for (int64_t column = 0; column < count; column++) {
             double total[16] = {0}, sum = 0;
@@ -316,11 +328,11 @@ static void sum_rows(const Station *at, const Memory *memory, const float *kept,
 
 static void derive_tile(const Station *at, float *kept, int64_t begin, int64_t count, int same) {
     const Sweep *s = at->sweep;
+    pack_columns(at, begin, count);
     if (kept)
         weigh_tile(at, kept, begin, count);
     else
-        make_tile(at, at->memory.tile, begin, count, 0, 1);
-    pack_along(at->memory.columns_along, s->columns + begin * s->d, count, up(count, LOW), s->d, 0, up(count, LOW));
+        make_tile(at, at->memory.tile, begin, count, 0);
     if (s->column_gradient && !same)
         add_to_columns(at, kept ? kept : at->memory.tile, s->column_gradient + begin * s->d, count);
 }
@@ -349,10 +361,10 @@ typedef struct {
 
 static void pack_rows(const Station *at, int64_t thread) {
     const Sweep *s = at->sweep;
-    const float *rows = s->rows + at->first * s->d;
+    int64_t padded = at->panels * WIDE;
     int64_t first = share(at->panels, thread, s->threads) * WIDE, last = share(at->panels, thread + 1, s->threads) * WIDE;
-    pack_across(at->memory.rows_across, rows, at->count, s->d, first, last);
-    pack_along(at->memory.rows_along, rows, at->count, at->panels * WIDE, s->d, first, last);
+    pack_across(s, at->memory.rows_across + first * s->d, s->rows, s->m, at->first + first, at->first + last);
+    if (s->row_gradient) pack_along(s, at->memory.rows_along + first * WIDE, s->rows, s->m, padded, at->first + first, at->first + last);
 }
 
 static void *work(void *given) {
@@ -409,7 +421,7 @@ static void run(Sweep *sweep, const Steps *steps) {
 
 int bali_supported(void) {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx512f") != 0;
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
 }
 
 /* Floats of scratch memory that a sweep needs. */

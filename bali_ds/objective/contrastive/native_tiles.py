@@ -26,7 +26,7 @@ class _Sweep(ctypes.Structure):
         )),
         *((name, ctypes.c_int64) for name in ("m", "n", "d", "size", "num_kept")),
         *((name, ctypes.c_float) for name in ("scale", "shift")),
-        *((name, ctypes.c_int32) for name in ("triangle", "threads")),
+        *((name, ctypes.c_int32) for name in ("bfloat16", "triangle", "threads")),
     )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def available() -> bool:
 
 
 class NativeExponential(Exponential):
-    """Negatives in float32 on a CPU, on as many threads as torch uses; without floors.
+    """Negatives in float32, of features in float32 or bfloat16, on a CPU and as many threads as torch uses; no floors.
 
     Raises:
         ValueError: the kernels are not `available`.
@@ -90,7 +90,8 @@ class NativeExponential(Exponential):
             rows=rows.features.data_ptr(), columns=columns.features.data_ptr(),
             row_ids=rows.ids.ctypes.data, column_ids=columns.ids.ctypes.data,
             m=len(rows), n=len(columns), d=rows.features.shape[1], size=size,
-            scale=self.tiles.scale, shift=self.tiles.shift, triangle=triangle, threads=torch.get_num_threads(),
+            scale=self.tiles.scale, shift=self.tiles.shift, bfloat16=rows.features.dtype == torch.bfloat16,
+            triangle=triangle, threads=torch.get_num_threads(),
         )  # fmt: skip
 
     def _call(self, function: str, sweep: _Sweep, rows: Block, columns: Block, **into: Tensor | None) -> None:

@@ -27,13 +27,15 @@ class Tiles:
         scale: what cosines are multiplied with.
         shift: what is taken off before the exponential.
         size: rows and columns of a tile.
-        precision: dtype of everything elementwise; products of matrices stay in the features' dtype.
+        dtype: of products of matrices; features are widened to it.
+        precision: dtype of everything elementwise.
         budget: bytes that may still be kept.
     """
 
     scale: float
     shift: float
     size: int
+    dtype: torch.dtype
     precision: torch.dtype
     budget: int
     kept: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
@@ -46,17 +48,15 @@ class Tiles:
             for second in range(first if triangle else 0, len(columns), self.size):
                 yield upper, columns.part(second, second + self.size), triangle and first == second
 
-    def scratch(self, use: str, rows: int, columns: int, like: Tensor) -> Tensor:
+    def scratch(self, use: str, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return memory of [rows, columns], the same for every tile of one use: fresh pages would cost time."""
         if use not in self._scratch:
-            self._scratch[use] = like.new_empty(self.size * self.size)
+            self._scratch[use] = torch.empty(self.size * self.size, dtype=dtype, device=device)
         return self._scratch[use][: rows * columns].view(rows, columns)
 
     def similarities(self, rows: Block, columns: Block, into: Tensor) -> Tensor:
         """Return scale * cosine - shift, and -inf between views of one id, in `into` unless precision differs."""
-        assert rows.features is not None
-        assert columns.features is not None
-        torch.addmm(into, rows.features, columns.features.T, beta=0, alpha=self.scale, out=into)
+        torch.addmm(into, rows.wide(self.dtype), columns.wide(self.dtype).T, beta=0, alpha=self.scale, out=into)
         tile = into.to(self.precision)
         if self.shift:
             tile.sub_(self.shift)
@@ -72,7 +72,11 @@ class Tiles:
         size = len(rows) * len(columns) * self.precision.itemsize
         keep = not last and size <= self.budget
         shape = len(rows), len(columns)
-        into = rows.features.new_empty(shape) if keep else self.scratch("tile", *shape, rows.features)
+        device = rows.features.device
+        if keep:
+            into = torch.empty(shape, dtype=self.dtype, device=device)
+        else:
+            into = self.scratch("tile", *shape, self.dtype, device)
         tile = self.similarities(rows, columns, into).exp_()
         if keep:
             self.budget -= size
@@ -141,23 +145,21 @@ class Exponential:
     def gradients(self, rows: Block, columns: Block, into: Tensor, across: Tensor | None, triangle: bool) -> None:
         """Add derivatives by the rows, divided by the scale, to `into` [rows, d], by the columns to `across`."""
         for upper, left, same in self.tiles.between(rows, columns, triangle):
-            assert upper.features is not None
-            assert left.features is not None
             tile = self._derivatives(upper, left, across is not None)
-            into[upper.within(rows)].addmm_(tile, left.features)
+            into[upper.within(rows)].addmm_(tile, left.wide(tile.dtype))
             if across is not None and not same:
-                across[left.within(columns)].addmm_(tile.T, upper.features)
+                across[left.within(columns)].addmm_(tile.T, upper.wide(tile.dtype))
 
     def _derivatives(self, rows: Block, columns: Block, _both: bool) -> Tensor:
-        assert rows.features is not None
         tile = self.tiles.exponentials(rows, columns, last=True)
         by_row, by_column = self.factors[rows.side][rows.span, None], self.factors[columns.side][columns.span]
         if self.floors is None:
-            factors = torch.add(by_row, by_column, out=self.tiles.scratch("factors", len(rows), len(columns), tile))
+            memory = self.tiles.scratch("factors", len(rows), len(columns), tile.dtype, tile.device)
+            factors = torch.add(by_row, by_column, out=memory)
         else:
             row_floor, column_floor = self.floors[rows.side][rows.span, None], self.floors[columns.side][columns.span]
             factors = by_row * (tile >= row_floor) + by_column * (tile >= column_floor)
-        return tile.mul_(factors).to(rows.features.dtype)
+        return tile.mul_(factors).to(self.tiles.dtype)
 
 
 class Logistic(Exponential):
@@ -175,7 +177,7 @@ class Logistic(Exponential):
 
     def _derivatives(self, rows: Block, columns: Block, both: bool) -> Tensor:
         assert rows.features is not None
-        into = self.tiles.scratch("tile", len(rows), len(columns), rows.features)
+        into = self.tiles.scratch("tile", len(rows), len(columns), self.tiles.dtype, rows.features.device)
         tile = self.tiles.similarities(rows, columns, into)
         by_row, by_column = self.factors[rows.side][rows.span, None], self.factors[columns.side][columns.span]
         # Where only the rows are this rank's, the columns' own part is counted by the rank that has them as rows.
@@ -183,4 +185,4 @@ class Logistic(Exponential):
         slopes = tile.sigmoid()
         self.loss += (F.softplus(tile) * counted).sum(dtype=torch.float64)
         self.bias_gradient += (slopes * counted).sum(dtype=torch.float64)
-        return (slopes * (by_row + by_column)).to(rows.features.dtype)
+        return (slopes * (by_row + by_column)).to(self.tiles.dtype)

@@ -148,9 +148,11 @@ class Positives:
             slopes = by_row.where(each.for_rows, 0.0) + by_column.where(each.for_columns, 0.0).mT
             slopes = slopes.to(into.dtype)
             # Padding adds zeros to views that are in pairs of their own, in no other rectangle: no order to depend on.
-            into.index_add_(0, each.rows.flatten(), (slopes @ columns.features[each.columns]).flatten(0, 1))
+            right = columns.features[each.columns].to(slopes.dtype)
+            into.index_add_(0, each.rows.flatten(), (slopes @ right).flatten(0, 1))
             if across is not None:
-                across.index_add_(0, each.columns.flatten(), (slopes.mT @ rows.features[each.rows]).flatten(0, 1))
+                left = rows.features[each.rows].to(slopes.dtype)
+                across.index_add_(0, each.columns.flatten(), (slopes.mT @ left).flatten(0, 1))
 
 
 def _rectangles(

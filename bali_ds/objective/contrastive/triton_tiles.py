@@ -80,7 +80,7 @@ def _derivative_kernel(  # type: ignore[no-untyped-def]
     by_column = tl.load(column_factors + column_places, column_places < num_columns, other=0.0)
     tl.store(
         out + row_places[:, None] * num_columns + column_places[None, :],
-        (tile * (by_row[:, None] + by_column[None, :])).to(out.dtype.element_ty),
+        tile * (by_row[:, None] + by_column[None, :]),
         (row_places < num_rows)[:, None] & (column_places < num_columns)[None, :],
     )
 
@@ -134,10 +134,10 @@ def tile_derivatives(
         shift: a number.
 
     Returns:
-        [m, n] of the features' dtype.
+        float32 [m, n].
     """
     grid = (triton.cdiv(len(rows), _ROWS), triton.cdiv(len(columns), _COLUMNS))
-    out = rows.new_empty(len(rows), len(columns))
+    out = rows.new_empty((len(rows), len(columns)), dtype=torch.float32)
     _derivative_kernel[grid](
         rows, columns, row_ids, column_ids, row_factors, column_factors, out, len(rows), len(columns), rows.shape[1],
         scale, shift, _ROWS, _COLUMNS, _DEPTH, _WIDENED,

@@ -81,6 +81,11 @@ class Block:
         """Return where this part of a block stands in an array over that block."""
         return slice(self.start - whole.start, self.start - whole.start + len(self))
 
+    def wide(self, dtype: torch.dtype) -> Tensor:
+        """Return the features, which must be here, in `dtype`."""
+        assert self.features is not None
+        return self.features.to(dtype)
+
     @property
     def span(self) -> slice:
         """Where the views stand in an array over the whole side."""
@@ -136,7 +141,8 @@ def through_unit_length(gradient: Tensor, features: Tensor, inverse: Tensor, fac
     """
     radial = torch.zeros((), dtype=torch.float64, device=gradient.device)
     for rows, unit, scales in zip(gradient.split(_CHUNK), features.split(_CHUNK), inverse.split(_CHUNK), strict=True):
-        along = (rows * unit).sum(dim=1, keepdim=True, dtype=torch.float64)
+        wide = unit.to(rows.dtype)
+        along = (rows * wide).sum(dim=1, keepdim=True, dtype=torch.float64)
         radial += along.sum()
-        rows.addcmul_(unit, along.to(unit.dtype), value=-1).mul_((scales * factor)[:, None].to(unit.dtype))
+        rows.addcmul_(wide, along.to(rows.dtype), value=-1).mul_((scales * factor)[:, None].to(rows.dtype))
     return radial * factor
