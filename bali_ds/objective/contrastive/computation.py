@@ -100,7 +100,7 @@ class Computation:
 
     def _logistic(self) -> Logistic:
         assert isinstance(self.kind, Sigmoid)
-        return Logistic(Tiles(self.scale, -float(self.kind.bias), self.tile, self.dtype, self.dtype, 0), self.device)
+        return Logistic(self._tiles(-float(self.kind.bias), self.dtype, 0))
 
     def _exponential(self) -> Exponential:
         """Return the negatives after `Anchors.negatives` has been summed.
@@ -124,7 +124,7 @@ class Computation:
 
     def _summed(self, precision: torch.dtype) -> Exponential:
         shift = self._shift(precision)
-        negatives = self._tiled(Tiles(self.scale, shift, self.tile, self.dtype, precision, self.cache_bytes))
+        negatives = self._tiled(self._tiles(shift, precision, self.cache_bytes))
         if isinstance(self.kind, MultiSimilarity):
             farthest = self._everyone(
                 self.exchange.sweep(
@@ -156,6 +156,9 @@ class Computation:
             anchors._replace(negatives=each.log() + shift) for anchors, each in zip(self.anchors, totals, strict=True)
         ]
         return negatives
+
+    def _tiles(self, shift: float, precision: torch.dtype, budget: int) -> Tiles:
+        return Tiles(self.scale, shift, self.tile, self.dtype, precision, budget, self.device)
 
     def _tiled(self, tiles: Tiles) -> Exponential:
         if tiles.precision != torch.float32 or self.kind.mined:

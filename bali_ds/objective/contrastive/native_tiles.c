@@ -200,14 +200,20 @@ INLINE void add_doubles(double *into, __m512 values) {
     _mm512_storeu_pd(into + 8, _mm512_add_pd(_mm512_loadu_pd(into + 8), _mm512_cvtps_pd(high)));
 }
 
+/* Whether columns up to `last` of `count` can be multiplied where they are. */
+static int as_given(const Sweep *s, int64_t last, int64_t count) { return !s->bfloat16 && last <= count; }
+
 /* One block: `tile` is where it goes or NULL; with `sums` its sums are added to the memory's. */
 INLINE void make_block(const Station *at, float *tile, int64_t begin, int64_t column, int64_t count, int64_t panel,
                        int sums, int weighed) {
     const Sweep *s = at->sweep;
     __m512 scale = _mm512_set1_ps(s->scale), shift = _mm512_set1_ps(s->shift), by_row[2], values[LOW][2];
     by_row[0] = by_row[1] = _mm512_setzero_ps();
-    product(values, at->memory.columns_along + column * WIDE, at->memory.rows_across + panel * s->d * WIDE, s->d, WIDE,
-            panel_of(count), 1, WIDE);
+    const float *right = at->memory.rows_across + panel * s->d * WIDE;
+    if (as_given(s, column + LOW, count)) /* their own memory is denser than the packed */
+        product(values, (const float *)s->columns + (begin + column) * s->d, right, s->d, WIDE, WIDE, 1, s->d);
+    else
+        product(values, at->memory.columns_along + column * WIDE, right, s->d, WIDE, panel_of(count), 1, WIDE);
     EACH_LOW {
         __mmask16 mask[2] = {0, 0};
         if (column + i < count) negatives(mask, at, panel, begin + column + i);
@@ -308,7 +314,7 @@ KERNEL void sum_tile(const Station *at, float *kept, int64_t begin, int64_t coun
     double *into = at->sweep->column_sums;
     memset(at->memory.lanes, 0, 16 * up(count, LOW) * sizeof(float));
     memset(at->memory.sums, 0, at->panels * WIDE * sizeof(double));
-    pack_columns(at, begin, count);
+    if (!as_given(at->sweep, up(count, LOW), count)) pack_columns(at, begin, count);
     make_tile(at, kept, begin, count, 1);
     if (into && !same)
         for (int64_t column = 0; column < count; column++) {

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bali_ds.objective.contrastive.scratch import Scratch
 from bali_ds.objective.contrastive.views import Block
 
 HEADROOM = 50.0  # log of the largest exponential: float32 ends at 88, and a sum of 2**40 of them still fits
@@ -30,6 +31,9 @@ class Tiles:
         dtype: of products of matrices; features are widened to it.
         precision: dtype of everything elementwise.
         budget: bytes that may still be kept.
+        device: where the features are.
+        kept: by side and first views of two blocks.
+        scratch: memory of tiles that are not kept.
     """
 
     scale: float
@@ -38,8 +42,11 @@ class Tiles:
     dtype: torch.dtype
     precision: torch.dtype
     budget: int
+    device: torch.device
     kept: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
-    _scratch: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.scratch = Scratch(self.device)
 
     def between(self, rows: Block, columns: Block, triangle: bool) -> Iterator[tuple[Block, Block, bool]]:
         """Yield (rows, columns, whether they are the same views); of a triangle the upper half."""
@@ -47,12 +54,6 @@ class Tiles:
             upper = rows.part(first, first + self.size)
             for second in range(first if triangle else 0, len(columns), self.size):
                 yield upper, columns.part(second, second + self.size), triangle and first == second
-
-    def scratch(self, use: str, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Return memory of [rows, columns], the same for every tile of one use: fresh pages would cost time."""
-        if use not in self._scratch:
-            self._scratch[use] = torch.empty(self.size * self.size, dtype=dtype, device=device)
-        return self._scratch[use][: rows * columns].view(rows, columns)
 
     def similarities(self, rows: Block, columns: Block, into: Tensor) -> Tensor:
         """Return scale * cosine - shift, and -inf between views of one id, in `into` unless precision differs."""
@@ -65,18 +66,16 @@ class Tiles:
 
     def exponentials(self, rows: Block, columns: Block, *, last: bool) -> Tensor:
         """Return exp(similarities), the caller's to overwrite if this is the `last` use of the tile."""
-        assert rows.features is not None
         key = (rows.side, rows.start, columns.start)
         if key in self.kept:
             return self.kept.pop(key) if last else self.kept[key]
         size = len(rows) * len(columns) * self.precision.itemsize
         keep = not last and size <= self.budget
         shape = len(rows), len(columns)
-        device = rows.features.device
         if keep:
-            into = torch.empty(shape, dtype=self.dtype, device=device)
+            into = torch.empty(shape, dtype=self.dtype, device=self.device)
         else:
-            into = self.scratch("tile", *shape, self.dtype, device)
+            into = self.scratch.get("tile", shape, self.dtype)
         tile = self.similarities(rows, columns, into).exp_()
         if keep:
             self.budget -= size
@@ -154,7 +153,7 @@ class Exponential:
         tile = self.tiles.exponentials(rows, columns, last=True)
         by_row, by_column = self.factors[rows.side][rows.span, None], self.factors[columns.side][columns.span]
         if self.floors is None:
-            memory = self.tiles.scratch("factors", len(rows), len(columns), tile.dtype, tile.device)
+            memory = self.tiles.scratch.get("factors", (len(rows), len(columns)), tile.dtype)
             factors = torch.add(by_row, by_column, out=memory)
         else:
             row_floor, column_floor = self.floors[rows.side][rows.span, None], self.floors[columns.side][columns.span]
@@ -170,14 +169,13 @@ class Logistic(Exponential):
         bias_gradient: float64, its derivative by the bias.
     """
 
-    def __init__(self, tiles: Tiles, device: torch.device) -> None:
+    def __init__(self, tiles: Tiles) -> None:
         super().__init__(tiles)
-        self.loss = torch.zeros((), dtype=torch.float64, device=device)
-        self.bias_gradient = torch.zeros((), dtype=torch.float64, device=device)
+        self.loss = torch.zeros((), dtype=torch.float64, device=tiles.device)
+        self.bias_gradient = torch.zeros((), dtype=torch.float64, device=tiles.device)
 
     def _derivatives(self, rows: Block, columns: Block, both: bool) -> Tensor:
-        assert rows.features is not None
-        into = self.tiles.scratch("tile", len(rows), len(columns), self.tiles.dtype, rows.features.device)
+        into = self.tiles.scratch.get("tile", (len(rows), len(columns)), self.tiles.dtype)
         tile = self.tiles.similarities(rows, columns, into)
         by_row, by_column = self.factors[rows.side][rows.span, None], self.factors[columns.side][columns.span]
         # Where only the rows are this rank's, the columns' own part is counted by the rank that has them as rows.

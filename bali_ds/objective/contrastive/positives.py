@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bali_ds.objective.contrastive.scratch import Scratch
 from bali_ds.objective.contrastive.views import Block
 
 _HEIGHT, _WIDTH = 16, 32  # rows and columns from which on an id is frequent
@@ -78,11 +79,12 @@ class Positives:
         key = (rows.side, rows.start, len(rows), columns.start, len(columns))
         kept = self.kept.setdefault(key, [])
         yield from kept
+        scratch = Scratch(self.device)
         width = 1 if rows.features is None else rows.features.shape[1]
         for number, (upper, left) in enumerate(_rectangles(rows.ids, columns.ids, _BYTES // (8 * width))):
             if number < len(kept):
                 continue
-            made = self._made(rows, columns, upper, left)
+            made = self._made(rows, columns, upper, left, scratch)
             size = sum(each.nbytes for each in made)
             # Only what comes first is kept, so that a number tells what is there.
             if len(kept) == number and (not self.resident or size <= self.budget):
@@ -90,7 +92,9 @@ class Positives:
                 kept.append(made)
             yield made
 
-    def _made(self, rows: Block, columns: Block, upper: NDArray[np.int64], left: NDArray[np.int64]) -> Rectangles:
+    def _made(
+        self, rows: Block, columns: Block, upper: NDArray[np.int64], left: NDArray[np.int64], scratch: Scratch
+    ) -> Rectangles:
         assert rows.features is not None
         assert columns.features is not None
         real = (upper >= 0)[:, :, None] & (left >= 0)[:, None, :]
@@ -104,7 +108,8 @@ class Positives:
             for_columns = real & (self.partners[columns.side][column_numbers][:, None, :] == row_numbers[:, :, None])
         everything = upper, left, row_numbers, column_numbers, for_rows, for_columns.transpose(0, 2, 1)
         here, there, *others = (torch.from_numpy(each).to(self.device) for each in everything)
-        cosines = rows.features[here].double() @ columns.features[there].double().mT
+        exact = _exact("rows", rows.features, here, scratch)
+        cosines = exact @ _exact("columns", columns.features, there, scratch).mT
         numbers, pairs = others[:2], others[2:]
         return Rectangles(here, there, numbers[0], numbers[1], pairs[0], pairs[1], cosines)
 
@@ -153,6 +158,14 @@ class Positives:
             if across is not None:
                 left = rows.features[each.rows].to(slopes.dtype)
                 across.index_add_(0, each.columns.flatten(), (slopes.mT @ left).flatten(0, 1))
+
+
+def _exact(use: str, features: Tensor, places: Tensor, scratch: Scratch) -> Tensor:
+    """Return float64 [*places.shape, d], the features at some places."""
+    shape = (*places.shape, features.shape[1])
+    chosen = scratch.get(f"{use} as they are", (places.numel(), features.shape[1]), features.dtype)
+    torch.index_select(features, 0, places.flatten(), out=chosen)
+    return scratch.get(use, shape, torch.float64).copy_(chosen.view(shape))
 
 
 def _rectangles(
