@@ -31,6 +31,7 @@ def machine_findings(directory: Path) -> Iterator[Finding]:
     yield ok("python", f"{platform.python_version()} at {sys.executable}")
     yield from _packages()
     yield _compiler()
+    yield _contrastive_tiles()
     yield from _kernel_locks(extensions_directory())
     yield _gpus()
     yield from _interfaces()
@@ -79,6 +80,13 @@ def _compiler() -> Finding:
     if missing:
         return warning("compiler", f"no {' and no '.join(missing)}", "apt-get install g++; pip install ninja")
     return ok("compiler", "g++ and ninja")
+
+
+def _contrastive_tiles() -> Finding:
+    from bali_ds.objective.contrastive.native_tiles import available  # torch takes a second
+
+    absent = "by torch on CPUs: no AVX-512 here, or installed without a C compiler"
+    return ok("contrastive loss", "by its own kernels" if available() else absent)
 
 
 def _kernel_locks(directory: Path) -> Iterator[Finding]:

@@ -140,3 +140,11 @@ def test_table_counts_what_it_shows():
     text = findings_text([ok("a", "fine"), warning("bb", "hm", "do this"), error("c", "no", "do that")])
     assert text.splitlines()[-1] == "1 errors, 1 warnings, 1 fine"
     assert "-> do this" in text
+
+
+@pytest.mark.parametrize(("built", "value"), [(True, "its own kernels"), (False, "by torch on CPUs")])
+def test_says_who_makes_the_tiles_of_the_loss(built, value, tmp_path, monkeypatch):
+    monkeypatch.setattr("bali_ds.objective.contrastive.native_tiles.available", lambda: built)
+    (found,) = (each for each in machine.machine_findings(tmp_path) if each.subject == "contrastive loss")
+    assert value in found.value
+    assert found.status == "ok"
