@@ -6,7 +6,8 @@ once, and not at all where sums alone are asked for.
 
 A tile is stored transposed and in blocks of LOW x WIDE elements, LOW columns by WIDE rows: [columns / LOW][rows / WIDE]
 [LOW][WIDE]. In this form it is a left factor of either product of the gradients as it stands. Right factors are packed
-in panels of WIDE: [panel][depth][WIDE]. Features are widened to float when packed.
+in panels of WIDE: [panel][depth][WIDE]. Features in bfloat16 are widened to float when packed; where the processor
+multiplies them as they are, similarities are made so, of pairs along the depth, with the same sums in float.
 
 Threads take a tile each; what these owe to the rows is then added up row by row in the order of the tiles, each thread
 having rows of its own. Results repeat bit for bit. */
@@ -23,7 +24,7 @@ typedef struct {
     float *scratch;                            /* `bali_scratch` floats; like `kept` at a multiple of 64 bytes */
     int64_t m, n, d, size, num_kept;           /* size: rows that stand still, a multiple of 64 */
     float scale, shift;
-    int32_t bfloat16; /* whether the features are */
+    int32_t bfloat16; /* whether the features are; PAIRS where they are multiplied so */
     int32_t triangle; /* rows and columns are the same views: the upper half is enough */
     int32_t threads;
 } Sweep;
@@ -39,6 +40,7 @@ typedef struct {
 #define BLOCK (LOW * WIDE)
 #define DEPTH 128
 #define GROUP 4  /* packed panels that stay in the second-level cache while all left factors pass by */
+#define PAIRS 2
 #define GAP 8    /* columns between packed panels, lest all of them fall into the same sets of the first-level cache */
 #define KERNEL __attribute__((target("avx512f,avx512bw,avx512vl"))) static
 #define INLINE KERNEL inline __attribute__((always_inline))
@@ -50,17 +52,18 @@ static int64_t share(int64_t count, int64_t part, int64_t parts) { return count 
 
 /* The memory of a sweep: packed rows for all threads, the rest for each of them. */
 typedef struct {
-    float *rows_across, *rows_along;            /* [rows / WIDE][d][WIDE], [d / WIDE][rows][WIDE] */
-    float *tile, *columns_along, *lanes;        /* [d / WIDE][columns + GAP][WIDE]; sums, 16 a column of a tile */
-    double *sums;                               /* of a tile's rows */
-    int64_t all;                                /* floats in all */
+    float *rows_across, *rows_along;     /* [rows / WIDE][d][WIDE], [d / WIDE][rows][WIDE] */
+    float *tile, *columns_along, *lanes; /* [d / WIDE][columns + GAP][WIDE]; sums, 16 a column of a tile */
+    uint16_t *edge;                      /* [LOW][d], the last columns of all, with zeros */
+    double *sums;                        /* of a tile's rows */
+    int64_t all;                         /* floats in all */
 } Memory;
 
 static Memory memory_of(const Sweep *s, int64_t thread) {
     int64_t size = s->size, tile = size / 2, wide = up(s->d, WIDE);
     int64_t shared = size * s->d + size * wide;
-    int64_t sizes[] = {tile * size, wide * (tile + GAP), 16 * tile, 2 * size};
-    int64_t own = sizes[0] + sizes[1] + sizes[2] + sizes[3];
+    int64_t sizes[] = {tile * size, wide * (tile + GAP), 16 * tile, 2 * size, LOW / 2 * wide};
+    int64_t own = sizes[0] + sizes[1] + sizes[2] + sizes[3] + sizes[4];
     Memory memory = {.all = shared + own * s->threads};
     if (s->scratch) {
         float *at = s->scratch + shared + own * thread;
@@ -69,7 +72,8 @@ static Memory memory_of(const Sweep *s, int64_t thread) {
         memory.tile = at;
         memory.columns_along = at += sizes[0];
         memory.lanes = at += sizes[1];
-        memory.sums = (double *)(at + sizes[2]);
+        memory.sums = (double *)(at += sizes[2]);
+        memory.edge = (uint16_t *)(at + sizes[3]);
     }
     return memory;
 }
@@ -163,6 +167,18 @@ KERNEL void pack_across(const Sweep *s, float *into, const void *views, int64_t 
         }
 }
 
+/* The same of features in bfloat16, two of a view in each element: panels [d / 2][WIDE], still d * WIDE apart. */
+static void pack_pairs(const Sweep *s, float *into, const void *views, int64_t all, int64_t first, int64_t last) {
+    for (int64_t start = first; start < last; start += WIDE, into += WIDE * s->d)
+        for (int64_t depth = 0; depth < s->d; depth += 32) /* a cache line of each view at a time */
+            for (int64_t view = start; view < start + WIDE; view++)
+                for (int64_t k = depth; k < least(depth + 32, s->d); k += 2) {
+                    float *to = into + k / 2 * WIDE + view - start;
+                    *to = 0.0f;
+                    if (view < all) memcpy(to, (const uint16_t *)views + view * s->d + k, sizeof *to);
+                }
+}
+
 /* Of 16 sorted ids, of which `count` exist, those that exist and are not `id`. */
 INLINE __mmask16 others(const int64_t *ids, int64_t count, int64_t id) {
     __mmask16 exist = lanes(count);
@@ -200,6 +216,30 @@ INLINE void add_doubles(double *into, __m512 values) {
     _mm512_storeu_pd(into + 8, _mm512_add_pd(_mm512_loadu_pd(into + 8), _mm512_cvtps_pd(high)));
 }
 
+/* The same of `d` features in bfloat16, an even number, their pairs along the depth being one element of `right`. */
+__attribute__((target("avx512f,avx512bf16"))) static void product_of_pairs(__m512 total[LOW][2], const uint16_t *left,
+                                                                          const float *right, int64_t d) {
+    __m512 part[LOW][2];
+    EACH_LOW total[i][0] = total[i][1] = _mm512_setzero_ps();
+    for (int64_t done = 0; done < d; done += DEPTH) {
+        EACH_LOW part[i][0] = part[i][1] = _mm512_setzero_ps();
+        for (int64_t k = done; k < least(done + DEPTH, d); k += 2, right += WIDE) {
+            __m512bh low = (__m512bh)_mm512_load_ps(right), high = (__m512bh)_mm512_load_ps(right + 16);
+            EACH_LOW {
+                int32_t pair;
+                memcpy(&pair, left + i * d + k, sizeof pair);
+                __m512bh factor = (__m512bh)_mm512_set1_epi32(pair);
+                part[i][0] = _mm512_dpbf16_ps(part[i][0], factor, low);
+                part[i][1] = _mm512_dpbf16_ps(part[i][1], factor, high);
+            }
+        }
+        EACH_LOW {
+            total[i][0] = _mm512_add_ps(total[i][0], part[i][0]);
+            total[i][1] = _mm512_add_ps(total[i][1], part[i][1]);
+        }
+    }
+}
+
 /* Whether columns up to `last` of `count` can be multiplied where they are. */
 static int as_given(const Sweep *s, int64_t last, int64_t count) { return !s->bfloat16 && last <= count; }
 
@@ -210,8 +250,11 @@ INLINE void make_block(const Station *at, float *tile, int64_t begin, int64_t co
     __m512 scale = _mm512_set1_ps(s->scale), shift = _mm512_set1_ps(s->shift), by_row[2], values[LOW][2];
     by_row[0] = by_row[1] = _mm512_setzero_ps();
     const float *right = at->memory.rows_across + panel * s->d * WIDE;
-    if (as_given(s, column + LOW, count)) /* their own memory is denser than the packed */
-        product(values, (const float *)s->columns + (begin + column) * s->d, right, s->d, WIDE, WIDE, 1, s->d);
+    int64_t place = (begin + column) * s->d;
+    if (s->bfloat16 == PAIRS)
+        product_of_pairs(values, column + LOW > count ? at->memory.edge : (const uint16_t *)s->columns + place, right, s->d);
+    else if (as_given(s, column + LOW, count)) /* their own memory is denser than the packed */
+        product(values, (const float *)s->columns + place, right, s->d, WIDE, WIDE, 1, s->d);
     else
         product(values, at->memory.columns_along + column * WIDE, right, s->d, WIDE, panel_of(count), 1, WIDE);
     EACH_LOW {
@@ -239,6 +282,11 @@ INLINE void make_block(const Station *at, float *tile, int64_t begin, int64_t co
 
 /* The tile of the packed columns begin to begin + count - 1. */
 KERNEL void make_tile(const Station *at, float *tile, int64_t begin, int64_t count, int sums) {
+    if (at->sweep->bfloat16 == PAIRS && count % LOW) {
+        int64_t bytes = at->sweep->d * sizeof(uint16_t), whole = count / LOW * LOW;
+        memset(at->memory.edge, 0, LOW * bytes);
+        memcpy(at->memory.edge, (const uint16_t *)at->sweep->columns + (begin + whole) * at->sweep->d, (count - whole) * bytes);
+    }
     for (int64_t group = 0; group < at->panels; group += GROUP)
         for (int64_t column = 0; column < count; column += LOW)
             for (int64_t panel = group; panel < least(group + GROUP, at->panels); panel++) {
@@ -314,7 +362,7 @@ KERNEL void sum_tile(const Station *at, float *kept, int64_t begin, int64_t coun
     double *into = at->sweep->column_sums;
     memset(at->memory.lanes, 0, 16 * up(count, LOW) * sizeof(float));
     memset(at->memory.sums, 0, at->panels * WIDE * sizeof(double));
-    if (!as_given(at->sweep, up(count, LOW), count)) pack_columns(at, begin, count);
+    if (at->sweep->bfloat16 != PAIRS && !as_given(at->sweep, up(count, LOW), count)) pack_columns(at, begin, count);
     make_tile(at, kept, begin, count, 1);
     if (into && !same)
         for (int64_t column = 0; column < count; column++) {
@@ -369,7 +417,8 @@ static void pack_rows(const Station *at, int64_t thread) {
     const Sweep *s = at->sweep;
     int64_t padded = at->panels * WIDE;
     int64_t first = share(at->panels, thread, s->threads) * WIDE, last = share(at->panels, thread + 1, s->threads) * WIDE;
-    pack_across(s, at->memory.rows_across + first * s->d, s->rows, s->m, at->first + first, at->first + last);
+    float *across = at->memory.rows_across + first * s->d;
+    (s->bfloat16 == PAIRS ? pack_pairs : pack_across)(s, across, s->rows, s->m, at->first + first, at->first + last);
     if (s->row_gradient) pack_along(s, at->memory.rows_along + first * WIDE, s->rows, s->m, padded, at->first + first, at->first + last);
 }
 
@@ -408,6 +457,7 @@ static void *work(void *given) {
 }
 
 static void run(Sweep *sweep, const Steps *steps) {
+    if (sweep->bfloat16 && sweep->d % 2 == 0 && __builtin_cpu_supports("avx512bf16")) sweep->bfloat16 = PAIRS;
     Team team = {.sweep = sweep, .steps = steps, .start = PTHREAD_MUTEX_INITIALIZER};
     Member members[sweep->threads];
     int started = 1;
