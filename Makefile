@@ -38,7 +38,7 @@ bench: install
 
 install: $(VENV)/installed
 
-$(VENV)/installed: setup.py constraints.txt
+$(VENV)/installed: setup.py constraints.txt $(wildcard bali_ds/objective/contrastive/native/*)
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is missing; install Python 3.11 (Debian: apt-get install python3 python3-venv)"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than 3.11; name another: make PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: the venv module is missing (Debian: apt-get install python3-venv)"; exit 1; }

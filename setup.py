@@ -4,6 +4,8 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
+KERNELS = "bali_ds/objective/contrastive/native"
+
 setup(
     name="bali-ds",
     version="0.1.0",
@@ -18,7 +20,8 @@ setup(
         # Only its functions are called, so that it need not be a module; without it the tiles are torch's.
         Extension(
             "bali_ds.objective.contrastive._native_tiles",
-            ["bali_ds/objective/contrastive/native_tiles.c"],
+            [f"{KERNELS}/sweep.c"],
+            depends=[f"{KERNELS}/{name}.h" for name in ("tiles", "packing", "products")],
             extra_compile_args=["-O3"],
             optional=True,
         )

@@ -1,4 +1,4 @@
-"""The tiles of `Exponential` by the kernels of native_tiles.c, where the processor has AVX-512.
+"""The tiles of `Exponential` by the kernels of native/, where the processor has AVX-512.
 
 A general library's products do not use all of such a processor on every make of it, and what is elementwise cannot be
 joined with them. The kernels are an optional part of the installation, built where there is a C compiler.
@@ -36,8 +36,10 @@ def _library() -> ctypes.CDLL | None:
     if found is None or found.origin is None:
         return None
     library = ctypes.CDLL(found.origin)
+    if not library.bali_supported():
+        return None
     library.bali_scratch.restype = ctypes.c_int64
-    return library if library.bali_supported() else None
+    return library
 
 
 def available() -> bool:
