@@ -152,7 +152,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _cell(interval: dict[str, Any]) -> str:
-    value, low, high = (None if each is None else 100 * each for each in interval.values())
+    value, low, high = (None if interval[key] is None else 100 * interval[key] for key in ("value", "low", "high"))
     return f"{value:.1f}" if low is None else f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 

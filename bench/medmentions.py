@@ -3,8 +3,9 @@
 python bench/medmentions.py [--data DIR] [--encoder DIR] [--variants joint alignment ...]
 
 Builds graph and shards, trains each variant on two CPU ranks with the same seed, measures linking on the development
-mentions before and after, and writes bench/results/medmentions.json. Interrupted, it goes on where it was. Variants of
-1.5 epochs have the same budget; half an hour each on two free cores, twice that for `joint_long`.
+mentions before and after, and writes bench/results/medmentions.json, in which other variants stay. Interrupted, it goes
+on where it was. Variants of 1.5 epochs have the same budget; ten to thirty minutes each on two free cores, twice that
+for `joint_long`.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from inputs.medmentions import DATA, FAST, ROOT, build, linking, minilm, train
 
-from bali_ds.files import write_json
+from bali_ds.files import read_json, write_json
 
 JOINT, RECIPE = (ROOT / "launch/recipes" / path for path in ("ablations/joint.yaml", "medmentions.yaml"))
 VARIANTS: dict[str, tuple[float, list[str]]] = {  # epochs, changes of JOINT
@@ -40,12 +41,10 @@ def main() -> None:
     build(options.data, options.encoder)
     for variant in options.variants:
         _train(variant, options)
-    results = {}
-    for variant in VARIANTS:
-        run = ROOT / "runs" / f"medmentions-{variant}"
-        if (run / "complete.json").exists():
-            results[variant] = _figures(run)
-    write_json(ROOT / "bench" / "results" / "medmentions.json", results)
+    out = ROOT / "bench" / "results" / "medmentions.json"
+    results = read_json(out) if out.exists() else {}
+    results |= {variant: _figures(ROOT / "runs" / f"medmentions-{variant}") for variant in options.variants}
+    write_json(out, results)
     print(_table(results))
 
 
