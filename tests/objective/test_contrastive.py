@@ -169,9 +169,24 @@ def test_rounding_for_the_wire_is_that_of_the_unit_features():
     assert abs(got[0] - expected("ntxent", (*rounded, *data[2:]), 10.0)[0]) < 2e-3
 
 
-def test_statistics_and_unknown_kind():
-    queries, keys, query_ids, key_ids = dense.views(16, 8, 8, 16, concepts=1000)
+def test_statistics():
+    queries, _, query_ids, _ = dense.views(16, 8, 8, 16, concepts=1000)
     _, stats = contrastive_loss(queries, queries, 10.0, query_ids=query_ids, key_ids=query_ids, return_stats=True)
     assert stats["alignment"] == pytest.approx(0, abs=1e-6)
-    with pytest.raises(ValueError, match="none of ntxent"):
-        contrastive_loss(queries, keys, 1.0, query_ids=query_ids, key_ids=key_ids, kind="triplet")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "triplet"}, "kind: 'triplet' is none of ntxent"),
+        ({"kernels": "cuda"}, "kernels: 'cuda' is none of auto"),
+        ({"communication": "pigeon"}, "communication: 'pigeon' is none of auto"),
+        ({"query_ids": torch.arange(7)}, "8 queries and 8 keys have 7 and 8 ids, 16 weights"),
+        ({"weights": torch.ones(8)}, "8 queries and 8 keys have 8 and 8 ids, 8 weights"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, message):
+    queries, keys, *_ = dense.views(16, 8, 8, 16, concepts=1000)
+    ids = torch.arange(8)
+    with pytest.raises(ValueError, match=message):
+        contrastive_loss(queries, keys, 1.0, **{"query_ids": ids, "key_ids": ids} | options)

@@ -15,6 +15,7 @@ from bali_ds.objective.contrastive.kinds import KINDS
 from bali_ds.objective.contrastive.views import gather_side, through_unit_length, unit_length
 from bali_ds.objective.ranks import Ranks
 
+KERNELS = ("auto", "torch", "native", "triton")
 TILE = {"cpu": 512, "cuda": 4096}  # rows and columns of a tile: a CPU's second-level cache; few launches on a GPU
 
 
@@ -71,13 +72,21 @@ def contrastive_loss(
         float32 scalar (float64 for float64 features), or (scalar, statistics) with `return_stats`: "alignment", the
         mean squared distance of positives; "bytes_sent", by this rank.
         0 with gradients of 0 where there is nothing to contrast.
+
+    Raises:
+        ValueError: a kind, a way of communication or kernels that there are not, or not here; ids or weights that are
+            not one a view.
     """
-    if not isinstance(kind, str):
-        make = kind
-    elif kind in KINDS:
-        make = KINDS[kind]
-    else:
+    if isinstance(kind, str) and kind not in KINDS:
         raise ValueError(f"kind: {kind!r} is none of {', '.join(KINDS)}")
+    if kernels not in KERNELS:
+        raise ValueError(f"kernels: {kernels!r} is none of {', '.join(KERNELS)}")
+    lengths = len(query_ids), len(key_ids), len(queries) + len(keys) if weights is None else len(weights)
+    if lengths != (len(queries), len(keys), len(queries) + len(keys)):
+        raise ValueError(
+            f"{len(queries)} queries and {len(keys)} keys have {lengths[0]} and {lengths[1]} ids, {lengths[2]} weights"
+        )
+    make = KINDS[kind] if isinstance(kind, str) else kind
     scale, bias = (torch.as_tensor(value, device=queries.device) for value in (logit_scale, logit_bias))
     given = (queries, keys, scale, bias)
     plan = _Plan(
