@@ -28,17 +28,18 @@ import torch.nn.functional as F
 from peers.memory import PeakBytes
 from torch import Tensor
 
-from bali_ds.files import write_json
+from bali_ds.files import read_json, write_json
 from bali_ds.objective.contrastive import contrastive_loss
 
 CACHE = 2 << 30
+KEY = ("pairs", "width", "data", "scale", "threads", "name")  # what tells a row from others
 DENSE_LIMIT = 20_000  # pairs beyond which the contestants that hold all similarities are left out
 METRIC_LEARNING_LIMIT = 1 << 30  # bytes of its positive pairs times negative pairs
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def main() -> None:
-    """Measure what was asked for, print one table, write JSON."""
+    """Measure what was asked for, print one table, write JSON, in which other rows stay."""
     options = _options()
     torch.set_num_threads(options.threads)
     rows: list[dict[str, Any]] = []
@@ -50,7 +51,10 @@ def main() -> None:
     for ranks in options.ranks:
         rows += [measure_ranks(ranks, options.pairs[0], options.width[0], how) for how in ("gather", "ring", "column")]
     rows += [measure_many(pairs) for pairs in options.many]
-    write_json(Path(__file__).parent / "results" / "contrastive.json", {"threads": options.threads, "rows": rows})
+    out = Path(__file__).parent / "results" / "contrastive.json"
+    known = {tuple(row[each] for each in KEY): row for row in (read_json(out) if out.exists() else [])}
+    known |= {tuple(row[each] for each in KEY): row for row in rows}
+    write_json(out, [known[key] for key in sorted(known)])
 
 
 def measure(pairs: int, width: int, scale: float, data: str, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -70,7 +74,7 @@ def measure(pairs: int, width: int, scale: float, data: str, options: argparse.N
     for name, loss in everyone.items():
         base = "dense ntxent" if "ntxent" in name or "NTXent" in name else "dense clip"
         row = {
-            "name": name, "pairs": pairs, "width": width, "scale": scale, "data": data,
+            "name": name, "pairs": pairs, "width": width, "scale": scale, "data": data, "threads": options.threads,
             "cpu_s": statistics.median(times[name]), "cpu_min_s": min(times[name]),
             "wall_s": statistics.median(walls[name]), "peak_bytes": peak_bytes(loss, inputs),
             "load": os.getloadavg()[0],
@@ -226,7 +230,7 @@ def measure_ranks(ranks: int, pairs: int, width: int, how: str) -> dict[str, Any
         parts = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(ranks)]
     row = {
         "name": f"ours ntxent, {how}, {ranks} ranks, bf16 wire", "pairs": pairs, "width": width, "scale": 14.0,
-        "data": "random", "load": os.getloadavg()[0],
+        "data": "random", "threads": 1, "load": os.getloadavg()[0],
         **{key: max(part[key] for part in parts) for key in ("cpu_s", "wall_s", "bytes_sent")},
     }  # fmt: skip
     row["bytes_per_pair_and_dimension"] = row["bytes_sent"] / pairs / width
@@ -268,6 +272,7 @@ def measure_many(pairs: int) -> dict[str, Any]:
     cpu, wall = run(loss, inputs)
     row = {
         "name": "ours clip, bf16 features", "pairs": pairs, "width": 256, "scale": 14.0, "data": "random",
+        "threads": torch.get_num_threads(), "load": os.getloadavg()[0],
         "cpu_s": cpu, "wall_s": wall, "peak_bytes": most_resident(),
     }  # fmt: skip
     report(row)
