@@ -50,9 +50,10 @@ INLINE void add_doubles(double *into, __m512 values) {
 /* Whether columns up to `last` of `count` can be multiplied where they are. */
 static int as_given(const Sweep *s, int64_t last, int64_t count) { return !s->bfloat16 && last <= count; }
 
-/* One block: `tile` is where it goes or NULL; with `sums` its sums are added to the memory's. */
+/* One block: exponentials, whose sums are added to the memory's, or without `sums` derivatives; `tile` is where they go
+or NULL. */
 INLINE void make_block(const Station *at, float *tile, int64_t begin, int64_t column, int64_t count, int64_t panel,
-                       int sums, int weighed) {
+                       int sums) {
     const Sweep *s = at->sweep;
     __m512 scale = _mm512_set1_ps(s->scale), shift = _mm512_set1_ps(s->shift), by_row[2], values[LOW][2];
     by_row[0] = by_row[1] = _mm512_setzero_ps();
@@ -72,7 +73,7 @@ INLINE void make_block(const Station *at, float *tile, int64_t begin, int64_t co
             __m512 power = _mm512_fmsub_ps(values[i][half], scale, shift);
             values[i][half] = _mm512_maskz_mov_ps(mask[half], exponential(power));
         }
-        if (weighed && column + i < count) weigh(values[i], at, panel, begin + column + i);
+        if (!sums && column + i < count) weigh(values[i], at, panel, begin + column + i);
         if (tile) {
             _mm512_store_ps(tile + i * WIDE, values[i][0]);
             _mm512_store_ps(tile + i * WIDE + 16, values[i][1]);
@@ -90,7 +91,7 @@ INLINE void make_block(const Station *at, float *tile, int64_t begin, int64_t co
     }
 }
 
-/* The tile of the packed columns begin to begin + count - 1. */
+/* The tile of columns begin to begin + count - 1. */
 KERNEL void make_tile(const Station *at, float *tile, int64_t begin, int64_t count, int sums) {
     const Sweep *s = at->sweep;
     if (s->bfloat16 == PAIRS && count % LOW) {
@@ -103,9 +104,9 @@ KERNEL void make_tile(const Station *at, float *tile, int64_t begin, int64_t cou
             for (int64_t panel = group; panel < least(group + GROUP, at->panels); panel++) {
                 float *block = tile ? tile + column * at->panels * WIDE + panel * BLOCK : NULL;
                 if (sums)
-                    make_block(at, block, begin, column, count, panel, 1, 0);
+                    make_block(at, block, begin, column, count, panel, 1);
                 else
-                    make_block(at, block, begin, column, count, panel, 0, 1);
+                    make_block(at, block, begin, column, count, panel, 0);
             }
 }
 
