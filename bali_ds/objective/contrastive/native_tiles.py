@@ -93,7 +93,7 @@ class NativeExponential(Exponential):
             row_ids=rows.ids.ctypes.data, column_ids=columns.ids.ctypes.data,
             m=len(rows), n=len(columns), d=rows.features.shape[1], size=size,
             scale=self.tiles.scale, shift=self.tiles.shift, bfloat16=rows.features.dtype == torch.bfloat16,
-            triangle=triangle, threads=torch.get_num_threads(),
+            triangle=triangle, threads=min(torch.get_num_threads(), _tiles_across(len(columns), size)),
         )  # fmt: skip
 
     def _call(self, function: str, sweep: _Sweep, rows: Block, columns: Block, **into: Tensor | None) -> None:
@@ -114,4 +114,8 @@ def _key(rows: Block, columns: Block) -> tuple[int, int, int]:
 def _tiles(sweep: _Sweep) -> int:
     """Return how many tiles a sweep has."""
     starts = range(0, sweep.m, sweep.size)
-    return sum(ceil((sweep.n - (start if sweep.triangle else 0)) / (sweep.size // 2)) for start in starts)
+    return sum(_tiles_across(sweep.n - (start if sweep.triangle else 0), sweep.size) for start in starts)
+
+
+def _tiles_across(columns: int, size: int) -> int:
+    return ceil(columns / (size // 2))
