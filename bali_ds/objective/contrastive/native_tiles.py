@@ -19,6 +19,8 @@ _GRAIN = 64  # rows that stand still come in panels of 32, columns in panels of 
 
 
 class _Sweep(ctypes.Structure):
+    """The struct of native/packing.h, field by field."""
+
     _fields_ = (
         *((name, ctypes.c_void_p) for name in (
             "rows", "columns", "row_ids", "column_ids", "row_factors", "column_factors", "row_sums", "column_sums",
