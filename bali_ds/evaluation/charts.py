@@ -5,16 +5,18 @@ from collections.abc import Sequence
 from html import escape
 from math import floor, log10
 
+from bali_ds.evaluation.page import LINES
+
 WIDTH, HEIGHT = 640, 260
 LEFT, RIGHT, TOP, BOTTOM = 68, 28, 12, 32
 SQUARE = 460
-COLOURS = 6  # that the page defines
+COLOURS = len(LINES)
 
 Points = Sequence[tuple[float, float]]
 
 
 def line_chart(series: dict[str, Points], *, x_label: str, y_label: str, from_zero: bool = False) -> str:
-    """Return an SVG element with one line a series, up to six, and a legend where there are several, with last values.
+    """Return an SVG element with one line a series (at most `COLOURS`) and a legend where there are several.
 
     Args:
         series: (x, y) by name; points that are no finite numbers break nothing, they are left out.

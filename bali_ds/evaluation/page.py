@@ -2,11 +2,15 @@
 
 from html import escape
 
+LINES = (  # of charts, on light ground and on dark: one for every objective and their total
+    ("#0f6e84", "#4fb3c9"), ("#c2571a", "#f0955c"), ("#6a51a3", "#a994e0"), ("#4d8b31", "#8cc474"),
+    ("#b03a68", "#e886ad"), ("#8a7a1f", "#d4c25f"), ("#2f5fb3", "#86aef0"), ("#7a5a45", "#c4a58f"),
+)  # fmt: skip
 STYLE = """
 :root { color-scheme: light dark; --ground: #fbfaf8; --card: #ffffff; --ink: #1f2328; --quiet: #667080;
-  --rule: #e4e2dd; --c0: #0f6e84; --c1: #c2571a; --c2: #6a51a3; --c3: #4d8b31; --c4: #b03a68; --c5: #8a7a1f; }
+  --rule: #e4e2dd; }
 @media (prefers-color-scheme: dark) { :root { --ground: #14171a; --card: #1c2024; --ink: #e4e6e8; --quiet: #98a2ad;
-  --rule: #30363c; --c0: #4fb3c9; --c1: #f0955c; --c2: #a994e0; --c3: #8cc474; --c4: #e886ad; --c5: #d4c25f; } }
+  --rule: #30363c; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
@@ -28,17 +32,11 @@ svg { display: block; width: 100%; height: auto; }
 .name { fill: var(--ink); font-size: 13px; }
 .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .whisker { stroke-width: 2; }
-.line.c0, .whisker.c0 { stroke: var(--c0); } .line.c1, .whisker.c1 { stroke: var(--c1); }
-.line.c2, .whisker.c2 { stroke: var(--c2); } .line.c3, .whisker.c3 { stroke: var(--c3); }
-.line.c4, .whisker.c4 { stroke: var(--c4); } .line.c5, .whisker.c5 { stroke: var(--c5); }
-.dot.c0 { fill: var(--c0); } .dot.c1 { fill: var(--c1); } .dot.c2 { fill: var(--c2); }
-.dot.c3 { fill: var(--c3); } .dot.c4 { fill: var(--c4); } .dot.c5 { fill: var(--c5); }
+.line, .whisker { stroke: var(--line); }
+.dot { fill: var(--line); }
 .legend { margin: 8px 0 0; display: flex; flex-wrap: wrap; gap: 4px 16px; font-size: .85rem; }
 .key::before { content: ""; display: inline-block; width: 14px; height: 3px; border-radius: 2px; margin-right: 6px;
-  vertical-align: middle; background: currentColor; }
-.key.c0::before { background: var(--c0); } .key.c1::before { background: var(--c1); }
-.key.c2::before { background: var(--c2); } .key.c3::before { background: var(--c3); }
-.key.c4::before { background: var(--c4); } .key.c5::before { background: var(--c5); }
+  vertical-align: middle; background: var(--line, currentColor); }
 .map { max-height: 460px; }
 .map .dot { fill-opacity: .8; }
 .wide { overflow-x: auto; margin-top: 16px; }
@@ -68,6 +66,7 @@ pre { margin: 0; overflow-x: auto; }
   .facts td { padding-top: 0; }
 }
 """
+STYLE += "".join(f".c{n} {{ --line: light-dark({light}, {dark}); }}\n" for n, (light, dark) in enumerate(LINES))
 FULL_WIDTH = ("Zero-shot linking", "Nearest names", "Written by the decoder", "Data and export", "Recipe")
 
 
