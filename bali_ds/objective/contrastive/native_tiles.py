@@ -53,12 +53,14 @@ class NativeExponential(Exponential):
     """Negatives in float32, of features in float32 or bfloat16, on a CPU and as many threads as torch uses; no floors.
 
     Raises:
-        ValueError: the kernels are not `available`.
+        ValueError: the views are not on a CPU, or the kernels are not `available`.
     """
 
     def __init__(self, tiles: Tiles) -> None:
         super().__init__(tiles)
         library = _library()
+        if tiles.device.type != "cpu":
+            raise ValueError(f"kernels: native ones are for CPUs, the views are on {tiles.device}")
         if library is None:
             raise ValueError("kernels: native ones were not built (no C compiler?), or the processor has no AVX-512")
         self._library = library
