@@ -1,7 +1,8 @@
 """Measure the contrastive loss against dense torch, open_clip, pytorch-metric-learning and sentence-transformers.
 
     python bench/contrastive.py --pairs 1024 4096 --width 768 --scale 14 100
-    python bench/contrastive.py --ranks 1 2 4 --pairs 4096
+    python bench/contrastive.py --pairs --width 768 --ranks 1 2 4
+    python bench/contrastive.py --pairs --many 1000000 --threads 2
 
 Every contestant gets the same unit features and gives all gradients, the scale's where it has one. Losses are
 compared before anything is timed. Runs are interleaved in one process; times are CPU seconds of one thread, medians
@@ -49,7 +50,8 @@ def main() -> None:
                 for data in options.data:
                     rows += measure(pairs, width, scale, data, options)
     for ranks in options.ranks:
-        rows += [measure_ranks(ranks, options.pairs[0], options.width[0], how) for how in ("gather", "ring", "column")]
+        rows += [measure_ranks(ranks, 4096, options.width[0], how) for how in ("gather", "ring", "column")]
+    rows += [measure_products(width, options) for width in options.width if options.pairs]
     rows += [measure_many(pairs) for pairs in options.many]
     out = Path(__file__).parent / "results" / "contrastive.json"
     known = {tuple(row[each] for each in KEY): row for row in (read_json(out) if out.exists() else [])}
@@ -221,6 +223,23 @@ def peak_bytes(loss: Loss, inputs: list[Tensor]) -> int:
     with PeakBytes() as memory:
         loss(*inputs).backward()
     return memory.peak
+
+
+def measure_products(width: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the row of torch's product of 1,024 queries and keys, the first third of what a dense form does."""
+    queries, keys, _ = views(1024, width, "random")
+    out = torch.empty(1024, 1024)
+    times = []
+    for _ in range(10 * options.repeats):
+        cpu = time.process_time()
+        torch.mm(queries, keys.T, out=out)
+        times.append(time.process_time() - cpu)
+    row = {
+        "name": "torch.mm", "pairs": 1024, "width": width, "scale": 1.0, "data": "random", "threads": options.threads,
+        "cpu_s": statistics.median(times), "cpu_min_s": min(times), "load": os.getloadavg()[0],
+    }  # fmt: skip
+    report(row)
+    return row
 
 
 def measure_ranks(ranks: int, pairs: int, width: int, how: str) -> dict[str, Any]:
