@@ -318,7 +318,7 @@ def report(row: dict[str, Any]) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, nargs="*", default=[256, 1024, 4096, 16384])
+    parser.add_argument("--pairs", type=int, nargs="*", default=[256, 1024, 4096])
     parser.add_argument("--width", type=int, nargs="+", default=[256, 768])
     parser.add_argument("--scale", type=float, nargs="+", default=[14.0, 50.0, 100.0])
     parser.add_argument("--data", nargs="+", default=["random", "saturated", "zipf"])
