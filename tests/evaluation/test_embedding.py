@@ -60,13 +60,13 @@ def test_every_semantic_type_has_one_group():
 
 
 def test_a_chart_names_its_largest_groups_and_lumps_the_rest():
-    groups = [letter for count, letter in enumerate("abcdefgh", 1) for _ in range(count)]
+    groups = [letter for count, letter in enumerate("abcdefghij", 1) for _ in range(count)]
     chart = scatter_chart([(0.0, 1.0)] * len(groups), groups, ["<name>"] * len(groups), label="map")
     assert chart.count("<circle") == len(groups)
     assert "&lt;name&gt;" in chart
-    assert [group for group in "abcdefgh" if f">{group}<" in chart] == list("defgh")
+    assert [group for group in "abcdefghij" if f">{group}<" in chart] == list("defghij")
     assert ">others<" in chart
-    assert chart.count('class="dot c5"') == 1 + 2 + 3
+    assert chart.count('class="dot c7"') == 1 + 2 + 3
 
 
 def test_the_report_shows_it(described, tmp_path):
