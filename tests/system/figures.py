@@ -59,10 +59,11 @@ def write_recipes(out: Path) -> list[Path]:
 
 
 def metrics(run: Path) -> dict[str, list[float]]:
-    """Return the loss and the gradient norm of each step of a run."""
+    """Return the loss of each step of a run and the norms of its gradients, of the whole and of each part."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
-    return {key: [step[key] for step in steps] for key in ("loss", "gradient_norm")}
+    keys = [key for key in steps[0] if key == "loss" or key.startswith("gradient_norm")]
+    return {key: [step[key] for step in steps] for key in keys}
 
 
 def train_recipe(path: Path) -> None:
