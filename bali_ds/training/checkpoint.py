@@ -21,6 +21,12 @@ from bali_ds.training.writing import Writing
 logger = logging.getLogger(__name__)
 
 MARKER = "COMPLETE.json"
+NOT_SAVED = 4
+"""Exit status of a run whose last checkpoint could not be written.
+
+It is not 75: a job that requeues itself would train the steps since the newest checkpoint again and again, for as long
+as nobody makes room. Once somebody has, the same command resumes the run.
+"""
 _LAYOUT = ("world size", "ZeRO stage")
 
 
@@ -30,6 +36,10 @@ class Progress:
 
     step: int
     position: Position
+
+
+class NotSaved(Exception):  # noqa: N818 the disk is at fault, not the program
+    """The checkpoint of the last step could not be written; the run is not complete and nothing was exported."""
 
 
 class Checkpoints:
@@ -53,7 +63,7 @@ class Checkpoints:
         self.cluster = cluster
         self.settings = settings
         self.identity = identity
-        self._failed_at: int | None = None
+        self._failed: tuple[int, str] | None = None
         self._saved: Progress | None = None
         self._begun: tuple[Progress, Writing] | None = None
 
@@ -64,7 +74,7 @@ class Checkpoints:
 
     def due(self, step: int) -> bool:
         """Return whether to save after `step`; a save that failed is tried again soon."""
-        again = self._failed_at is not None and step >= self._failed_at + max(1, self.settings.every // 10)
+        again = self._failed is not None and step >= self._failed[0] + max(1, self.settings.every // 10)
         return again or step % self.settings.every == 0
 
     def save(self, engine: deepspeed.DeepSpeedEngine, progress: Progress) -> None:
@@ -96,19 +106,23 @@ class Checkpoints:
         """Publish what was begun; wait for it where need be. Every rank calls this.
 
         Returns:
-            Whether the checkpoint that was asked for last is there; otherwise a rank could not write, which is said in
-            one line, and the older ones stay.
+            Whether the checkpoint that was asked for last is there; otherwise a rank could not write, `fault` is why,
+            and the older ones stay. A warning names the step and the fault; it is not repeated for the same step.
         """
         if self._begun:
             (progress, writing), self._begun = self._begun, None
             writing.wait()
             fault = self._concluded(progress, writing)
-            self._failed_at, self._saved = (progress.step, None) if fault else (None, progress)
-            if fault:
-                self.warn(
-                    f"no checkpoint of step {progress.step}: {fault}; the older ones stay, the next steps try again"
-                )
+            before, self._failed = self._failed, (progress.step, fault) if fault else None
+            self._saved = None if fault else progress
+            if self._failed and self._failed != before:
+                self.warn(f"no checkpoint of step {progress.step}: {fault}; the older ones stay")
         return self._saved is not None
+
+    @property
+    def fault(self) -> str | None:
+        """Why the newest attempt to save failed; None if it did not."""
+        return self._failed[1] if self._failed else None
 
     def _concluded(self, progress: Progress, writing: Writing) -> str | None:
         """Mark and publish what all ranks have written; return the first failure of any, the same on every rank."""
@@ -172,6 +186,8 @@ class Checkpoints:
             logger.info("%s: was saved with %s; goes on with %s", sound, before, now)
         adopt(engine, sound)
         engine.global_steps = progress.step
+        # What was saved after this checkpoint is not on the disk any more, or is damaged, and may be saved again.
+        self._saved = progress
         return progress
 
     def _damaged(self, path: Path) -> bool:
