@@ -35,7 +35,7 @@ import bali_ds.training.loop as loop  # noqa: E402
 from bali_ds.cli import main as bali_ds  # noqa: E402
 from bali_ds.config import Recipe  # noqa: E402
 from bali_ds.files import write_json  # noqa: E402
-from bali_ds.training.checkpoint import complete_checkpoints  # noqa: E402
+from bali_ds.training.marker import checkpoint_step, complete_checkpoints  # noqa: E402
 from bali_ds.training.stopping import STOPPED, Stopped  # noqa: E402
 from tests.forked import fork, fork_ranks  # noqa: E402
 
@@ -281,7 +281,7 @@ class Trial:
             saved = complete_checkpoints(recipe.directory / "checkpoints")
             # a launcher that dies of the signal has no status of its own
             right = job.status == (-signal.SIGTERM if target == "launcher" else STOPPED)
-            complete = bool(saved) and int(saved[0].name.partition("-")[2]) >= taken
+            complete = bool(saved) and checkpoint_step(saved[0]) >= taken
             good = ended and complete and (right or job.status == 0)
             self.counts["SIGTERMs survived" if good else "SIGTERMs not survived"] += 1
             if not good:

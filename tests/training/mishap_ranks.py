@@ -250,7 +250,8 @@ def twins(mishaps: Mishaps) -> None:
             time.sleep(0.1)
 
     first = mishaps.start("twin", before_samples(4, await_end, of_rank=1))
-    while not list((mishaps.directory("twin") / "checkpoints").glob("step-*")):
+    metrics = mishaps.directory("twin") / "metrics.jsonl"
+    while not metrics.exists() or not metrics.stat().st_size:
         time.sleep(0.1)
     mishaps.run("twin/second")
     mishaps.run("twin/afresh", resume=False)
