@@ -7,12 +7,12 @@ import socket
 from pathlib import Path
 
 import pytest
-import torch
 
 from bali_ds.config import Recipe
 from bali_ds.training.stored import read_state
 from tests.conftest import run_ranks
 from tests.training.cases import DAMAGES, STAGES
+from tests.weights import same_weights
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -137,17 +137,6 @@ class TestDisks:
             assert step == 6 - 1 - others
             assert len(said) == 1 + others
             assert all("not used" in line for line in said)
-
-
-def same_weights(first: Path, second: Path) -> bool:
-    """Whether two checkpoints hold the same weights and moments, bit for bit."""
-    states = [read_state(path) for path in (first, second)]
-    weights, moments = [state.weights for state in states], [state.moments for state in states]
-    return all(
-        before.keys() == after.keys()
-        and all(torch.equal(tensor.tensor(), after[name].tensor()) for name, tensor in before.items())
-        for before, after in [weights, *((moments[0][kind], moments[1][kind]) for kind in moments[0])]
-    )
 
 
 @of("last")
