@@ -1,15 +1,18 @@
-"""Kills runs at random moments and resumes them: the losses of 200 steps must be those of an uninterrupted run.
+"""Interrupts runs and resumes them: losses and weights after 200 steps must be those of an uninterrupted run.
 
-    python bench/survival.py --kills 100 --terms 20
+    python bench/survival.py --kills 100 --terms 20 --full-disks 20
 
 Any process is killed with -9: a rank, a loader worker, the launcher; also in the middle of a save. SIGTERM goes to the
 launcher and to ranks, also during validation and during a save; each must leave a complete checkpoint, the right exit
-status and no process. The model is tiny, and ranks are forks of one process that has imported everything, under a
-launcher that does as DeepSpeed's does (`tests/system` has the real one): a start takes a second instead of ten.
+status and no process. Disks are full now and then, or for good from some step on: the first costs time, the second ends
+the run with a status of its own, and with room again it resumes. The model is tiny, and ranks are forks of one process
+that has imported everything, under a launcher that does as DeepSpeed's does (`tests/system` has the real one): a start
+takes a second instead of ten.
 """
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import random
@@ -20,6 +23,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,20 +34,25 @@ os.environ["PYTHONWARNINGS"] = "ignore"
 warnings.filterwarnings("ignore")
 
 import psutil  # noqa: E402
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine  # noqa: E402
 
 import bali_ds.training.loop as loop  # noqa: E402
 from bali_ds.cli import main as bali_ds  # noqa: E402
 from bali_ds.config import Recipe  # noqa: E402
 from bali_ds.files import write_json  # noqa: E402
-from bali_ds.training.checkpoint import complete_checkpoints  # noqa: E402
+from bali_ds.training.checkpoint import NOT_SAVED, NotSaved  # noqa: E402
+from bali_ds.training.marker import checkpoint_step, complete_checkpoints  # noqa: E402
 from bali_ds.training.stopping import STOPPED, Stopped  # noqa: E402
 from tests.forked import fork, fork_ranks  # noqa: E402
+from tests.weights import same_weights  # noqa: E402
 
 RANKS = 2
 STAGES = (1, 2, 3)
 EVERY = 10
 GRACE = 5.0
 PATIENCE = 300.0
+# The share of writes that fail on a disk that is full now and then: about half of all checkpoints.
+FAILING = 0.2
 
 
 def make_data(folder: Path) -> None:
@@ -60,7 +69,7 @@ def make_data(folder: Path) -> None:
     (folder / "encoder/config.json").write_text(json.dumps(config | shape))
 
 
-def make_recipe(folder: Path, name: str, stage: int, steps: int) -> Recipe:
+def make_recipe(folder: Path, name: str, stage: int, steps: int, retry_minutes: float) -> Recipe:
     """Return the recipe of a run, with dropout and all that is random."""
     return Recipe.model_validate(
         {
@@ -73,15 +82,30 @@ def make_recipe(folder: Path, name: str, stage: int, steps: int) -> Recipe:
             "steps": steps,
             "precision": "fp32",
             "deepspeed": REPOSITORY / f"ds_configs/zero{stage}.json",
-            "checkpoints": {"every": EVERY},
+            "checkpoints": {"every": EVERY, "retry_minutes": retry_minutes},
             "validation": {"every": 2 * EVERY, "passages": 16},
             "log_every": 1,
         }
     )
 
 
-def rank(recipe: Recipe, log: Path) -> int:
+def failing_disk(fails: Callable[[int], bool]) -> None:
+    """Let this process's writes of checkpoint files fail; `fails` gets the step."""
+    write = TorchCheckpointEngine.save
+
+    def save(engine: TorchCheckpointEngine, state: object, path: str) -> None:
+        if fails(int(Path(path).parent.name.partition("-")[2])):
+            Path(path).write_bytes(b"half a file")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(engine, state, path)
+
+    TorchCheckpointEngine.save = save
+
+
+def rank(recipe: Recipe, log: Path, fails: Callable[[int], bool] | None) -> int:
     """Train as `launch/train.py` does."""
+    if fails:
+        failing_disk(fails)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -101,13 +125,16 @@ def rank(recipe: Recipe, log: Path) -> int:
     except Stopped as stopped:
         print(stopped)
         return STOPPED
+    except NotSaved as failed:
+        print(failed)
+        return NOT_SAVED
     return 0
 
 
-def launcher(recipe: Recipe, log: Path) -> int:
+def launcher(recipe: Recipe, log: Path, fails: Callable[[int], bool] | None) -> int:
     """Start the ranks and end them all when one fails; return the first failure."""
     os.setsid()
-    ranks = set(fork_ranks(RANKS, rank, recipe, log))
+    ranks = set(fork_ranks(RANKS, rank, recipe, log, fails))
     failure, ended_at = 0, None
     while ranks:
         process, status = os.waitpid(-1, os.WNOHANG)
@@ -136,11 +163,12 @@ class Job:
 
     recipe: Recipe
     log: Path
+    fails: Callable[[int], bool] | None = None
     group: int = 0
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self.group = fork(launcher, self.recipe, self.log)
+        self.group = fork(launcher, self.recipe, self.log, self.fails)
 
     def processes(self, kind: str) -> list[int]:
         """Return the processes of a kind: launcher, rank or worker; all for any other word."""
@@ -202,6 +230,7 @@ class Trial:
         self.draw = random.Random(seed)
         self.counts: Counter[str] = Counter()
         self.expected: dict[int, list[tuple[int, float]]] = {}
+        self.checkpoints: dict[int, Path] = {}
         self.seconds: dict[int, float] = {}
         self.number = 0
 
@@ -212,17 +241,22 @@ class Trial:
             if not job.wait() or job.status:
                 raise RuntimeError(job.log.read_text()[-3000:])
             self.expected[stage] = losses(job.recipe.directory)
+            self.checkpoints[stage] = self.last_checkpoint(job.recipe)
             self.seconds[stage] = time.monotonic() - job.started
             print(f"ZeRO {stage}: {self.steps} steps without interruption, {self.seconds[stage]:.0f} s", flush=True)
 
-    def recipe(self, stage: int) -> Recipe:
+    def recipe(self, stage: int, retry_minutes: float = 0.5) -> Recipe:
         """Return the recipe of another run."""
         self.number += 1
-        return make_recipe(self.folder, f"run-{self.number}", stage, self.steps)
+        return make_recipe(self.folder, f"run-{self.number}", stage, self.steps, retry_minutes)
 
-    def start(self, recipe: Recipe) -> Job:
-        """Start or resume a run."""
-        return Job(recipe, self.folder / f"{recipe.name}.log")
+    def start(self, recipe: Recipe, fails: Callable[[int], bool] | None = None) -> Job:
+        """Start or resume a run, on a disk that may fail."""
+        return Job(recipe, self.folder / f"{recipe.name}.log", fails)
+
+    def last_checkpoint(self, recipe: Recipe) -> Path:
+        """Return the checkpoint of the last step."""
+        return recipe.directory / f"checkpoints/step-{self.steps:08d}"
 
     def kills(self, stage: int, count: int, until: float) -> None:
         """Kill runs of a stage so often, or as often as there is time for."""
@@ -256,7 +290,9 @@ class Trial:
 
     def compare(self, recipe: Recipe, stage: int) -> None:
         """Compare a run that came to its end with the uninterrupted one."""
-        same = losses(recipe.directory) == self.expected[stage]
+        same = losses(recipe.directory) == self.expected[stage] and same_weights(
+            self.last_checkpoint(recipe), self.checkpoints[stage]
+        )
         self.counts["runs equal bit for bit" if same else "runs that differ"] += 1
         print(f"ZeRO {stage}: {recipe.name} {'equals' if same else 'DIFFERS FROM'} the uninterrupted run", flush=True)
 
@@ -281,7 +317,7 @@ class Trial:
             saved = complete_checkpoints(recipe.directory / "checkpoints")
             # a launcher that dies of the signal has no status of its own
             right = job.status == (-signal.SIGTERM if target == "launcher" else STOPPED)
-            complete = bool(saved) and int(saved[0].name.partition("-")[2]) >= taken
+            complete = bool(saved) and checkpoint_step(saved[0]) >= taken
             good = ended and complete and (right or job.status == 0)
             self.counts["SIGTERMs survived" if good else "SIGTERMs not survived"] += 1
             if not good:
@@ -289,6 +325,27 @@ class Trial:
             if job.status == 0:
                 self.compare(recipe, stage)
                 recipe = self.recipe(stage)
+
+    def full_disks(self, stage: int, count: int) -> None:
+        """Run so often on a disk that is full; every other time for good, from some checkpoint on."""
+        for turn in range(count):
+            last_room, chances = self.draw.randrange(self.steps), random.Random(self.draw.random())
+            if now_and_then := turn % 2 == 0:
+                recipe = self.recipe(stage)
+                job = self.start(recipe, lambda _, chances=chances: chances.random() < FAILING)
+                good = job.wait() and job.status == 0
+            else:
+                recipe = self.recipe(stage, retry_minutes=0.02)
+                job = self.start(recipe, lambda step, last_room=last_room: step > last_room)
+                good = job.wait() and job.status == NOT_SAVED and not self.last_checkpoint(recipe).exists()
+                job = self.start(recipe)
+                good = job.wait() and job.status == 0 and good
+            self.counts["full disks survived" if good else "full disks not survived"] += 1
+            if good:
+                self.compare(recipe, stage)
+            else:
+                kind = "now and then" if now_and_then else f"from step {last_room + 1} on"
+                print(f"disk full {kind}: status {job.status}: {job.log.read_text()[-3000:]}")
 
     @staticmethod
     def steps_taken(recipe: Recipe) -> int:
@@ -308,6 +365,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=9)
     parser.add_argument("--terms", type=int, default=6)
+    parser.add_argument("--full-disks", type=int, default=4)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=1000.0, help="kill no more after so long")
     parser.add_argument("--stages", type=int, nargs="+", default=STAGES, choices=(0, *STAGES))
@@ -325,8 +383,11 @@ def main() -> int:
             trial.kills(stage, count, begun + (place + 1) * share)
         if options.terms:
             trial.terminations(stages[0], options.terms)
+        for place, stage in enumerate(stages):
+            trial.full_disks(stage, len(range(place, options.full_disks, len(stages))))
     counts = dict(sorted(trial.counts.items()))
-    failed = any(counts.get(key) for key in ("runs that differ", "left processes behind", "SIGTERMs not survived"))
+    bad = ("runs that differ", "left processes behind", "SIGTERMs not survived", "full disks not survived")
+    failed = any(counts.get(key) for key in bad)
     if not options.no_json:
         write_json(REPOSITORY / "bench/results/survival.json", {"seed": options.seed, "steps": options.steps, **counts})
     print(f"seed {options.seed}: " + ", ".join(f"{count} {what}" for what, count in counts.items()))

@@ -22,7 +22,7 @@ def main() -> int:
     """Train, then, on rank 0, export, evaluate and report.
 
     Returns the exit status: 0 complete, 2 a mistake in recipe or data, 3 loss or gradient is no
-    number any more, 75 stopped with a checkpoint to go on from.
+    number any more, 4 the last checkpoint could not be written, 75 stopped with a checkpoint to go on from.
     """
     options = _options()
     first = os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")) == "0"
@@ -58,7 +58,8 @@ def _job(recipe: Recipe, *, resume: bool, first: bool) -> int:
     # Heavy imports wait until the recipe is known to be sound.
     from transformers.utils import logging as transformers_logging
 
-    from bali_ds.export.conclusion import conclude, concluded
+    from bali_ds.export.conclusion import conclude, concluded, results
+    from bali_ds.training.checkpoint import NOT_SAVED, NotSaved
     from bali_ds.training.guard import DIVERGED, Diverged
     from bali_ds.training.loop import train
     from bali_ds.training.stopping import STOPPED, Stopped
@@ -75,15 +76,17 @@ def _job(recipe: Recipe, *, resume: bool, first: bool) -> int:
         signal.signal(number, leave)
     try:
         if not resume or not concluded(recipe):
-            train(recipe, resume=resume)
+            step = train(recipe, resume=resume)
+            if first:
+                conclude(recipe, step)
         elif first:
             print(f"{recipe.directory} is complete; --resume never trains it afresh\n")
         if first:
-            print(conclude(recipe), flush=True)
-    except (Stopped, Diverged) as ended:
+            print(results(recipe), flush=True)
+    except (Stopped, Diverged, NotSaved) as ended:
         if first:
             print(f"train: {ended}", file=sys.stderr, flush=True)
-        return STOPPED if isinstance(ended, Stopped) else DIVERGED
+        return {Stopped: STOPPED, Diverged: DIVERGED, NotSaved: NOT_SAVED}[type(ended)]
     return 0
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 from bali_ds.cli.common import emit
@@ -31,8 +31,11 @@ def _run(options: argparse.Namespace) -> None:
     with redirect_stdout(sys.stderr):
         from bali_ds.export.push import push
         from bali_ds.export.run import export_run
+        from bali_ds.training.run_lock import RunLock
 
-        report = export_run(options.path, options.out, options.dtype, step=options.step, onnx=options.onnx)
+        within = options.out.resolve().is_relative_to(options.path.resolve())
+        with RunLock(options.path) if within else nullcontext():
+            report = export_run(options.path, options.out, options.dtype, step=options.step, onnx=options.onnx)
         if options.push:
             report["url"] = push(options.out, options.push)
     emit(

@@ -119,6 +119,8 @@ class Checkpoints(Section):
     """Newest complete checkpoints kept."""
     keep_every: int = Field(default=0, ge=0)
     """Checkpoints of steps that divide by this are kept for good; 0 keeps none."""
+    retry_minutes: float = Field(default=10, ge=0)
+    """A checkpoint of the last step that cannot be written, to a full disk for example, is tried again for so long."""
 
 
 class Guards(Section):

@@ -20,30 +20,32 @@ from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.inference.dictionary import read_dictionary
 from bali_ds.inference.encoder import Encoder, load
 from bali_ds.model.text import load_text_encoder
-
-MARKER = "complete.json"
+from bali_ds.training.run import COMPLETE
+from bali_ds.training.run_lock import RunLock
 
 
 def concluded(recipe: Recipe) -> bool:
     """Whether a run of this very recipe is trained, exported and evaluated."""
     try:
-        return read_json(recipe.directory / MARKER)["recipe"] == dump_recipe(recipe)
+        return read_json(recipe.directory / COMPLETE)["recipe"] == dump_recipe(recipe)
     except (InputError, KeyError):
         return False
 
 
-def conclude(recipe: Recipe) -> str:
-    """Export the newest checkpoint, evaluate, write the report and mark the run as complete; return the table of it.
+def conclude(recipe: Recipe, step: int) -> None:
+    """Export a trained run, evaluate it, write the report and mark the run as complete.
 
-    What is there already is not made again.
+    Args:
+        recipe: the run.
+        step: the one that training ended with. No other checkpoint is exported in place of its own.
 
     Raises:
-        InputError: the checkpoint or an evaluation file cannot be used.
+        InputError: the checkpoint or an evaluation file cannot be used, or another process uses the run's directory.
     """
     run = recipe.directory
-    if not concluded(recipe):
+    with RunLock(run):
         print("exporting fp16 weights", flush=True)
-        export_run(run, run / "export")
+        export_run(run, run / "export", step=step)
         figures: dict[str, Any] = {"retrieval": _retrieval(run)}
         # The other ranks are done: the cores of all are free for this one.
         torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -55,8 +57,12 @@ def conclude(recipe: Recipe) -> str:
         write_json(run / "evaluation.json", figures)
         refresh_card(run, run / "export")
         write_report(run)
-        write_json(run / MARKER, {"recipe": dump_recipe(recipe)})
-    return _table(run, read_json(run / "evaluation.json"))
+        write_json(run / COMPLETE, {"recipe": dump_recipe(recipe)})
+
+
+def results(recipe: Recipe) -> str:
+    """Return the table of a complete run."""
+    return _table(recipe.directory, read_json(recipe.directory / "evaluation.json"))
 
 
 def _encoders(recipe: Recipe) -> dict[str, Encoder]:

@@ -14,10 +14,10 @@ from bali_ds.export.lora import merge_lora
 from bali_ds.export.onnx import write_onnx
 from bali_ds.export.sentence_modules import write_sentence_modules
 from bali_ds.export.weights import SHARD_BYTES, verify_weights, write_weights
-from bali_ds.files import published_directory, published_file, read_json, sha256_file, write_json
+from bali_ds.files import published_directory, published_file, read_json, write_json
 from bali_ds.inference.encoder import DESCRIPTION
 from bali_ds.inference.stored import POOLING_FILE
-from bali_ds.training.checkpoint import MARKER
+from bali_ds.training.marker import checkpoint_fault, named_checkpoints, read_marker
 from bali_ds.training.stored import read_checkpoint
 from bali_ds.training.stored_tensor import StoredTensor
 
@@ -95,19 +95,16 @@ def export_run(
 
 
 def _chosen_checkpoint(directory: Path, step: int | None) -> Path:
-    found = sorted(directory.glob("step-*"))
+    found = named_checkpoints(directory)
     if not found:
         raise InputError(f"{directory}: holds no checkpoint; train first")
-    chosen = found[-1] if step is None else directory / f"step-{step:08d}"
-    if chosen not in found:
-        raise InputError(f"{chosen}: does not exist; there are {', '.join(path.name for path in found)}")
-    if not (chosen / MARKER).is_file():
-        raise InputError(f"{chosen}: is incomplete, it has no {MARKER}; choose another with --step")
-    files = read_json(chosen / MARKER).get("files", {})
-    for name, facts in files.items():
-        file = chosen / name
-        if not file.is_file() or file.stat().st_size != facts["bytes"] or sha256_file(file) != facts["sha256"]:
-            raise InputError(f"{file}: is missing or damaged; choose another checkpoint with --step")
+    chosen = next((path for taken, path in found if step in (None, taken)), None)
+    if chosen is None:
+        raise InputError(
+            f"{directory}: holds no checkpoint of step {step}; there are {', '.join(path.name for _, path in found)}"
+        )
+    if fault := checkpoint_fault(chosen, hashed=True):
+        raise InputError(f"{chosen}: {fault}; choose another checkpoint with --step")
     return chosen
 
 
@@ -189,10 +186,10 @@ def _below(prefix: str, tensors: Mapping[str, StoredTensor]) -> dict[str, Stored
 
 
 def _description(recipe: Recipe, checkpoint: Path, tensors: Mapping[str, StoredTensor], dtype: str) -> dict[str, Any]:
-    marker = read_json(checkpoint / MARKER)
+    marker = read_marker(checkpoint)
     relations, concepts = (tensors.get(f"graph.{name}.weight") for name in ("relations", "concepts"))
     offset = tensors.get("log_scale_offset")
-    fingerprints = {"shards": marker.get("identity", {}).get("data")}
+    fingerprints = {"shards": marker.identity.get("data")}
     shards = recipe.data.shards
     # What is mixed was built from the same graph and with the same tokenizer.
     index = Path(shards if isinstance(shards, str) else next(iter(shards))) / "index.json"
@@ -204,7 +201,7 @@ def _description(recipe: Recipe, checkpoint: Path, tensors: Mapping[str, StoredT
         "pooling": "mean_tokens",
         "mention_pooling": recipe.text_encoder.pooling,
         "markers": recipe.text_encoder.markers,
-        "step": marker["progress"]["step"],
+        "step": marker.progress.step,
         "dtype": dtype,
         "fingerprints": fingerprints,
         "num_relations": relations.shape[0] - 1 if relations else None,

@@ -3,7 +3,6 @@
 import logging
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,29 @@ import deepspeed
 
 from bali_ds.config import Checkpoints as Settings
 from bali_ds.errors import InputError
-from bali_ds.files import read_json, sha256_file, sync, write_json
+from bali_ds.files import sync
 from bali_ds.stream.order import Position
 from bali_ds.training.cluster import Cluster
+from bali_ds.training.marker import (
+    REPLACED,
+    Marker,
+    checkpoint_step,
+    complete_checkpoints,
+    named_checkpoints,
+    read_marker,
+    write_marker,
+)
 from bali_ds.training.reshard import adopt, optimised_names
 from bali_ds.training.writing import Writing
 
 logger = logging.getLogger(__name__)
 
-MARKER = "COMPLETE.json"
+NOT_SAVED = 4
+"""Exit status of a run whose last checkpoint could not be written.
+
+It is not 75: a job that requeues itself would train the steps since the newest checkpoint again and again, for as long
+as nobody makes room. Once somebody has, the same command resumes the run.
+"""
 _LAYOUT = ("world size", "ZeRO stage")
 
 
@@ -30,6 +43,10 @@ class Progress:
 
     step: int
     position: Position
+
+
+class NotSaved(Exception):  # noqa: N818 the disk is at fault, not the program
+    """The checkpoint of the last step could not be written; the run is not complete and nothing was exported."""
 
 
 class Checkpoints:
@@ -50,10 +67,11 @@ class Checkpoints:
                 world size or stage it is taken over, with other data refused.
         """
         self.directory = directory
+        self._scratch = directory / ".writing"
         self.cluster = cluster
         self.settings = settings
         self.identity = identity
-        self._failed_at: int | None = None
+        self._failed: tuple[int, str] | None = None
         self._saved: Progress | None = None
         self._begun: tuple[Progress, Writing] | None = None
 
@@ -64,7 +82,7 @@ class Checkpoints:
 
     def due(self, step: int) -> bool:
         """Return whether to save after `step`; a save that failed is tried again soon."""
-        again = self._failed_at is not None and step >= self._failed_at + max(1, self.settings.every // 10)
+        again = self._failed is not None and step >= self._failed[0] + max(1, self.settings.every // 10)
         return again or step % self.settings.every == 0
 
     def save(self, engine: deepspeed.DeepSpeedEngine, progress: Progress) -> None:
@@ -75,7 +93,7 @@ class Checkpoints:
         self.finish()
         if progress.step == 0 or progress == self._saved:
             return
-        writing = Writing(self.directory / ".writing" / f"step-{progress.step:08d}")
+        writing = Writing(self._scratch / f"step-{progress.step:08d}")
         if self.cluster.first:
             writing.make_room()
         writing.fault = self.cluster.agree(writing.fault)
@@ -96,19 +114,23 @@ class Checkpoints:
         """Publish what was begun; wait for it where need be. Every rank calls this.
 
         Returns:
-            Whether the checkpoint that was asked for last is there; otherwise a rank could not write, which is said in
-            one line, and the older ones stay.
+            Whether the checkpoint that was asked for last is there; otherwise a rank could not write, `fault` is why,
+            and the older ones stay. A warning names the step and the fault; it is not repeated for the same step.
         """
         if self._begun:
             (progress, writing), self._begun = self._begun, None
             writing.wait()
             fault = self._concluded(progress, writing)
-            self._failed_at, self._saved = (progress.step, None) if fault else (None, progress)
-            if fault:
-                self.warn(
-                    f"no checkpoint of step {progress.step}: {fault}; the older ones stay, the next steps try again"
-                )
+            before, self._failed = self._failed, (progress.step, fault) if fault else None
+            self._saved = None if fault else progress
+            if self._failed and self._failed != before:
+                self.warn(f"no checkpoint of step {progress.step}: {fault}; the older ones stay")
         return self._saved is not None
+
+    @property
+    def fault(self) -> str | None:
+        """Why the newest attempt to save failed; None if it did not."""
+        return self._failed[1] if self._failed else None
 
     def _concluded(self, progress: Progress, writing: Writing) -> str | None:
         """Mark and publish what all ranks have written; return the first failure of any, the same on every rank."""
@@ -118,26 +140,44 @@ class Checkpoints:
             with writing.noted():
                 if not fault:
                     files = {name: facts for _, share in shares for name, facts in share.items()}
-                    marker = {"progress": asdict(progress), "identity": self.identity, "files": files}
-                    write_json(writing.directory / MARKER, marker)
+                    write_marker(writing.directory, progress.step, progress.position, self.identity, files)
                     self._publish(writing.directory)
-            shutil.rmtree(writing.directory.parent, ignore_errors=True)
-        return self.cluster.agree(fault or writing.fault)
-
-    def _share(self, files: list[Path]) -> list[Path]:
-        return files[self.cluster.rank :: self.cluster.world_size]
+            fault = fault or writing.fault
+            if not fault:
+                try:
+                    self._retire()
+                except OSError as error:
+                    self.warn(f"{self.directory}: a checkpoint that is not kept could not be removed: {error}")
+            shutil.rmtree(self._scratch, ignore_errors=True)
+        return self.cluster.agree(fault)
 
     def _publish(self, written: Path) -> None:
+        """Give a checkpoint its name; at any moment the old or the new one of the same step has one that counts."""
         target = self.directory / written.name
+        replaced = target.with_name(target.name + REPLACED)
         sync(written)
         if target.exists():
-            os.rename(target, written.parent / "replaced")
+            if replaced.exists():
+                self._remove(replaced)
+            os.rename(target, replaced)
         os.rename(written, target)
         sync(self.directory)
+
+    def _retire(self) -> None:
+        """Remove the checkpoints that need not be kept any more."""
+        complete = self._complete()
+        steps = list(dict.fromkeys(map(checkpoint_step, complete)))
         every = self.settings.keep_every
-        for old in self._complete()[self.settings.keep :]:
-            if not every or _step(old) % every:
-                shutil.rmtree(old)
+        kept = {*steps[: self.settings.keep], *(step for step in steps if every and step % every == 0)}
+        for step, path in named_checkpoints(self.directory, lambda _: None):
+            superseded = path.suffix == REPLACED and path.with_suffix("") in complete
+            if superseded or (path in complete and step not in kept):
+                self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        # Renamed first: a checkpoint of which a killed process had removed some files would be warned of ever after.
+        os.rename(path, self._scratch / path.name)
+        shutil.rmtree(self._scratch / path.name)
 
     def restore(self, engine: deepspeed.DeepSpeedEngine) -> Progress | None:
         """Load the newest sound checkpoint into the engine; None where the run has none.
@@ -148,23 +188,27 @@ class Checkpoints:
             InputError: the checkpoint belongs to other data, or all that there are are damaged.
         """
         self.finish()
-        found = self.cluster.agree([str(path) for path in self._complete()] if self.cluster.first else None)
-        sound = next((path for path in map(Path, found) if not self._damaged(path)), None)
-        if sound is None:
+        found: list[tuple[Path, Marker]] = []
+        if self.cluster.first:
+            # What a killed process was writing or removing takes space that this run may need.
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            found = [(path, read_marker(path)) for path in self._complete()]
+        found = self.cluster.agree(found)
+        sound, marker = next((each for each in found if not self._damaged(*each)), (None, None))
+        if sound is None or marker is None:
             if self.cluster.agree(any(self.directory.glob("step-*"))):
                 raise InputError(
                     f"{self.directory}: none of its checkpoints is sound; restore one, or start afresh with "
                     "--resume never"
                 )
             return None
-        marker = read_json(sound / MARKER)
-        made_with = marker["identity"]
+        made_with = marker.identity
         if made_with.get("data") != self.identity["data"]:
             raise InputError(
                 f"{sound}: was saved with data {made_with.get('data')}, this run has {self.identity['data']}; "
                 "resume with the same data or start another run"
             )
-        progress = Progress(marker["progress"]["step"], Position(**marker["progress"]["position"]))
+        progress = Progress(marker.progress.step, marker.position)
         if any(made_with.get(key) != self.identity[key] for key in _LAYOUT):
             before, now = (
                 ", ".join(f"{key} {each.get(key)}" for key in _LAYOUT) for each in (made_with, self.identity)
@@ -172,15 +216,14 @@ class Checkpoints:
             logger.info("%s: was saved with %s; goes on with %s", sound, before, now)
         adopt(engine, sound)
         engine.global_steps = progress.step
+        # What was saved after this checkpoint is not on the disk any more, or is damaged, and may be saved again.
+        self._saved = progress
         return progress
 
-    def _damaged(self, path: Path) -> bool:
+    def _damaged(self, path: Path, marker: Marker) -> bool:
         """Compare hashes, shared out over the ranks."""
-        marked = read_json(path / MARKER)["files"]
-        own = {file.name: marked[file.name] for file in self._share(sorted(path / name for name in marked))}
-        fault = next(
-            (f"{name} is damaged" for name, facts in own.items() if _hash(path / name) != facts["sha256"]), None
-        )
+        own = sorted(marker.files.items())[self.cluster.rank :: self.cluster.world_size]
+        fault = next((fault for name, file in own if (fault := file.fault(path / name, hashed=True))), None)
         faults = [fault for fault in self.cluster.collect(fault) if fault]
         if faults:
             self.warn(f"{path}: not used, {faults[0]}")
@@ -193,39 +236,3 @@ class Checkpoints:
         """Say something that a person should read."""
         if self.cluster.first:
             logger.warning(line)
-
-
-def complete_checkpoints(directory: Path, warn: Callable[[str], None] = logger.warning) -> list[Path]:
-    """Return the checkpoints whose files are all there in their full size, newest first; name the others in the log."""
-    complete = []
-    for path in sorted(directory.glob("step-*"), reverse=True):
-        if fault := _fault(path):
-            warn(f"{path}: not used, {fault}")
-        else:
-            complete.append(path)
-    return complete
-
-
-def _fault(path: Path) -> str | None:
-    try:
-        files = read_json(path / MARKER)["files"]
-        for name, facts in files.items():
-            file = path / name
-            if not file.is_file():
-                return f"{name} is missing"
-            if file.stat().st_size != facts["bytes"]:
-                return f"{name} has {file.stat().st_size} bytes, not {facts['bytes']}"
-    except (InputError, KeyError, TypeError, AttributeError):
-        return f"{MARKER} is missing or damaged"
-    return None
-
-
-def _hash(file: Path) -> str | None:
-    try:
-        return sha256_file(file)
-    except OSError:
-        return None
-
-
-def _step(path: Path) -> int:
-    return int(path.name.partition("-")[2])

@@ -1,5 +1,6 @@
 """The training loop."""
 
+import math
 import shutil
 import time
 from contextlib import closing
@@ -9,6 +10,7 @@ import deepspeed
 import torch
 
 from bali_ds.config import Recipe
+from bali_ds.errors import InputError
 from bali_ds.model.build import build_aligner
 from bali_ds.preflight.arithmetic import Arithmetic, arithmetic
 from bali_ds.preflight.flops import StepFlops
@@ -17,7 +19,7 @@ from bali_ds.stream.evaluation import evaluation_batches
 from bali_ds.stream.loader import Loader, Step
 from bali_ds.stream.order import Position
 from bali_ds.stream.settings import StreamSettings
-from bali_ds.training.checkpoint import Checkpoints, Progress
+from bali_ds.training.checkpoint import Checkpoints, NotSaved, Progress
 from bali_ds.training.cluster import Cluster, joined_cluster
 from bali_ds.training.communication import Communication
 from bali_ds.training.engine import build_engine, deepspeed_settings, set_learning_rates
@@ -26,6 +28,7 @@ from bali_ds.training.guard import Guard, Verdict
 from bali_ds.training.hosts import HostWatch
 from bali_ds.training.meter import Meter
 from bali_ds.training.run import Data, announcement, prepare
+from bali_ds.training.run_lock import locked_run
 from bali_ds.training.schedule import learning_rate_factor
 from bali_ds.training.stopping import StopRequest
 from bali_ds.training.stragglers import Stragglers
@@ -33,8 +36,11 @@ from bali_ds.training.telemetry import Telemetry
 from bali_ds.training.validation import validate
 from bali_ds.training.watchdog import Watchdog
 
+# Ranks that wait look for a reason to stop this often.
+_POLL_SECONDS = 1.0
 
-def train(recipe: Recipe, *, resume: bool = True) -> None:
+
+def train(recipe: Recipe, *, resume: bool = True) -> int:
     """Train the recipe's model from its newest complete checkpoint, or from the start, to its last step.
 
     Every rank that the launcher started calls this. When it returns, `recipe.directory` holds a complete
@@ -44,12 +50,16 @@ def train(recipe: Recipe, *, resume: bool = True) -> None:
         recipe: the run.
         resume: whether to go on from a checkpoint; otherwise an existing run is removed.
 
+    Returns:
+        The step of that checkpoint.
+
     Raises:
-        InputError: recipe, data and machine do not fit together.
+        InputError: recipe, data and machine do not fit together, or another job uses the run's directory.
         Diverged: loss or gradient is no number, or the loss jumped too often.
+        NotSaved: the checkpoint of the last step could not be written.
         Stopped: a signal, the stop file or the launcher's end came first; a checkpoint is saved.
     """
-    with joined_cluster() as cluster:
+    with joined_cluster() as cluster, locked_run(recipe.directory, cluster):
         data = Data.open(recipe)
         numbers = arithmetic(recipe, cluster.world_size, len(data.shards.split("train")))
         settings = deepspeed_settings(recipe, numbers)
@@ -78,13 +88,17 @@ def train(recipe: Recipe, *, resume: bool = True) -> None:
         communication = Communication(cluster.device)
         meter = Meter(engine, cluster, guard.gradients, flops, communication)
         stragglers = Stragglers(engine.module, cluster)
-        training = _Training(recipe, numbers, cluster, data, engine, checkpoints, guard, meter, stragglers)
-        with HostWatch(cluster, 60 * recipe.guards.host_minutes).watching(), communication.watching():
-            while progress.step < numbers.steps:
-                training.go_on(progress)
-                progress = checkpoints.restore(engine) or Progress(0, Position())
+        stop = StopRequest(cluster, recipe.directory / "stop", recipe.guards.max_minutes)
+        watchdog = Watchdog(recipe.directory / f"stacks/rank-{cluster.rank}.txt", 60 * recipe.guards.step_minutes)
+        training = _Training(
+            recipe, numbers, cluster, data, engine, checkpoints, guard, meter, stragglers, stop, watchdog
+        )
+        hosts = HostWatch(cluster, 60 * recipe.guards.host_minutes)
+        with hosts.watching(), communication.watching(), stop.listening(), watchdog.watching():
+            step = training.run(progress)
             if recipe.objective.dual.weight:
                 write_generated(engine, recipe, data, cluster)
+        return step
 
 
 @dataclass
@@ -101,18 +115,69 @@ class _Training:
     guard: Guard
     meter: Meter
     stragglers: Stragglers
+    stop: StopRequest
+    watchdog: Watchdog
 
-    def go_on(self, progress: Progress) -> None:
-        """Take all steps from `progress` to the last, or until the loss jumps and only a checkpoint is good."""
-        recipe, cluster = self.recipe, self.cluster
+    def run(self, progress: Progress) -> int:
+        """Take all steps from `progress` on, save the last and return its number."""
+        while progress.step < self.numbers.steps:
+            progress = self._steps(progress) or self._rewound()
+        self._save_last(progress)
+        return progress.step
+
+    def _rewound(self) -> Progress:
+        """Load the newest checkpoint into the engine, whose weights cannot be trained any further."""
+        progress = self.checkpoints.restore(self.engine)
+        if progress is None:
+            raise InputError(
+                f"{self.checkpoints.directory}: the checkpoint to return to after the loss spike is gone; start the "
+                "run again"
+            )
+        return progress
+
+    def _save_last(self, progress: Progress) -> None:
+        """Save the last step; where that fails, try again for `checkpoints.retry_minutes`. No step is taken again.
+
+        Raises:
+            NotSaved: the checkpoint could still not be written.
+            Stopped: a reason to stop came up meanwhile.
+        """
+        minutes = self.recipe.checkpoints.retry_minutes
+        until = time.monotonic() + 60 * minutes
+        self.watchdog.begins(progress.step)
+        self.checkpoints.save(self.engine, progress)
+        if not self.checkpoints.finish() and minutes:
+            self.checkpoints.warn(
+                f"step {progress.step} is the last: waiting up to {minutes:g} min for its checkpoint to be written; "
+                f"free disk space, or end the run with: touch {self.recipe.directory / 'stop'}"
+            )
+        while not self.checkpoints.finish():
+            if self.cluster.largest(int(time.monotonic() >= until)):
+                raise NotSaved(
+                    f"{self.checkpoints.directory}: the checkpoint of the last step, {progress.step}, was not saved: "
+                    f"{self.checkpoints.fault}; nothing was exported; free disk space, then run the same command "
+                    "again, which resumes from the newest checkpoint"
+                )
+            self._pause(min(30.0, 6 * minutes), progress)
+            self.watchdog.begins(progress.step)
+            self.checkpoints.save(self.engine, progress)
+
+    def _pause(self, seconds: float, progress: Progress) -> None:
+        """Wait, and leave where a reason to stop comes up; every rank calls this."""
+        for _ in range(math.ceil(seconds / _POLL_SECONDS)):
+            if reason := self.stop.agreed():
+                self.stop.leave(reason, step=progress.step, saved=False)
+            time.sleep(min(seconds, _POLL_SECONDS))
+
+    def _steps(self, progress: Progress) -> Progress | None:
+        """Take all steps from `progress` to the last; None where the loss jumps and only a checkpoint is good."""
+        recipe, cluster, stop = self.recipe, self.cluster, self.stop
         held_out = self._held_out()
         loader = self._loader(progress.position)
         telemetry = self._telemetry(progress)
-        stop = StopRequest(cluster, recipe.directory / "stop", recipe.guards.max_minutes)
-        watchdog = Watchdog(recipe.directory / f"stacks/rank-{cluster.rank}.txt", 60 * recipe.guards.step_minutes)
-        with stop.listening(), watchdog.watching(), closing(loader), closing(telemetry):
+        with closing(loader), closing(telemetry):
             while progress.step < self.numbers.steps:
-                watchdog.begins(progress.step + 1)
+                self.watchdog.begins(progress.step + 1)
                 asked = time.monotonic()
                 batch = stop.next_of(loader)
                 waited = time.monotonic() - asked
@@ -126,7 +191,7 @@ class _Training:
 
                 verdict, facts = self._step(progress, batch)
                 if verdict is Verdict.RETURN:
-                    return
+                    return None
                 progress = Progress(progress.step + (verdict is Verdict.SOUND), batch.position_after)
                 if verdict is Verdict.LEAVE_OUT:
                     continue
@@ -136,8 +201,9 @@ class _Training:
                     print(slow, flush=True)
                 if held_out and self._due(progress, recipe.validation.every):
                     telemetry.write(progress.step, validate(self.engine, held_out, cluster, stop))
-                if progress.step == self.numbers.steps or self.checkpoints.due(progress.step):
+                if progress.step < self.numbers.steps and self.checkpoints.due(progress.step):
                     self.checkpoints.save(self.engine, progress)
+        return progress
 
     def _step(self, progress: Progress, batch: Step) -> tuple[Verdict, tuple[dict[str, torch.Tensor], float]]:
         """Take one optimiser step if it is sound; return the model's facts and the text encoder's rate too."""

@@ -16,8 +16,8 @@ from bali_ds.stream.batch import Batch
 from bali_ds.stream.loader import Loader
 from bali_ds.stream.order import Position
 from bali_ds.stream.settings import StreamSettings
-from bali_ds.training.checkpoint import complete_checkpoints
 from bali_ds.training.failures import failure_path
+from bali_ds.training.marker import checkpoint_step, complete_checkpoints
 from bali_ds.training.run import Data
 from bali_ds.training.stored import read_checkpoint
 
@@ -68,13 +68,15 @@ def replay(run: Path, step: int) -> dict[str, Any]:
 
 
 def _aligner(recipe: Recipe, data: Data, checkpoints: Path, step: int) -> tuple[int, Aligner]:
-    before = [path for path in complete_checkpoints(checkpoints) if int(path.name.partition("-")[2]) < step]
+    complete = [(checkpoint_step(path), path) for path in complete_checkpoints(checkpoints)]
+    before = [(taken, path) for taken, path in complete if taken < step]
     if not before:
         raise InputError(f"{checkpoints}: holds no checkpoint from before step {step}")
     aligner = build_aligner(recipe, 2 * data.graph.num_relations, data.shards)
-    stored = read_checkpoint(before[0])
+    taken, newest = before[0]
+    stored = read_checkpoint(newest)
     aligner.load_state_dict({name: tensor.tensor() for name, tensor in stored.items()}, strict=False)
-    return int(before[0].name.partition("-")[2]), aligner.to(_DTYPES[recipe.precision]).eval()
+    return taken, aligner.to(_DTYPES[recipe.precision]).eval()
 
 
 def _samples(recipe: Recipe, data: Data, failure: dict[str, Any]) -> list[Batch]:

@@ -21,6 +21,9 @@ from bali_ds.training.checkpoint import Progress
 # What may differ between the recipe of a run and the one it is resumed with: it does not change what was learnt so far.
 FREE = {"runs", "steps", "epochs", "deepspeed", "checkpoints", "validation", "evaluation", "guards", "log_every"}
 
+COMPLETE = "complete.json"
+"""The file that says that a run is trained, exported and evaluated."""
+
 
 @dataclass(frozen=True)
 class Data:
@@ -73,6 +76,8 @@ def prepare(recipe: Recipe) -> None:
     written = run / "recipe.yaml"
     if written.exists():
         _compare(load_recipe(written), recipe, written)
+    # A run that is trained for more steps is not complete until they are exported too.
+    (run / COMPLETE).unlink(missing_ok=True)
     encoder = run / "encoder"
     shutil.rmtree(encoder, ignore_errors=True)
     read_configuration(recipe.text_encoder.path, layer=recipe.text_encoder.layer).save_pretrained(encoder)

@@ -1,8 +1,11 @@
 """Exported directories: what transformers loads from them is what was trained."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -15,8 +18,10 @@ from bali_ds.export.run import export_run
 from bali_ds.files import read_json
 from bali_ds.inference.aligned import load_aligned
 from bali_ds.inference.encoder import load
+from bali_ds.training.run_lock import RunLock
 from tests.export.ranks import ALONE, CASES, aligner
 from tests.export.runs import mark
+from tests.forked import fork
 
 
 @pytest.mark.parametrize("case", CASES + ALONE)
@@ -110,6 +115,30 @@ def test_damaged_runs_are_refused_with_one_line(run_of, tmp_path, capsys, damage
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_an_export_into_a_run_that_a_job_uses_is_refused(run_of, tmp_path, capsys):
+    run = run_of("0-fp32")
+
+    def hold() -> None:
+        with RunLock(run):
+            (tmp_path / "held").touch()
+            time.sleep(600)
+
+    job = fork(hold)
+    try:
+        while not (tmp_path / "held").exists():
+            time.sleep(0.01)
+        assert main(["export", str(run), "--out", str(run / "export")]) == 2
+        said = capsys.readouterr().err
+        assert f"is in use by process {job} " in said
+        assert said.count("\n") == 1
+        assert not (run / "export").exists()
+        assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
+    finally:
+        os.kill(job, signal.SIGKILL)
+        os.waitpid(job, 0)
+    assert main(["export", str(run), "--out", str(run / "export")]) == 0
 
 
 def test_an_encoder_of_another_shape_is_refused(run_of, tmp_path):

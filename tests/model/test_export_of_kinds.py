@@ -9,14 +9,15 @@ from transformers import AutoTokenizer
 
 from bali_ds.errors import InputError
 from bali_ds.export.run import export_run
-from bali_ds.files import write_json
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.inference.aligned import load_aligned
 from bali_ds.inference.encoder import load
 from bali_ds.model.build import build_aligner
 from bali_ds.preflight.plan import plan
 from bali_ds.stream.evaluation import evaluation_batches
+from bali_ds.stream.order import Position
 from bali_ds.stream.settings import StreamSettings
+from bali_ds.training.marker import write_marker
 from bali_ds.training.run import Data, prepare
 from tests.model.variants import VARIANTS, variant
 
@@ -36,7 +37,7 @@ def write_run(recipe, aligner) -> None:
     checkpoint = recipe.directory / "checkpoints/step-00000001"
     checkpoint.mkdir(parents=True)
     torch.save({"module": aligner.state_dict()}, checkpoint / "mp_rank_00_model_states.pt")
-    write_json(checkpoint / "COMPLETE.json", {"progress": {"step": 1}})
+    write_marker(checkpoint, 1, Position(), {}, {})
     prepare(recipe)
 
 

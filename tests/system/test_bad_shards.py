@@ -23,7 +23,7 @@ from bali_ds.shards.store import ShardSet
 from bali_ds.stream.mixture import Mixture
 from bali_ds.stream.settings import StreamSettings
 from bali_ds.stream.visits import VisitOrder
-from bali_ds.training.checkpoint import complete_checkpoints
+from bali_ds.training.marker import complete_checkpoints
 from tests.conftest import REPOSITORY
 from tests.stream.test_remote import Server
 

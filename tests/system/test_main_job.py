@@ -1,6 +1,7 @@
 """The main job as a user starts it, on the sample data set."""
 
 import json
+import os
 import random
 import shutil
 import socket
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from bali_ds.cli import main
+from bali_ds.training.run_lock import RunLock
 from tests.conftest import REPOSITORY, run_ranks
 
 pytestmark = pytest.mark.system
@@ -149,3 +151,21 @@ def test_a_port_that_another_run_has_ends_the_job_with_one_line_and_status_2(sam
     assert len(said) == 1, done.stderr
     assert f"port {port}: is taken" in said[0]
     assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_a_run_that_another_job_uses_ends_the_job_with_one_line_and_status_2(sample, tmp_path, resume):
+    recipe = sample.recipe(tmp_path)
+    config = write_recipe(tmp_path / "recipe.yaml", recipe)
+    recipe.directory.mkdir()
+    (recipe.directory / "metrics.jsonl").write_text("kept")
+    port = str(random.randint(20_000, 40_000))
+    command = [*LAUNCHER, port, str(REPOSITORY / "launch/train.py"), "--config", str(config), "--resume", resume]
+    with RunLock(recipe.directory):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = [line for line in done.stderr.splitlines() if line.startswith("train: ")]
+    assert done.returncode == 2
+    assert len(said) == 1, done.stderr
+    assert f"{recipe.directory}: is in use by process {os.getpid()} on host {socket.gethostname()}" in said[0]
+    assert "Traceback" not in done.stdout + done.stderr
+    assert [path.name for path in recipe.directory.iterdir()] == ["metrics.jsonl"]

@@ -23,7 +23,7 @@ from bali_ds.model.aligner import Aligner
 from bali_ds.model.build import build_aligner
 from bali_ds.preflight.arithmetic import arithmetic
 from bali_ds.stream.loader import Loader
-from bali_ds.training.checkpoint import Checkpoints
+from bali_ds.training.checkpoint import NOT_SAVED, Checkpoints, NotSaved
 from bali_ds.training.cluster import joined_cluster
 from bali_ds.training.engine import build_engine, deepspeed_settings
 from bali_ds.training.guard import DIVERGED, Diverged
@@ -37,7 +37,7 @@ from tests.training.cases import DAMAGES, STAGES
 BATCH = 8
 
 
-def job(recipe: Recipe, log: Path, mishap: Callable[[], None]) -> int:
+def job(recipe: Recipe, log: Path, mishap: Callable[[], None], resume: bool) -> int:
     """Train as `launch/train.py` does, with a mishap prepared."""
     log.parent.mkdir(parents=True, exist_ok=True)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -45,7 +45,7 @@ def job(recipe: Recipe, log: Path, mishap: Callable[[], None]) -> int:
     os.dup2(output, 2)
     mishap()
     try:
-        train(recipe)
+        train(recipe, resume=resume)
     except InputError as error:
         print(error)
         return 2
@@ -55,6 +55,9 @@ def job(recipe: Recipe, log: Path, mishap: Callable[[], None]) -> int:
     except Diverged as diverged:
         print(diverged)
         return DIVERGED
+    except NotSaved as failed:
+        print(failed)
+        return NOT_SAVED
     return 0
 
 
@@ -122,6 +125,33 @@ def full_disk() -> None:
     TorchCheckpointEngine.save = save
 
 
+def failing_writes(fails: Callable[[int, Path], bool]) -> Callable[[], None]:
+    """Let rank 1's writes fail as on a full disk: `fails` gets the number of the write and the file's path."""
+
+    def prepare() -> None:
+        write, writes = TorchCheckpointEngine.save, []
+
+        def save(engine: Any, state: Any, path: str) -> None:
+            writes.append(path)
+            if os.environ["RANK"] == "1" and fails(len(writes), Path(path)):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write(engine, state, path)
+
+        TorchCheckpointEngine.save = save
+
+    return prepare
+
+
+def published(file: Path) -> bool:
+    """Whether the run of a checkpoint file in writing has a complete checkpoint."""
+    return any(file.parents[2].glob("step-*"))
+
+
+def stop_while_full(_: int, file: Path) -> bool:
+    (file.parents[3] / "stop").touch()
+    return True
+
+
 def nothing() -> None:
     pass
 
@@ -141,10 +171,11 @@ class Mishaps:
 
     def start(self, name: str, mishap: Callable[[], None], *, world_size: int = 2, **changes: Any) -> list[int]:
         stage = changes.pop("stage", 1)
+        resume = changes.pop("resume", True)
         deepspeed = self.recipe.deepspeed.with_name(f"zero{stage}.json")
         values = self.recipe.model_dump() | {"name": name.partition("/")[0], "deepspeed": deepspeed} | changes
         recipe = Recipe.model_validate(values)
-        return fork_ranks(world_size, job, recipe, self.out / f"logs/{name.replace('/', '-')}.txt", mishap)
+        return fork_ranks(world_size, job, recipe, self.out / f"logs/{name.replace('/', '-')}.txt", mishap, resume)
 
     def save(self) -> None:
         (self.out / "ended.json").write_text(json.dumps(self.ended))
@@ -193,6 +224,42 @@ def disks(mishaps: Mishaps) -> None:
     rank = fork_ranks(1, restore_damaged, mishaps.recipe, mishaps.directory("rot"), mishaps.out / "damages.json")
     mishaps.ended["damages"] = [os.waitstatus_to_exitcode(os.waitpid(rank[0], 0)[1])]
     mishaps.save()
+
+
+def last(mishaps: Mishaps) -> None:
+    """Runs whose last checkpoint cannot be written."""
+    only = {"every": 100, "retry_minutes": 0.5}
+    mishaps.run("straight", checkpoints=only)
+    mishaps.run("patient", failing_writes(lambda number, _: number <= 3), checkpoints=only)
+    full = failing_writes(lambda *_: True)
+    mishaps.run("full", full, checkpoints=only | {"retry_minutes": 0.02})
+    mishaps.run("full/again", checkpoints=only)
+    one = {"every": 2, "keep": 1, "retry_minutes": 0.02}
+    mishaps.run("one", failing_writes(lambda _, file: published(file)), checkpoints=one)
+    mishaps.run("one/again", checkpoints=one)
+    mishaps.run("stopped", failing_writes(stop_while_full), checkpoints=only | {"retry_minutes": 10})
+
+
+def twins(mishaps: Mishaps) -> None:
+    """Two jobs of one run."""
+    mishaps.run("straight")
+    end = mishaps.out / "end"
+
+    def await_end() -> None:
+        while not end.exists():
+            time.sleep(0.1)
+
+    first = mishaps.start("twin", before_samples(4, await_end, of_rank=1))
+    metrics = mishaps.directory("twin") / "metrics.jsonl"
+    while not metrics.exists() or not metrics.stat().st_size:
+        time.sleep(0.1)
+    mishaps.run("twin/second")
+    mishaps.run("twin/afresh", resume=False)
+    end.touch()
+    mishaps.ended["twin"] = [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in first]
+    killed = mishaps.start("killed", before_samples(4, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+    mishaps.ended["killed"] = [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in killed]
+    mishaps.run("killed/again")
 
 
 def restore_damaged(recipe: Recipe, run: Path, out: Path) -> None:
@@ -259,7 +326,9 @@ def main() -> None:
     recipe = Recipe.model_validate_json(Path(sys.argv[1]).read_text())
     mishaps = Mishaps(recipe, Path(sys.argv[2]))
     for name in sys.argv[3:]:
-        {"stops": stops, "numbers": numbers, "disks": disks, "silence": silence}[name](mishaps)
+        {"stops": stops, "numbers": numbers, "disks": disks, "silence": silence, "last": last, "twins": twins}[name](
+            mishaps
+        )
 
 
 main()

@@ -1,7 +1,10 @@
 """Checkpoints that settle on the disk while training goes on, with an engine that only writes a file."""
 
 import errno
+import itertools
+import json
 import os
+import shutil
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +15,12 @@ import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
 from bali_ds.config import Checkpoints as Settings
-from bali_ds.files import read_json, sha256_file, sync
+from bali_ds.files import read_json, sha256_file, sync, write_json
 from bali_ds.stream.order import Position
 from bali_ds.training import writing
-from bali_ds.training.checkpoint import MARKER, Checkpoints, Progress, complete_checkpoints
+from bali_ds.training.checkpoint import Checkpoints, Progress
 from bali_ds.training.cluster import Cluster
+from bali_ds.training.marker import MARKER, checkpoint_step, complete_checkpoints
 
 
 class Engine:
@@ -75,7 +79,7 @@ def at(step):
 
 
 def steps_of(checkpoints):
-    return sorted(int(path.name.partition("-")[2]) for path in complete_checkpoints(checkpoints.directory))
+    return sorted(checkpoint_step(path) for path in complete_checkpoints(checkpoints.directory))
 
 
 def test_training_goes_on_while_the_disk_is_slow(checkpoints, disk):
@@ -151,3 +155,132 @@ def test_what_a_killed_save_left_does_not_count_and_goes(checkpoints, disk):
     assert checkpoints.finish()
     assert [path.name for path in checkpoints.directory.iterdir()] == ["step-00000040"]
     assert [file.suffix for file in (checkpoints.directory / "step-00000040").iterdir()].count(".pt") == 1
+
+
+@pytest.fixture
+def saved(checkpoints, disk):
+    """A complete checkpoint of step 20."""
+    disk.ready.set()
+    checkpoints.save(Engine(), at(20))
+    assert checkpoints.finish()
+    return checkpoints.directory / "step-00000020"
+
+
+@pytest.mark.parametrize("name", ["step-evil", "step-99", "step-00000099.bak", "step-000000099", "step-\u06600000099"])
+def test_a_name_that_is_not_a_checkpoints_is_passed_over_and_stays(checkpoints, saved, name):
+    shutil.copytree(saved, checkpoints.directory / name)
+    said = []
+    assert complete_checkpoints(checkpoints.directory, said.append) == [saved]
+    assert [line.startswith(f"{checkpoints.directory / name}: not used, ") for line in said] == [True]
+    checkpoints.save(Engine(), at(40))
+    assert checkpoints.finish()
+    assert (checkpoints.directory / name).is_dir()
+    assert steps_of(checkpoints) == [20, 40]
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_passed_over(checkpoints, saved):
+    shutil.copytree(saved, saved.with_name("step-00000099"))
+    said = []
+    assert complete_checkpoints(checkpoints.directory, said.append) == [saved]
+    assert said == [f"{saved.with_name('step-00000099')}: not used, {MARKER}: belongs to step 20"]
+
+
+def test_a_flipped_bit_of_the_marker_is_noticed(checkpoints, saved):
+    marker = saved / MARKER
+    sound = marker.read_bytes()
+    for place in range(len(sound)):
+        damaged = bytearray(sound)
+        damaged[place] ^= 1 << place % 7
+        marker.write_bytes(damaged)
+        found = complete_checkpoints(checkpoints.directory, lambda _: None)
+        # a newline that becomes a space changes nothing
+        assert not found or json.loads(damaged) == json.loads(sound), bytes(damaged)
+
+
+def test_a_marker_of_an_earlier_version_has_no_hash(checkpoints, saved):
+    content = read_json(saved / MARKER)
+    del content["sha256"]
+    write_json(saved / MARKER, content)
+    assert complete_checkpoints(checkpoints.directory) == [saved]
+
+
+NONSENSE = {
+    "list": [], "none": None, "empty": {}, "step": {"progress": {"step": "20"}}, "files": {"files": ["a"]},
+    "negative": {"files": {"a.pt": {"bytes": -1, "sha256": "0" * 64}}}, "identity": {"identity": None},
+    "outside": {"files": {"../../x": {"bytes": 1, "sha256": "0" * 64}}}, "more": {"surplus": 1},
+    "hash": {"files": {"a.pt": {"bytes": 1, "sha256": "0"}}}, "other": {"sha256": "0" * 64},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NONSENSE)
+def test_a_marker_that_cannot_be_understood_is_passed_over_in_one_line(checkpoints, saved, kind):
+    content = NONSENSE[kind]
+    if content:
+        content = read_json(saved / MARKER) | content
+    write_json(saved / MARKER, content)
+    said = []
+    assert complete_checkpoints(checkpoints.directory, said.append) == []
+    (line,) = said
+    assert line.startswith(f"{saved}: not used, {MARKER}: ")
+    assert "\n" not in line
+
+
+class Killed(BaseException):
+    """Ends a save as `kill -9` would: nothing tidies up after it."""
+
+
+def killed_after(calls, monkeypatch):
+    """Let the process die right before or right after one of the calls that change directories."""
+    count = itertools.count()
+
+    def fatal(call):
+        def work(*arguments, **names):
+            if next(count) == calls:
+                raise Killed
+            done = call(*arguments, **names)
+            if next(count) == calls:
+                raise Killed
+            return done
+
+        return work
+
+    for name in ("rename", "replace", "unlink", "rmdir", "mkdir"):
+        monkeypatch.setattr(os, name, fatal(getattr(os, name)))
+
+
+def weights_of(path):
+    (file,) = path.glob("*.pt")
+    return torch.load(file, weights_only=True)["module"]["weight"]
+
+
+@pytest.mark.parametrize("again", [40, 60], ids=["the same step", "another step"])
+def test_a_kill_at_any_moment_leaves_the_old_or_the_new_checkpoint(checkpoints, disk, again):
+    disk.ready.set()
+    checkpoints.settings = Settings(every=20, keep=1)
+    outcomes = []
+    for calls in itertools.count():
+        shutil.rmtree(checkpoints.directory, ignore_errors=True)
+        old, new = Engine(), Engine()
+        checkpoints.save(old, at(40))
+        assert checkpoints.finish()
+        with pytest.MonkeyPatch.context() as patch:
+            killed_after(calls, patch)
+            try:
+                checkpoints.save(new, Progress(again, Position(1, 8)))
+                checkpoints.finish()
+                survived = True
+            except Killed:
+                survived = False
+        newest = complete_checkpoints(checkpoints.directory, outcomes.append)[0]
+        step, weights = checkpoint_step(newest), weights_of(newest)
+        is_old = step == 40 and torch.equal(weights, old.module.weight)
+        is_new = step == again and torch.equal(weights, new.module.weight)
+        assert is_old or is_new
+        checkpoints._begun = None
+        checkpoints.save(Engine(), at(80))
+        assert checkpoints.finish()
+        assert [path.name for path in checkpoints.directory.iterdir()] == ["step-00000080"]
+        if survived:
+            break
+    assert calls > 10
+    assert outcomes == []

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from bali_ds.config import Recipe
 from bali_ds.training.stored import read_state
 from tests.conftest import run_ranks
 from tests.training.cases import DAMAGES, STAGES
+from tests.weights import same_weights
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -134,6 +137,66 @@ class TestDisks:
             assert step == 6 - 1 - others
             assert len(said) == 1 + others
             assert all("not used" in line for line in said)
+
+
+@of("last")
+class TestLastCheckpoint:
+    def is_the_straight_one(self, ended, name):
+        paths = [ended.runs / f"{each}/checkpoints/step-00000006" for each in ("straight", name)]
+        return same_weights(*paths) and ended.losses(name) == ended.losses("straight")
+
+    def test_a_run_that_waits_for_room_ends_as_if_there_had_been_room(self, ended):
+        assert ended.statuses["patient"] == [0, 0]
+        assert self.is_the_straight_one(ended, "patient")
+        said = ended.said("patient")
+        assert said.count("No space left on device") == 1
+        assert said.count("waiting up to 0.5 min for its checkpoint") == 1
+
+    def test_without_room_the_run_fails_and_says_what_was_not_saved(self, ended):
+        assert ended.statuses["full"] == [4, 4]
+        said = ended.said("full")
+        assert "the checkpoint of the last step, 6, was not saved: " in said
+        assert "nothing was exported" in said
+        assert ended.statuses["full/again"] == [0, 0]
+        assert self.is_the_straight_one(ended, "full")
+
+    @pytest.mark.parametrize("name", ["patient", "full", "one", "stopped"])
+    def test_no_step_is_taken_twice(self, ended, name):
+        taken = [line.split("/")[0] for line in ended.said(name).splitlines() if re.match(r"step \d+/6 ", line)]
+        assert taken == [f"step {number}" for number in range(1, 7)]
+
+    def test_room_for_one_checkpoint_is_not_enough_and_keeps_that_one(self, ended):
+        assert ended.statuses["one"] == [4, 4]
+        assert ended.statuses["one/again"] == [0, 0]
+        assert "step 2, resumed at" in ended.said("one-again")
+        assert self.is_the_straight_one(ended, "one")
+
+    def test_a_run_that_waits_for_room_can_be_stopped(self, ended):
+        assert ended.statuses["stopped"] == [75, 75]
+        assert "stopped by the stop file without a new checkpoint" in ended.said("stopped")
+
+
+@of("twins")
+class TestTwoJobs:
+    @pytest.mark.parametrize("second", ["second", "afresh"])
+    def test_the_second_job_ends_on_all_ranks_and_names_the_first(self, ended, second):
+        assert ended.statuses[f"twin/{second}"] == [2, 2]
+        said = ended.said(f"twin-{second}")
+        assert f"{ended.runs / 'twin'}: is in use by process " in said
+        assert f"on host {socket.gethostname()} since " in said
+
+    def test_the_first_job_does_not_notice(self, ended):
+        assert ended.statuses["twin"] == [0, 0]
+        assert ended.losses("twin") == ended.losses("straight")
+        assert ended.checkpoints("twin") == ended.checkpoints("straight")
+
+    def test_a_killed_job_does_not_keep_the_next_one_out(self, ended):
+        assert ended.statuses["killed"] == [-9, -9]
+        assert ended.statuses["killed/again"] == [0, 0]
+        assert ended.losses("killed") == ended.losses("straight")
+
+    def test_no_lock_is_left(self, ended):
+        assert list(ended.runs.glob(".*")) == []
 
 
 @of("stops")

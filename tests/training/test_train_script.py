@@ -9,6 +9,7 @@ import time
 import pytest
 
 from bali_ds.config import Recipe, dump_recipe
+from bali_ds.training.checkpoint import NotSaved
 from tests.conftest import REPOSITORY
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -51,6 +52,28 @@ def test_a_run_that_is_stopped_while_it_starts_goes_on_later(script, monkeypatch
     monkeypatch.setattr("bali_ds.training.loop.train", signalled(number))
     assert script.main() == 75
     assert f"stopped by {number.name}" in capsys.readouterr().err
+
+
+def test_a_run_whose_last_checkpoint_is_not_saved_has_a_status_of_its_own_and_exports_nothing(
+    script, monkeypatch, capsys
+):
+    def train(*_, **__):
+        raise NotSaved("the checkpoint of the last step, 1, was not saved: No space left on device")
+
+    monkeypatch.setattr("bali_ds.training.loop.train", train)
+    monkeypatch.setattr("bali_ds.export.conclusion.conclude", lambda *_: pytest.fail("exported"))
+    assert script.main() == 4
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["train: the checkpoint of the last step, 1, was not saved: No space left on device"]
+
+
+def test_the_checkpoint_that_training_ended_with_is_the_one_that_is_exported(script, monkeypatch):
+    exported = []
+    monkeypatch.setattr("bali_ds.training.loop.train", lambda *_, **__: 7)
+    monkeypatch.setattr("bali_ds.export.conclusion.conclude", lambda _, step: exported.append(step))
+    monkeypatch.setattr("bali_ds.export.conclusion.results", lambda _: "")
+    assert script.main() == 0
+    assert exported == [7]
 
 
 def test_a_run_that_is_stopped_while_it_evaluates_goes_on_later(script, monkeypatch, capsys):
