@@ -17,6 +17,7 @@ from bali_ds.export.weights import SHARD_BYTES, verify_weights, write_weights
 from bali_ds.files import published_directory, published_file, read_json, sha256_file, write_json
 from bali_ds.inference.encoder import DESCRIPTION
 from bali_ds.inference.stored import POOLING_FILE
+from bali_ds.model.pretrained import fresh_model, load_configuration, load_tokenizer
 from bali_ds.training.checkpoint import MARKER
 from bali_ds.training.stored import read_checkpoint
 from bali_ds.training.stored_tensor import StoredTensor
@@ -120,14 +121,11 @@ class _Architecture:
 
     @classmethod
     def of(cls, source: Path) -> "_Architecture":
-        from transformers import AutoConfig, AutoModelForMaskedLM
+        from transformers import AutoModelForMaskedLM
 
-        try:
-            config = AutoConfig.from_pretrained(source)
-            with torch.device("meta"):
-                return cls(source, AutoModelForMaskedLM.from_config(config))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{source}: is no Hugging Face encoder: {str(error).splitlines()[0]}") from error
+        config = load_configuration(source)
+        with torch.device("meta"):
+            return cls(source, fresh_model(AutoModelForMaskedLM, config, source))
 
     def named(self, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
         """Return the tensors of the text encoder and its head under the names that transformers reads.
@@ -170,12 +168,10 @@ class _Architecture:
 
     def save(self, out: Path, dtype: torch.dtype) -> None:
         """Write config.json and the tokenizer's files."""
-        from transformers import AutoTokenizer
-
         self.model.config.architectures = [type(self.model).__name__]
         self.model.config.dtype = dtype
         self.model.config.save_pretrained(out)
-        AutoTokenizer.from_pretrained(self.source).save_pretrained(out)
+        load_tokenizer(self.source).save_pretrained(out)
 
 
 def _below(prefix: str, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
 from bali_ds.config import Recipe, dump_recipe, load_recipe
 from bali_ds.corpus.tokenizer import Tokenizer
@@ -13,6 +12,7 @@ from bali_ds.errors import InputError
 from bali_ds.files import published_file
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.model.aligner import Aligner
+from bali_ds.model.pretrained import load_tokenizer
 from bali_ds.model.text import positions_of, read_configuration
 from bali_ds.preflight.arithmetic import Arithmetic
 from bali_ds.stream.mixture import Mixture, open_mixture
@@ -76,7 +76,7 @@ def prepare(recipe: Recipe) -> None:
     encoder = run / "encoder"
     shutil.rmtree(encoder, ignore_errors=True)
     read_configuration(recipe.text_encoder.path, layer=recipe.text_encoder.layer).save_pretrained(encoder)
-    AutoTokenizer.from_pretrained(recipe.text_encoder.path).save_pretrained(encoder)
+    load_tokenizer(recipe.text_encoder.path).save_pretrained(encoder)
     with published_file(written, "w") as stream:
         stream.write(dump_recipe(recipe))
 
