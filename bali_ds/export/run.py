@@ -8,14 +8,15 @@ from typing import Any
 import torch
 
 from bali_ds.config import Recipe, load_recipe
+from bali_ds.directories import published_directory
 from bali_ds.errors import InputError
 from bali_ds.export.card import model_card
 from bali_ds.export.lora import merge_lora
 from bali_ds.export.onnx import write_onnx
 from bali_ds.export.sentence_modules import write_sentence_modules
 from bali_ds.export.weights import SHARD_BYTES, verify_weights, write_weights
-from bali_ds.files import published_directory, published_file, read_json, sha256_file, write_json
-from bali_ds.inference.encoder import DESCRIPTION
+from bali_ds.files import published_file, read_json, sha256_file, write_json
+from bali_ds.inference.encoder import DESCRIPTION, EXPORT
 from bali_ds.inference.stored import POOLING_FILE
 from bali_ds.model.pretrained import fresh_model, load_configuration, load_tokenizer
 from bali_ds.training.checkpoint import MARKER
@@ -35,6 +36,7 @@ def export_run(
     step: int | None = None,
     shard_bytes: int = SHARD_BYTES,
     onnx: bool = False,
+    overwrite: bool | None = None,
 ) -> dict[str, Any]:
     """Write the trained encoder of a run as an ordinary Hugging Face directory, and verify every tensor of it.
 
@@ -44,11 +46,12 @@ def export_run(
 
     Args:
         run: the run's directory.
-        out: the directory to write; an existing one is replaced when the new one is complete.
+        out: the directory to write; an export that is there is replaced when the new one is complete.
         dtype: "float16", "bfloat16" or "float32".
         step: of the checkpoint; None takes the newest.
         shard_bytes: weights above this size are written in several files.
         onnx: also write the encoder as an ONNX graph.
+        overwrite: replace any other directory as well; None where the caller has no such option.
 
     Returns:
         {"step", "dtype", "tensors", "parameters", "bytes", "files", "out"}; `tensors` counts those compared.
@@ -68,7 +71,7 @@ def export_run(
     if not graph and recipe.graph_encoder.kind != "linearised":
         raise InputError(f"{checkpoint}: holds no graph encoder; was it written by launch/train.py?")
     description = _description(recipe, checkpoint, tensors, dtype)
-    with published_directory(out) as working:
+    with published_directory(out, EXPORT, overwrite=overwrite) as working:
         files = write_weights(working, "model", encoder, DTYPES[dtype], shard_bytes)
         compared = verify_weights(files, encoder, DTYPES[dtype])
         if graph:
@@ -78,6 +81,7 @@ def export_run(
             own = write_weights(working, MENTION_POOLING, pooling, DTYPES[dtype], shard_bytes)
             compared += verify_weights(own, pooling, DTYPES[dtype])
         architecture.save(working, DTYPES[dtype])
+        description["files"] = sorted(path.name for path in working.iterdir())  # which ones is up to the tokenizer
         write_json(working / DESCRIPTION, description)
         write_sentence_modules(working, architecture.width)
         if onnx:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bali_ds.directories import Output
 from bali_ds.errors import InputError
 from bali_ds.files import read_json
 from bali_ds.inference.stored import load_mention_pooling
@@ -18,6 +19,19 @@ from bali_ds.stream.ragged import ranges
 
 POOLINGS = ("mean_tokens", "mean", "cls")
 DESCRIPTION = "bali_ds.json"
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
+    "vocab.json", "merges.txt", "spm.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
+)  # fmt: skip
+EXPORT = Output(
+    "an exported model",
+    DESCRIPTION,
+    ("format_version", "pooling"),
+    (
+        "*.safetensors", "*.safetensors.index.json", "config.json", "README.md", *TOKENIZER_FILES,
+        "modules.json", "sentence_bert_config.json", "1_Pooling/config.json", "onnx/model.onnx",
+    ),
+)  # fmt: skip
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 TEXTS_AT_ONCE = 65_536
 
