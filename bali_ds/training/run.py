@@ -27,7 +27,7 @@ RUN = Output(
     "recipe.yaml",
     ("name", "runs", "text_encoder"),
     (
-        "lock", "stop", "metrics.jsonl", "left_out.jsonl", "quarantine-*.jsonl", "generated.json", "evaluation.json",
+        "stop", "metrics.jsonl", "left_out.jsonl", "quarantine-*.jsonl", "generated.json", "evaluation.json",
         "linking.json", "report.html", "complete.json", "checkpoints/**", "tensorboard/**", "stacks/*", "failures/*",
         "encoder/*", *(f"export/{name}" for name in (EXPORT.marker, *EXPORT.files)),
     ),
