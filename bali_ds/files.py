@@ -4,78 +4,45 @@ import gzip
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from bali_ds.errors import InputError
-
-
-@contextmanager
-def published_directory(target: Path) -> Iterator[Path]:
-    """Yield an empty directory beside `target` that takes its place when the block succeeds.
-
-    An existing `target` is replaced; on any error it stays and the new directory is removed.
-
-    Raises:
-        InputError: the parent of `target` cannot be written, or `target` is a file.
-    """
-    target = Path(target)
-    if target.exists() and not target.is_dir():
-        raise InputError(f"{target}: is a file; name a directory")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        working = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written: {error.strerror}") from error
-    try:
-        working.chmod(0o755)
-        yield working
-        _replace_directory(working, target)
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(working, ignore_errors=True)
-
-
-def _replace_directory(working: Path, target: Path) -> None:
-    for path in working.rglob("*"):
-        if path.is_file():
-            sync(path)
-    if target.exists():
-        retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        os.rename(target, retired / target.name)
-        os.rename(working, target)
-        shutil.rmtree(retired, ignore_errors=True)
-    else:
-        os.rename(working, target)
-    sync(target.parent)
+from bali_ds.workspace import temporary_name
 
 
 @contextmanager
 def published_file(target: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Yield a stream beside `target` that takes its place when the block succeeds."""
-    target = Path(target)
+    """Yield a stream beside `target` that takes its place when the block succeeds.
+
+    A symbolic link stays and its target is written. The umask decides the permissions.
+
+    Raises:
+        InputError: `target` cannot be written, or is a directory, a device or a pipe.
+    """
+    file = resolved(target)
+    working = file.parent / temporary_name()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written: {error.strerror}") from error
-    working = Path(name)
-    try:
-        with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as stream:
+        if file.exists() and not file.is_file():
+            raise InputError(f"{target}: is not a regular file; name another")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(working, mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        working.chmod(0o644)
-        os.replace(working, target)
+        os.replace(working, file)
     except OSError as error:
         raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
-        working.unlink(missing_ok=True)
+        with suppress(OSError):
+            working.unlink()
+
+
+def resolved(target: Path) -> Path:
+    """Return the absolute path behind symbolic links, dangling ones too, so that what is written goes through them."""
+    return Path(os.path.realpath(target))
 
 
 def write_json(target: Path, value: object) -> None:

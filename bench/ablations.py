@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import yaml
 from inputs.medmentions import DATA, FAST, ROOT, build, linking_files, minilm, train
-from transformers import AutoTokenizer
 
 from bali_ds.config import load_recipe
 from bali_ds.evaluation.linking import evaluate_linking
@@ -27,6 +26,7 @@ from bali_ds.evaluation.linking_data import read_queries
 from bali_ds.files import read_json, write_json
 from bali_ds.inference.dictionary import read_dictionary
 from bali_ds.inference.encoder import Encoder, load
+from bali_ds.model.pretrained import load_tokenizer
 from bali_ds.model.text import load_text_encoder
 
 RECIPES = ROOT / "launch" / "recipes" / "ablations"
@@ -96,7 +96,7 @@ def _untrained(run: Path) -> Encoder:
     recipe = load_recipe(run / "recipe.yaml")
     settings = recipe.text_encoder
     model = load_text_encoder(settings.path, seed=recipe.seed, layer=settings.layer).encoder
-    return Encoder(model.to(torch.bfloat16), AutoTokenizer.from_pretrained(settings.path))
+    return Encoder(model.to(torch.bfloat16), load_tokenizer(settings.path))
 
 
 def _linking(encoder: Encoder, files: tuple[Path, Path]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def main() -> None:
     folder = options.folder.resolve()
     rrf, graph = folder / "rrf", folder / "graph"
     results: dict[str, object] = {"scale": options.scale}
-    if not rrf.exists():
+    generated = not rrf.exists()
+    if generated:
         rrf.mkdir(parents=True)
         results["generation_s"] = _timed(lambda: generate(rrf, options.scale))
     results["rrf_bytes"] = sum(path.stat().st_size for path in rrf.iterdir())
@@ -54,7 +56,11 @@ def main() -> None:
         print(f"{key:32} {value:,}" if isinstance(value, int | float) else f"{key:32} {value}")
     write_json(Path(__file__).parent / "results" / f"{options.name}.json", results)
     if not options.keep:
-        shutil.rmtree(folder)
+        shutil.rmtree(graph)
+        if generated:
+            shutil.rmtree(rrf)
+        with suppress(OSError):  # somebody else's files are there
+            folder.rmdir()
 
 
 def _options() -> argparse.Namespace:

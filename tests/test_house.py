@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "bali_ds"
 FLOORS = {
-    "errors": -2, "files": -1, "randomness": -1,
+    "errors": -4, "workspace": -3, "files": -2, "directories": -1, "randomness": -1,
     "graph": 0, "objective": 0, "config": 0,
     "corpus": 1,
     "shards": 2,
@@ -22,9 +22,11 @@ FLOORS = {
     "cli": 9, "__main__": 10, "__init__": 10,
 }  # fmt: skip
 WITHOUT = {
-    "torch": ("errors", "files", "randomness", "graph", "config", "corpus", "shards", "cli"),
+    "torch": (
+        "errors", "workspace", "files", "directories", "randomness", "graph", "config", "corpus", "shards", "cli",
+    ),
     "deepspeed": ("objective", "stream", "model", "inference", "preflight", "evaluation"),
-}
+}  # fmt: skip
 
 
 def room(path: Path) -> str:

@@ -1,5 +1,6 @@
 """What the command groups share: output as JSON or as text."""
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,15 @@ from pathlib import Path
 def emit(value: object, as_json: bool, readable: Callable[[], str]) -> None:
     """Print `value` as one JSON document, or the text that `readable` makes of it."""
     print(json.dumps(value, ensure_ascii=False) if as_json else readable())
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """Add --overwrite to a command that writes the directory --out."""
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the directory --out whatever it holds, not only an earlier output of this command",
+    )
 
 
 def interval(measure: dict[str, float], sign: str = "") -> str:

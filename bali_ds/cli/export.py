@@ -5,7 +5,7 @@ import sys
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
-from bali_ds.cli.common import emit
+from bali_ds.cli.common import add_overwrite, emit
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -18,6 +18,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     export.add_argument("path", type=Path, metavar="RUN", help="the run's directory, runs/NAME")
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="the directory to write")
+    add_overwrite(export)
     export.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
     export.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest)")
     export.add_argument("--onnx", action="store_true", help="also onnx/model.onnx, checked against torch")
@@ -35,7 +36,14 @@ def _run(options: argparse.Namespace) -> None:
 
         within = options.out.resolve().is_relative_to(options.path.resolve())
         with RunLock(options.path) if within else nullcontext():
-            report = export_run(options.path, options.out, options.dtype, step=options.step, onnx=options.onnx)
+            report = export_run(
+                options.path,
+                options.out,
+                options.dtype,
+                step=options.step,
+                onnx=options.onnx,
+                overwrite=options.overwrite,
+            )
         if options.push:
             report["url"] = push(options.out, options.push)
     emit(

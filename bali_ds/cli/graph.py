@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bali_ds.cli.common import emit
+from bali_ds.cli.common import add_overwrite, emit
 from bali_ds.cli.graph_text import build_text, statistics_text
 from bali_ds.errors import InputError
 
@@ -43,6 +43,7 @@ def _add_build(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         "build", help="merge sources into one graph", description="All sources that are named merge on the CUI."
     )
     build.add_argument("--out", type=Path, required=True, metavar="GRAPH", help="directory to write")
+    add_overwrite(build)
     build.add_argument("--json", action="store_true", help="print the report as one JSON document")
     sources = build.add_argument_group("sources, each as often as needed")
     many: dict[str, Any] = {"action": "append", "default": []}
@@ -73,7 +74,7 @@ def _add_build(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 def _build(options: argparse.Namespace) -> None:
     from bali_ds.graph.builder import build_graph
 
-    report = build_graph(_sources(options), options.out, options.hold_out)
+    report = build_graph(_sources(options), options.out, options.hold_out, overwrite=options.overwrite)
     emit(report, options.json, lambda: build_text(report, options.out))
 
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bali_ds.cli.common import emit
+from bali_ds.cli.common import add_overwrite, emit
 from bali_ds.cli.order import add_order
 from bali_ds.errors import InputError
 
@@ -41,10 +41,12 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     sample.add_argument("--samples", type=int, required=True, metavar="N")
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--out", type=Path, required=True, metavar="SHARDS")
+    add_overwrite(sample)
     sample.set_defaults(run=_sample)
     merge = shards.add_parser("merge", help="several shard sets of one graph and tokenizer as one")
     merge.add_argument("shards", type=Path, nargs="+", metavar="SHARDS")
     merge.add_argument("--out", type=Path, required=True, metavar="SHARDS")
+    add_overwrite(merge)
     merge.set_defaults(run=_merge)
     add_order(shards)
 
@@ -65,6 +67,7 @@ def _add_build(shards: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )  # fmt: skip
     build.add_argument("--tokenizer", required=True, metavar="NAME", help="model directory or name on the Hub")
     build.add_argument("--out", type=Path, required=True, metavar="SHARDS")
+    add_overwrite(build)
     build.add_argument("--max-tokens", type=int, default=128, help="tokens of a passage, special ones included")
     build.add_argument("--max-name-tokens", type=int, default=32, help="tokens of a concept name")
     build.add_argument("--stored-fan-out", type=int, default=32, help="neighbours stored with each concept")
@@ -102,7 +105,9 @@ def _build(options: argparse.Namespace) -> int:
         if pool is None:
             return 0
         corpora = _corpora(options)
-        result = build_shards(corpora, options.graph, options.tokenizer, options.out, settings, pool)
+        result = build_shards(
+            corpora, options.graph, options.tokenizer, options.out, settings, pool, overwrite=options.overwrite
+        )
     for failure in result.failures:
         print(f"bali-ds: set aside: {failure}", file=sys.stderr)
     fingerprint = result.index["fingerprint"]
@@ -177,13 +182,14 @@ def _index(options: argparse.Namespace) -> None:
 def _sample(options: argparse.Namespace) -> None:
     from bali_ds.shards.subset import sample_shards
 
-    _announce(options.out, sample_shards(options.shards, options.out, options.samples, options.seed))
+    index = sample_shards(options.shards, options.out, options.samples, options.seed, overwrite=options.overwrite)
+    _announce(options.out, index)
 
 
 def _merge(options: argparse.Namespace) -> None:
     from bali_ds.shards.subset import merge_shards
 
-    _announce(options.out, merge_shards(options.shards, options.out))
+    _announce(options.out, merge_shards(options.shards, options.out, overwrite=options.overwrite))
 
 
 def _announce(path: Path, index: dict[str, Any]) -> None:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from bali_ds.corpus.folding import WordHasher, split_words
 from bali_ds.corpus.stopwords import is_acronym, is_stop_name
+from bali_ds.directories import Output, published_directory
 from bali_ds.errors import InputError
-from bali_ds.files import published_directory, read_json, write_json
+from bali_ds.files import read_json, write_json
 from bali_ds.graph.store import KnowledgeGraph
 
 FORMAT_VERSION = 2
@@ -91,6 +92,12 @@ def _mapped(file: Path) -> NDArray[Any]:
 
 
 _COLUMNS = ("keys", "extends", "offsets", "concepts", "preferred", "acronyms")
+DICTIONARY = Output(
+    "a dictionary of names",
+    "dictionary.json",
+    ("format_version", "graph_fingerprint"),
+    tuple(f"{name}.npy" for name in _COLUMNS),
+)
 
 
 def extend(paths: _Hashes, words: _Hashes) -> _Hashes:
@@ -102,7 +109,7 @@ def extend(paths: _Hashes, words: _Hashes) -> _Hashes:
 def open_dictionary(path: Path, graph: KnowledgeGraph) -> Dictionary:
     """Open the dictionary of a graph; where there is none yet, make and publish it."""
     if not (path / "dictionary.json").is_file():
-        with published_directory(path) as directory:
+        with published_directory(path, DICTIONARY) as directory:
             for name, column in _columns(graph).items():
                 np.save(directory / f"{name}.npy", column, allow_pickle=False)
             write_json(directory / "dictionary.json", _description(graph))

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from bali_ds.evaluation.question_data import Question, Split
+from bali_ds.model.pretrained import load_model, load_tokenizer
 from bali_ds.model.text import positions_of
 
 
@@ -80,7 +81,6 @@ def _round(model: Path, split: Split, tuning: Tuning, seed: int) -> float:
     from transformers import (
         AutoModelForMultipleChoice,
         AutoModelForSequenceClassification,
-        AutoTokenizer,
         DataCollatorForMultipleChoice,
         DataCollatorWithPadding,
         EarlyStoppingCallback,
@@ -91,14 +91,15 @@ def _round(model: Path, split: Split, tuning: Tuning, seed: int) -> float:
     )
 
     set_seed(seed)
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = load_tokenizer(model)
     choice = bool(split.train[0].options)
     labels = sorted({question.answer for question in split.train})
     if choice:
         labels = [str(option) for option in range(len(split.train[0].options))]
-        network = AutoModelForMultipleChoice.from_pretrained(model, dtype=torch.float32)
+        network, _ = load_model(AutoModelForMultipleChoice, model, dtype=torch.float32)
     else:
-        network = AutoModelForSequenceClassification.from_pretrained(model, num_labels=len(labels), dtype=torch.float32)
+        kind = AutoModelForSequenceClassification
+        network, _ = load_model(kind, model, num_labels=len(labels), dtype=torch.float32)
     longest = min(tuning.max_tokens, positions_of(network.config))
     train, development, test = (
         _Encoded(part, tokenizer, labels, longest) for part in (split.train, split.development, split.test)

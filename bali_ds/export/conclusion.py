@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from bali_ds.config import Linking, Recipe, dump_recipe
 from bali_ds.errors import InputError
@@ -19,6 +18,7 @@ from bali_ds.files import read_json, write_json
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.inference.dictionary import read_dictionary
 from bali_ds.inference.encoder import Encoder, load
+from bali_ds.model.pretrained import load_tokenizer
 from bali_ds.model.text import load_text_encoder
 from bali_ds.training.run import COMPLETE
 from bali_ds.training.run_lock import RunLock
@@ -70,7 +70,7 @@ def _encoders(recipe: Recipe) -> dict[str, Encoder]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = recipe.text_encoder
     untrained = load_text_encoder(settings.path, seed=recipe.seed, layer=settings.layer).encoder.float().to(device)
-    tokenizer = AutoTokenizer.from_pretrained(settings.path)
+    tokenizer = load_tokenizer(settings.path)
     trained = load(recipe.directory / "export", device=device, dtype=torch.float32)
     return {"untrained": Encoder(untrained, tokenizer), "trained": trained}
 

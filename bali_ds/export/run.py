@@ -8,15 +8,17 @@ from typing import Any
 import torch
 
 from bali_ds.config import Recipe, load_recipe
+from bali_ds.directories import published_directory
 from bali_ds.errors import InputError
 from bali_ds.export.card import model_card
 from bali_ds.export.lora import merge_lora
 from bali_ds.export.onnx import write_onnx
 from bali_ds.export.sentence_modules import write_sentence_modules
 from bali_ds.export.weights import SHARD_BYTES, verify_weights, write_weights
-from bali_ds.files import published_directory, published_file, read_json, write_json
-from bali_ds.inference.encoder import DESCRIPTION
+from bali_ds.files import published_file, read_json, write_json
+from bali_ds.inference.encoder import DESCRIPTION, EXPORT
 from bali_ds.inference.stored import POOLING_FILE
+from bali_ds.model.pretrained import fresh_model, load_configuration, load_tokenizer
 from bali_ds.training.marker import checkpoint_fault, named_checkpoints, read_marker
 from bali_ds.training.stored import read_checkpoint
 from bali_ds.training.stored_tensor import StoredTensor
@@ -34,6 +36,7 @@ def export_run(
     step: int | None = None,
     shard_bytes: int = SHARD_BYTES,
     onnx: bool = False,
+    overwrite: bool | None = None,
 ) -> dict[str, Any]:
     """Write the trained encoder of a run as an ordinary Hugging Face directory, and verify every tensor of it.
 
@@ -43,11 +46,12 @@ def export_run(
 
     Args:
         run: the run's directory.
-        out: the directory to write; an existing one is replaced when the new one is complete.
+        out: the directory to write; an export that is there is replaced when the new one is complete.
         dtype: "float16", "bfloat16" or "float32".
         step: of the checkpoint; None takes the newest.
         shard_bytes: weights above this size are written in several files.
         onnx: also write the encoder as an ONNX graph.
+        overwrite: replace any other directory as well; None where the caller has no such option.
 
     Returns:
         {"step", "dtype", "tensors", "parameters", "bytes", "files", "out"}; `tensors` counts those compared.
@@ -67,7 +71,7 @@ def export_run(
     if not graph and recipe.graph_encoder.kind != "linearised":
         raise InputError(f"{checkpoint}: holds no graph encoder; was it written by launch/train.py?")
     description = _description(recipe, checkpoint, tensors, dtype)
-    with published_directory(out) as working:
+    with published_directory(out, EXPORT, overwrite=overwrite) as working:
         files = write_weights(working, "model", encoder, DTYPES[dtype], shard_bytes)
         compared = verify_weights(files, encoder, DTYPES[dtype])
         if graph:
@@ -77,6 +81,7 @@ def export_run(
             own = write_weights(working, MENTION_POOLING, pooling, DTYPES[dtype], shard_bytes)
             compared += verify_weights(own, pooling, DTYPES[dtype])
         architecture.save(working, DTYPES[dtype])
+        description["files"] = sorted(path.name for path in working.iterdir())  # which ones is up to the tokenizer
         write_json(working / DESCRIPTION, description)
         write_sentence_modules(working, architecture.width)
         if onnx:
@@ -117,14 +122,11 @@ class _Architecture:
 
     @classmethod
     def of(cls, source: Path) -> "_Architecture":
-        from transformers import AutoConfig, AutoModelForMaskedLM
+        from transformers import AutoModelForMaskedLM
 
-        try:
-            config = AutoConfig.from_pretrained(source)
-            with torch.device("meta"):
-                return cls(source, AutoModelForMaskedLM.from_config(config))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{source}: is no Hugging Face encoder: {str(error).splitlines()[0]}") from error
+        config = load_configuration(source)
+        with torch.device("meta"):
+            return cls(source, fresh_model(AutoModelForMaskedLM, config, source))
 
     def named(self, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
         """Return the tensors of the text encoder and its head under the names that transformers reads.
@@ -167,12 +169,10 @@ class _Architecture:
 
     def save(self, out: Path, dtype: torch.dtype) -> None:
         """Write config.json and the tokenizer's files."""
-        from transformers import AutoTokenizer
-
         self.model.config.architectures = [type(self.model).__name__]
         self.model.config.dtype = dtype
         self.model.config.save_pretrained(out)
-        AutoTokenizer.from_pretrained(self.source).save_pretrained(out)
+        load_tokenizer(self.source).save_pretrained(out)
 
 
 def _below(prefix: str, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:

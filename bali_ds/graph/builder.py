@@ -10,12 +10,13 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from bali_ds.directories import check_replaceable, published_directory
 from bali_ds.errors import InputError
-from bali_ds.files import published_directory, write_json
+from bali_ds.files import write_json
 from bali_ds.graph.columns import write_column
 from bali_ds.graph.edges import FactCollector, neighbour_lists
 from bali_ds.graph.identifiers import IdentifierIndex, fixed_width
-from bali_ds.graph.manifest import seal
+from bali_ds.graph.manifest import GRAPH, seal
 from bali_ds.graph.relations import inverse_name
 from bali_ds.graph.source import TABLES, Source, Table
 from bali_ds.graph.table_files import read_table
@@ -23,14 +24,17 @@ from bali_ds.graph.table_files import read_table
 Tables = dict[Table, pl.DataFrame]
 
 
-def build_graph(sources: Sequence[Source], out: Path, held_out: Path | None = None) -> dict[str, Any]:
+def build_graph(
+    sources: Sequence[Source], out: Path, held_out: Path | None = None, *, overwrite: bool | None = None
+) -> dict[str, Any]:
     """Merge sources on their concept identifiers and publish the store at `out`.
 
     Args:
         sources: readers; all that they say of one identifier is joined.
-        out: the directory to write or to replace.
+        out: the directory to write; a graph that is there is replaced.
         held_out: a table with the columns head_cui and tail_cui. Facts between the two concepts of a row, in either
             direction, are left out of the graph: those that would give the answers of an evaluation away.
+        overwrite: replace any other directory as well; None where the caller has no such option.
 
     Returns:
         A report: concepts, names, edges, relations, fingerprint; under "read" the counts of rows by file and of
@@ -39,9 +43,10 @@ def build_graph(sources: Sequence[Source], out: Path, held_out: Path | None = No
     Raises:
         InputError: a source cannot be read, there is no concept in any, or `out` cannot be written.
     """
+    check_replaceable(out, GRAPH, overwrite=overwrite)  # before the sources are read, which may take long
     tables = _gather(sources)
     cuis = _identifiers(tables)
-    with published_directory(Path(out)) as folder:
+    with published_directory(out, GRAPH, overwrite=overwrite) as folder:
         writer = _Writer(folder, cuis)
         writer.column("concepts.cuis", cuis)
         writer.names(tables)

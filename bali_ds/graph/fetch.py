@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bali_ds.errors import InputError
-from bali_ds.files import read_json, sha256_file, write_json
+from bali_ds.files import read_json, resolved, sha256_file, write_json
 
 _BLOCK = 2**20
 _TIMEOUT_S = 60
@@ -41,10 +41,12 @@ def fetch(address: str, target: Path, sha256: str | None = None) -> str:
     Raises:
         InputError: the address cannot be reached, the download breaks off, or the file is not the expected one.
     """
-    target = Path(target)
+    target = resolved(target)
     part, note = (target.with_name(f"{target.name}.{suffix}") for suffix in ("part", "part.json"))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        if part.exists() and not note.exists():
+            raise InputError(f"{part}: is not the beginning of a download by bali-ds; move it away")
         _download(address, part, note)
     except (urllib.error.URLError, TimeoutError, ConnectionError, EOFError) as error:
         reason = getattr(error, "reason", error)

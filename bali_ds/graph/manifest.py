@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from bali_ds.directories import Output
 from bali_ds.errors import InputError
 from bali_ds.files import read_json
 
@@ -38,6 +39,13 @@ _LISTS = ("relations", "inverse_relations", "sources", "semantic_types", "code_s
 _FINGERPRINTED_LISTS = ("relations", "inverse_relations", "sources")
 _FINGERPRINTED_COLUMNS = tuple(COLUMNS)[:8]
 _LARGEST = 64 * 2**20
+_STEMS = sorted({name.partition(".")[0] for name in COLUMNS})
+GRAPH = Output(
+    "a graph",
+    "manifest.json",
+    ("columns", "fingerprint"),
+    (*(f"{stem}.npy" for stem in _STEMS), *(f"{stem}.*.npy" for stem in _STEMS)),
+)
 
 
 def seal(content: dict[str, Any]) -> dict[str, Any]:

@@ -8,16 +8,31 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bali_ds.directories import Output
 from bali_ds.errors import InputError
 from bali_ds.files import read_json
 from bali_ds.inference.stored import load_mention_pooling
 from bali_ds.model.pooling import MentionPooling
+from bali_ds.model.pretrained import PICKLED_WEIGHTS, load_model, load_tokenizer
 from bali_ds.model.text import positions_of
 from bali_ds.stream.ragged import ranges
 
 POOLINGS = ("mean_tokens", "mean", "cls")
 DESCRIPTION = "bali_ds.json"
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
+    "vocab.json", "merges.txt", "spm.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
+)  # fmt: skip
+EXPORT = Output(
+    "an exported model",
+    DESCRIPTION,
+    ("format_version", "pooling"),
+    (
+        "*.safetensors", "*.safetensors.index.json", "config.json", "README.md", *TOKENIZER_FILES,
+        "modules.json", "sentence_bert_config.json", "1_Pooling/config.json", "onnx/model.onnx",
+    ),
+)  # fmt: skip
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 TEXTS_AT_ONCE = 65_536
 
 Vectors = NDArray[np.float32]
@@ -34,15 +49,10 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
     Raises:
         InputError: the directory lacks one of these files, or its weights do not fill the architecture.
     """
-    from transformers import AutoTokenizer
-
     path = Path(path)
     check_directory(path)
     model = _load_model(path, dtype or (torch.float32 if torch.device(device).type == "cpu" else "auto"))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: its tokenizer cannot be loaded: {_first_line(error)}") from error
+    tokenizer = load_tokenizer(path)
     description = read_json(path / DESCRIPTION) if (path / DESCRIPTION).exists() else {}
     encoder = Encoder(model.to(device), tokenizer, description.get("pooling", "mean_tokens"))
     encoder.mention_pooling = load_mention_pooling(path, description, encoder.width).to(device)
@@ -60,34 +70,19 @@ def check_directory(path: Path) -> None:
     """
     if not (path / "config.json").is_file():
         raise InputError(f"{path}: is no model directory: it has no config.json")
-    if not any((path / name).is_file() for name in WEIGHTS):
+    if not any((path / name).is_file() for name in (*WEIGHTS, *PICKLED_WEIGHTS)):
         raise InputError(f"{path}: has a config.json but no weights; expected one of {', '.join(WEIGHTS)}")
 
 
 def _load_model(path: Path, dtype: torch.dtype | str) -> torch.nn.Module:
-    from safetensors import SafetensorError
     from transformers import AutoModel
-    from transformers.utils import logging
 
-    shown, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        model, info = AutoModel.from_pretrained(path, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be loaded as an encoder: {_first_line(error)}") from error
-    finally:
-        logging.set_verbosity(shown)
-        if bars:
-            logging.enable_progress_bar()
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    model: torch.nn.Module
+    model, lacking = load_model(AutoModel, path, dtype=dtype)
+    missing = [key for key in lacking if not key.startswith("pooler.")]
     if missing:
         raise InputError(f"{path}: its weights lack {len(missing)} tensors of the architecture, such as {missing[0]}")
     return model
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
 
 
 class Encoder:

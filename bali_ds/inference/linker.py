@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bali_ds.directories import Output, published_directory
 from bali_ds.errors import InputError
-from bali_ds.files import published_directory, read_json
+from bali_ds.files import read_json
 from bali_ds.inference.dictionary import Dictionary
 from bali_ds.inference.encoder import Encoder
 from bali_ds.inference.search import InvertedFile, nearest
 
 NAMES_A_CANDIDATE = 8
+VECTORS = Output("the vectors of names", "index.json", ("names", "pooling", "width", "model"), ("vectors.npy",))
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Linker:
         if index is None:
             vectors = encoder.encode(dictionary.names, progress=progress)
             return cls(encoder, dictionary, vectors, approximate=approximate)
-        if not index.exists():
+        if not (index / VECTORS.marker).exists():
             _write(index, dictionary, encoder, encoder.encode(dictionary.names, progress=progress))
         return cls(encoder, dictionary, _read(index, dictionary, encoder), approximate=approximate)
 
@@ -101,7 +103,7 @@ def _identity(dictionary: Dictionary, encoder: Encoder) -> dict[str, object]:
 
 
 def _write(index: Path, dictionary: Dictionary, encoder: Encoder, vectors: NDArray[np.float32]) -> None:
-    with published_directory(index) as working:
+    with published_directory(index, VECTORS) as working:
         np.save(working / "vectors.npy", vectors)
         (working / "index.json").write_text(json.dumps(_identity(dictionary, encoder), indent=2) + "\n")
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
-from transformers.utils import logging as hub_logging
+from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from bali_ds.errors import InputError
 from bali_ds.model.pooling import mean_of_inner_tokens
+from bali_ds.model.pretrained import fresh_model, load_configuration, load_model
 from bali_ds.stream.batch import TokenBlock
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def load_text_encoder(
     directory = Path(path)
     if directory.is_dir() and not any(any(directory.glob(pattern)) for pattern in WEIGHT_FILES):
         logger.info("%s: holds no weights, initialised from its configuration with seed %d", path, seed)
-        model, fresh_head = AutoModelForMaskedLM.from_config(config), True
+        model, fresh_head = fresh_model(AutoModelForMaskedLM, config, path), True
     else:
         model, fresh_head = _pretrained(path, config)
     head = _head(model, path)
@@ -89,10 +89,7 @@ def read_configuration(path: str, *, dropout: float | None = None, layer: int | 
     Raises:
         InputError: no such directory or hub name, or fewer layers.
     """
-    try:
-        config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: is no Hugging Face encoder: {str(error).splitlines()[0]}") from error
+    config = load_configuration(path)
     if dropout is not None:
         for key, value in config.to_dict().items():
             if "dropout" in key and isinstance(value, int | float):
@@ -133,21 +130,8 @@ def _choose_attention(model: PreTrainedModel, attention: str) -> None:
 
 def _pretrained(path: str, config: PretrainedConfig) -> tuple[PreTrainedModel, bool]:
     """Return the model, and whether its head is fresh."""
-    loaded: Any
-    # Its own report on missing weights is long and alarming; ours is the line below.
-    shown = hub_logging.get_verbosity()
-    hub_logging.set_verbosity_error()
-    try:
-        loaded = AutoModelForMaskedLM.from_pretrained(
-            path, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be loaded: {str(error).splitlines()[0]}") from error
-    finally:
-        hub_logging.set_verbosity(shown)
-    model, info = loaded
+    model, missing = load_model(AutoModelForMaskedLM, path, config=config, dtype=torch.float32)
     prefix = model.base_model_prefix + "."
-    missing = sorted(info["missing_keys"])
     if damaged := [key for key in missing if key.startswith(prefix)]:
         raise InputError(f"{path}: the weights lack {damaged[0]}; the checkpoint is of another architecture")
     if missing:

@@ -3,21 +3,19 @@
 import fcntl
 import hashlib
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from glob import escape
 from pathlib import Path
 from typing import Any
 
 from bali_ds.corpus.dictionary import FORMAT_VERSION as DICTIONARY_VERSION
 from bali_ds.corpus.dictionary import open_dictionary
 from bali_ds.corpus.tokenizer import Tokenizer
+from bali_ds.directories import Output, check_replaceable, published_directory
 from bali_ds.errors import InputError
-from bali_ds.files import published_directory, sha256_file, write_json
+from bali_ds.files import resolved, sha256_file, write_json
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.shards.assemble import Assembly, ShardPlan, plan_shards
 from bali_ds.shards.layout import FORMAT_VERSION
@@ -27,8 +25,15 @@ from bali_ds.shards.pools import Pool, open_pool
 from bali_ds.shards.progress import Progress
 from bali_ds.shards.report import build_report
 from bali_ds.shards.store import Shard
-from bali_ds.shards.writer import write_index, write_sample_table, write_shard
+from bali_ds.shards.writer import SHARDS, write_index, write_sample_table, write_shard
+from bali_ds.workspace import remove_directory
 
+UNFINISHED = Output(
+    "an unfinished build",
+    "build.json",
+    ("unfinished_build_of",),
+    ("lock", "workers", "parts/*/*", "dictionary-*/*", "set-*/*"),
+)
 _PATIENCE = 60
 """Seconds to wait for processes of a killed run."""
 
@@ -49,6 +54,8 @@ def build_shards(
     out: Path,
     settings: BuildSettings,
     pool: Pool | None = None,
+    *,
+    overwrite: bool | None = None,
 ) -> BuildResult:
     """Build a shard set from input files; equal inputs and settings give equal bytes, whatever the pool.
 
@@ -59,13 +66,15 @@ def build_shards(
         corpora: the input files, in the order of the samples.
         graph_path: the concept graph.
         tokenizer_source: a model directory, a tokenizer file or a name on the Hub.
-        out: where the shard set is published.
+        out: where the shard set is published; one that is there is replaced.
         settings: what decides the samples.
         pool: where the tasks run; in this process by default.
+        overwrite: replace any other directory as well; None where the caller has no such option.
 
     Raises:
         InputError: no input could be read, or nothing in them is linked to the graph.
     """
+    check_replaceable(out, SHARDS, overwrite=overwrite)  # before the work, which may take hours
     graph, tokenizer = KnowledgeGraph.open(graph_path), Tokenizer.load(tokenizer_source)
     _check(settings, corpora)
     settings.neighbours.sampler(graph)  # names of relations and sources that the graph lacks are refused here
@@ -79,7 +88,7 @@ def build_shards(
         parts = [part for _, part in made]
         assembly = plan_shards(parts, settings)
         if not assembly.shards:
-            _discard(working)
+            remove_directory(working)
             raise InputError(_why_nothing(corpora[0], assembly.counts, graph_path))
         description = describe(graph, tokenizer, settings)
         directory = working / f"set-{_digest(parts, settings, description)}"
@@ -91,9 +100,9 @@ def build_shards(
         write_json(directory / "report.json", report)
         write_sample_table(directory, description, [plan.rows for plan in assembly.shards])
         index = write_index(directory, description, shards, assembly.counts)
-        _publish(directory, out)
+        _publish(directory, out, overwrite)
         if not failures:
-            _discard(working)
+            remove_directory(working)
     return BuildResult(index, report, failures)
 
 
@@ -156,17 +165,20 @@ def _why_nothing(corpus: Corpus, counts: dict[str, int], graph: Path) -> str:
 @contextmanager
 def _working_directory(out: Path) -> Iterator[Path]:
     """Yield the directory of unfinished work beside `out`, held by this process alone."""
-    working = out.resolve().parent / f".{out.name}.build"
+    target = resolved(out)
+    working = target.parent / f".{target.name}.build"
+    check_replaceable(working, UNFINISHED)
     try:
-        (working / "parts").mkdir(parents=True, exist_ok=True)
+        working.mkdir(parents=True, exist_ok=True)
+        if not (working / UNFINISHED.marker).exists():
+            write_json(working / UNFINISHED.marker, {"unfinished_build_of": target.name})
+        (working / "parts").mkdir(exist_ok=True)
         lock = os.open(working / "lock", os.O_CREAT | os.O_RDWR)
     except OSError as error:
         raise InputError(f"{out}: cannot be written: {error.strerror}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _await_workers(working)
-        for stale in working.parent.glob(f".{escape(out.name)}.????????"):  # a run was killed while it published
-            shutil.rmtree(stale, ignore_errors=True)
         yield working
     except BlockingIOError as error:
         raise InputError(f"{out}: another build of it is running; wait for it, or name another --out") from error
@@ -199,13 +211,6 @@ def _await_workers(working: Path) -> None:
         os.close(lock)
 
 
-def _discard(working: Path) -> None:
-    """Remove the unfinished work; renamed first, so that no later run takes half of it for the whole."""
-    retired = Path(tempfile.mkdtemp(prefix=working.name.removesuffix("build"), dir=working.parent))
-    os.rename(working, retired / working.name)
-    shutil.rmtree(retired)
-
-
 def _make_parts(
     run: Pool, tasks: Sequence[PartTask], working: Path, graph: KnowledgeGraph, tokenizer: Tokenizer
 ) -> tuple[list[tuple[Corpus, Path]], list[str]]:
@@ -221,7 +226,7 @@ def _make_parts(
     pairs = zip(tasks, targets, strict=True)
     parts = [(task.corpus, target) for number, (task, target) in enumerate(pairs) if number not in failures]
     if not parts:
-        _discard(working)
+        remove_directory(working)
         raise InputError(failures[0])
     return parts, [failures[number] for number in sorted(failures)]
 
@@ -259,8 +264,8 @@ def _write_planned(directory: Path, plan: ShardPlan, description: dict[str, Any]
         return write_shard(directory, plan.name, plan.split, description, plan.read(), len(plan.rows))
 
 
-def _publish(directory: Path, out: Path) -> None:
-    with published_directory(out) as target:
+def _publish(directory: Path, out: Path, overwrite: bool | None) -> None:
+    with published_directory(out, SHARDS, overwrite=overwrite) as target:
         for file in directory.iterdir():
             if not file.name.startswith("."):  # left there by a run that was killed
                 os.rename(file, target / file.name)

@@ -20,8 +20,9 @@ from bali_ds.corpus.links import ConceptResolver
 from bali_ds.corpus.passages import Passage, cut_passages
 from bali_ds.corpus.readers import join_links, read_documents
 from bali_ds.corpus.tokenizer import Tokenizer
+from bali_ds.directories import Output, published_directory
 from bali_ds.errors import InputError
-from bali_ds.files import published_directory, write_json
+from bali_ds.files import write_json
 from bali_ds.graph.sampling import Drawn
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.randomness import Keys, derive
@@ -37,6 +38,12 @@ DOCUMENT_DTYPE = np.dtype(
         ("withdrawn", "?"),
     ]
 )  # fmt: skip
+PART = Output(
+    "a part of a shard set",
+    "report.json",
+    ("counts", "types", "remarks"),
+    ("samples.bin", "rows.npy", "documents.npy", "concepts.npy"),
+)
 LINKS = ("gold", "dictionary")
 _WITHOUT_LINKS = ("medline", "jats")
 
@@ -153,7 +160,7 @@ def make_part(task: PartTask, target: Path) -> None:
     rows: list[tuple[int, ...]] = []
     documents: list[tuple[int, ...]] = []
     concepts: list[NDArray[np.int32]] = []
-    with published_directory(target) as directory, open(directory / "samples.bin", "wb") as stream:
+    with published_directory(target, PART) as directory, open(directory / "samples.bin", "wb") as stream:
         reading = task.corpus.documents(report)
         while batch := list(islice(reading, _BATCH)):
             if task.corpus.uses_dictionary:

@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bali_ds.directories import published_directory
 from bali_ds.errors import InputError
-from bali_ds.files import published_directory
 from bali_ds.randomness import derive, permute
 from bali_ds.shards.layout import END_OF_ARCHIVE
 from bali_ds.shards.reindex import reindex
 from bali_ds.shards.scan import TarScanner
 from bali_ds.shards.store import SPLITS, ShardSet
-from bali_ds.shards.writer import shard_name, write_shard
+from bali_ds.shards.writer import SHARDS, shard_name, write_shard
 
 _TABLES = ("names.tokens.npy", "names.offsets.npy")
 
 
-def sample_shards(source: Path, out: Path, samples: int, seed: int) -> dict[str, Any]:
+def sample_shards(source: Path, out: Path, samples: int, seed: int, *, overwrite: bool | None = None) -> dict[str, Any]:
     """Publish a random subset of a shard set, in the order of the whole, and return its index.
 
     Each split gives its share. The same seed gives the same subset.
@@ -34,7 +34,7 @@ def sample_shards(source: Path, out: Path, samples: int, seed: int) -> dict[str,
         raise InputError(f"--samples {samples}: {source} holds {total} samples")
     description = TarScanner(source / shards.shards[0].name).description
     wanted = np.sort(permute(np.arange(samples), total, derive(seed, "subset")))
-    with published_directory(out) as directory:
+    with published_directory(out, SHARDS, overwrite=overwrite) as directory:
         _link_names(source, directory)
         for split in SPLITS:
             rows = shards.split(split)
@@ -46,14 +46,14 @@ def sample_shards(source: Path, out: Path, samples: int, seed: int) -> dict[str,
         return reindex(directory)
 
 
-def merge_shards(sources: Sequence[Path], out: Path) -> dict[str, Any]:
+def merge_shards(sources: Sequence[Path], out: Path, *, overwrite: bool | None = None) -> dict[str, Any]:
     """Publish several shard sets of one graph, tokenizer and limits as one, in their order, and return its index.
 
     Raises:
         InputError: the sets differ in graph, tokenizer or limits, or hold a sample of the same key.
     """
     sets = [ShardSet.open(source) for source in sources]
-    with published_directory(out) as directory:
+    with published_directory(out, SHARDS, overwrite=overwrite) as directory:
         _link_names(sources[0], directory)
         for split in SPLITS:
             tars = [shards.path / shard.name for shards in sets for shard in shards.shards if shard.split == split]

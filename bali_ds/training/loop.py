@@ -1,7 +1,6 @@
 """The training loop."""
 
 import math
-import shutil
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from bali_ds.training.generated import write_generated
 from bali_ds.training.guard import Guard, Verdict
 from bali_ds.training.hosts import HostWatch
 from bali_ds.training.meter import Meter
-from bali_ds.training.run import Data, announcement, prepare
+from bali_ds.training.run import Data, announcement, discard_run, prepare
 from bali_ds.training.run_lock import locked_run
 from bali_ds.training.schedule import learning_rate_factor
 from bali_ds.training.stopping import StopRequest
@@ -65,7 +64,7 @@ def train(recipe: Recipe, *, resume: bool = True) -> int:
         settings = deepspeed_settings(recipe, numbers)
         if cluster.first:
             if not resume:
-                shutil.rmtree(recipe.directory, ignore_errors=True)
+                discard_run(recipe.directory)
             prepare(recipe)
         cluster.wait()
         aligner = build_aligner(recipe, 2 * data.graph.num_relations, data.shards)

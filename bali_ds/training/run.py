@@ -1,18 +1,19 @@
 """The directory of a run, and the data and numbers that a recipe leads to."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
 from bali_ds.config import Recipe, dump_recipe, load_recipe
 from bali_ds.corpus.tokenizer import Tokenizer
+from bali_ds.directories import Output, published_directory
 from bali_ds.errors import InputError
 from bali_ds.files import published_file
 from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.inference.encoder import EXPORT, TOKENIZER_FILES
 from bali_ds.model.aligner import Aligner
+from bali_ds.model.pretrained import load_tokenizer
 from bali_ds.model.text import positions_of, read_configuration
 from bali_ds.preflight.arithmetic import Arithmetic
 from bali_ds.stream.mixture import Mixture, open_mixture
@@ -20,6 +21,18 @@ from bali_ds.training.checkpoint import Progress
 
 # What may differ between the recipe of a run and the one it is resumed with: it does not change what was learnt so far.
 FREE = {"runs", "steps", "epochs", "deepspeed", "checkpoints", "validation", "evaluation", "guards", "log_every"}
+ENCODER = Output("the encoder of a run", "config.json", ("model_type",), TOKENIZER_FILES)
+RUN = Output(
+    "a run",
+    "recipe.yaml",
+    ("name", "runs", "text_encoder"),
+    (
+        "stop", "metrics.jsonl", "left_out.jsonl", "quarantine-*.jsonl", "generated.json", "evaluation.json",
+        "linking.json", "report.html", "complete.json", "checkpoints/**", "tensorboard/**", "stacks/*", "failures/*",
+        "encoder/*", *(f"export/{name}" for name in (EXPORT.marker, *EXPORT.files)),
+    ),
+    read=lambda path: load_recipe(path).model_dump(),
+)  # fmt: skip
 
 COMPLETE = "complete.json"
 """The file that says that a run is trained, exported and evaluated."""
@@ -79,11 +92,22 @@ def prepare(recipe: Recipe) -> None:
     # A run that is trained for more steps is not complete until they are exported too.
     (run / COMPLETE).unlink(missing_ok=True)
     encoder = run / "encoder"
-    shutil.rmtree(encoder, ignore_errors=True)
-    read_configuration(recipe.text_encoder.path, layer=recipe.text_encoder.layer).save_pretrained(encoder)
-    AutoTokenizer.from_pretrained(recipe.text_encoder.path).save_pretrained(encoder)
+    if not (written.exists() and encoder.exists()):
+        with published_directory(encoder, ENCODER) as working:
+            read_configuration(recipe.text_encoder.path, layer=recipe.text_encoder.layer).save_pretrained(working)
+            load_tokenizer(recipe.text_encoder.path).save_pretrained(working)
     with published_file(written, "w") as stream:
         stream.write(dump_recipe(recipe))
+
+
+def discard_run(directory: Path) -> None:
+    """Replace an existing run by an empty directory; a kill leaves all of it or nothing.
+
+    Raises:
+        InputError: the directory is not a run, or holds files that are not part of one.
+    """
+    with published_directory(directory, RUN):
+        pass
 
 
 def _compare(before: Recipe, recipe: Recipe, written: Path) -> None:

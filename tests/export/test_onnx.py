@@ -9,11 +9,13 @@ from transformers import AutoModel
 from bali_ds.errors import InputError
 from bali_ds.export import onnx
 from bali_ds.export.run import export_run
+from bali_ds.inference.encoder import EXPORT
 
 
 def test_the_graph_computes_what_transformers_loads(run_of, tmp_path):
     report = export_run(run_of("0-fp32"), tmp_path / "out", onnx=True)
     assert "onnx/model.onnx" in report["files"]
+    assert EXPORT.foreign_file(tmp_path / "out") is None
     session = onnxruntime.InferenceSession(tmp_path / "out/onnx/model.onnx", providers=["CPUExecutionProvider"])
     model = AutoModel.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     for rows, width in ((1, 1), (3, 16), (7, 5)):

@@ -186,3 +186,36 @@ def test_the_graph_encoder_loads_again(run_of, trained, tmp_path):
     (tmp_path / "out" / "bali_ds.json").write_text(json.dumps(description))
     with pytest.raises(InputError, match=r"does not fit the recipe at layers\.1"):
         load_aligned(tmp_path / "out")
+
+
+def test_an_export_replaces_an_earlier_one_and_no_file_of_the_user(run_of, tmp_path, capsys):
+    run, out = run_of("1-bf16"), tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("mine")
+    command = ["export", str(run), "--out", str(out)]
+    assert main(command) == 2
+    assert capsys.readouterr().err.endswith(
+        "out: holds thesis.tex, which is not part of an exported model by bali-ds; "
+        "name another --out, or replace everything with --overwrite\n"
+    )
+    assert [path.name for path in out.iterdir()] == ["thesis.tex"]
+    assert main([*command, "--overwrite"]) == 0
+    files = {path.name for path in out.iterdir()}
+    assert main(command) == 0
+    assert {path.name for path in out.iterdir()} == files
+    (out / "onnx").mkdir()
+    (out / "onnx/thesis.tex").write_text("mine")
+    assert main(command) == 2
+    assert (out / "onnx/thesis.tex").read_text() == "mine"
+
+
+def test_an_export_lists_the_files_of_a_tokenizer_that_nobody_knows(run_of, tmp_path, monkeypatch):
+    class Odd:
+        def save_pretrained(self, out):
+            (out / "odd.vocabulary").touch()
+
+    monkeypatch.setattr("bali_ds.export.run.load_tokenizer", lambda _: Odd())
+    run = run_of("1-bf16")
+    for _ in range(2):
+        export_run(run, tmp_path / "out")
+    assert "odd.vocabulary" in read_json(tmp_path / "out/bali_ds.json")["files"]

@@ -108,6 +108,17 @@ def test_complete_part_is_not_fetched_again(server, tmp_path):
     assert fetch(address(server), tmp_path / "graph.obo") == DIGEST
 
 
+def test_files_of_the_user_and_links_stay(server, tmp_path):
+    (tmp_path / "graph.obo.part").write_text("the second part of my thesis")
+    with pytest.raises(InputError, match=r"graph\.obo\.part: is not the beginning of a download by bali-ds; move it"):
+        fetch(address(server), tmp_path / "graph.obo")
+    assert (tmp_path / "graph.obo.part").read_text() == "the second part of my thesis"
+    (tmp_path / "link.obo").symlink_to("disk/graph.obo")
+    fetch(address(server), tmp_path / "link.obo")
+    assert (tmp_path / "link.obo").is_symlink()
+    assert (tmp_path / "disk/graph.obo").read_bytes() == CONTENT
+
+
 def test_wrong_checksum_is_not_kept(server, tmp_path):
     with pytest.raises(InputError, match="expected 00"):
         fetch(address(server), tmp_path / "graph.obo", "00")

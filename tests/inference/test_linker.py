@@ -63,6 +63,17 @@ def test_kept_vectors_serve_again_and_only_their_own_names(tiny_encoder, names, 
         Linker.build(encoder, read_dictionary(names), index=tmp_path / "index")
 
 
+def test_vectors_are_kept_in_an_empty_directory_and_not_among_files_of_the_user(tiny_encoder, names, tmp_path):
+    encoder, dictionary, index = bali_ds.load(tiny_encoder), read_dictionary(names), tmp_path / "index"
+    index.mkdir()
+    (index / "thesis.tex").touch()
+    with pytest.raises(InputError, match=r"index: holds thesis\.tex, which is not part of the vectors of names"):
+        Linker.build(encoder, dictionary, index=index)
+    (index / "thesis.tex").unlink()
+    Linker.build(encoder, dictionary, index=index)
+    assert sorted(path.name for path in index.iterdir()) == ["index.json", "vectors.npy"]
+
+
 def test_every_name_of_a_graph_is_in_its_dictionary(graph):
     dictionary = graph_dictionary(graph)
     assert set(dictionary.names) == {name for concept in range(graph.num_concepts) for name in graph.names(concept)}

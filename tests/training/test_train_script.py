@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -11,6 +12,7 @@ import pytest
 from bali_ds.config import Recipe, dump_recipe
 from bali_ds.training.checkpoint import NotSaved
 from tests.conftest import REPOSITORY
+from tests.forked import free_port
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -81,3 +83,19 @@ def test_a_run_that_is_stopped_while_it_evaluates_goes_on_later(script, monkeypa
     monkeypatch.setattr("bali_ds.export.conclusion.conclude", signalled(signal.SIGUSR1))
     assert script.main() == 75
     assert "the same command goes on" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(120)
+def test_starting_afresh_removes_no_file_of_the_user(sample, tmp_path):
+    recipe = sample.recipe(tmp_path)
+    recipe.directory.mkdir()
+    (recipe.directory / "thesis.tex").write_text("mine")
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    script = [sys.executable, REPOSITORY / "launch/train.py"]
+    command = [*script, "--config", tmp_path / "recipe.yaml", "--resume", "never"]
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    alone |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    done = subprocess.run(command, env={**os.environ, **alone}, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.endswith("run: holds thesis.tex, which is not part of a run by bali-ds; move it away\n")
+    assert [path.name for path in recipe.directory.iterdir()] == ["thesis.tex"]
