@@ -36,7 +36,8 @@ from bali_ds.cli import main as bali_ds  # noqa: E402
 from bali_ds.config import Recipe  # noqa: E402
 from bali_ds.files import write_json  # noqa: E402
 from bali_ds.training.checkpoint import complete_checkpoints  # noqa: E402
-from bali_ds.training.stopping import STOPPED, Stopped  # noqa: E402
+from bali_ds.training.outcome import STOPPED  # noqa: E402
+from bali_ds.training.stopping import Stopped  # noqa: E402
 from tests.forked import fork, fork_ranks  # noqa: E402
 
 RANKS = 2
