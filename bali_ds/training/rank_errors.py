@@ -4,7 +4,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, NoReturn, Self
+from typing import NamedTuple, Self
 
 import torch.distributed as dist
 
@@ -78,14 +78,13 @@ def raise_on_every_rank(cluster: Cluster) -> Iterator[None]:
         raise first.exception(first.line if everywhere else None) from own
 
 
-def raise_after_joining(error: Exception) -> NoReturn:
+def raise_after_joining(error: Exception) -> None:
     """Join the ranks that start a run and raise on all of them an error that this one met before it could join.
 
     This module needs torch and DeepSpeed only: the error may be that anything else cannot be imported.
     """
     with joined_cluster() as cluster, raise_on_every_rank(cluster):
         raise error
-    raise AssertionError("unreachable")
 
 
 def is_lost_connection(error: Exception) -> bool:

@@ -102,17 +102,17 @@ class StopRequest:
         Collective calls where the samples are late: signals and time limits of any rank end the wait.
         """
         until = time.monotonic() + 60 * self._guards.data_minutes
+        while not loader.ready(_SECONDS_BETWEEN_COMPARISONS):
+            if time.monotonic() > until:
+                line = f"no samples for {self._guards.data_minutes:g} min from {loader.source}"
+                self._note("a loader worker", NoData(line))
+                return None
+            if self._all_reduce_max(_WAITING) > _WAITING:
+                return None
         try:
-            while not loader.ready(_SECONDS_BETWEEN_COMPARISONS):
-                if time.monotonic() > until:
-                    raise NoData(f"no samples for {self._guards.data_minutes:g} min from {loader.source}")
-                if self._all_reduce_max(_WAITING) > _WAITING:
-                    return None
             return next(loader)
         except InputError as error:
             self._note("the data", error)
-        except NoData as error:
-            self._note("a loader worker", error)
         except WorkerKilledError as error:
             self._note("a loader worker", NoData(str(error)))
         except WorkerFailedError as error:  # the worker has printed its traceback

@@ -8,9 +8,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import psutil
 
 import bali_ds.export.conclusion
@@ -87,6 +90,18 @@ def signal_self(number: signal.Signals) -> Callable[[], None]:
         time.sleep(0.1)
 
     return action
+
+
+def absent(rank: int) -> Fault:
+    """One rank never comes; the other does not wait as long as usual."""
+
+    def prepare() -> None:
+        if os.environ["RANK"] == str(rank):
+            os._exit(0)
+        join = deepspeed.init_distributed
+        deepspeed.init_distributed = partial(join, timeout=timedelta(seconds=2))
+
+    return prepare
 
 
 def signal_workers(number: signal.Signals, note: Path) -> Callable[[], None]:
@@ -169,6 +184,8 @@ def start_up(runs: Runs) -> None:
     runs.run("engine", on_rank(1, failing(loop, "build_engine", raise_value_error)))
     runs.run("engine0", on_rank(0, failing(loop, "build_engine", raise_value_error)))
     runs.run("signal", on_rank(1, failing(loop, "build_aligner", signal_self(signal.SIGTERM))))
+    for rank in range(2):
+        runs.run(f"absent{rank}", absent(rank))
     # a directory that only rank 0 looks at, made by the run before
     runs.run("directory", changes=("name=signal", "seed=8"))
 

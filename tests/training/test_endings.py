@@ -112,6 +112,13 @@ class TestStartUp:
         assert ended.statuses("signal") == [75, 75], ended.said("signal")
         assert ended.line("signal").startswith(RANK_1 + "stopped by SIGTERM")
 
+    @pytest.mark.parametrize("absent", [0, 1])
+    def test_a_rank_that_never_comes_is_waited_for_some_time_and_the_run_tried_again(self, ended, absent):
+        name, came = f"absent{absent}", 1 - absent
+        assert ended.statuses(name)[came] == 75, ended.said(name)
+        assert "train: not all 2 ranks met at 127.0.0.1:" in ended.said(name)[came]
+        assert ended.tracebacks(name) == [0, 0]
+
 
 @of("steps")
 class TestSteps:
