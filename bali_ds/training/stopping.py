@@ -133,10 +133,12 @@ class StopRequest:
         own = RankError.of(self._error, self._cluster.rank) if self._error else None
         met = [error for error in all_gather_errors(self._cluster, own) if error]
         LEAVING.set()
-        left = f"stopped {f'after step {step}' if saved else 'without a new checkpoint'}"
-        if met and (first := min(met)).status != STOPPED:
-            raise first.exception(f"{first}; {left}, where the same command resumes")
-        raise Stopped(f"{min(met) if met else reason}: {left}; the same command resumes from there")
+        left = f"after step {step}" if saved else "without a new checkpoint"
+        resumes = f"the same command resumes from {'there' if saved else 'the newest one'}"
+        if not met:
+            raise Stopped(f"stopped by {reason} {left}; {resumes}")
+        line = f"{min(met)}; stopped {left}; {resumes}"
+        raise Stopped(line) if min(met).status == STOPPED else min(met).exception(line)
 
     @contextmanager
     def listening(self) -> Iterator[None]:

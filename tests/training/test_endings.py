@@ -158,7 +158,7 @@ class TestWaits:
     def test_sigterm_to_another_rank_than_the_one_that_waits_for_data_saves_within_seconds(self, ended):
         assert ended.statuses("sigterm") == [75, 75], ended.said("sigterm")
         assert ended.runs["sigterm"]["seconds"] < 20
-        assert ended.line("sigterm").startswith("SIGTERM: stopped after step ")
+        assert ended.line("sigterm").startswith("stopped by SIGTERM after step ")
         assert ended.checkpoints("sigterm") == 1
 
     @pytest.mark.parametrize(
@@ -170,10 +170,10 @@ class TestWaits:
     )
     def test_data_that_never_come_end_the_wait_with_a_checkpoint_and_the_cause(self, ended, name, source):
         assert ended.statuses(name) == [75, 75], ended.said(name)
-        assert re.match(RANK_1 + f"no samples for 0.1 min from {source}: stopped after step", ended.line(name))
+        assert re.match(RANK_1 + f"no samples for 0.1 min from {source}; stopped after step", ended.line(name))
         assert ended.checkpoints(name) == 1
 
     def test_max_minutes_count_while_a_rank_waits_for_data(self, ended):
         assert ended.statuses("max-minutes") == [75, 75], ended.said("max-minutes")
-        assert ended.line("max-minutes").startswith("max_minutes: stopped after step ")
+        assert ended.line("max-minutes").startswith("stopped by max_minutes after step ")
         assert ended.checkpoints("max-minutes") == 1

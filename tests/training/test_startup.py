@@ -62,7 +62,7 @@ def test_the_first_rank_that_differs_is_named_with_what_differs(values_of, chang
     assert refused(own, own, other, other).startswith(f"rank 2 on host node-2: {named}")
 
 
-def test_packages_and_fingerprints_are_compared(values_of, monkeypatch):
+def test_packages_and_fingerprints_are_compared(values_of):
     own = values_of()
     for name in (
         "data.graph: fingerprint", "data.shards: fingerprint", "text_encoder.path: tokenizer fingerprint",
