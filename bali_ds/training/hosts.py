@@ -13,9 +13,9 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
-from bali_ds.training.cluster import Cluster
-from bali_ds.training.outcome import STOPPED, LostRank
-from bali_ds.training.rank_errors import LEAVING, RankError, is_lost_connection
+from bali_ds.training.cluster import Cluster, lost_rank
+from bali_ds.training.outcome import STOPPED
+from bali_ds.training.rank_errors import LEAVING, RankError
 
 _ERROR = "bali_ds/error"
 _RESTART = "start the run again on hosts that work"
@@ -76,10 +76,8 @@ class HostWatch:
 
     def _exchanged(self, error: Exception) -> Exception:
         """Post an error unless another rank was first; return what this rank leaves with."""
-        lost = is_lost_connection(error)
-        if lost:
-            summary = str(error).splitlines()[0]
-            error = LostRank(f"lost the connection to another rank ({summary}); the same command resumes the run")
+        lost = lost_rank(error)
+        error = lost or error
         own = RankError.of(error, self._cluster.rank)
         try:
             first = self._post(own)
@@ -88,7 +86,7 @@ class HostWatch:
                 self._wait_for_others()
         except (dist.DistError, RuntimeError):  # rank 0 is gone, and its store with it
             first = self._posted or own
-        is_cause = first != own and (lost or first.status != own.status)
+        is_cause = first != own and (lost is not None or first.status != own.status)
         return first.exception() if is_cause else error
 
     def _post(self, error: RankError) -> RankError:

@@ -85,14 +85,3 @@ def raise_after_joining(error: Exception) -> None:
     """
     with joined_cluster() as cluster, raise_on_every_rank(cluster):
         raise error
-
-
-def is_lost_connection(error: Exception) -> bool:
-    """Whether a collective call failed because another rank is gone.
-
-    Neither gloo nor NCCL has an exception type of its own for that; gloo names the file of its transport.
-    """
-    message = str(error)
-    return isinstance(error, RuntimeError) and (
-        isinstance(error, dist.DistNetworkError) or "gloo/transport" in message or "ncclRemoteError" in message
-    )

@@ -53,7 +53,7 @@ def ended(sample, tiny_encoder, tmp_path_factory, request) -> Ended:
         batch={"passages": 8},
         steps=100_000,
         checkpoints={"every": 100_000},
-        guards={"host_minutes": 0.2},
+        guards={"host_minutes": 0.3},
         validation={"passages": 16},
     )
     shards = {"host": sample.shards, "host-without-shards": out / "nowhere"}
@@ -111,6 +111,11 @@ class TestStartUp:
     def test_a_signal_to_one_rank_before_the_first_step_stops_both(self, ended):
         assert ended.statuses("signal") == [75, 75], ended.said("signal")
         assert ended.line("signal").startswith(RANK_1 + "stopped by SIGTERM")
+
+    def test_a_rank_that_is_killed_while_it_opens_its_data_lets_the_other_try_again_later(self, ended):
+        assert ended.statuses("killed-early") == [75, -9], ended.said("killed-early")
+        assert ended.line("killed-early").startswith("lost the connection to another rank")
+        assert ended.tracebacks("killed-early") == [0, 0]
 
     @pytest.mark.parametrize("absent", [0, 1])
     def test_a_rank_that_never_comes_is_waited_for_some_time_and_the_run_tried_again(self, ended, absent):
