@@ -40,9 +40,8 @@ import bali_ds.training.loop as loop  # noqa: E402
 from bali_ds.cli import main as bali_ds  # noqa: E402
 from bali_ds.config import Recipe  # noqa: E402
 from bali_ds.files import write_json  # noqa: E402
-from bali_ds.training.checkpoint import NOT_SAVED, NotSaved  # noqa: E402
 from bali_ds.training.marker import checkpoint_step, complete_checkpoints  # noqa: E402
-from bali_ds.training.stopping import STOPPED, Stopped  # noqa: E402
+from bali_ds.training.outcome import NOT_SAVED, STOPPED, RunEnded, exit_status  # noqa: E402
 from tests.forked import fork, fork_ranks  # noqa: E402
 from tests.weights import same_weights  # noqa: E402
 
@@ -122,12 +121,9 @@ def rank(recipe: Recipe, log: Path, fails: Callable[[int], bool] | None) -> int:
     loop.validate = marked_validate  # type: ignore[assignment]
     try:
         loop.train(recipe)
-    except Stopped as stopped:
-        print(stopped)
-        return STOPPED
-    except NotSaved as failed:
-        print(failed)
-        return NOT_SAVED
+    except RunEnded as ended:
+        print(ended)
+        return exit_status(ended)
     return 0
 
 

@@ -12,17 +12,23 @@ import traceback
 import warnings
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
-from bali_ds.config import Recipe, load_recipe
+from bali_ds.config import load_recipe
 from bali_ds.errors import InputError
+from bali_ds.training.outcome import LostRank, RunEnded, exit_status
 
 
 def main() -> int:
     """Train, then, on rank 0, export, evaluate and report.
 
-    Returns the exit status: 0 complete, 2 a mistake in recipe or data, 3 loss or gradient is no
-    number any more, 4 the last checkpoint could not be written, 75 stopped with a checkpoint to go on from.
+    Returns the exit status, the same on every rank; rank 0 prints one line for 2, 3, 4 and 75:
+
+    - 0: complete.
+    - 1: an error that nobody foresaw, also in a loader worker; its traceback is in the output of the rank that met it.
+    - 2: a mistake in recipe or data, or ranks whose recipes or data differ.
+    - 3: the loss or a gradient became non-finite, or the loss jumped again and again.
+    - 4: the checkpoint of the last step could not be written; nothing was exported.
+    - 75: interrupted by a signal, a time limit, a killed loader worker or a lost host; the same command resumes.
     """
     options = _options()
     first = os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")) == "0"
@@ -30,12 +36,13 @@ def main() -> int:
     for library in ("httpx", "httpcore", "urllib3", "DeepSpeed", "transformers", "matplotlib"):
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
-        recipe = load_recipe(options.config, options.overrides)
-        return _job(recipe, resume=options.resume == "auto", first=first)
-    except InputError as error:
-        if first:
-            print(f"train: {error}", file=sys.stderr, flush=True)
-        return 2
+        _job(options, first=first)
+    except (InputError, RunEnded) as ended:
+        # of a lost rank, which may be the first, each of the others learns by itself
+        if first or isinstance(ended, LostRank):
+            print(f"train: {ended}", file=sys.stderr, flush=True)
+        return exit_status(ended)
+    return 0
 
 
 def _options() -> argparse.Namespace:
@@ -54,40 +61,42 @@ def _options() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def _job(recipe: Recipe, *, resume: bool, first: bool) -> int:
-    # Heavy imports wait until the recipe is known to be sound.
-    from transformers.utils import logging as transformers_logging
+def _job(options: argparse.Namespace, *, first: bool) -> None:
+    try:
+        recipe = load_recipe(options.config, options.overrides)
+        # Heavy imports wait until the recipe is known to be valid.
+        from transformers.utils import logging as transformers_logging
 
-    from bali_ds.export.conclusion import conclude, concluded, results
-    from bali_ds.training.checkpoint import NOT_SAVED, NotSaved
-    from bali_ds.training.guard import DIVERGED, Diverged
-    from bali_ds.training.loop import train
-    from bali_ds.training.stopping import STOPPED, Stopped
+        from bali_ds.export.conclusion import conclude, concluded, results
+        from bali_ds.training.loop import train
+        from bali_ds.training.rank_errors import LEAVING
+        from bali_ds.training.stopping import Stopped
+    except Exception as error:
+        if os.environ.get("WORLD_SIZE", os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) != "1":
+            from bali_ds.training.rank_errors import raise_after_joining
+
+            raise_after_joining(error)
+        raise
 
     transformers_logging.disable_progress_bar()
     # DeepSpeed calls collectives by names that this torch is about to drop.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
-    def leave(number: int, _: FrameType | None) -> NoReturn:
-        raise Stopped(f"stopped by {signal.Signals(number).name}; the same command goes on from there")
+    def leave(number: int, _: FrameType | None) -> None:
+        if not LEAVING.is_set():
+            raise Stopped(f"stopped by {signal.Signals(number).name}; the same command resumes from there")
 
     # The loop takes these over, and takes its time; before and after it nothing would be lost.
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, leave)
-    try:
-        if not resume or not concluded(recipe):
-            step = train(recipe, resume=resume)
-            if first:
-                conclude(recipe, step)
-        elif first:
-            print(f"{recipe.directory} is complete; --resume never trains it afresh\n")
+    if options.resume == "never" or not concluded(recipe):
+        step = train(recipe, resume=options.resume == "auto")
         if first:
-            print(results(recipe), flush=True)
-    except (Stopped, Diverged, NotSaved) as ended:
-        if first:
-            print(f"train: {ended}", file=sys.stderr, flush=True)
-        return {Stopped: STOPPED, Diverged: DIVERGED, NotSaved: NOT_SAVED}[type(ended)]
-    return 0
+            conclude(recipe, step)
+    elif first:
+        print(f"{recipe.directory} is complete; --resume never trains it afresh\n")
+    if first:
+        print(results(recipe), flush=True)
 
 
 def _status() -> int:

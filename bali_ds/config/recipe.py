@@ -134,6 +134,8 @@ class Guards(Section):
     """A step that takes longer has the stacks of all ranks written out."""
     host_minutes: float = Field(default=2, gt=0)
     """Ranks that hear nothing of a host for so long end, and name it."""
+    data_minutes: float = Field(default=30, gt=0)
+    """A rank whose loader delivers nothing for so long saves a checkpoint with the others, and the run stops."""
     max_minutes: float | None = Field(default=None, gt=0)
     """The run saves itself and stops after so long."""
 

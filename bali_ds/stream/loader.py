@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,10 +26,18 @@ from bali_ds.stream.quarantine import Quarantine
 from bali_ds.stream.settings import StreamSettings
 from bali_ds.stream.soundness import Replacement
 from bali_ds.stream.steps import RankSteps, Share, StepArrays
-from bali_ds.stream.wire import receive_step
+from bali_ds.stream.wire import WorkerFailedError, receive_step
 from bali_ds.stream.worker import description
 
 _PREFETCHED_STEPS = 2
+# Signals that a program raises by its own fault: it would do so again.
+_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
+# A process that hangs in the kernel, on a file server that is gone, does not die before the server is back.
+_SECONDS_TO_DIE = 5.0
+
+
+class WorkerKilledError(RuntimeError):
+    """A loader worker was killed by somebody else, for want of memory perhaps: trying again may help."""
 
 
 @dataclass(frozen=True)
@@ -94,18 +103,31 @@ class Loader:
         self._quarantine = Quarantine(mixture, quarantine, settings.bad_samples)
         self._next = 0
         self._steps = RankSteps(mixture, graph, settings, share, start)
-        self._made = self._steps.run()
         self._workers = [
             _Worker(description(mixture, graph, settings, share, start, number, workers)) for number in range(workers)
         ]
+        self._sources: list[_Worker | _InProcess] = [*self._workers] or [_InProcess(self._steps.run())]
         self.steps_per_epoch = self._steps.schedule.steps_per_epoch
 
     def __iter__(self) -> Iterator[Step]:
         return self
 
+    @property
+    def source(self) -> str:
+        """What makes the next step, for messages."""
+        return str(self._source)
+
+    @property
+    def _source(self) -> "_Worker | _InProcess":
+        return self._sources[self._next % len(self._sources)]
+
+    def ready(self, seconds: float) -> bool:
+        """Wait for the next step, but not for longer than some seconds; return whether `next` returns at once."""
+        return self._source.ready(seconds)
+
     def __next__(self) -> Step:
+        arrays = self._source.take()
         number, self._next = self._next, self._next + 1
-        arrays = self._workers[number % len(self._workers)].take() if self._workers else next(self._made)
         chunks = tuple(as_batch(chunk) for chunk in arrays.chunks)
         samples = sum(batch.sample_ids.shape[0] for batch in chunks)
         self._quarantine.record(number, samples, arrays.replaced)
@@ -161,27 +183,41 @@ class _Worker:
         assert self._process.stdin is not None
         with self._process.stdin as stream:
             stream.write(work.encode() + b"\n")
-        self._ready: queue.Queue[StepArrays | BaseException] = queue.Queue(_PREFETCHED_STEPS)
+        self._ready: queue.Queue[StepArrays | Exception] = queue.Queue(_PREFETCHED_STEPS)
+        self._item: StepArrays | Exception | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._receive, name="bali-ds stream", daemon=True)
         self._thread.start()
 
+    def __str__(self) -> str:
+        return f"a loader worker (process {self._process.pid})"
+
+    def ready(self, seconds: float | None) -> bool:
+        """Wait for the worker's next step or its end, without limit if None; return whether it is there."""
+        if self._item is None:
+            with suppress(queue.Empty):
+                self._item = self._ready.get(timeout=seconds)
+        return self._item is not None
+
     def take(self) -> StepArrays:
         """Return the worker's next step; raise what ended the worker."""
-        item = self._ready.get()
-        if isinstance(item, BaseException):
-            self._ready.put(item)
+        self.ready(None)
+        item = self._item
+        assert item is not None
+        if isinstance(item, Exception):
             raise item
+        self._item = None
         return item
 
     def close(self) -> None:
         """Kill the process, which holds no state, and end the thread."""
         self._closing.set()
         self._process.kill()
-        self._process.wait()
-        while self._thread.is_alive():
-            self._discard()
-            self._thread.join(0.01)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_SECONDS_TO_DIE)
+            while self._thread.is_alive():
+                self._discard()
+                self._thread.join(0.01)
 
     def _discard(self) -> None:
         while not self._ready.empty():
@@ -202,7 +238,46 @@ class _Worker:
                 self._ready.put(step)
 
 
+class _InProcess:
+    """The steps of a loader without workers. Only a wait with a limit needs a thread, one for each step."""
+
+    def __init__(self, made: Iterator[StepArrays]) -> None:
+        self._made = made
+        self._thread: threading.Thread | None = None
+        self._item: StepArrays | Exception | None = None
+
+    def __str__(self) -> str:
+        return "the loader in the training process"
+
+    def ready(self, seconds: float) -> bool:
+        """Begin to make the next step, and wait for it."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._make, name="bali-ds stream", daemon=True)
+            self._thread.start()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def take(self) -> StepArrays:
+        """Return the next step; raise what it met."""
+        if self._thread is None:
+            return next(self._made)
+        self._thread.join()
+        self._thread, item, self._item = None, self._item, None
+        assert item is not None
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def _make(self) -> None:
+        try:
+            self._item = next(self._made)
+        except Exception as error:
+            self._item = error
+
+
 def _end_of_worker(status: int) -> Exception:
     if status == -signal.SIGBUS:
         return InputError("a loader worker lost a shard under its hands: cut short while in use, or its disk failed")
-    return RuntimeError(f"a loader worker ended with status {status}; its last words are above")
+    if status < 0 and -status not in _CRASHES:
+        return WorkerKilledError(f"a loader worker ended with status {status}: killed, for want of memory perhaps")
+    return WorkerFailedError(f"a loader worker ended with status {status}; its last words are above")

@@ -28,6 +28,9 @@ _WAITS = (1, 2, 4, 8, 16)
 _WAIT_FOR_ROOM = 0.05
 _BLOCK = 1 << 20
 _LARGEST_INDEX = 64 << 20
+# Bytes a second, from when a download has had its time to get going: a server this slow does not get a tar across.
+_SLOWEST = 1024
+_SECONDS_TO_GET_GOING = 60
 
 
 def cache_home() -> Path:
@@ -195,10 +198,14 @@ def _download(url: str, target: Path, size: int | None, digest: str | None) -> N
 
 def _copy(url: str, part: Path, size: int | None, digest: str | None) -> None:
     """Fill a file from a URL; until it is whole it keeps the size that is reserved for it."""
-    found, total = hashlib.sha256(), 0
+    found, total, begun = hashlib.sha256(), 0, time.monotonic()
     with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT, 0o644), "wb") as sink, open_remote(url) as source:
-        while block := source.read(_BLOCK):
+        read = getattr(source, "read1", source.read)  # does not wait for a whole block where it need not
+        while block := read(_BLOCK):
             total += len(block)
+            seconds = time.monotonic() - begun
+            if seconds > _SECONDS_TO_GET_GOING and total < seconds * _SLOWEST:
+                raise TimeoutError(f"only {total} bytes came in {seconds:.0f} s")
             if size is not None and total > size:
                 raise ValueError(f"is longer than {size} bytes")
             found.update(block)

@@ -30,9 +30,14 @@ def send_step(stream: IO[bytes], step: StepArrays) -> None:
     stream.flush()
 
 
-def send_error(stream: IO[bytes], error: InputError) -> None:
+class WorkerFailedError(RuntimeError):
+    """A loader worker met an error that nobody foresaw; its traceback is in its output."""
+
+
+def send_error(stream: IO[bytes], error: Exception) -> None:
     """Write what went wrong, for `receive_step` to raise on the other side."""
-    _send_line(stream, {"error": str(error)})
+    foreseen = isinstance(error, InputError)
+    _send_line(stream, {"error": str(error)} if foreseen else {"failure": f"{type(error).__name__}: {error}"})
     stream.flush()
 
 
@@ -44,6 +49,7 @@ def receive_step(stream: IO[bytes]) -> StepArrays | None:
 
     Raises:
         InputError: the sender met it.
+        WorkerFailedError: the sender met any other error.
     """
     line = stream.readline()
     if not line.endswith(b"\n"):
@@ -51,6 +57,8 @@ def receive_step(stream: IO[bytes]) -> StepArrays | None:
     message = json.loads(line)
     if "error" in message:
         raise InputError(message["error"])
+    if "failure" in message:
+        raise WorkerFailedError(f"a loader worker failed: {message['failure']} (traceback in the output of that rank)")
     chunks, position = message["chunks"], Position(*message["position"])
     buffer = np.empty(sum(math.prod(shape) for chunk in chunks for _, shape in chunk), np.int64)
     if stream.readinto(buffer.view(np.uint8)) < buffer.nbytes:  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ that it starts in a fraction of a second and stays small. It ends when its reade
 import json
 import os
 import sys
+import traceback
 from dataclasses import asdict
 from typing import Any
 
@@ -51,6 +52,11 @@ def main() -> None:
             for step in _open(work).run(*work["steps"]):
                 send_step(stream, step)
         except InputError as error:
+            send_error(stream, error)
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            traceback.print_exc()
             send_error(stream, error)
     except BrokenPipeError:
         os._exit(0)

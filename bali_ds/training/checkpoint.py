@@ -23,17 +23,12 @@ from bali_ds.training.marker import (
     read_marker,
     write_marker,
 )
+from bali_ds.training.outcome import NOT_SAVED, RunEnded
 from bali_ds.training.reshard import adopt, optimised_names
 from bali_ds.training.writing import Writing
 
 logger = logging.getLogger(__name__)
 
-NOT_SAVED = 4
-"""Exit status of a run whose last checkpoint could not be written.
-
-It is not 75: a job that requeues itself would train the steps since the newest checkpoint again and again, for as long
-as nobody makes room. Once somebody has, the same command resumes the run.
-"""
 _LAYOUT = ("world size", "ZeRO stage")
 
 
@@ -45,8 +40,10 @@ class Progress:
     position: Position
 
 
-class NotSaved(Exception):  # noqa: N818 the disk is at fault, not the program
+class NotSaved(RunEnded):
     """The checkpoint of the last step could not be written; the run is not complete and nothing was exported."""
+
+    status = NOT_SAVED
 
 
 class Checkpoints:

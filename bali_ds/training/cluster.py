@@ -12,6 +12,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
 from bali_ds.errors import InputError
+from bali_ds.training.outcome import LostRank
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def joined_cluster() -> Iterator[Cluster]:
 
     Raises:
         InputError: the port at which they meet is taken.
+        LostRank: some did not come within DEEPSPEED_TIMEOUT minutes, 10 by default, or one was lost in the block.
     """
     _adopt_mpirun()
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
@@ -79,18 +81,40 @@ def joined_cluster() -> Iterator[Cluster]:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     try:
         deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
-    except dist.DistNetworkError as error:
-        if "EADDRINUSE" not in str(error):
-            raise
-        raise InputError(
-            f"port {os.environ['MASTER_PORT']}: is taken on this host, by another run perhaps; name a free one: "
-            "deepspeed --master_port PORT launch/train.py ..., or MASTER_PORT without a launcher"
+    except dist.DistError as error:
+        port = os.environ["MASTER_PORT"]
+        if "EADDRINUSE" in str(error):
+            raise InputError(
+                f"port {port}: is taken on this host, by another run perhaps; name a free one: "
+                "deepspeed --master_port PORT launch/train.py ..., or MASTER_PORT without a launcher"
+            ) from error
+        raise LostRank(
+            f"not all {os.environ['WORLD_SIZE']} ranks met at {os.environ['MASTER_ADDR']}:{port} in time: "
+            f"{str(error).strip().splitlines()[0]}"
         ) from error
     try:
         yield Cluster(dist.get_rank(), dist.get_world_size(), device, dist.new_group(backend="gloo"))
+    except Exception as error:
+        if lost := lost_rank(error):
+            raise lost from error
+        raise
     finally:
         # Without this a rank aborts at exit and a finished run looks like a failed one.
         dist.destroy_process_group()
+
+
+def lost_rank(error: Exception) -> LostRank | None:
+    """Return what to raise in place of the error of a collective call, if that failed because another rank is gone.
+
+    Neither gloo nor NCCL has an exception type of its own for that; gloo names the file of its transport.
+    """
+    message = str(error)
+    if not isinstance(error, RuntimeError):
+        return None
+    if isinstance(error, dist.DistNetworkError) or "gloo/transport" in message or "ncclRemoteError" in message:
+        summary = message.strip().splitlines()[0]
+        return LostRank(f"lost the connection to another rank ({summary}); the same command resumes the run")
+    return None
 
 
 def _adopt_mpirun() -> None:

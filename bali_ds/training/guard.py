@@ -13,17 +13,22 @@ from bali_ds.training.cluster import Cluster
 from bali_ds.training.failures import write_failure
 from bali_ds.training.gradients import GradientWatch
 from bali_ds.training.left_out import NON_FINITE, SPIKE, LeftOut
+from bali_ds.training.outcome import DIVERGED, RunEnded
+from bali_ds.training.rank_errors import LEAVING
 from bali_ds.training.run import Data
 from bali_ds.training.spikes import SpikeDetector
 
-DIVERGED = 3
-"""Exit status of a run whose numbers went bad: to start it again changes nothing."""
 # A loss that jumps again and again is no accident of a few samples.
 _RETURNS = 3
 
 
-class Diverged(Exception):  # noqa: N818 the run is at fault, not the program
-    """Loss or gradient is no number, or the loss jumped too often; a checkpoint of the last sound step is saved."""
+class Diverged(RunEnded):
+    """The loss or a gradient is non-finite, or the loss jumped too often; a checkpoint of the last good step is saved.
+
+    Every rank raises it.
+    """
+
+    status = DIVERGED
 
 
 class Verdict(enum.Enum):
@@ -99,6 +104,7 @@ class Guard:
         if self._left_out.count(NON_FINITE) >= allowed:
             self._checkpoints.save(self._engine, progress)
             self._checkpoints.finish()
+            LEAVING.set()
             raise Diverged(line)
         self._left_out.add(batch.position_after, NON_FINITE)
         self._say(f"{line}; left out, {self._left_out.count(NON_FINITE)} of at most {allowed}")
@@ -110,6 +116,7 @@ class Guard:
                 self._left_out.add(position, SPIKE)
         line = f"step {progress.step + 1}: the loss jumped to {loss:.4f}"
         if self._left_out.count(SPIKE) > 2 * _RETURNS:
+            LEAVING.set()
             raise Diverged(f"{line}, again after {_RETURNS} returns to a checkpoint; lower the learning rates")
         self._say(f"{line}; back to the newest checkpoint, these samples and those before them are left out")
 

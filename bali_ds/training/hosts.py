@@ -1,5 +1,6 @@
-"""Notices that a host is gone, and ends the ranks of the others with its name instead of leaving them to wait."""
+"""Heartbeat of the ranks: names a host that is gone, and carries the error that ends one rank to all others."""
 
+import json
 import os
 import socket
 import sys
@@ -12,10 +13,12 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
-from bali_ds.training.cluster import Cluster
-from bali_ds.training.stopping import STOPPED
+from bali_ds.training.cluster import Cluster, lost_rank
+from bali_ds.training.outcome import STOPPED
+from bali_ds.training.rank_errors import LEAVING, RankError
 
-_GONE = "bali_ds/gone"
+_ERROR = "bali_ds/error"
+_RESTART = "start the run again on hosts that work"
 
 
 class HostWatch:
@@ -24,6 +27,9 @@ class HostWatch:
     A connection to a host without power ends only when its own time is up, which may be hours; so each rank also
     watches how long rank 0 has not answered. Silence is counted in this process's own rounds, not by the clock: a
     machine that was suspended has not lost the others.
+
+    A rank that an error ends posts it at the store first. The others would wait for it in a collective call, for
+    ever on some networks: they read the post and leave with its exit status.
     """
 
     def __init__(self, cluster: Cluster, seconds: float) -> None:
@@ -41,20 +47,61 @@ class HostWatch:
         self._store.set(self._key(cluster.rank), "0")
         self._hosts = cluster.collect(socket.gethostname())
         self._unheard = 0
+        self._posted: RankError | None = None
         self._ended = threading.Event()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch inside the block."""
+        """Watch inside the block.
+
+        Raises:
+            RunEnded, InputError: another rank left with this first, in place of the block's own error that came of it.
+        """
         threads = [threading.Thread(target=work, daemon=True) for work in (self._show_life, self._listen)]
         for thread in threads:
             thread.start()
         try:
             yield
+        except Exception as error:
+            LEAVING.set()
+            self._ended.set()
+            ending = self._exchanged(error)
+            if ending is error:
+                raise
+            raise ending from error
         finally:
             self._ended.set()
             for thread in threads:
                 thread.join(2 * self._interval)
+
+    def _exchanged(self, error: Exception) -> Exception:
+        """Post an error unless another rank was first; return what this rank leaves with."""
+        lost = lost_rank(error)
+        error = lost or error
+        own = RankError.of(error, self._cluster.rank)
+        try:
+            first = self._post(own)
+            self._acknowledge()
+            if self._cluster.first and not lost:
+                self._wait_for_others()
+        except (dist.DistError, RuntimeError):  # rank 0 is gone, and its store with it
+            first = self._posted or own
+        is_cause = first != own and (lost is not None or first.status != own.status)
+        return first.exception() if is_cause else error
+
+    def _post(self, error: RankError) -> RankError:
+        """Post an error; return the one that was posted first."""
+        return RankError(*json.loads(self._store.compare_set(_ERROR, "", json.dumps(error))))
+
+    def _acknowledge(self) -> None:
+        self._store.set(self._key(self._cluster.rank, "read"), "")
+
+    def _wait_for_others(self) -> None:
+        """Keep the store, which lives in rank 0, until all have read what is posted there, or are gone."""
+        until = time.monotonic() + 1.5 * self._interval
+        keys = [self._key(rank, "read") for rank in range(self._cluster.world_size)]
+        while not self._store.check(keys) and time.monotonic() < until:
+            time.sleep(0.05)
 
     def _show_life(self) -> None:
         seen: dict[int, tuple[bytes, int]] = {}
@@ -65,14 +112,20 @@ class HostWatch:
                 self._store.set(self._key(self._cluster.rank), str(beats))
                 if self._cluster.first:
                     self._look_at_all(seen, beats)
-                elif self._store.check([_GONE]):
-                    self._leave(self._store.get(_GONE).decode())
+                if self._store.check([_ERROR]):
+                    self._posted = RankError(*json.loads(self._store.get(_ERROR)))
+                    self._acknowledge()
             except (dist.DistError, RuntimeError):
                 # rank 0 closes its store when it is done, and so is this rank then
                 if not self._ended.wait(2 * self._interval):
                     self._leave(f"rank 0 on host {self._hosts[0]} has ended")
                 return
             self._unheard = 0
+            if self._posted and not LEAVING.is_set():
+                # time for the main thread to leave by itself, if it does not hang
+                if not self._ended.wait(self._interval):
+                    self._follow(self._posted)
+                return
 
     def _look_at_all(self, seen: dict[int, tuple[bytes, int]], beats: int) -> None:
         ranks = range(self._cluster.world_size)
@@ -82,22 +135,29 @@ class HostWatch:
         silent = [rank for rank in ranks if (beats - seen[rank][1]) * self._interval > self._seconds]
         if silent:
             hosts = ", ".join(dict.fromkeys(self._hosts[rank] for rank in silent))
-            message = f"no sign of life from host {hosts} for {self._seconds:.0f} s (rank {silent[0]})"
-            self._store.set(_GONE, message)
-            time.sleep(2 * self._interval)
-            self._leave(message)
+            line = f"no sign of life from host {hosts} for {self._seconds:.0f} s (rank {silent[0]}); {_RESTART}"
+            self._post(RankError(STOPPED, self._cluster.rank, self._hosts[0], line))
 
     def _listen(self) -> None:
         while not self._ended.wait(self._interval):
             self._unheard += 1
             if self._unheard * self._interval > self._seconds + 2 * self._interval:
-                self._leave(f"no sign of life from host {self._hosts[0]} for {self._seconds:.0f} s (rank 0)")
+                self._leave(
+                    f"no sign of life from host {self._hosts[0]} for {self._seconds:.0f} s (rank 0); {_RESTART}"
+                )
 
-    def _leave(self, message: str) -> NoReturn:
+    def _follow(self, posted: RankError) -> NoReturn:
+        """Leave with the error of another rank in place of the main thread, which waits for that rank."""
+        if self._cluster.first:
+            print(f"train: {posted}", file=sys.stderr, flush=True)
+            self._wait_for_others()
+        os._exit(posted.status)
+
+    def _leave(self, line: str) -> NoReturn:
         # the main thread may wait for the lost host for ever
-        print(f"train: {message}; start the run again on hosts that work", file=sys.stderr, flush=True)
+        print(f"train: {line}", file=sys.stderr, flush=True)
         os._exit(STOPPED)
 
     @staticmethod
-    def _key(rank: int) -> str:
-        return f"bali_ds/alive/{rank}"
+    def _key(rank: int, what: str = "alive") -> str:
+        return f"bali_ds/{what}/{rank}"

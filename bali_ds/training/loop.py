@@ -11,7 +11,7 @@ import torch
 from bali_ds.config import Recipe
 from bali_ds.errors import InputError
 from bali_ds.model.build import build_aligner
-from bali_ds.preflight.arithmetic import Arithmetic, arithmetic
+from bali_ds.preflight.arithmetic import Arithmetic
 from bali_ds.preflight.flops import StepFlops
 from bali_ds.randomness import derive
 from bali_ds.stream.evaluation import evaluation_batches
@@ -19,16 +19,17 @@ from bali_ds.stream.loader import Loader, Step
 from bali_ds.stream.order import Position
 from bali_ds.stream.settings import StreamSettings
 from bali_ds.training.checkpoint import Checkpoints, NotSaved, Progress
-from bali_ds.training.cluster import Cluster, joined_cluster
+from bali_ds.training.cluster import Cluster
 from bali_ds.training.communication import Communication
-from bali_ds.training.engine import build_engine, deepspeed_settings, set_learning_rates
+from bali_ds.training.engine import build_engine, set_learning_rates
 from bali_ds.training.generated import write_generated
 from bali_ds.training.guard import Guard, Verdict
-from bali_ds.training.hosts import HostWatch
 from bali_ds.training.meter import Meter
+from bali_ds.training.rank_errors import raise_on_every_rank
 from bali_ds.training.run import Data, announcement, discard_run, prepare
 from bali_ds.training.run_lock import locked_run
 from bali_ds.training.schedule import learning_rate_factor
+from bali_ds.training.startup import started
 from bali_ds.training.stopping import StopRequest
 from bali_ds.training.stragglers import Stragglers
 from bali_ds.training.telemetry import Telemetry
@@ -53,21 +54,21 @@ def train(recipe: Recipe, *, resume: bool = True) -> int:
         The step of that checkpoint.
 
     Raises:
-        InputError: recipe, data and machine do not fit together, or another job uses the run's directory.
+        InputError: recipe, data and machine do not fit together, or differ between the ranks, or another job uses the
+            run's directory.
         Diverged: loss or gradient is no number, or the loss jumped too often.
         NotSaved: the checkpoint of the last step could not be written.
         Stopped: a signal, the stop file or the launcher's end came first; a checkpoint is saved.
+        RankFailed: another rank failed, or a loader worker.
+        LostRank: another rank is gone.
     """
-    with joined_cluster() as cluster, locked_run(recipe.directory, cluster):
-        data = Data.open(recipe)
-        numbers = arithmetic(recipe, cluster.world_size, len(data.shards.split("train")))
-        settings = deepspeed_settings(recipe, numbers)
-        if cluster.first:
-            if not resume:
-                discard_run(recipe.directory)
-            prepare(recipe)
-        cluster.wait()
-        aligner = build_aligner(recipe, 2 * data.graph.num_relations, data.shards)
+    with started(recipe) as (cluster, data, numbers, settings), locked_run(recipe.directory, cluster):
+        with raise_on_every_rank(cluster):
+            if cluster.first:
+                if not resume:
+                    discard_run(recipe.directory)
+                prepare(recipe)
+            aligner = build_aligner(recipe, 2 * data.graph.num_relations, data.shards)
         flops = StepFlops.of(aligner)
         engine = build_engine(aligner, recipe, settings)
         checkpoints = Checkpoints(
@@ -87,13 +88,12 @@ def train(recipe: Recipe, *, resume: bool = True) -> int:
         communication = Communication(cluster.device)
         meter = Meter(engine, cluster, guard.gradients, flops, communication)
         stragglers = Stragglers(engine.module, cluster)
-        stop = StopRequest(cluster, recipe.directory / "stop", recipe.guards.max_minutes)
+        stop = StopRequest(cluster, recipe.directory / "stop", recipe.guards)
         watchdog = Watchdog(recipe.directory / f"stacks/rank-{cluster.rank}.txt", 60 * recipe.guards.step_minutes)
         training = _Training(
             recipe, numbers, cluster, data, engine, checkpoints, guard, meter, stragglers, stop, watchdog
         )
-        hosts = HostWatch(cluster, 60 * recipe.guards.host_minutes)
-        with hosts.watching(), communication.watching(), stop.listening(), watchdog.watching():
+        with communication.watching(), stop.listening(), watchdog.watching():
             step = training.run(progress)
             if recipe.objective.dual.weight:
                 write_generated(engine, recipe, data, cluster)

@@ -19,6 +19,7 @@ from typing import Self
 
 from bali_ds.errors import InputError
 from bali_ds.training.cluster import Cluster
+from bali_ds.training.rank_errors import raise_on_every_rank
 
 logger = logging.getLogger(__name__)
 
@@ -155,20 +156,15 @@ class RunLock:
 
 @contextmanager
 def locked_run(directory: Path, cluster: Cluster) -> Iterator[None]:
-    """Hold the lock of a run's directory on rank 0 for all ranks; every rank calls this.
+    """Hold the lock of a run's directory on rank 0 for all ranks; its start is a collective call.
 
     Raises:
         InputError: another process uses the directory; the same on every rank.
     """
     with ExitStack() as held:
-        fault = None
-        if cluster.first:
-            try:
+        with raise_on_every_rank(cluster):
+            if cluster.first:
                 held.enter_context(RunLock(directory))
-            except InputError as error:
-                fault = str(error)
-        if fault := cluster.agree(fault):
-            raise InputError(fault)
         yield
 
 

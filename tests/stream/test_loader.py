@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from itertools import islice
@@ -11,9 +12,10 @@ import torch
 
 from bali_ds.errors import InputError
 from bali_ds.stream import reader
-from bali_ds.stream.loader import Loader
+from bali_ds.stream.loader import Loader, WorkerKilledError
 from bali_ds.stream.order import Position
 from bali_ds.stream.settings import StreamSettings
+from bali_ds.stream.steps import RankSteps
 from tests.stream.conftest import write_shards
 
 SETTINGS = StreamSettings(seed=3)
@@ -135,8 +137,37 @@ def test_a_killed_worker_is_reported_not_waited_for(data):
     with closing(Loader(*data, SETTINGS, global_batch=4, workers=2)) as loader:
         next(loader)
         worker_processes(loader)[1].kill()
-        with pytest.raises(RuntimeError, match="worker ended with status -9"):
+        with pytest.raises(WorkerKilledError, match="worker ended with status -9"):
             list(islice(loader, 50))
+
+
+def test_a_wait_for_a_worker_that_hangs_has_an_end(data):
+    with closing(Loader(*data, SETTINGS, global_batch=4, workers=1)) as loader:
+        assert loader.ready(60)
+        (process,) = worker_processes(loader)
+        process.send_signal(signal.SIGSTOP)
+        taken = 0
+        while loader.ready(1):
+            next(loader)
+            taken += 1
+        assert taken > 0
+        assert str(process.pid) in loader.source
+        process.send_signal(signal.SIGCONT)
+        assert loader.ready(60)
+    assert process.poll() is not None
+
+
+def test_without_workers_a_wait_has_an_end_too_and_no_step_is_lost(data, monkeypatch):
+    expected = [rows(step) for step in steps(data, 6, global_batch=4, settings=SETTINGS)]
+    with closing(Loader(*data, SETTINGS, global_batch=4)) as loader:
+        goes_on = threading.Event()
+        take = RankSteps.take
+        monkeypatch.setattr(RankSteps, "take", lambda made, numbers: goes_on.wait() and take(made, numbers))
+        assert not loader.ready(0.1)
+        assert not loader.ready(0.1)
+        goes_on.set()
+        assert loader.ready(60)
+        assert [rows(step) for step in islice(loader, 6)] == expected
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
@@ -145,8 +176,9 @@ def test_workers_end_when_the_loaders_process_is_killed_and_leave_nothing(data):
     script = f"""
 from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.shards.store import ShardSet
-from bali_ds.stream.loader import Loader
+from bali_ds.stream.loader import Loader, WorkerKilledError
 from bali_ds.stream.settings import StreamSettings
+from bali_ds.stream.steps import RankSteps
 import time
 loader = Loader(ShardSet.open({str(shards.path)!r}), KnowledgeGraph.open({str(graph.path)!r}), StreamSettings(),
                 global_batch=4, workers=2)

@@ -60,6 +60,11 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        if trouble == "trickle":
+            for byte in body:
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+                time.sleep(0.05)
         if trouble == "endless":
             self.wfile.write(body[:-1])
             self.wfile.flush()
@@ -121,6 +126,15 @@ def test_the_cache_stays_below_its_limit(data, tmp_path):
         for step, expected in zip(islice(loader, 12), steps(data, 12, global_batch=12, settings=SETTINGS), strict=True):
             assert rows(step) == rows(expected)
             assert held(mirrored) <= limit
+
+
+def test_a_server_that_never_falls_silent_and_never_gets_anywhere_is_given_up(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "_WAITS", ())
+    monkeypatch.setattr(remote, "_SECONDS_TO_GET_GOING", 1)
+    begun = time.monotonic()
+    with pytest.raises(InputError, match=r"index\.json: TimeoutError: only \d+ bytes came in 1 s; given up"):
+        open_shards(Server(data[0].path, ["trickle"]).url, cache=tmp_path)
+    assert time.monotonic() - begun < 10
 
 
 def held(mirrored):

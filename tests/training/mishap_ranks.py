@@ -22,15 +22,14 @@ from bali_ds.errors import InputError
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.build import build_aligner
 from bali_ds.preflight.arithmetic import arithmetic
-from bali_ds.stream.loader import Loader
-from bali_ds.training.checkpoint import NOT_SAVED, Checkpoints, NotSaved
+from bali_ds.stream.loader import Loader, WorkerKilledError
+from bali_ds.training.checkpoint import Checkpoints
 from bali_ds.training.cluster import joined_cluster
 from bali_ds.training.engine import build_engine, deepspeed_settings
-from bali_ds.training.guard import DIVERGED, Diverged
 from bali_ds.training.loop import train
+from bali_ds.training.outcome import RunEnded, exit_status
 from bali_ds.training.replay import replay
 from bali_ds.training.run import Data
-from bali_ds.training.stopping import STOPPED, Stopped
 from tests.forked import fork_ranks
 from tests.training.cases import DAMAGES, STAGES
 
@@ -46,18 +45,9 @@ def job(recipe: Recipe, log: Path, mishap: Callable[[], None], resume: bool) -> 
     mishap()
     try:
         train(recipe, resume=resume)
-    except InputError as error:
-        print(error)
-        return 2
-    except Stopped as stopped:
-        print(stopped)
-        return STOPPED
-    except Diverged as diverged:
-        print(diverged)
-        return DIVERGED
-    except NotSaved as failed:
-        print(failed)
-        return NOT_SAVED
+    except (InputError, RunEnded) as ended:
+        print(ended)
+        return exit_status(ended)
     return 0
 
 
@@ -187,7 +177,7 @@ class Mishaps:
 def stops(mishaps: Mishaps) -> None:
     """One run on 2, 1 and 2 ranks at ZeRO 1, 3 and 2."""
     mishaps.run("straight")
-    dead = RuntimeError("a loader worker ended with status -9")
+    dead = WorkerKilledError("a loader worker ended with status -9")
     mishaps.run("moved/2", before_samples(3, fail(dead), of_rank=1))
     mishaps.run("moved/1", before_samples(5, fail(dead)), world_size=1, stage=3)
     mishaps.run("moved/end", stage=2)

@@ -5,6 +5,7 @@ import math
 import re
 import socket
 from pathlib import Path
+from socket import gethostname
 
 import pytest
 
@@ -213,7 +214,8 @@ class TestStops:
 
     def test_bad_data_stops_all_ranks_with_a_checkpoint_and_the_rank_that_met_it(self, ended):
         assert ended.statuses["data"] == [2, 2]
-        assert "train-000000.tar: is cut short (rank 1; stopped after step 2" in ended.said("data")
+        said = ended.said("data")
+        assert f"rank 1 on host {gethostname()}: train-000000.tar: is cut short; stopped after step 2" in said
         assert ended.checkpoints("data") == [2]
 
 

@@ -82,7 +82,7 @@ def test_a_run_that_is_stopped_while_it_evaluates_goes_on_later(script, monkeypa
     monkeypatch.setattr("bali_ds.training.loop.train", lambda *_, **__: None)
     monkeypatch.setattr("bali_ds.export.conclusion.conclude", signalled(signal.SIGUSR1))
     assert script.main() == 75
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
 
 
 @pytest.mark.timeout(120)

@@ -1,0 +1,106 @@
+"""Start-up of a run: join the ranks, open the inputs on each, refuse inputs that differ, begin the heartbeat."""
+
+import hashlib
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple
+
+from bali_ds.config import Recipe
+from bali_ds.corpus.tokenizer import Tokenizer
+from bali_ds.errors import InputError
+from bali_ds.model.text import read_configuration
+from bali_ds.preflight.arithmetic import Arithmetic, arithmetic
+from bali_ds.training.cluster import Cluster, joined_cluster
+from bali_ds.training.engine import deepspeed_settings
+from bali_ds.training.hosts import HostWatch
+from bali_ds.training.rank_errors import LEAVING, raise_on_every_rank
+from bali_ds.training.run import Data
+
+_PACKAGES = ("bali-ds", "torch", "deepspeed", "transformers")
+
+
+class Started(NamedTuple):
+    """What every rank has before it builds the model."""
+
+    cluster: Cluster
+    data: Data
+    numbers: Arithmetic
+    settings: dict[str, Any]
+
+
+@contextmanager
+def started(recipe: Recipe) -> Iterator[Started]:
+    """Join the ranks, open the recipe's inputs on each and check that all opened the same; leave together at the end.
+
+    An error of any rank in the block ends all ranks with the same exit status.
+
+    Raises:
+        InputError: on every rank, if the inputs of any rank are unusable or differ from those of rank 0.
+    """
+    LEAVING.clear()
+    with joined_cluster() as cluster:
+        # The first collective call of every rank, also of one that calls `raise_after_joining` instead.
+        with raise_on_every_rank(cluster):
+            data = Data.open(recipe)
+            numbers = arithmetic(recipe, cluster.world_size, len(data.shards.split("train")))
+            settings = deepspeed_settings(recipe, numbers)
+            inputs = input_values(recipe, data, settings)
+        check_equal_inputs(cluster, inputs)
+        with HostWatch(cluster, 60 * recipe.guards.host_minutes).watching():
+            yield Started(cluster, data, numbers, settings)
+
+
+def input_values(recipe: Recipe, data: Data, settings: dict[str, Any]) -> dict[str, str]:
+    """Return all that must be equal on every rank, by what an error message calls it; package versions come first."""
+    encoder = read_configuration(recipe.text_encoder.path).to_json_string(use_diff=False)
+    return {
+        **{f"{package}: version": _version(package) for package in _PACKAGES},
+        **dict(_flattened(recipe.model_dump(mode="json"))),
+        "deepspeed: settings with hash": _digest(json.dumps(settings, sort_keys=True, default=str)),
+        "data.graph: fingerprint": data.graph.fingerprint[:12],
+        "data.shards: fingerprint": data.shards.fingerprint[:12],
+        "text_encoder.path: tokenizer fingerprint": Tokenizer.load(recipe.text_encoder.path).fingerprint[:12],
+        "text_encoder.path: configuration with hash": _digest(encoder),
+    }
+
+
+def check_equal_inputs(cluster: Cluster, inputs: dict[str, str]) -> None:
+    """Compare the `input_values` of all ranks; a collective call.
+
+    Raises:
+        InputError: on every rank, naming the first rank that differs from rank 0, its host and the first difference.
+    """
+    gathered = cluster.collect((socket.gethostname(), inputs))
+    expected = gathered[0][1]
+    for rank, (host, found) in enumerate(gathered):
+        for name in {**expected, **found}:
+            own, first = (values.get(name, "nothing") for values in (found, expected))
+            if own != first:
+                LEAVING.set()
+                raise InputError(
+                    f"rank {rank} on host {host}: {name} {own} differs from rank 0's {first}; all hosts need the same "
+                    "recipe, packages, graph, shards and encoder"
+                )
+
+
+def _flattened(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the keys of a recipe as they are written on the command line, followed by a colon, with their values."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}:", str(value)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a checkout that is on the path and not installed
+        return "unknown"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

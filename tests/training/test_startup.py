@@ -1,0 +1,80 @@
+"""What every rank must have alike is compared, and the difference is named."""
+
+import json
+import shutil
+
+import pytest
+
+import bali_ds.training.startup as startup
+from bali_ds.errors import InputError
+from bali_ds.training.run import Data
+
+
+class Gathered:
+    """Stands for a cluster whose ranks have these values."""
+
+    def __init__(self, *values):
+        self.values = [(f"node-{rank}", each) for rank, each in enumerate(values)]
+
+    def collect(self, _):
+        return self.values
+
+
+@pytest.fixture
+def values_of(sample, tmp_path):
+    """The compared values of a recipe on the sample, after changes."""
+    encoder = tmp_path / "encoder"
+    shutil.copytree(sample.encoder, encoder)
+
+    def values(settings=None, config=None, **changes):
+        if config:
+            given = json.loads((encoder / "config.json").read_text())
+            (encoder / "config.json").write_text(json.dumps(given | config))
+        recipe = sample.recipe(tmp_path, **{"text_encoder": {"path": str(encoder)}, **changes})
+        return startup.input_values(recipe, Data.open(recipe), settings or {"zero_optimization": {"stage": 1}})
+
+    return values
+
+
+def refused(*values):
+    with pytest.raises(InputError) as raised:
+        startup.check_equal_inputs(Gathered(*values), values[0])
+    return str(raised.value)
+
+
+def test_equal_inputs_pass(values_of):
+    own = values_of()
+    startup.check_equal_inputs(Gathered(own, own, values_of()), own)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 30}, "seed: 30 differs from rank 0's 29"),
+        ({"batch": {"passages": 16, "chunks": 2}}, "batch.chunks: 2 differs from rank 0's 1"),
+        ({"config": {"hidden_dropout_prob": 0.3}}, "text_encoder.path: configuration with hash "),
+        ({"settings": {"zero_optimization": {"stage": 2}}}, "deepspeed: settings with hash "),
+    ],
+)
+def test_the_first_rank_that_differs_is_named_with_what_differs(values_of, changes, named):
+    own, other = values_of(), values_of(**changes)
+    assert [own[name] == other[name] for name in own].count(False) == 1
+    assert refused(own, own, other, other).startswith(f"rank 2 on host node-2: {named}")
+
+
+def test_packages_and_fingerprints_are_compared(values_of):
+    own = values_of()
+    for name in (
+        "data.graph: fingerprint", "data.shards: fingerprint", "text_encoder.path: tokenizer fingerprint",
+        "bali-ds: version", "torch: version", "deepspeed: version", "transformers: version",
+    ):  # fmt: skip
+        assert refused(own, own | {name: "9"}).startswith(
+            f"rank 1 on host node-1: {name} 9 differs from rank 0's {own[name]}"
+        )
+
+
+def test_a_key_that_one_rank_does_not_know_is_named(values_of):
+    own = values_of()
+    other = {name: value for name, value in own.items() if name != "seed:"}
+    assert "seed: nothing differs from rank 0's 29" in refused(own, other)
+    assert "seed: 29 differs from rank 0's nothing" in refused(other, own)
