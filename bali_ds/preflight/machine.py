@@ -85,7 +85,7 @@ def _compiler() -> Finding:
 def _contrastive_tiles() -> Finding:
     from bali_ds.objective.contrastive.native_tiles import available  # torch takes a second
 
-    absent = "by torch on CPUs: no AVX-512 here, or installed without a C compiler"
+    absent = "by torch on CPUs: no AVX-512 here, installed without a C compiler, or ATEN_CPU_CAPABILITY is lower"
     return ok("contrastive loss", "by its own kernels" if available() else absent)
 
 

@@ -4,9 +4,13 @@ import torch
 import torch.nn.functional as F
 
 
-def dense_loss(queries, keys, scale, query_ids, key_ids, kind, *, directions=(0.5, 0.5), weights=None, bias=0.0):
-    """Return the loss of all views in one process."""
-    queries, keys = (F.normalize(rows.double(), dim=1, eps=1e-300) for rows in (queries, keys))
+def dense_loss(
+    queries, keys, scale, query_ids, key_ids, kind, *, directions=(0.5, 0.5), weights=None, bias=0.0, normalize=True
+):
+    """Return the loss of all views in one process; without `normalize` features have the length that they came with."""
+    queries, keys = queries.double(), keys.double()
+    if normalize:
+        queries, keys = (F.normalize(rows, dim=1, eps=1e-300) for rows in (queries, keys))
     weights = torch.ones(len(queries) + len(keys)) if weights is None else weights
     weights = weights.double()
     if kind in ("ntxent", "multi_similarity"):
@@ -15,15 +19,15 @@ def dense_loss(queries, keys, scale, query_ids, key_ids, kind, *, directions=(0.
         positive = same & ~torch.eye(len(ids), dtype=torch.bool)
         rule = {"ntxent": ntxent, "multi_similarity": multi_similarity}[kind]
         return rule(views @ views.T, scale, positive, ~same, weights)
-    cosines = queries @ keys.T
+    similarities = queries @ keys.T * scale
     same = query_ids[:, None] == key_ids
     partner = None if kind != "clip" else partners(query_ids, key_ids)
     total = 0.0
-    for direction, cosine, positive, weight, chosen in (
-        (directions[0], cosines, same, weights[: len(queries)], None if partner is None else partner[0]),
-        (directions[1], cosines.T, same.T, weights[len(queries) :], None if partner is None else partner[1]),
+    for direction, s, positive, weight, chosen in (
+        (directions[0], similarities, same, weights[: len(queries)], None if partner is None else partner[0]),
+        (directions[1], similarities.T, same.T, weights[len(queries) :], None if partner is None else partner[1]),
     ):
-        total = total + direction * one_way(kind, cosine * scale, positive, weight, chosen, bias)
+        total = total + direction * one_way(kind, s, positive, weight, chosen, bias)
     return total
 
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from bali_ds.objective.contrastive import contrastive_loss
 from bali_ds.objective.gradient_cache import backward_through_chunks, engine_backward
+from tests.objective.rounding import rounding
 
 IDS = torch.arange(24) % 17
 
@@ -36,7 +37,7 @@ def test_equals_the_whole_batch_at_once(sizes, dropout):
     value = backward_through_chunks(encode, chunks, loss, lambda surrogate, _last: surrogate.backward())
     torch.testing.assert_close(value, whole.detach())
     for parameter, gradient in zip(model.parameters(), want, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-5, atol=1e-7)
+        assert (parameter.grad - gradient).norm() <= rounding(8.0) * gradient.norm()
 
 
 class Engine:

@@ -12,7 +12,7 @@ from bali_ds.objective.contrastive.communication import Exchange
 from bali_ds.objective.contrastive.kind import Anchors, Kind
 from bali_ds.objective.contrastive.kinds import MultiSimilarity, Sigmoid
 from bali_ds.objective.contrastive.native_tiles import NativeExponential, available
-from bali_ds.objective.contrastive.negatives import FLOOR, HEADROOM, Exponential, Logistic, Tiles
+from bali_ds.objective.contrastive.negatives import FLOOR, HEADROOM, Exponential, Logistic, Mined, Tiles
 from bali_ds.objective.contrastive.positives import Positives
 from bali_ds.objective.contrastive.views import Block, Side
 
@@ -27,7 +27,7 @@ class Result:
         loss: float64 scalar.
         gradients: float [n, d], one a side, the derivative by the unit features divided by `factor`.
         factor: what `gradients` are to be multiplied with.
-        correction: scale * dL/dscale less the sum over pairs of s * dL/ds.
+        scale_derivative: scale * dL/dscale, float64 scalar; None where the scale acts through similarities alone.
         bias_gradient: float64 scalar.
         mean_positive: mean cosine of positive pairs, float64 scalar.
     """
@@ -35,7 +35,7 @@ class Result:
     loss: Tensor
     gradients: list[Tensor]
     factor: Tensor
-    correction: Tensor
+    scale_derivative: Tensor | None
     bias_gradient: Tensor
     mean_positive: Tensor
 
@@ -62,6 +62,7 @@ class Computation:
         self.positives = Positives(kind.joint, partners, self.device, resident=exchange.how != "ring")
         self.contrasted: list[Tensor] = []
         self.anchors: list[Anchors] = []
+        self.entropies: list[Tensor] = []
         for side, direction in zip(sides, directions, strict=False):
             other = sides[-1 - side.number]
             equal = _occurrences(side.ids, other.ids)
@@ -93,8 +94,10 @@ class Computation:
             totals = self.exchange.ranks.sum(torch.stack([negatives.loss, negatives.bias_gradient])) * unit
             loss = loss + totals[0]
             bias_gradient = totals[1] + sum((each.share * each.second).sum() for each in self.anchors)
-        correction = torch.stack([self.kind.scale_correction(anchors) for anchors in self.anchors]).sum()
-        return Result(loss, gradients, unit * self.scale, correction, bias_gradient, mean_positive)
+        scale_derivative = None
+        if isinstance(self.kind, MultiSimilarity):
+            scale_derivative = torch.stack(list(map(self.kind.scale_derivative, self.anchors, self.entropies))).sum()
+        return Result(loss, gradients, unit * self.scale, scale_derivative, bias_gradient, mean_positive)
 
     # Negatives
 
@@ -125,7 +128,8 @@ class Computation:
     def _summed(self, precision: torch.dtype) -> Exponential:
         shift = self._shift(precision)
         negatives = self._tiled(self._tiles(shift, precision, self.cache_bytes))
-        if isinstance(self.kind, MultiSimilarity):
+        if isinstance(negatives, Mined):
+            assert isinstance(self.kind, MultiSimilarity)
             farthest = self._everyone(
                 self.exchange.sweep(
                     lambda rows, columns, into, across, same: self.positives.farthest(
@@ -151,7 +155,11 @@ class Computation:
                 self.positives.keep(rows, columns)
             negatives.sums(rows, columns, into, across, same)
 
-        totals = self._everyone(self.exchange.sweep(sums, (), torch.float64))
+        trailing = (2,) if isinstance(negatives, Mined) else ()
+        totals = self._everyone(self.exchange.sweep(sums, trailing, torch.float64))
+        if isinstance(negatives, Mined):
+            self.entropies = [_entropy(*each.unbind(-1)) for each in totals]
+            totals = [each[:, 0] for each in totals]
         self.anchors = [
             anchors._replace(negatives=each.log() + shift) for anchors, each in zip(self.anchors, totals, strict=True)
         ]
@@ -161,7 +169,9 @@ class Computation:
         return Tiles(self.scale, shift, self.tile, self.dtype, precision, budget, self.device)
 
     def _tiled(self, tiles: Tiles) -> Exponential:
-        if tiles.precision != torch.float32 or self.kind.mined:
+        if self.kind.mined:
+            return Mined(tiles)
+        if tiles.precision != torch.float32:
             return Exponential(tiles)
         if self.kernels == "triton":
             from bali_ds.objective.contrastive.triton_tiles import TritonExponential  # a GPU library, not everywhere
@@ -218,6 +228,11 @@ class Computation:
         return [
             self.exchange.ranks.gather(each, side.counts) for each, side in zip(own, self.exchange.sides, strict=True)
         ]
+
+
+def _entropy(sums: Tensor, logarithms: Tensor) -> Tensor:
+    """Return the entropy of the distribution e / sum(e), from the sums of e and of e * log(e); 0 where all e are 0."""
+    return (sums.log() - logarithms / sums).where(sums > 0, 0.0)
 
 
 def find_partners(sides: list[Side]) -> list[NDArray[np.int64]]:

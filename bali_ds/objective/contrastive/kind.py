@@ -68,10 +68,6 @@ class Kind(ABC):
     def pair_gradients(self, similarities: Tensor, anchors: Anchors) -> Tensor:
         """Return the derivative of the loss by each s_ap."""
 
-    def scale_correction(self, anchors: Anchors) -> Tensor:
-        """Return scale * dL/dscale less the sum over all pairs of s * dL/ds: 0 where the scale acts through s."""
-        return anchors.share.new_zeros(())
-
 
 def fractions(values: Tensor) -> Tensor:
     """Return each value's share of their sum; zeros where that is zero."""

@@ -155,10 +155,9 @@ class MultiSimilarity(Kind):
         return torch.where(farthest.isinf(), torch.inf, 1 - distances**2 / 2)
 
     def pair_terms(self, similarities: Tensor, anchors: Anchors) -> tuple[Tensor, Tensor]:
-        """Return the exponential of each pair that counts, and its cosine times that."""
-        cosines = similarities / self.scale
-        weights = self._weights(cosines, anchors)
-        return weights, cosines * weights
+        """Return the exponential of each pair that counts, and zeros."""
+        weights = self._weights(similarities / self.scale, anchors)
+        return weights, torch.zeros_like(weights)
 
     def _weights(self, cosines: Tensor, anchors: Anchors) -> Tensor:
         distances = (2 - 2 * anchors.nearest).clamp(min=0).sqrt() - self.margin
@@ -176,11 +175,18 @@ class MultiSimilarity(Kind):
         weights = self._weights(similarities / self.scale, anchors)
         return -anchors.share * weights / (1 + anchors.first) / self.scale
 
-    def scale_correction(self, anchors: Anchors) -> Tensor:
-        """Return scale * dL/dscale less the sum over all pairs of s * dL/ds: positives do not know the scale."""
+    def scale_derivative(self, anchors: Anchors, entropy: Tensor) -> Tensor:
+        """Return scale * dL/dscale, from the entropy of the softmax over each anchor's negatives, float64 [total].
+
+        With x = z - scale * base, the part of negatives is softplus(x) / scale, and scale * dx/dscale is x less the
+        entropy of the softmax over negatives. What remains of x * sigmoid(x) - softplus(x) is less the entropy of
+        one decision with probability sigmoid(x). Only terms of one sign are added: the sum of s * dL/ds, from which
+        positives and softplus(x) / scale would be taken off again, agrees with them in all but its last digits.
+        """
         excess = anchors.negatives - self.scale * self.base
-        own = F.softplus(excess) / self.scale + excess.sigmoid() * self.base
-        return (anchors.share * (anchors.second / (1 + anchors.first) - own)).sum()
+        size = excess.abs()
+        decision = (F.softplus(-size) + size * (-size).sigmoid()).masked_fill(size.isinf(), 0.0)
+        return -(anchors.share * (excess.sigmoid() * entropy + decision)).sum() / self.scale
 
 
 # From the logit scale and the logit bias, float64 scalars, to the kind.

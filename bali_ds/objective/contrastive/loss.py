@@ -181,8 +181,11 @@ def _returned(
         gradients.append(torch.empty_like(gradient).index_copy_(0, order, gradient))
     both = gradients if len(gradients) == 2 else gradients[0].split([len(rows) for rows in given])
     by_features = (gradient.to(rows.dtype) for gradient, rows in zip(both, given, strict=True))
-    # Similarities are of degree 2 in the unit features, so the sum of s * dL/ds is half that of <x, dL/dx>.
-    by_scale = (ranks.sum(radial) / (2 * ranks.world_size) + result.correction) / scale.double().reshape(())
+    by_scale = result.scale_derivative
+    if by_scale is None:
+        # Similarities are of degree 2 in the unit features, so the sum of s * dL/ds is half that of <x, dL/dx>.
+        by_scale = ranks.sum(radial) / (2 * ranks.world_size)
+    by_scale = by_scale / scale.double().reshape(())
     return (
         *by_features,
         by_scale.to(scale.dtype).reshape(scale.shape),

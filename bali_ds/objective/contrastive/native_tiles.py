@@ -1,11 +1,13 @@
 """The tiles of `Exponential` by the kernels of native/, where the processor has AVX-512.
 
 A general library's products do not use all of such a processor on every make of it, and what is elementwise cannot be
-joined with them. The kernels are an optional part of the installation, built where there is a C compiler.
+joined with them. The kernels are an optional part of the installation, built where there is a C compiler. What holds
+torch to older instructions (`ATEN_CPU_CAPABILITY=avx2` or `default`) switches them off.
 """
 
 import ctypes
 import importlib.util
+import os
 from functools import cache
 from math import ceil
 
@@ -34,6 +36,8 @@ class _Sweep(ctypes.Structure):
 
 @cache
 def _library() -> ctypes.CDLL | None:
+    if os.environ.get("ATEN_CPU_CAPABILITY") in ("default", "avx2"):
+        return None
     found = importlib.util.find_spec("bali_ds.objective.contrastive._native_tiles")
     if found is None or found.origin is None:
         return None
@@ -45,12 +49,12 @@ def _library() -> ctypes.CDLL | None:
 
 
 def available() -> bool:
-    """Return whether the kernels were built and this processor can run them."""
+    """Return whether the kernels were built, this processor can run them and torch may use AVX-512."""
     return _library() is not None
 
 
 class NativeExponential(Exponential):
-    """Negatives in float32, of features in float32 or bfloat16, on a CPU and as many threads as torch uses; no floors.
+    """Negatives in float32, of features in float32 or bfloat16, on a CPU and as many threads as torch uses.
 
     Raises:
         ValueError: the views are not on a CPU, or the kernels are not `available`.
@@ -62,7 +66,10 @@ class NativeExponential(Exponential):
         if tiles.device.type != "cpu":
             raise ValueError(f"kernels: native ones are for CPUs, the views are on {tiles.device}")
         if library is None:
-            raise ValueError("kernels: native ones were not built (no C compiler?), or the processor has no AVX-512")
+            raise ValueError(
+                "kernels: native ones were not built (no C compiler?), the processor has no AVX-512, "
+                "or ATEN_CPU_CAPABILITY forbids it"
+            )
         self._library = library
 
     def sums(self, rows: Block, columns: Block, into: Tensor, across: Tensor | None, triangle: bool) -> None:

@@ -97,25 +97,19 @@ def _mask_equal_ids(tile: Tensor, row_ids: np.ndarray, column_ids: np.ndarray) -
 
 
 class Exponential:
-    """Negatives that count by exp(s): their sums, their largest, their part of the gradient.
+    """Negatives that count by exp(s): their sums, their part of the gradient.
 
     Attributes:
-        floors: per side float [total], exponentials below an anchor's floor do not count for it; None: all count.
         factors: per side float [total], the a_i of the module's docstring, in the tiles' precision.
     """
 
     def __init__(self, tiles: Tiles) -> None:
         self.tiles = tiles
-        self.floors: list[Tensor] | None = None
         self.factors: list[Tensor] = []
-
-    def maxima(self, rows: Block, columns: Block, into: Tensor, across: Tensor | None, triangle: bool) -> None:
-        """Raise `into` [rows] and `across` [columns] to the largest exponential of each row and column."""
-        self._reduce(rows, columns, into, across, triangle, lambda tile, dim, _: tile.amax(dim), torch.maximum)
 
     def sums(self, rows: Block, columns: Block, into: Tensor, across: Tensor | None, triangle: bool) -> None:
         """Add the sums of exponentials of each row to `into` [rows] and of each column to `across` [columns]."""
-        self._reduce(rows, columns, into, across, triangle, self._counted_sum, torch.add)
+        self._reduce(rows, columns, into, across, triangle, lambda tile, dim, _: tile.sum(dim), torch.add)
 
     def _reduce(
         self,
@@ -135,12 +129,6 @@ class Exponential:
                 there = across[left.within(columns)]
                 combine(there, summary(tile, 0, left).to(across.dtype), out=there)
 
-    def _counted_sum(self, tile: Tensor, dim: int, anchors: Block) -> Tensor:
-        if self.floors is None:
-            return tile.sum(dim)
-        floor = self.floors[anchors.side][anchors.span]
-        return (tile * (tile >= (floor[:, None] if dim == 1 else floor))).sum(dim)
-
     def gradients(self, rows: Block, columns: Block, into: Tensor, across: Tensor | None, triangle: bool) -> None:
         """Add derivatives by the rows, divided by the scale, to `into` [rows, d], by the columns to `across`."""
         for upper, left, same in self.tiles.between(rows, columns, triangle):
@@ -151,13 +139,43 @@ class Exponential:
 
     def _derivatives(self, rows: Block, columns: Block, _both: bool) -> Tensor:
         tile = self.tiles.exponentials(rows, columns, last=True)
+        memory = self.tiles.scratch.get("factors", (len(rows), len(columns)), tile.dtype)
         by_row, by_column = self.factors[rows.side][rows.span, None], self.factors[columns.side][columns.span]
-        if self.floors is None:
-            memory = self.tiles.scratch.get("factors", (len(rows), len(columns)), tile.dtype)
-            factors = torch.add(by_row, by_column, out=memory)
-        else:
-            row_floor, column_floor = self.floors[rows.side][rows.span, None], self.floors[columns.side][columns.span]
-            factors = by_row * (tile >= row_floor) + by_column * (tile >= column_floor)
+        return tile.mul_(torch.add(by_row, by_column, out=memory)).to(self.tiles.dtype)
+
+
+class Mined(Exponential):
+    """Negatives of which only those near enough count, with the entropy of the softmax over them.
+
+    Attributes:
+        floors: per side float [total], exponentials below an anchor's floor do not count for it.
+    """
+
+    def __init__(self, tiles: Tiles) -> None:
+        super().__init__(tiles)
+        self.floors: list[Tensor] = []
+
+    def maxima(self, rows: Block, columns: Block, into: Tensor, across: Tensor | None, triangle: bool) -> None:
+        """Raise `into` [rows] and `across` [columns] to the largest exponential of each row and column."""
+        self._reduce(rows, columns, into, across, triangle, lambda tile, dim, _: tile.amax(dim), torch.maximum)
+
+    def sums(self, rows: Block, columns: Block, into: Tensor, across: Tensor | None, triangle: bool) -> None:
+        """Add the sums of e and of e * log(e), e the exponentials, to `into` [rows, 2] and `across` [columns, 2]."""
+        self._reduce(rows, columns, into, across, triangle, self._entropy_sums, torch.add)
+
+    def _entropy_sums(self, tile: Tensor, dim: int, anchors: Block) -> Tensor:
+        # In float64: the entropy is the small difference of two large logarithms where one negative outdoes the rest.
+        counted = (tile * self._counts(tile, dim, anchors)).double()
+        return torch.stack([counted.sum(dim), torch.xlogy(counted, counted).sum(dim)], dim=-1)
+
+    def _counts(self, tile: Tensor, dim: int, anchors: Block) -> Tensor:
+        floor = self.floors[anchors.side][anchors.span]
+        return tile >= (floor[:, None] if dim == 1 else floor)
+
+    def _derivatives(self, rows: Block, columns: Block, _both: bool) -> Tensor:
+        tile = self.tiles.exponentials(rows, columns, last=True)
+        by_row, by_column = self.factors[rows.side][rows.span, None], self.factors[columns.side][columns.span]
+        factors = by_row * self._counts(tile, 1, rows) + by_column * self._counts(tile, 0, columns)
         return tile.mul_(factors).to(self.tiles.dtype)
 
 

@@ -153,11 +153,14 @@ class Positives:
             slopes = by_row.where(each.for_rows, 0.0) + by_column.where(each.for_columns, 0.0).mT
             slopes = slopes.to(into.dtype)
             # Padding adds zeros to views that are in pairs of their own, in no other rectangle: no order to depend on.
-            right = columns.features[each.columns].to(slopes.dtype)
-            into.index_add_(0, each.rows.flatten(), (slopes @ right).flatten(0, 1))
+            # The features have no names, lest those of one side still live while those of the other are taken.
+            into.index_add_(
+                0, each.rows.flatten(), (slopes @ columns.features[each.columns].to(slopes.dtype)).flatten(0, 1)
+            )
             if across is not None:
-                left = rows.features[each.rows].to(slopes.dtype)
-                across.index_add_(0, each.columns.flatten(), (slopes.mT @ left).flatten(0, 1))
+                across.index_add_(
+                    0, each.columns.flatten(), (slopes.mT @ rows.features[each.rows].to(slopes.dtype)).flatten(0, 1)
+                )
 
 
 def _exact(use: str, features: Tensor, places: Tensor, scratch: Scratch) -> Tensor:
