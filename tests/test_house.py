@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "bali_ds"
 FLOORS = {
-    "errors": -2, "files": -1, "randomness": -1,
+    "errors": -2, "files": -1, "locations": -1, "randomness": -1,
     "graph": 0, "objective": 0, "config": 0,
     "corpus": 1,
     "shards": 2,
@@ -22,7 +22,7 @@ FLOORS = {
     "cli": 9, "__main__": 10, "__init__": 10,
 }  # fmt: skip
 WITHOUT = {
-    "torch": ("errors", "files", "randomness", "graph", "config", "corpus", "shards", "cli"),
+    "torch": ("errors", "files", "locations", "randomness", "graph", "config", "corpus", "shards", "cli"),
     "deepspeed": ("objective", "stream", "model", "inference", "preflight", "evaluation"),
 }
 

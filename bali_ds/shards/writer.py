@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bali_ds.files import published_file, sha256_file, write_json
 from bali_ds.shards.layout import END_OF_ARCHIVE, SAMPLE_DTYPE, npy_header, shard_opening
 from bali_ds.shards.sample import Sample
-from bali_ds.shards.store import SPLITS, Shard
+from bali_ds.shards.store import SPLITS, TABLES, Shard
 
 ROW_DTYPE = np.dtype([("size", "<i8"), ("tokens", "<i4"), ("mentions", "<i4"), ("edges", "<i4"), ("views", "<i4")])
 
@@ -57,7 +57,7 @@ def write_index(
     The fingerprint covers the description, every tar's hash, the sample table and the names.
     """
     entries = [asdict(shard) for shard in shards]
-    tables = {name: sha256_file(directory / name) for name in ("samples.npy", "names.tokens.npy", "names.offsets.npy")}
+    tables = {name: sha256_file(directory / name) for name in TABLES}
     matter = json.dumps([description, entries, tables], sort_keys=True).encode()
     index = {
         **description,

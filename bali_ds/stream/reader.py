@@ -74,7 +74,6 @@ class SampleReader:
         self._token_dtype = shards.sets[0].token_dtype
         self._longest = np.array([each.index["max_tokens"] for each in shards.sets], np.int64)
         self._tar_bytes = np.array([shard.bytes for shard in shards.shards], np.int64)
-        self._mirrors = {each.path: Mirror.at(each.path) for each in shards.sets}
         self._tars: dict[int, NDArray[np.uint8]] = {}
 
     def read(self, rows: Ints) -> Samples:
@@ -112,7 +111,7 @@ class SampleReader:
     @property
     def remote(self) -> bool:
         """Whether tars have to be fetched before they are read."""
-        return any(self._mirrors.values())
+        return any(each.source for each in self._shards.sets)
 
     def fetch(self, rows: Ints) -> None:
         """Fetch the tars of samples that are soon to be read.
@@ -124,7 +123,7 @@ class SampleReader:
             self._fetch(number)
 
     def _fetch(self, number: int) -> None:
-        if mirror := self._mirrors[self._shards.set_of_tar(number).path]:
+        if mirror := Mirror.of(self._shards.set_of_tar(number)):
             mirror.fetch(self._shards.shards[number])
 
     def _table(self, rows: Ints, numbers: Ints) -> tuple[NDArray[np.void], NDArray[np.bool_]]:

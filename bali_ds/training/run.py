@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from bali_ds.config import Recipe, dump_recipe, load_recipe
+from bali_ds.config import Recipe, dump_recipe, recorded_recipe
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.errors import InputError
 from bali_ds.files import published_file
@@ -72,7 +72,7 @@ def prepare(recipe: Recipe) -> None:
     run = recipe.directory
     written = run / "recipe.yaml"
     if written.exists():
-        _compare(load_recipe(written), recipe, written)
+        _compare(recorded_recipe(run), recipe, written)
     encoder = run / "encoder"
     shutil.rmtree(encoder, ignore_errors=True)
     read_configuration(recipe.text_encoder.path, layer=recipe.text_encoder.layer).save_pretrained(encoder)

@@ -44,7 +44,7 @@ def test_a_missing_tar_is_refused_at_open(copy):
         ({"format_version": 99}, "format version 99"),
         (
             {"shards": [{"name": "../../etc/passwd.tar", "split": "train", "samples": 1, "bytes": 1, "sha256": ""}]},
-            "no plain file name",
+            "not a plain file name",
         ),
         ({"shards": [{"name": "a.tar"}]}, "is damaged"),
         ({"shards": []}, r"samples.npy: holds"),
