@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bali_ds.errors import InputError
 from bali_ds.files import read_json
+from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.shards.layout import FORMAT_VERSION, LONGEST_NAME, SAMPLE_DTYPE, member_offsets, token_dtype
 
 SPLITS = ("train", "validation")
@@ -114,6 +115,26 @@ class ShardSet:
         """The table of tokenised names."""
         offsets = _column(self.path / "names.offsets.npy", np.dtype("<i8"), int(self.index["graph"]["names"]) + 1)
         return Names(_column(self.path / "names.tokens.npy", self.token_dtype, int(offsets[-1])), offsets)
+
+    def check_graph(self, graph: KnowledgeGraph) -> None:
+        """Check that a graph is the one that the shards were built from, and that the index counts its ids right.
+
+        Raises:
+            InputError: it is another graph, or the index bounds ids by other numbers than the graph does.
+        """
+        wanted = self.index["graph_fingerprint"]
+        if graph.fingerprint != wanted:
+            raise InputError(
+                f"{self.path}: was built from the graph {wanted}, but {graph.path} is {graph.fingerprint}; "
+                "name that graph or build the shards again"
+            )
+        counts = {"concepts": graph.num_concepts, "names": graph.num_names, "relations": graph.num_relations}
+        for name, count in counts.items():
+            if self.index["graph"].get(name) != count:
+                raise InputError(
+                    f"{self.path / 'index.json'}: says that the graph has {self.index['graph'].get(name)!r} {name}, "
+                    f"but {graph.path} has {count}; rebuild it: bali-ds shards index"
+                )
 
     def split(self, name: str) -> range:
         """Return the sample rows of "train" or "validation"."""

@@ -133,7 +133,9 @@ class SampleReader:
         at = member_offsets(table, self._token_dtype.itemsize)
         positive = (table["offset"] >= 0) & (table["mentions"] >= 0) & (table["edges"] >= 0)
         fitting = (table["tokens"] >= 2) & (table["tokens"] <= longest)
-        inside = (table["offset"] % BLOCK == 0) & (at.meta <= self._tar_bytes[numbers] - BLOCK)
+        # an offset near 2**63 makes `at` overflow, so it is bounded itself
+        inside = (table["offset"] <= self._tar_bytes[numbers]) & (at.meta <= self._tar_bytes[numbers] - BLOCK)
+        inside &= table["offset"] % BLOCK == 0
         possible = positive & fitting & inside
         if not possible.all():
             table = table.copy()
