@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "bali_ds"
 FLOORS = {
-    "errors": -4, "workspace": -3, "files": -2, "directories": -1, "randomness": -1,
+    "errors": -4, "workspace": -3, "files": -2, "directories": -1, "locations": -1, "randomness": -1,
     "graph": 0, "objective": 0, "config": 0,
     "corpus": 1,
     "shards": 2,
@@ -23,7 +23,8 @@ FLOORS = {
 }  # fmt: skip
 WITHOUT = {
     "torch": (
-        "errors", "workspace", "files", "directories", "randomness", "graph", "config", "corpus", "shards", "cli",
+        "errors", "workspace", "files", "directories", "locations", "randomness", "graph", "config", "corpus",
+        "shards", "cli",
     ),
     "deepspeed": ("objective", "stream", "model", "inference", "preflight", "evaluation"),
 }  # fmt: skip

@@ -20,6 +20,12 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     replay.add_argument("path", type=Path, metavar="RUN", help="the run's directory, runs/NAME")
     replay.add_argument("step", type=int, metavar="STEP", help="number of the step, as the run said")
     replay.add_argument("--json", action="store_true", help="print JSON")
+    replay.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="change the recipe, e.g. data.shards=DIR; a pipe: command that a run directory names is not run otherwise",
+    )
     replay.set_defaults(run=_run)
 
 
@@ -28,7 +34,7 @@ def _run(options: argparse.Namespace) -> None:
     with redirect_stdout(sys.stderr):
         from bali_ds.training.replay import replay
 
-        report = replay(options.path, options.step)
+        report = replay(options.path, options.step, options.overrides)
     emit(report, options.json, lambda: _text(report))
 
 

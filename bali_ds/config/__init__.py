@@ -1,7 +1,7 @@
 """The recipe of a run: its sections, and how it is read and written."""
 
 from bali_ds.config.objectives import Objective
-from bali_ds.config.reading import dump_recipe, load_recipe
+from bali_ds.config.reading import dump_recipe, load_recipe, recorded_recipe
 from bali_ds.config.recipe import Checkpoints, Linking, Lora, Optimiser, Recipe, TextEncoder
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "TextEncoder",
     "dump_recipe",
     "load_recipe",
+    "recorded_recipe",
 ]

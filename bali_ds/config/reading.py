@@ -11,15 +11,41 @@ from pydantic import ValidationError
 from bali_ds.config.recipe import Recipe
 from bali_ds.config.section import Section
 from bali_ds.errors import InputError
+from bali_ds.locations import check_recorded
+
+RECORD = "recipe.yaml"
+_BESIDE_A_RECORD = ("checkpoints", "failures", "metrics.jsonl")
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a YAML recipe and apply `key=value` overrides; keys of nested sections are joined by dots.
+    """Read a YAML recipe, to open what it names, and apply `key=value` overrides with dots between nested keys.
 
     Raises:
         InputError: the file is missing or is no YAML mapping, or a key or value does not fit; an unknown key is
-            answered with the nearest known one.
+            answered with the nearest known one. Or it is the record of a run, which a stranger may have written, and
+            names shards that are more than a directory or a plain download, and no override names others.
     """
+    recipe = _validated(_read(path, overrides), str(path))
+    if _is_record(Path(path)) and not any(override.startswith("data.shards=") for override in overrides):
+        shards = recipe.data.shards
+        check_recorded([shards] if isinstance(shards, str) else shards, path)
+    return recipe
+
+
+def recorded_recipe(run: Path) -> Recipe:
+    """Read the recipe that a run directory records, to compare or describe the run; open nothing that it names.
+
+    Raises:
+        InputError: as `load_recipe`, whatever the shards.
+    """
+    return _validated(_read(run / RECORD), str(run / RECORD))
+
+
+def _is_record(path: Path) -> bool:
+    return path.name == RECORD and any((path.parent / name).exists() for name in _BESIDE_A_RECORD)
+
+
+def _read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -34,7 +60,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise InputError(f"{path}: holds no mapping of keys to values")
     for override in overrides:
         _apply(values, override)
-    return _validated(values, str(path))
+    return values
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bali_ds.config import Recipe, load_recipe
+from bali_ds.config import Recipe, recorded_recipe
 from bali_ds.directories import published_directory
 from bali_ds.errors import InputError
 from bali_ds.export.card import model_card
@@ -62,7 +62,7 @@ def export_run(
     run, out = Path(run), Path(out)
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
-    recipe = load_recipe(run / "recipe.yaml")
+    recipe = recorded_recipe(run)
     checkpoint = _chosen_checkpoint(run / "checkpoints", step)
     tensors = merge_lora(read_checkpoint(checkpoint), recipe.text_encoder.lora)
     architecture = _Architecture.of(run / "encoder")

@@ -33,9 +33,12 @@ def lint(path: Path, graph_path: Path | None = None) -> list[str]:
 
 
 def _findings(shards: ShardSet, graph: KnowledgeGraph | None) -> Iterator[str]:
-    if graph and graph.fingerprint != shards.index["graph_fingerprint"]:
-        yield f"graph {graph.fingerprint} is not the shards' {shards.index['graph_fingerprint']}"
-        graph = None
+    if graph:
+        try:
+            shards.check_graph(graph)
+        except InputError as error:
+            yield str(error)
+            graph = None
     yield from _name_findings(shards)
     seen: set[str] = set()
     for number, shard in enumerate(shards.shards):
@@ -117,11 +120,16 @@ def _are_facts(edges: NDArray[np.int32], graph: KnowledgeGraph) -> bool:
         if not 0 <= concept < graph.num_concepts:
             return False
         row = slice(int(graph.edge_offsets[concept]), int(graph.edge_offsets[concept + 1]))
-        facts = graph.edge_targets[row].astype(np.int64) << 16 | graph.edge_relations[row]
-        own = edges[edges[:, 0] == concept].astype(np.int64)
-        if not np.isin(own[:, 2] << 16 | own[:, 1], facts).all():
+        facts = _fact_keys(graph.edge_targets[row], graph.edge_relations[row])
+        own = edges[edges[:, 0] == concept]
+        if not np.isin(_fact_keys(own[:, 2], own[:, 1]), facts).all():
             return False
     return True
+
+
+def _fact_keys(neighbours: NDArray[np.int32], relations: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Return an int64 for each pair, equal where both ids are, however wrong they may be."""
+    return neighbours.astype(np.int64) * (1 << 32) + relations
 
 
 def _name_findings(shards: ShardSet) -> Iterator[str]:

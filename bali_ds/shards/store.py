@@ -1,5 +1,6 @@
 """Shards as a reader sees them: an index, a memory-mapped sample table, a table of tokenised names, tars."""
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,9 +13,14 @@ from numpy.typing import NDArray
 
 from bali_ds.errors import InputError
 from bali_ds.files import read_json
+from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.shards.layout import FORMAT_VERSION, LONGEST_NAME, SAMPLE_DTYPE, member_offsets, token_dtype
 
 SPLITS = ("train", "validation")
+TABLES = ("samples.npy", "names.tokens.npy", "names.offsets.npy")
+# Names become paths, URLs and words of a user's command, perhaps of a shell behind ssh: nothing in them may mean more.
+_TAR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.tar")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _INDEX_KEYS = {
     "format_version": int, "fingerprint": str, "graph_fingerprint": str, "graph": dict, "tokenizer": dict,
     "max_tokens": int, "max_name_tokens": int, "stored_fan_out": int, "counts": dict, "shards": list,
@@ -30,6 +36,18 @@ class Shard:
     samples: int
     bytes: int
     sha256: str
+
+
+class Source(NamedTuple):
+    """Where the tars of a shard set come from that are not all in its directory.
+
+    Attributes:
+        url: a URL or command that the user named; never read from the directory.
+        limit_bytes: what the tars in the directory may take together.
+    """
+
+    url: str
+    limit_bytes: int
 
 
 class Names(NamedTuple):
@@ -49,6 +67,7 @@ class ShardSet:
 
     Attributes:
         path: the directory.
+        source: where missing tars are fetched from; None where the directory holds all of them.
         index: the parsed index.json.
         fingerprint: a hash over everything that matters to training.
         shards: the tars in order, train first.
@@ -58,8 +77,9 @@ class ShardSet:
         token_dtype: dtype of token ids in the tars and the names.
     """
 
-    def __init__(self, path: Path, index: dict[str, Any]) -> None:
+    def __init__(self, path: Path, index: dict[str, Any], source: Source | None = None) -> None:
         self.path = path
+        self.source = source
         self.index = index
         self.fingerprint: str = index["fingerprint"]
         self.shards = _shards(path, index)
@@ -68,8 +88,8 @@ class ShardSet:
         self.samples = _column(path / "samples.npy", SAMPLE_DTYPE, int(self.starts[-1]))
 
     @classmethod
-    def open(cls, path: Path | str) -> "ShardSet":
-        """Open a directory of shards.
+    def open(cls, path: Path | str, source: Source | None = None) -> "ShardSet":
+        """Open a directory of shards; with a source, its tars need not be there.
 
         Raises:
             InputError: a file is missing, truncated, of another format version or inconsistent with the index.
@@ -79,14 +99,15 @@ class ShardSet:
             raise InputError(f"{path}: is no directory of shards; make one with: bali-ds shards build")
         index = read_index(path)
         try:
-            shards = cls(path, index)
+            shards = cls(path, index, source)
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(
                 f"{path / 'index.json'}: is damaged: {error!r}; rebuild it: bali-ds shards index"
             ) from error
-        shards._check_sizes()
+        if source is None:
+            shards._check_sizes()
         return shards
 
     @cached_property
@@ -94,6 +115,26 @@ class ShardSet:
         """The table of tokenised names."""
         offsets = _column(self.path / "names.offsets.npy", np.dtype("<i8"), int(self.index["graph"]["names"]) + 1)
         return Names(_column(self.path / "names.tokens.npy", self.token_dtype, int(offsets[-1])), offsets)
+
+    def check_graph(self, graph: KnowledgeGraph) -> None:
+        """Check that a graph is the one that the shards were built from, and that the index counts its ids right.
+
+        Raises:
+            InputError: it is another graph, or the index bounds ids by other numbers than the graph does.
+        """
+        wanted = self.index["graph_fingerprint"]
+        if graph.fingerprint != wanted:
+            raise InputError(
+                f"{self.path}: was built from the graph {wanted}, but {graph.path} is {graph.fingerprint}; "
+                "name that graph or build the shards again"
+            )
+        counts = {"concepts": graph.num_concepts, "names": graph.num_names, "relations": graph.num_relations}
+        for name, count in counts.items():
+            if self.index["graph"].get(name) != count:
+                raise InputError(
+                    f"{self.path / 'index.json'}: says that the graph has {self.index['graph'].get(name)!r} {name}, "
+                    f"but {graph.path} has {count}; rebuild it: bali-ds shards index"
+                )
 
     def split(self, name: str) -> range:
         """Return the sample rows of "train" or "validation"."""
@@ -151,14 +192,18 @@ class ShardSet:
                 raise InputError(f"{tar}: has {size} bytes, the index says {shard.bytes}; copy or build it again")
 
 
-def read_index(path: Path) -> dict[str, Any]:
-    """Return index.json of a directory of shards, its keys and version checked.
+def read_index(path: Path, origin: str | None = None) -> dict[str, Any]:
+    """Return index.json of a directory of shards, its keys, version and file names checked.
+
+    Args:
+        path: the directory.
+        origin: what messages call the index; its path by default.
 
     Raises:
-        InputError: it is missing, no JSON, of another version, or lacks a key.
+        InputError: it is missing, no JSON, of another version, lacks a key, or names a file that is not a shard set's.
     """
-    file = path / "index.json"
-    index = read_json(file)
+    index = read_json(path / "index.json")
+    file = origin or str(path / "index.json")
     if not isinstance(index, dict) or index.get("format_version") != FORMAT_VERSION:
         found = index.get("format_version") if isinstance(index, dict) else None
         raise InputError(
@@ -167,14 +212,36 @@ def read_index(path: Path) -> dict[str, Any]:
     for key, kind in _INDEX_KEYS.items():
         if not isinstance(index.get(key), kind):
             raise InputError(f"{file}: key {key!r} is missing or no {kind.__name__}; rebuild it: bali-ds shards index")
+    _check_names(file, index)
     return index
+
+
+def _check_names(file: str, index: dict[str, Any]) -> None:
+    """Refuse an index that names any file but the known tables and plain tars, before any of them is touched."""
+    for key in ("fingerprint", "graph_fingerprint"):  # parts of paths in caches, too
+        if not _SHA256.fullmatch(index[key]):
+            raise InputError(f"{file}: {key} {index[key]!r} is not a SHA-256; rebuild it: bali-ds shards index")
+    tables = index.get("tables", {})
+    if not isinstance(tables, dict):
+        raise InputError(f"{file}: key 'tables' is not a mapping; rebuild it: bali-ds shards index")
+    for name, digest in tables.items():
+        if name not in TABLES:
+            raise InputError(f"{file}: table {name!r} is unknown; a shard set has {', '.join(TABLES)}")
+        if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+            raise InputError(f"{file}: table {name!r}: {digest!r} is not a SHA-256; rebuild it: bali-ds shards index")
+    seen = set()
+    for entry in index["shards"]:
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if not isinstance(name, str) or not _TAR_NAME.fullmatch(name):
+            raise InputError(f"{file}: shard name {name!r} is not a plain file name that ends in .tar")
+        if name in seen:
+            raise InputError(f"{file}: shard {name} is listed twice; rebuild it: bali-ds shards index")
+        seen.add(name)
 
 
 def _shards(path: Path, index: dict[str, Any]) -> tuple[Shard, ...]:
     shards = tuple(Shard(**entry) for entry in index["shards"])
     for shard in shards:
-        if Path(shard.name).name != shard.name or not shard.name.endswith(".tar"):
-            raise InputError(f"{path / 'index.json'}: shard name {shard.name!r} is no plain file name ending in .tar")
         if shard.split not in SPLITS or not isinstance(shard.samples, int) or shard.samples < 0:
             raise InputError(f"{path / 'index.json'}: shard {shard.name}: bad split or sample count")
     if [shard.split for shard in shards] != sorted(shard.split for shard in shards):

@@ -14,9 +14,8 @@ from bali_ds.directories import Output
 from bali_ds.files import published_file, sha256_file, write_json
 from bali_ds.shards.layout import END_OF_ARCHIVE, SAMPLE_DTYPE, npy_header, shard_opening
 from bali_ds.shards.sample import Sample
-from bali_ds.shards.store import SPLITS, Shard
+from bali_ds.shards.store import SPLITS, TABLES, Shard
 
-TABLES = ("samples.npy", "names.tokens.npy", "names.offsets.npy")
 SHARDS = Output(
     "a shard set",
     "index.json",

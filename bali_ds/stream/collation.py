@@ -52,15 +52,11 @@ class Collator:
         """Return a collator.
 
         Raises:
-            InputError: the graph is not the one that the shards were built from.
+            InputError: the graph is not the one that the shards were built from, or their index counts otherwise.
         """
         mixture = Mixture.of(shards)
-        wanted = mixture.index["graph_fingerprint"]
-        if graph.fingerprint != wanted:
-            raise InputError(
-                f"{mixture.name}: was built from the graph {wanted}, but {graph.path} is {graph.fingerprint}; "
-                "name that graph or build the shards again"
-            )
+        for each in mixture.sets:
+            each.check_graph(graph)
         vocabulary = Vocabulary.from_index(mixture.index["tokenizer"], settings.markers or ())
         drawing = Drawing.of(mixture, graph, settings, vocabulary)
         return cls(mixture, graph, settings, vocabulary, SampleReader(mixture), drawing)
@@ -157,7 +153,7 @@ class Collator:
         chosen, reasons = rows, np.zeros_like(rows)
         for attempt in range(_ATTEMPTS):
             samples = self.reader.read(chosen)
-            views = find_views(samples, self.graph.num_concepts)
+            views = find_views(samples)
             faults = find_faults(samples, views.stray_edges, self.shards)
             if not faults.any():
                 replaced = {

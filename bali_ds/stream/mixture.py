@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bali_ds.errors import InputError
-from bali_ds.shards.store import Names, Shard, ShardSet
+from bali_ds.shards.store import Names, Shard, ShardSet, Source
 from bali_ds.stream.ragged import Ints
-from bali_ds.stream.remote import open_local, open_shards
+from bali_ds.stream.remote import open_shards
 
 # The order computes with these numbers; proportions as fine as this are none that anybody could tell.
 _LARGEST_PROPORTION = 10_000
@@ -132,9 +132,18 @@ def open_mixture(shards: str | Path | Mapping[str, int]) -> Mixture:
     return Mixture([open_shards(location) for location in shards], tuple(shards.values()))
 
 
-def open_local_mixture(shards: Sequence[tuple[str, int]]) -> Mixture:
-    """Open the directories of an open mixture again, with the proportion of each."""
-    return Mixture([open_local(path) for path, _ in shards], [proportion for _, proportion in shards])
+def parts_of(mixture: Mixture) -> list[tuple[str, Source | None, int]]:
+    """Return the directory, source and proportion of each set: what another process of the node opens it with."""
+    return [
+        (str(each.path), each.source, proportion)
+        for each, proportion in zip(mixture.sets, mixture.proportions, strict=True)
+    ]
+
+
+def open_parts(parts: Sequence[tuple[str, Sequence[Any] | None, int]]) -> Mixture:
+    """Open again what `parts_of` returned, perhaps through JSON."""
+    sets = [ShardSet.open(path, Source(*source) if source else None) for path, source, _ in parts]
+    return Mixture(sets, [proportion for *_, proportion in parts])
 
 
 def _boundaries(sizes: list[int]) -> Ints:

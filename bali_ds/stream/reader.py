@@ -74,7 +74,6 @@ class SampleReader:
         self._token_dtype = shards.sets[0].token_dtype
         self._longest = np.array([each.index["max_tokens"] for each in shards.sets], np.int64)
         self._tar_bytes = np.array([shard.bytes for shard in shards.shards], np.int64)
-        self._mirrors = {each.path: Mirror.at(each.path) for each in shards.sets}
         self._tars: dict[int, NDArray[np.uint8]] = {}
 
     def read(self, rows: Ints) -> Samples:
@@ -112,7 +111,7 @@ class SampleReader:
     @property
     def remote(self) -> bool:
         """Whether tars have to be fetched before they are read."""
-        return any(self._mirrors.values())
+        return any(each.source for each in self._shards.sets)
 
     def fetch(self, rows: Ints) -> None:
         """Fetch the tars of samples that are soon to be read.
@@ -124,7 +123,7 @@ class SampleReader:
             self._fetch(number)
 
     def _fetch(self, number: int) -> None:
-        if mirror := self._mirrors[self._shards.set_of_tar(number).path]:
+        if mirror := Mirror.of(self._shards.set_of_tar(number)):
             mirror.fetch(self._shards.shards[number])
 
     def _table(self, rows: Ints, numbers: Ints) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
@@ -134,7 +133,9 @@ class SampleReader:
         at = member_offsets(table, self._token_dtype.itemsize)
         positive = (table["offset"] >= 0) & (table["mentions"] >= 0) & (table["edges"] >= 0)
         fitting = (table["tokens"] >= 2) & (table["tokens"] <= longest)
-        inside = (table["offset"] % BLOCK == 0) & (at.meta <= self._tar_bytes[numbers] - BLOCK)
+        # an offset near 2**63 makes `at` overflow, so it is bounded itself
+        inside = (table["offset"] <= self._tar_bytes[numbers]) & (at.meta <= self._tar_bytes[numbers] - BLOCK)
+        inside &= table["offset"] % BLOCK == 0
         possible = positive & fitting & inside
         if not possible.all():
             table = table.copy()

@@ -1,9 +1,10 @@
 """Shards on a server: a mirror of each set in a directory of the node, whose tars are fetched as the order nears them.
 
-A mirror is a directory of shards like any other, with a file that says where it comes from, and of the tars only
-those in use. Processes of a node share it: each file is fetched once, checked against the index, and renamed into
-place. The tars, those on their way included, never take more than a limit: a download begins with an empty file of
-the size that it will have, for which the tars used longest ago make room.
+A mirror is a directory of shards like any other, of whose tars only those in use are there. Where the others come from
+is known to the processes alone: no file in a directory of shards ever says so, since anybody may have written it.
+Processes of a node share a mirror: each file is fetched once, checked against the index, and renamed into place. The
+tars, those on their way included, never take more than a limit: a download begins with an empty file of the size that
+it will have, for which the tars used longest ago make room.
 """
 
 import fcntl
@@ -17,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bali_ds.errors import InputError
-from bali_ds.files import read_json, sha256_file, write_json
-from bali_ds.shards.store import Shard, ShardSet, read_index
-from bali_ds.stream.transport import address, is_remote, open_remote
+from bali_ds.files import read_json, sha256_file
+from bali_ds.locations import is_remote
+from bali_ds.shards.store import Shard, ShardSet, Source, read_index
+from bali_ds.stream.transport import address, open_remote
 
 logger = logging.getLogger(__name__)
 
-_SOURCE = "source.json"
 _WAITS = (1, 2, 4, 8, 16)
 _WAIT_FOR_ROOM = 0.05
 _BLOCK = 1 << 20
@@ -56,27 +57,18 @@ def open_shards(location: str | Path, *, cache: Path | None = None, limit_bytes:
     home.mkdir(parents=True, exist_ok=True)
     with locked(home / ".lock"):
         _download(address(url, "index.json"), home / "index.json", _LARGEST_INDEX, None)
-        for name, digest in read_index(home).get("tables", {}).items():
-            if name != Path(name).name:
-                raise InputError(f"{url}/index.json: table {name!r} is no plain file name")
+        for name, digest in read_index(home, address(url, "index.json")).get("tables", {}).items():
             if not (home / name).exists() or sha256_file(home / name) != digest:
                 _download(address(url, name), home / name, None, digest)
-        write_json(home / _SOURCE, {"url": url, "limit_bytes": limit_bytes})
     logger.info(
         "%s: each tar is fetched whole and checked before it is read; %s may take %.1f GiB; order and resume are exact",
         url, home, limit_bytes / 2**30,
     )  # fmt: skip
-    shards = open_local(home)
+    shards = ShardSet.open(home, Source(url, limit_bytes))
     largest = max((shard.bytes for shard in shards.shards), default=0)
     if largest > limit_bytes:
         raise InputError(f"{url}: its largest shard has {largest} bytes, the cache may take {limit_bytes}; allow more")
     return shards
-
-
-def open_local(path: Path | str) -> ShardSet:
-    """Open a directory of shards; of a mirror the tars need not be there."""
-    path = Path(path)
-    return ShardSet(path, read_index(path)) if (path / _SOURCE).exists() else ShardSet.open(path)
 
 
 @dataclass(frozen=True)
@@ -88,11 +80,9 @@ class Mirror:
     limit_bytes: int
 
     @classmethod
-    def at(cls, path: Path) -> "Mirror | None":
-        """Return the mirror in a directory; None where it holds shards of its own."""
-        if not (path / _SOURCE).exists():
-            return None
-        return cls(path, **read_json(path / _SOURCE))
+    def of(cls, shards: ShardSet) -> "Mirror | None":
+        """Return the mirror that a shard set is; None where all its tars are its own."""
+        return cls(shards.path, *shards.source) if shards.source else None
 
     def fetch(self, shard: Shard) -> None:
         """See to it that a tar is there, whole and as the index says, whichever process of the node fetches it.

@@ -29,12 +29,14 @@ class Replacement(NamedTuple):
     reason: str
 
 
-def find_faults(samples: Samples, edge_samples: Ints, shards: Mixture) -> NDArray[np.int64]:
+def find_faults(samples: Samples, stray_edges: Ints, shards: Mixture) -> NDArray[np.int64]:
     """Return what is wrong with each sample, int64 [n], as a place in `REASONS`; 0 where nothing is.
+
+    It follows from the sample alone, whatever samples are read with it: ranks that read others must not differ.
 
     Args:
         samples: as read.
-        edge_samples: int64, the samples whose edges do not follow the order of their concepts.
+        stray_edges: int64, the samples whose edges do not follow the order of their concepts.
         shards: gives the bounds of all ids.
     """
     counts, numbers = shards.index["graph"], np.arange(samples.rows.size)
@@ -46,7 +48,7 @@ def find_faults(samples: Samples, edge_samples: Ints, shards: Mixture) -> NDArra
     # From the last reason to the first: where several hold, the one that explains the others stays.
     outside = _outside(relations, 2 * counts["relations"]) | _outside(neighbours, counts["concepts"])
     faults[sample_of_edge[outside]] = 5
-    faults[edge_samples] = 5
+    faults[stray_edges] = 5
     faults[sample_of_mention[_outside(concepts, counts["concepts"])]] = 4
     last = samples.lengths[sample_of_mention] - 1
     faults[sample_of_mention[(begins < 1) | (ends <= begins) | (ends > last)]] = 3

@@ -13,34 +13,22 @@ import subprocess
 from types import TracebackType
 from typing import Any, Self
 
-from bali_ds.errors import InputError
+from bali_ds.locations import COMMAND
 
 _SECONDS_OF_SILENCE = 30
-_PIPE = "pipe:"
-
-
-def is_remote(location: str) -> bool:
-    """Whether a location is a URL or a command.
-
-    Raises:
-        InputError: a command does not say where the file's name goes.
-    """
-    if location.startswith(_PIPE) and "{name}" not in location:
-        raise InputError(f"{location}: write {{name}} where the name of the file to read goes")
-    return location.startswith(_PIPE) or "://" in location
 
 
 def address(location: str, name: str) -> str:
     """Return where a file of a remote directory is found."""
-    if location.startswith(_PIPE):
+    if location.startswith(COMMAND):
         return location.replace("{name}", shlex.quote(name))
     return f"{location.rstrip('/')}/{name}"
 
 
 def open_remote(url: str) -> Any:
     """Open an address for reading from end to end; a silent source is given up after a time."""
-    if url.startswith(_PIPE):
-        return _Command(url.removeprefix(_PIPE))
+    if url.startswith(COMMAND):
+        return _Command(url.removeprefix(COMMAND))
     # the rest here, since a worker on local shards needs neither
     if url.startswith(("http://", "https://")):
         import urllib.request

@@ -3,9 +3,13 @@
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bali_ds.stream.ragged import Ints, ranges, starts
 from bali_ds.stream.reader import Samples
+
+# Concept ids are int32: however wrong they are, keys of two samples so far apart never meet, nor overflow int64.
+_ID_RANGE = 1 << 32
 
 
 class Views(NamedTuple):
@@ -28,21 +32,32 @@ class Views(NamedTuple):
     stray_edges: Ints
 
 
-def find_views(samples: Samples, num_concepts: int) -> Views:
-    """Return the views of samples: each concept of each passage once."""
+def concept_keys(sample_numbers: Ints, concepts: NDArray[np.int32]) -> Ints:
+    """Return an int64 for each pair of a sample and a concept id, equal where both are, in the order of samples.
+
+    Args:
+        sample_numbers: int64 [n], from 0 to 2**31 - 1.
+        concepts: int32 [n], any, so that samples need not be sound.
+    """
+    return sample_numbers * _ID_RANGE + concepts
+
+
+def find_views(samples: Samples) -> Views:
+    """Return the views of samples, sound or not: each concept of each passage once."""
     sample_of_mention = np.repeat(np.arange(samples.rows.size), samples.mention_counts)
-    mentions = sample_of_mention * num_concepts + samples.mentions[:, 2]
+    mentions = concept_keys(sample_of_mention, samples.mentions[:, 2])
     distinct, first, inverse = np.unique(mentions, return_index=True, return_inverse=True)
     by_first_mention = np.argsort(first)
     view_of_distinct = np.empty_like(by_first_mention)
     view_of_distinct[by_first_mention] = np.arange(by_first_mention.size)
 
     sample_of_edge = np.repeat(np.arange(samples.rows.size), samples.edge_counts)
-    edges = sample_of_edge * num_concepts + samples.edges[:, 0]
-    heads = np.flatnonzero(np.diff(edges, prepend=-1))
+    edges = concept_keys(sample_of_edge, samples.edges[:, 0])
+    heads = np.flatnonzero(np.append(True, edges[1:] != edges[:-1])[: edges.size])
     sizes = np.diff(heads, append=edges.size)
     places = np.searchsorted(distinct, edges[heads])
-    known = np.append(distinct, -1)[places] == edges[heads]
+    known = places < distinct.size
+    known[known] = distinct[places[known]] == edges[heads[known]]
     views = view_of_distinct[places[known]]
     astray = ~known
     astray[known] = np.diff(views, prepend=-1) <= 0

@@ -20,6 +20,7 @@ from bali_ds.stream.mixture import Mixture
 from bali_ds.stream.ragged import Ints
 from bali_ds.stream.reader import SampleReader
 from bali_ds.stream.remote import cache_home, locked
+from bali_ds.stream.views import concept_keys
 
 # Whole numbers, so that sums of millions are exact and the same on every machine.
 _UNIT = 1 << 20
@@ -86,12 +87,12 @@ def _concepts(mixture: Mixture, rows: Ints) -> tuple[NDArray[np.int32], Ints]:
     concepts, counts = [np.empty(0, np.int32)], [np.empty(0, np.int64)]
     for begin in range(0, rows.size, _BLOCK):
         samples = reader.read(rows[begin : begin + _BLOCK])
-        mentioned = samples.mentions[:, 2].astype(np.int64)
+        mentioned = samples.mentions[:, 2]
         passages = np.repeat(np.arange(samples.rows.size), samples.mention_counts)
-        known = (mentioned >= 0) & (mentioned < num_concepts) & samples.found[passages]
-        distinct = np.unique(passages[known] * num_concepts + mentioned[known])
-        concepts.append((distinct % num_concepts).astype(np.int32))
-        counts.append(np.bincount(distinct // num_concepts, minlength=samples.rows.size))
+        known = np.flatnonzero((mentioned >= 0) & (mentioned < num_concepts) & samples.found[passages])
+        _, first = np.unique(concept_keys(passages[known], mentioned[known]), return_index=True)
+        concepts.append(mentioned[known[first]])
+        counts.append(np.bincount(passages[known[first]], minlength=samples.rows.size))
     return np.concatenate(concepts), np.concatenate(counts)
 
 

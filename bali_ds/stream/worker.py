@@ -13,7 +13,7 @@ from typing import Any
 
 from bali_ds.errors import InputError
 from bali_ds.graph.store import KnowledgeGraph
-from bali_ds.stream.mixture import Mixture, open_local_mixture
+from bali_ds.stream.mixture import Mixture, open_parts, parts_of
 from bali_ds.stream.order import Position
 from bali_ds.stream.settings import StreamSettings
 from bali_ds.stream.steps import RankSteps, Share
@@ -32,7 +32,7 @@ def description(
     """Return the line that tells a worker its work: the steps `worker`, `worker + of`, ... of a rank."""
     return json.dumps(
         {
-            "shards": [(str(each.path), share) for each, share in zip(shards.sets, shards.proportions, strict=True)],
+            "shards": parts_of(shards),
             "graph": str(graph.path),
             "settings": asdict(settings),
             "share": asdict(share),
@@ -64,7 +64,7 @@ def main() -> None:
 
 def _open(work: dict[str, Any]) -> RankSteps:
     return RankSteps(
-        open_local_mixture(work["shards"]),
+        open_parts(work["shards"]),
         KnowledgeGraph.open(work["graph"]),
         StreamSettings(**work["settings"]),
         Share(**work["share"]),

@@ -1,6 +1,6 @@
 """Goes through the passes of a step that went wrong once more, in one process, and says where the numbers end."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from bali_ds.training.stored import read_checkpoint
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def replay(run: Path, step: int) -> dict[str, Any]:
+def replay(run: Path, step: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Compute the loss of a refused step again, with the newest checkpoint before it and the samples of all ranks.
 
     Dropout is off: it differed from rank to rank.
@@ -32,20 +32,21 @@ def replay(run: Path, step: int) -> dict[str, Any]:
     Args:
         run: the run's directory.
         step: its number, as in the message and in `failures/`.
+        overrides: `key=value` changes of the run's recipe; a `pipe:` command as shards is run only if named here.
 
     Returns:
         {"step", "checkpoint": step of the weights, "loss": by part, "module": the first whose output is no number,
         "parameters": whose gradient is none, "ranks": as written when it happened}.
 
     Raises:
-        InputError: no such failure, or no checkpoint before it.
+        InputError: no such failure or no checkpoint before it, or the recipe names shards that a run directory may not.
     """
     path = failure_path(run, step)
     if not path.is_file():
         there = ", ".join(str(int(each.stem.partition("-")[2])) for each in sorted(path.parent.glob("step-*.json")))
         raise InputError(f"{path}: does not exist; steps that were refused: {there or 'none'}")
     failure = read_json(path)
-    recipe = load_recipe(run / "recipe.yaml")
+    recipe = load_recipe(run / "recipe.yaml", overrides)
     data = Data.open(recipe)
     taken, aligner = _aligner(recipe, data, run / "checkpoints", step)
     chunks = _samples(recipe, data, failure)

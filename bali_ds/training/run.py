@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from bali_ds.config import Recipe, dump_recipe, load_recipe
+from bali_ds.config import Recipe, dump_recipe, load_recipe, recorded_recipe
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.directories import Output, published_directory
 from bali_ds.errors import InputError
@@ -88,7 +88,7 @@ def prepare(recipe: Recipe) -> None:
     run = recipe.directory
     written = run / "recipe.yaml"
     if written.exists():
-        _compare(load_recipe(written), recipe, written)
+        _compare(recorded_recipe(run), recipe, written)
     # A run that is trained for more steps is not complete until they are exported too.
     (run / COMPLETE).unlink(missing_ok=True)
     encoder = run / "encoder"

@@ -3,13 +3,16 @@
 import json
 import random
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from bali_ds.cli import main
 from bali_ds.errors import InputError
-from bali_ds.shards.lint import lint
+from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.shards.lint import lint, sample_findings
+from bali_ds.shards.sample import Sample
 from bali_ds.shards.store import ShardSet
 
 
@@ -44,7 +47,7 @@ def test_a_missing_tar_is_refused_at_open(copy):
         ({"format_version": 99}, "format version 99"),
         (
             {"shards": [{"name": "../../etc/passwd.tar", "split": "train", "samples": 1, "bytes": 1, "sha256": ""}]},
-            "no plain file name",
+            "not a plain file name",
         ),
         ({"shards": [{"name": "a.tar"}]}, "is damaged"),
         ({"shards": []}, r"samples.npy: holds"),
@@ -79,6 +82,25 @@ def test_lint_names_every_flipped_byte(copy, graph_directory):
 def test_lint_sees_a_foreign_graph(copy):
     change_index(copy, graph_fingerprint="0" * 64)
     assert any("describes another shard set" in finding for finding in lint(copy))
+
+
+def test_lint_sees_an_index_that_counts_otherwise_than_the_graph(copy, graph_directory):
+    graph = json.loads((copy / "index.json").read_text())["graph"]
+    change_index(copy, graph=graph | {"concepts": graph["concepts"] + 1})
+    assert any("says that the graph has 61 concepts, but" in finding for finding in lint(copy, graph_directory))
+
+
+def test_ids_too_large_do_not_make_another_fact(built, graph_directory):
+    """(relation + 2**16, neighbor - 1) is not the fact (relation, neighbor), however both are put into one number."""
+    shards, graph = ShardSet.open(built), KnowledgeGraph.open(graph_directory)
+    arrays = (shards.arrays(row) for row in range(len(shards.samples)))
+    tokens, mentions, edges = next(found for found in arrays if len(found[2]) and found[2][0, 2] % 2)
+    sound = Sample("a_000", tokens, mentions, edges, {"document": "a", "passage": 0})
+    assert list(sample_findings(sound, shards, graph)) == []
+    wrong = edges.copy()
+    wrong[0, 1:] += (1 << 16, -1)
+    findings = list(sample_findings(replace(sound, edges=wrong), shards, graph))
+    assert findings == ["an edge's relation is not in the graph", "an edge is no fact of the graph"]
 
 
 def test_the_commands_print_what_they_should(built, graph_directory, tokenizer_directory, capsys):

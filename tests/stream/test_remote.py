@@ -148,7 +148,7 @@ def test_fetches_of_many_processes_share_one_limit(data, tmp_path):
     shards, _ = data
     limit = 2 * max(shard.bytes for shard in shards.shards)
     mirrored = open_shards(Server(shards.path, ("half", "slow", "fine")).url, cache=tmp_path, limit_bytes=limit)
-    mirror = Mirror.at(mirrored.path)
+    mirror = Mirror.of(mirrored)
     fetches = [threading.Thread(target=mirror.fetch, args=(shard,)) for shard in shards.shards]
     for thread in fetches:
         thread.start()
@@ -164,10 +164,10 @@ def test_what_a_killed_process_left_of_a_download_is_removed(data, tmp_path):
     mirrored = open_shards(server.url, cache=tmp_path)
     server.troubles = ("endless",)
     script = (
-        "import sys; from bali_ds.stream.remote import Mirror, open_local; from pathlib import Path\n"
-        "path = Path(sys.argv[1]); Mirror.at(path).fetch(open_local(path).shards[0])"
+        "import sys; from bali_ds.shards.store import ShardSet, Source; from bali_ds.stream.remote import Mirror\n"
+        "shards = ShardSet.open(sys.argv[1], Source(sys.argv[2], 1 << 30)); Mirror.of(shards).fetch(shards.shards[0])"
     )
-    killed = subprocess.Popen([sys.executable, "-c", script, str(mirrored.path)])
+    killed = subprocess.Popen([sys.executable, "-c", script, str(mirrored.path), server.url])
     part = mirrored.path / f".{shards.shards[0].name}.part"
     while not part.exists() or not server.asked[shards.shards[0].name]:
         assert killed.poll() is None
@@ -176,7 +176,7 @@ def test_what_a_killed_process_left_of_a_download_is_removed(data, tmp_path):
     killed.wait()
     assert part.exists()
     server.troubles = ()
-    mirror = Mirror.at(mirrored.path)
+    mirror = Mirror.of(mirrored)
     mirror.fetch(shards.shards[1])
     assert not part.exists()
     mirror.fetch(shards.shards[0])
