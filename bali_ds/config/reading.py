@@ -14,6 +14,7 @@ from bali_ds.errors import InputError
 from bali_ds.locations import check_recorded
 
 RECORD = "recipe.yaml"
+# Any of them tells a run directory; `replay` starts from one of its failures.
 _BESIDE_A_RECORD = ("checkpoints", "failures", "metrics.jsonl")
 
 

@@ -36,6 +36,17 @@ def run(request, sample, command, tmp_path):
     return recipe.directory
 
 
+def test_training_and_plan_alone_open_what_a_recipe_names():
+    """Both are handed recipes by `load_recipe`. What reads an export or describes a run must not join them."""
+    package = REPOSITORY / "bali_ds"
+    callers = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if any(name in path.read_text() for name in ("open_mixture", "open_shards"))
+    }
+    assert callers == {"training/run.py", "preflight/plan.py", "stream/mixture.py", "stream/remote.py"}
+
+
 def refused_in_one_line(capsys):
     said = capsys.readouterr().err
     assert said.count("\n") == 1
