@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from bali_ds.config import Recipe, dump_recipe, load_recipe, recorded_recipe
+from bali_ds.config import Recipe, dump_recipe, recorded_recipe
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.directories import Output, published_directory
 from bali_ds.errors import InputError
@@ -31,7 +31,7 @@ RUN = Output(
         "linking.json", "report.html", "complete.json", "checkpoints/**", "tensorboard/**", "stacks/*", "failures/*",
         "encoder/*", *(f"export/{name}" for name in (EXPORT.marker, *EXPORT.files)),
     ),
-    read=lambda path: load_recipe(path).model_dump(),
+    read=lambda path: recorded_recipe(path.parent).model_dump(),
 )  # fmt: skip
 
 COMPLETE = "complete.json"
