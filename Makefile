@@ -29,9 +29,9 @@ test: install
 # What adds up in another order on other processors. `make test` takes the best instructions of this one; avx512 is not
 # asked for by name because torch then uses it where there is none. The native kernels are off in the first two.
 test-instruction-sets: install
-	ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/python -m pytest tests/objective
-	ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest tests/objective
-	MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=2 $(BIN)/python -m pytest tests/objective
+	ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/python -m pytest tests/losses
+	ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest tests/losses
+	MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=2 $(BIN)/python -m pytest tests/losses
 
 check: install
 	$(BIN)/ruff check .
@@ -45,7 +45,7 @@ bench: install
 
 install: $(VENV)/installed
 
-$(VENV)/installed: setup.py constraints.txt $(wildcard bali_ds/objective/contrastive/native/*)
+$(VENV)/installed: setup.py constraints.txt $(wildcard bali_ds/losses/contrastive/native/*)
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is missing; install Python 3.11 (Debian: apt-get install python3 python3-venv)"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than 3.11; name another: make PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: the venv module is missing (Debian: apt-get install python3-venv)"; exit 1; }

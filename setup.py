@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
-KERNELS = "bali_ds/objective/contrastive/native"
+KERNELS = "bali_ds/losses/contrastive/native"
 
 setup(
     name="bali-ds",
@@ -19,7 +19,7 @@ setup(
     ext_modules=[
         # Only its functions are called, so that it need not be a module; without it the tiles are torch's.
         Extension(
-            "bali_ds.objective.contrastive._native_tiles",
+            "bali_ds.losses.contrastive._native_tiles",
             [f"{KERNELS}/sweep.c"],
             depends=[f"{KERNELS}/{name}.h" for name in ("tiles", "packing", "products")],
             extra_compile_args=["-O3"],

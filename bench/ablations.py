@@ -24,10 +24,10 @@ from bali_ds.config import load_recipe
 from bali_ds.evaluation.linking import evaluate_linking
 from bali_ds.evaluation.linking_data import read_queries
 from bali_ds.files import read_json, write_json
-from bali_ds.inference.dictionary import read_dictionary
+from bali_ds.inference.concept_dictionary import read_dictionary
 from bali_ds.inference.encoder import Encoder, load
 from bali_ds.model.pretrained import load_tokenizer
-from bali_ds.model.text import load_text_encoder
+from bali_ds.model.text_encoder import load_text_encoder
 
 RECIPES = ROOT / "launch" / "recipes" / "ablations"
 SUBSETS = ("all", "unique_not_exact")

@@ -30,7 +30,7 @@ from peers.memory import PeakBytes
 from torch import Tensor
 
 from bali_ds.files import read_json, write_json
-from bali_ds.objective.contrastive import contrastive_loss
+from bali_ds.losses.contrastive import contrastive_loss
 
 CACHE = 2 << 30
 KEY = ("pairs", "width", "data", "scale", "threads", "name")  # what tells a row from others

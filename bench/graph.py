@@ -27,7 +27,7 @@ import numpy as np
 from inputs.umls_shape import generate
 
 from bali_ds.files import write_json
-from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.randomness import derive
 
 FAN_OUT, BATCH, TURNS = 3, 4096, 30
@@ -135,8 +135,8 @@ def _timed_ms(path: Path) -> float:
 
 def sampling(path: Path) -> dict[str, object]:
     """Concepts a second of processor time of one process, and its private memory, for random concepts in batches."""
-    from bali_ds.graph.sampling import sample_neighbours
-    from bali_ds.graph.weighting import EdgeFilter, WeightedSampler
+    from bali_ds.graph.neighbor_sampling import sample_neighbours
+    from bali_ds.graph.neighbor_weights import EdgeFilter, WeightedSampler
 
     before = _private_mib()
     graph = KnowledgeGraph.open(path)

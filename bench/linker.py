@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from bali_ds.corpus.dictionary import open_dictionary
+from bali_ds.corpus.concept_resolver import SEMANTIC_TYPES, ConceptResolver
+from bali_ds.corpus.dictionary_linker import DictionaryLinker
+from bali_ds.corpus.disambiguation import Senses
 from bali_ds.corpus.document import Document, ReadReport
-from bali_ds.corpus.linker import DictionaryLinker
-from bali_ds.corpus.links import SEMANTIC_TYPES, ConceptResolver
+from bali_ds.corpus.name_index import open_dictionary
 from bali_ds.corpus.readers import read_documents
-from bali_ds.corpus.senses import Senses
 from bali_ds.files import write_json
 from bali_ds.graph.builder import build_graph
-from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.tables import TableSource
 
 ROOT = Path(__file__).parents[1]

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from bali_ds.config import load_recipe
+from bali_ds.data.loader import Loader
+from bali_ds.data.settings import StreamSettings
 from bali_ds.files import write_json
-from bali_ds.model.build import build_aligner
-from bali_ds.stream.loader import Loader
-from bali_ds.stream.settings import StreamSettings
-from bali_ds.training.run import Data
+from bali_ds.model.build_model import build_aligner
+from bali_ds.training.run_directory import Data
 
 ROOT = Path(__file__).parents[1]
 CASES = {

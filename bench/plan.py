@@ -19,7 +19,7 @@ from pathlib import Path
 from bali_ds.cli import main
 from bali_ds.config import Recipe, dump_recipe
 from bali_ds.files import write_json
-from bali_ds.preflight.plan import plan
+from bali_ds.planning.run_plan import plan
 
 REPOSITORY = Path(__file__).parents[1]
 RANKS = 2
@@ -30,7 +30,7 @@ RANK = """
 import resource, sys
 from pathlib import Path
 from bali_ds.config import load_recipe
-from bali_ds.training.loop import train
+from bali_ds.training.trainer import train
 train(load_recipe(Path(sys.argv[1])), resume=False)
 print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
 """

@@ -16,7 +16,7 @@ from inputs.medmentions import DATA, FAST, ROOT, bali_ds, build, minilm, train
 
 from bali_ds.evaluation.held_out_facts import draw_held_out
 from bali_ds.files import write_json
-from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 
 BUILT = ROOT / "shards" / "built" / "medmentions_held_out"
 HELD_OUT = BUILT / "held_out.tsv"

@@ -27,14 +27,14 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 from inputs.medmentions import minilm
 
 from bali_ds.corpus import passages
-from bali_ds.corpus.dictionary import open_dictionary
+from bali_ds.corpus.dictionary_linker import DictionaryLinker
 from bali_ds.corpus.document import Document, ReadReport
-from bali_ds.corpus.linker import DictionaryLinker
+from bali_ds.corpus.name_index import open_dictionary
 from bali_ds.corpus.readers import read_documents
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.files import write_json
 from bali_ds.graph.builder import build_graph
-from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.tables import TableSource
 from bali_ds.shards import part
 from bali_ds.shards.part import BuildSettings, Corpus, PartTask, make_part

@@ -28,15 +28,15 @@ from peers import loaders
 from peers.plain import PlainCollator
 
 from bali_ds.cli import main as bali_ds
+from bali_ds.data.batch_sampler import RankSteps, Share
+from bali_ds.data.length_buckets import padding_share
+from bali_ds.data.loader import Loader
+from bali_ds.data.sampler import EpochOrder, Position
+from bali_ds.data.settings import StreamSettings
 from bali_ds.files import write_json
-from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.shards.layout import SAMPLE_DTYPE, npy_header
-from bali_ds.shards.store import ShardSet
-from bali_ds.stream.blocks import padding_share
-from bali_ds.stream.loader import Loader
-from bali_ds.stream.order import EpochOrder, Position
-from bali_ds.stream.settings import StreamSettings
-from bali_ds.stream.steps import RankSteps, Share
+from bali_ds.shards.shard_set import ShardSet
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = StreamSettings(seed=1, fan_out=3)

@@ -36,12 +36,12 @@ warnings.filterwarnings("ignore")
 import psutil  # noqa: E402
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine  # noqa: E402
 
-import bali_ds.training.loop as loop  # noqa: E402
+import bali_ds.training.trainer as loop  # noqa: E402
+from bali_ds.checkpoint.marker import checkpoint_step, complete_checkpoints  # noqa: E402
 from bali_ds.cli import main as bali_ds  # noqa: E402
 from bali_ds.config import Recipe  # noqa: E402
+from bali_ds.errors import NOT_SAVED, STOPPED, RunEnded, exit_status  # noqa: E402
 from bali_ds.files import write_json  # noqa: E402
-from bali_ds.training.marker import checkpoint_step, complete_checkpoints  # noqa: E402
-from bali_ds.training.outcome import NOT_SAVED, STOPPED, RunEnded, exit_status  # noqa: E402
 from tests.forked import fork, fork_ranks  # noqa: E402
 from tests.weights import same_weights  # noqa: E402
 

@@ -14,8 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from bali_ds.config import load_recipe
-from bali_ds.errors import InputError
-from bali_ds.training.outcome import LostRank, RunEnded, exit_status
+from bali_ds.errors import InputError, LostRank, RunEnded, exit_status
 
 
 def main() -> int:
@@ -67,10 +66,10 @@ def _job(options: argparse.Namespace, *, first: bool) -> None:
         # Heavy imports wait until the recipe is known to be valid.
         from transformers.utils import logging as transformers_logging
 
-        from bali_ds.export.conclusion import conclude, concluded, results
-        from bali_ds.training.loop import train
+        from bali_ds.export.finalize import conclude, concluded, results
+        from bali_ds.training.preemption import Stopped
         from bali_ds.training.rank_errors import LEAVING
-        from bali_ds.training.stopping import Stopped
+        from bali_ds.training.trainer import train
     except Exception as error:
         if os.environ.get("WORLD_SIZE", os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) != "1":
             from bali_ds.training.rank_errors import raise_after_joining

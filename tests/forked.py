@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 # What a rank needs; nothing here starts a thread, so that forking stays safe.
-import bali_ds.training.loop
+import bali_ds.training.trainer
 
 
 def free_port() -> int:
@@ -57,4 +57,4 @@ def run_forked(world_size: int, function: Callable[..., Any], *arguments: Any) -
         raise RuntimeError(f"ranks ended with {statuses}")
 
 
-LOADED = bali_ds.training.loop
+LOADED = bali_ds.training.trainer

@@ -13,12 +13,12 @@ import pytest
 
 from bali_ds import workspace
 from bali_ds.cli import main
-from bali_ds.corpus.dictionary import open_dictionary
+from bali_ds.corpus.name_index import open_dictionary
 from bali_ds.directories import Output, published_directory
 from bali_ds.errors import InputError
 from bali_ds.files import published_file, write_json
-from bali_ds.graph.store import KnowledgeGraph
-from bali_ds.training.run import discard_run, prepare
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
+from bali_ds.training.run_directory import discard_run, prepare
 from tests.conftest import REPOSITORY
 
 NOTES = Output("a set of notes", "notes.json", ("kind",), ("page-*.txt", "more/*.txt", "all/**"))

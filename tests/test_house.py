@@ -10,23 +10,27 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "bali_ds"
 FLOORS = {
     "errors": -4, "workspace": -3, "files": -2, "directories": -1, "locations": -1, "randomness": -1,
-    "graph": 0, "objective": 0, "config": 0,
+    "distributed": -1,
+    "graph": 0, "losses": 0, "config": 0,
     "corpus": 1,
     "shards": 2,
-    "stream": 3,
+    "data": 3,
     "model": 4,
-    "inference": 5, "preflight": 5,
-    "evaluation": 6,
-    "training": 7,
-    "export": 8,
-    "cli": 9, "__main__": 10, "__init__": 10,
+    "inference": 5, "doctor": 5,
+    "planning": 6, "evaluation": 6,
+    "checkpoint": 7,
+    "training": 8,
+    "export": 9,
+    "cli": 10, "__main__": 11, "__init__": 11,
 }  # fmt: skip
 WITHOUT = {
     "torch": (
         "errors", "workspace", "files", "directories", "locations", "randomness", "graph", "config", "corpus",
         "shards", "cli",
     ),
-    "deepspeed": ("objective", "stream", "model", "inference", "preflight", "evaluation"),
+    "deepspeed": (
+        "distributed", "losses", "data", "model", "inference", "planning", "doctor", "evaluation",
+    ),
 }  # fmt: skip
 
 

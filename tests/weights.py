@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from bali_ds.training.stored import read_state
+from bali_ds.checkpoint.zero_reader import read_state
 
 
 def same_weights(first: Path, second: Path) -> bool:

@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from bali_ds.cli import evaluate, export, graph, inference, preflight, replay, report, shards
+from bali_ds.cli import evaluate, graph, inference, plan_and_doctor, runs, shards
 from bali_ds.errors import InputError
 
-GROUPS = (graph, shards, preflight, export, evaluate, inference, report, replay)
+GROUPS = (graph, shards, plan_and_doctor, runs, evaluate, inference)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -49,7 +49,7 @@ def _add_linking(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 def _run_linking(options: argparse.Namespace) -> None:
     from bali_ds.evaluation.linking import compare_linking, rank_queries, summarise
     from bali_ds.evaluation.linking_data import read_queries
-    from bali_ds.inference.dictionary import read_dictionary
+    from bali_ds.inference.concept_dictionary import read_dictionary
     from bali_ds.inference.encoder import load
 
     dictionary = read_dictionary(options.dictionary)
@@ -99,9 +99,9 @@ def _add_retrieval(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def _run_retrieval(options: argparse.Namespace) -> None:
     from bali_ds.evaluation.retrieval import evaluate_retrieval
-    from bali_ds.graph.store import KnowledgeGraph
-    from bali_ds.inference.aligned import held_out_views, load_aligned
-    from bali_ds.shards.store import ShardSet
+    from bali_ds.graph.knowledge_graph import KnowledgeGraph
+    from bali_ds.inference.aligned_model import held_out_views, load_aligned
+    from bali_ds.shards.shard_set import ShardSet
 
     graph, shards = KnowledgeGraph.open(options.graph), ShardSet.open(options.shards)
     aligner, recipe = load_aligned(options.model, options.device, graph)

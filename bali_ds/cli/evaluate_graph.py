@@ -46,10 +46,10 @@ def _add_common(task: argparse.ArgumentParser) -> None:
 
 
 def _run_context(options: argparse.Namespace) -> None:
-    from bali_ds.corpus.dictionary import open_dictionary
+    from bali_ds.corpus.name_index import open_dictionary
     from bali_ds.evaluation.context_recall import evaluate_context
     from bali_ds.evaluation.graph_questions import QuestionMaker
-    from bali_ds.graph.store import KnowledgeGraph
+    from bali_ds.graph.knowledge_graph import KnowledgeGraph
     from bali_ds.inference.context import ContextFinder
     from bali_ds.inference.encoder import load
 
@@ -76,7 +76,7 @@ def _run_multi_hop(options: argparse.Namespace) -> None:
     from bali_ds.evaluation.graph_questions import QuestionMaker
     from bali_ds.evaluation.held_out_facts import draw_held_out, held_out_entries
     from bali_ds.evaluation.multi_hop import Budget, evaluate_multi_hop
-    from bali_ds.graph.store import KnowledgeGraph
+    from bali_ds.graph.knowledge_graph import KnowledgeGraph
     from bali_ds.inference.encoder import load
 
     graph = KnowledgeGraph.open(options.graph)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bali_ds.cli.common import add_overwrite, emit
-from bali_ds.cli.graph_text import build_text, statistics_text
 from bali_ds.errors import InputError
 
 if TYPE_CHECKING:
@@ -106,14 +105,14 @@ def _sources(options: argparse.Namespace) -> "list[Source]":
 
 
 def _stats(options: argparse.Namespace) -> None:
-    from bali_ds.graph.statistics import coverage, graph_statistics
-    from bali_ds.graph.store import KnowledgeGraph
+    from bali_ds.graph.graph_statistics import coverage, graph_statistics
+    from bali_ds.graph.knowledge_graph import KnowledgeGraph
 
     graph = KnowledgeGraph.open(options.graph, verify=True)
     report = graph_statistics(graph)
     if options.corpus:
+        from bali_ds.corpus.concept_resolver import ConceptResolver
         from bali_ds.corpus.document import ReadReport
-        from bali_ds.corpus.links import ConceptResolver
         from bali_ds.corpus.readers import read_documents
 
         concepts = ConceptResolver(graph).concepts
@@ -127,12 +126,12 @@ def _stats(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from bali_ds.graph.show import describe_concept, readable
-    from bali_ds.graph.store import KnowledgeGraph
+    from bali_ds.graph.concept_display import describe_concept, readable
+    from bali_ds.graph.knowledge_graph import KnowledgeGraph
 
     description = describe_concept(KnowledgeGraph.open(options.graph), options.cui)
     if options.png:
-        from bali_ds.graph.drawing import draw_concept
+        from bali_ds.graph.concept_display import draw_concept
 
         draw_concept(description, options.png)
     emit(description, options.json, lambda: readable(description, options.limit))
@@ -148,3 +147,35 @@ def _fetch(options: argparse.Namespace) -> None:
     print(f"{options.out}: SHA-256 {digest}" + (f", licence: {known.licence}" if known else ""))
     if known:
         print(f"build it with: bali-ds graph build {known.reader} {options.out} --out GRAPH")
+
+
+def build_text(report: dict[str, Any], out: Path) -> str:
+    """Return what was read, what was dropped, what was written."""
+    lines = []
+    for name, counts in report["read"].items():
+        lines.append(f"{name}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items() if count))
+    lines += [f"dropped: {count:,} {what}" for what, count in report["dropped"].items() if count]
+    lines.append(
+        f"{out}: {report['concepts']:,} concepts, {report['names']:,} names, {report['edges']:,} edges, "
+        f"{report['relations']:,} relations, fingerprint {report['fingerprint'][:16]}"
+    )
+    return "\n".join(lines)
+
+
+def statistics_text(report: dict[str, Any]) -> str:
+    """Return one line a number, grouped."""
+    lines = []
+    for key, value in report.items():
+        if isinstance(value, dict):
+            lines.append(key.replace("_", " "))
+            width = max((len(name) for name in value), default=0)
+            lines += [f"  {name:{width}}  {_number(count)}" for name, count in value.items()]
+        else:
+            lines.append(f"{key.replace('_', ' '):12}  {_number(value)}")
+    return "\n".join(lines)
+
+
+def _number(value: object) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.2f}" if isinstance(value, float) else str(value)

@@ -92,8 +92,8 @@ def _encode(options: argparse.Namespace) -> None:
 
 
 def _link(options: argparse.Namespace) -> None:
-    from bali_ds.graph.store import KnowledgeGraph
-    from bali_ds.inference.dictionary import graph_dictionary, read_dictionary
+    from bali_ds.graph.knowledge_graph import KnowledgeGraph
+    from bali_ds.inference.concept_dictionary import graph_dictionary, read_dictionary
     from bali_ds.inference.encoder import load
     from bali_ds.inference.linker import Linker
 
@@ -116,8 +116,8 @@ def _link(options: argparse.Namespace) -> None:
 
 
 def _context(options: argparse.Namespace) -> None:
-    from bali_ds.corpus.dictionary import open_dictionary
-    from bali_ds.graph.store import KnowledgeGraph
+    from bali_ds.corpus.name_index import open_dictionary
+    from bali_ds.graph.knowledge_graph import KnowledgeGraph
     from bali_ds.inference.context import ContextFinder
     from bali_ds.inference.encoder import load
 

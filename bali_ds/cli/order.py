@@ -30,11 +30,10 @@ def add_order(shards: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 
 def _order(options: argparse.Namespace) -> None:
-    from bali_ds.shards.store import ShardSet
-    from bali_ds.stream.mixture import Mixture
-    from bali_ds.stream.order import Position, Schedule, rank_share
-    from bali_ds.stream.settings import StreamSettings
-    from bali_ds.stream.visits import VisitOrder
+    from bali_ds.data.mixture import Mixture
+    from bali_ds.data.sampler import Position, Schedule, VisitOrder, rank_share
+    from bali_ds.data.settings import StreamSettings
+    from bali_ds.shards.shard_set import ShardSet
 
     if options.steps is not None and options.steps < 0:
         raise InputError(f"--steps {options.steps}: take a whole number from 0 on")

@@ -10,8 +10,8 @@ from bali_ds.cli.order import add_order
 from bali_ds.errors import InputError
 
 if TYPE_CHECKING:
-    from bali_ds.shards.neighbours import NeighbourChoice
     from bali_ds.shards.part import Corpus
+    from bali_ds.shards.stored_neighbors import NeighbourChoice
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -95,7 +95,7 @@ def _build(options: argparse.Namespace) -> int:
     from bali_ds.shards.build import build_shards
     from bali_ds.shards.part import BuildSettings
     from bali_ds.shards.pools import open_mpi_pool, open_pool
-    from bali_ds.shards.report import readable_report
+    from bali_ds.shards.summary import readable_report
 
     if options.workers < 1:
         raise InputError(f"--workers {options.workers}: must be at least 1")
@@ -120,7 +120,7 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _neighbours(options: argparse.Namespace) -> "NeighbourChoice":
-    from bali_ds.shards.neighbours import NeighbourChoice
+    from bali_ds.shards.stored_neighbors import NeighbourChoice
 
     weights = {}
     for entry in options.relation_weight:
@@ -152,7 +152,7 @@ def _format_and_path(entry: str) -> tuple[str, Path]:
 
 
 def _stats(options: argparse.Namespace) -> None:
-    from bali_ds.shards.statistics import statistics
+    from bali_ds.shards.summary import statistics
 
     values = statistics(options.shards)
     emit(values, options.json, lambda: _table(str(options.shards), values))
@@ -167,14 +167,14 @@ def _lint(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from bali_ds.shards.show import readable, show
+    from bali_ds.shards.sample_display import readable, show
 
     value = show(options.shards, options.key, options.graph, options.tokenizer)
     emit(value, options.json, lambda: readable(value))
 
 
 def _index(options: argparse.Namespace) -> None:
-    from bali_ds.shards.reindex import reindex
+    from bali_ds.shards.tar_scanner import reindex
 
     _announce(options.shards, reindex(options.shards))
 

@@ -7,11 +7,10 @@ from typing import Any
 from lxml import etree
 from pydantic import BaseModel
 
-from bali_ds.corpus.document import Document, Mention, ReadReport
-from bali_ds.corpus.jsonvalues import checked, json_values
-from bali_ds.corpus.markup import elements
+from bali_ds.corpus.document import Document, Mention, ReadReport, check_mention, check_share
+from bali_ds.corpus.json_values import checked, json_values
 from bali_ds.corpus.pubtator import split_ids
-from bali_ds.corpus.surfaces import check_mention, check_share
+from bali_ds.corpus.xml_elements import elements
 from bali_ds.errors import InputError
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from lxml import etree
 
 from bali_ds.corpus.document import Document, ReadReport
-from bali_ds.corpus.markup import elements, plain_text
+from bali_ds.corpus.xml_elements import elements, plain_text
 from bali_ds.errors import InputError
 
 _ID_KINDS = ("pmid", "pmc", "pmcid", "doi")

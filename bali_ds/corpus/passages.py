@@ -8,8 +8,8 @@ import numpy as np
 import sentencex
 from numpy.typing import NDArray
 
+from bali_ds.corpus.concept_resolver import ConceptResolver
 from bali_ds.corpus.document import Document, ReadReport
-from bali_ds.corpus.links import ConceptResolver
 from bali_ds.corpus.tokenizer import Encoding, Tokenizer
 
 _MentionRows = NDArray[np.int64]

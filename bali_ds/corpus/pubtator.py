@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bali_ds.corpus.document import Document, Mention, ReadReport
-from bali_ds.corpus.lines import numbered_lines
-from bali_ds.corpus.surfaces import check_mention, check_share
+from bali_ds.corpus.document import Document, Mention, ReadReport, check_mention, check_share
+from bali_ds.corpus.text_lines import numbered_lines
 from bali_ds.errors import InputError
 
 _TEXT = re.compile(r"([^|\t]+)\|([ta])\|(.*)", re.DOTALL)

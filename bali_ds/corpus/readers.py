@@ -6,12 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from bali_ds.corpus.bioc import read_bioc_json, read_bioc_xml
-from bali_ds.corpus.document import Document, Mention, ReadReport
+from bali_ds.corpus.document import Document, Mention, ReadReport, check_mention, check_share
 from bali_ds.corpus.jats import read_jats
 from bali_ds.corpus.medline import read_medline
 from bali_ds.corpus.pubtator import read_pubtator, read_pubtator_rows
-from bali_ds.corpus.spans import read_bern2, read_jsonl
-from bali_ds.corpus.surfaces import check_mention, check_share
+from bali_ds.corpus.span_json import read_bern2, read_jsonl
 from bali_ds.errors import InputError
 
 Reader = Callable[[Path, ReadReport], Iterator[Document]]

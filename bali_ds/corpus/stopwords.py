@@ -1,6 +1,6 @@
 """Names that a dictionary linker must not look for: ordinary words, numbers, single letters."""
 
-from bali_ds.corpus.folding import fold
+from bali_ds.corpus.normalization import fold
 
 _WORDS = """
 a about above absent abstract access accident account across act action active activity actual acute add addition

@@ -12,7 +12,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from bali_ds.corpus.pieces import PieceTable
+from bali_ds.corpus.word_cache import PieceTable
 from bali_ds.errors import InputError
 from bali_ds.files import read_json
 

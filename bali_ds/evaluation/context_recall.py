@@ -7,7 +7,7 @@ import numpy as np
 
 from bali_ds.evaluation.bootstrap import intervals
 from bali_ds.evaluation.graph_questions import GraphQuestion
-from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.inference.context import ContextFinder, Fact, within
 
 Triple = tuple[str, str, str]

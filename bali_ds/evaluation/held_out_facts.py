@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bali_ds.files import published_file
-from bali_ds.graph.store import KnowledgeGraph
-from bali_ds.graph.table_files import read_table
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
+from bali_ds.graph.tables import read_table
 
 COLUMNS = ("head_cui", "tail_cui")
 

@@ -9,7 +9,7 @@ from bali_ds.errors import InputError
 from bali_ds.evaluation.bootstrap import intervals, paired_difference
 from bali_ds.evaluation.encodes import Encodes
 from bali_ds.evaluation.linking_data import Queries
-from bali_ds.inference.dictionary import Dictionary
+from bali_ds.inference.concept_dictionary import Dictionary
 
 SCORE_BYTES = 256 * 2**20
 NOT_FOUND = np.iinfo(np.int64).max

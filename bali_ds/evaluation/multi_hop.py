@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from bali_ds.evaluation.bootstrap import intervals
 from bali_ds.evaluation.encodes import Encodes
 from bali_ds.evaluation.graph_questions import GraphQuestion, QuestionMaker
-from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 
 BATCH = 256
 NEGATIVES = 4096

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from bali_ds.evaluation.question_data import Question, Split
 from bali_ds.model.pretrained import load_model, load_tokenizer
-from bali_ds.model.text import positions_of
+from bali_ds.model.text_encoder import positions_of
 
 
 @dataclass(frozen=True)

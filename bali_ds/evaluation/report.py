@@ -11,7 +11,7 @@ import yaml
 from bali_ds.config import Objective
 from bali_ds.errors import InputError
 from bali_ds.evaluation.charts import Points, forest_chart, line_chart, number, scatter_chart
-from bali_ds.evaluation.generated import FILE, generated_table
+from bali_ds.evaluation.generated_text import FILE, generated_table
 from bali_ds.evaluation.page import page
 from bali_ds.files import published_file, read_json
 

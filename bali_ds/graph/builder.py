@@ -19,7 +19,7 @@ from bali_ds.graph.identifiers import IdentifierIndex, fixed_width
 from bali_ds.graph.manifest import GRAPH, seal
 from bali_ds.graph.relations import inverse_name
 from bali_ds.graph.source import TABLES, Source, Table
-from bali_ds.graph.table_files import read_table
+from bali_ds.graph.tables import read_table
 
 Tables = dict[Table, pl.DataFrame]
 

@@ -9,8 +9,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from bali_ds.errors import InputError
-from bali_ds.graph.entries import pack_entries
 from bali_ds.graph.identifiers import IdentifierIndex
+from bali_ds.graph.packed_adjacency import pack_entries
 from bali_ds.graph.relations import canonical, inverse_name, pair_up
 from bali_ds.graph.source import Source
 

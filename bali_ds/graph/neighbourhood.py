@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bali_ds.graph.sampling import sample_neighbours
-from bali_ds.graph.store import KnowledgeGraph
-from bali_ds.graph.weighting import EdgeFilter, WeightedSampler
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
+from bali_ds.graph.neighbor_sampling import sample_neighbours
+from bali_ds.graph.neighbor_weights import EdgeFilter, WeightedSampler
 from bali_ds.randomness import Keys, derive
 
 

@@ -9,8 +9,8 @@ from typing import IO, Any
 import polars as pl
 
 from bali_ds.errors import InputError
+from bali_ds.graph.identifiers import source_abbreviation, split_code
 from bali_ds.graph.source import TABLES, Report, Table
-from bali_ds.graph.vocabularies import source_abbreviation, split_code
 
 # Clauses that a term may have many times: where they are kept, and what of them.
 _CLAUSES: dict[str, tuple[str, Callable[[Any], Any]]] = {

@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 import polars as pl
 
-from bali_ds.graph.vocabularies import split_code
+from bali_ds.graph.identifiers import split_code
 
 Table = Literal["concepts", "names", "types", "codes", "definitions", "retired"]
 Report = dict[str, Counter[str]]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bali_ds.corpus.dictionary import Dictionary
-from bali_ds.corpus.folding import WordHasher, split_words
-from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.corpus.name_index import Dictionary
+from bali_ds.corpus.normalization import WordHasher, split_words
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.inference.encoder import Encoder
 
 LARGEST_NEIGHBOURHOOD = 4096

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bali_ds.data.ragged import ranges
 from bali_ds.directories import Output
 from bali_ds.errors import InputError
 from bali_ds.files import read_json
-from bali_ds.inference.stored import load_mention_pooling
+from bali_ds.inference.aligned_model import load_mention_pooling
 from bali_ds.model.pooling import MentionPooling
 from bali_ds.model.pretrained import PICKLED_WEIGHTS, load_model, load_tokenizer
-from bali_ds.model.text import positions_of
-from bali_ds.stream.ragged import ranges
+from bali_ds.model.text_encoder import positions_of
 
 POOLINGS = ("mean_tokens", "mean", "cls")
 DESCRIPTION = "bali_ds.json"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bali_ds.directories import Output, published_directory
 from bali_ds.errors import InputError
 from bali_ds.files import read_json
-from bali_ds.inference.dictionary import Dictionary
+from bali_ds.inference.concept_dictionary import Dictionary
 from bali_ds.inference.encoder import Encoder
 from bali_ds.inference.search import InvertedFile, nearest
 

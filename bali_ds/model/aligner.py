@@ -11,17 +11,17 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from bali_ds.config import Objective
-from bali_ds.model.dual import FACTS, PASSAGES, Dual
-from bali_ds.model.graph import GraphEncoder, LinearisedGraph
-from bali_ds.model.names import NameTable
+from bali_ds.data.batch import Batch, TokenBlock
+from bali_ds.distributed import Ranks
+from bali_ds.losses.contrastive import contrastive_loss
+from bali_ds.losses.masked_language_model import mean_over_ranks, summed_cross_entropy
+from bali_ds.losses.mutual_information import info_nce_bound
+from bali_ds.model.dual_decoder import FACTS, PASSAGES, Dual
+from bali_ds.model.encoded_views import Sums, Views
+from bali_ds.model.graph_encoders import GraphEncoder, LinearisedGraph
+from bali_ds.model.name_table import NameTable
 from bali_ds.model.pooling import MentionPooling, mean_of_inner_tokens
-from bali_ds.model.text import TextEncoder
-from bali_ds.model.views import Sums, Views
-from bali_ds.objective.contrastive import contrastive_loss
-from bali_ds.objective.masked_language_model import mean_over_ranks, summed_cross_entropy
-from bali_ds.objective.mutual_information import info_nce_bound
-from bali_ds.objective.ranks import Ranks
-from bali_ds.stream.batch import Batch, TokenBlock
+from bali_ds.model.text_encoder import TextEncoder
 
 # CLIP's bound on the learnt logit scale (Radford et al., 2021, section 2.5).
 LARGEST_LOGIT_SCALE = 100.0
@@ -242,7 +242,7 @@ class Aligner(nn.Module):
         """What the two views are known to tell of each other, in nats, where the decoder's estimates are logged too."""
         if "dual" not in self.objectives or not self.training:
             return {}
-        bound, cap, count = Ranks.of(None).sum(
+        bound, cap, count = Ranks.of(None).all_reduce_sum(
             info_nce_bound(
                 torch.cat([views.text for views in encoded]),
                 torch.cat([views.graph for views in encoded]),

@@ -10,22 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bali_ds.corpus.dictionary import FORMAT_VERSION as DICTIONARY_VERSION
-from bali_ds.corpus.dictionary import open_dictionary
+from bali_ds.corpus.name_index import FORMAT_VERSION as DICTIONARY_VERSION
+from bali_ds.corpus.name_index import open_dictionary
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.directories import Output, check_replaceable, published_directory
 from bali_ds.errors import InputError
 from bali_ds.files import resolved, sha256_file, write_json
-from bali_ds.graph.store import KnowledgeGraph
-from bali_ds.shards.assemble import Assembly, ShardPlan, plan_shards
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
+from bali_ds.shards.assembly import Assembly, ShardPlan, plan_shards
 from bali_ds.shards.layout import FORMAT_VERSION
-from bali_ds.shards.names import write_names
 from bali_ds.shards.part import BuildSettings, Corpus, PartTask, make_part
-from bali_ds.shards.pools import Pool, open_pool
-from bali_ds.shards.progress import Progress
-from bali_ds.shards.report import build_report
-from bali_ds.shards.store import Shard
-from bali_ds.shards.writer import SHARDS, write_index, write_sample_table, write_shard
+from bali_ds.shards.pools import Pool, Progress, open_pool
+from bali_ds.shards.shard_set import Shard
+from bali_ds.shards.summary import build_report
+from bali_ds.shards.writer import SHARDS, write_index, write_names, write_sample_table, write_shard
 from bali_ds.workspace import remove_directory
 
 UNFINISHED = Output(

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from bali_ds.errors import InputError
 from bali_ds.files import sha256_file
-from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.shards.sample import Sample, sample_key
-from bali_ds.shards.scan import ScannedSample, TarScanner
-from bali_ds.shards.store import Shard, ShardSet
+from bali_ds.shards.shard_set import Shard, ShardSet
+from bali_ds.shards.tar_scanner import ScannedSample, TarScanner
 
 _LARGEST_LIST = 100
 _DESCRIBED = (

@@ -12,23 +12,23 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bali_ds.corpus.dictionary import FORMAT_VERSION as DICTIONARY_VERSION
-from bali_ds.corpus.dictionary import open_dictionary
+from bali_ds.corpus.concept_resolver import ConceptResolver
+from bali_ds.corpus.dictionary_linker import DictionaryLinker
 from bali_ds.corpus.document import Document, ReadReport
-from bali_ds.corpus.linker import DictionaryLinker
-from bali_ds.corpus.links import ConceptResolver
+from bali_ds.corpus.name_index import FORMAT_VERSION as DICTIONARY_VERSION
+from bali_ds.corpus.name_index import open_dictionary
 from bali_ds.corpus.passages import Passage, cut_passages
 from bali_ds.corpus.readers import join_links, read_documents
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.directories import Output, published_directory
 from bali_ds.errors import InputError
 from bali_ds.files import write_json
-from bali_ds.graph.sampling import Drawn
-from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
+from bali_ds.graph.neighbor_sampling import Drawn
 from bali_ds.randomness import Keys, derive
 from bali_ds.shards.layout import FORMAT_VERSION, npy_bytes, token_dtype
-from bali_ds.shards.neighbours import NeighbourChoice
 from bali_ds.shards.sample import Sample, sample_key
+from bali_ds.shards.stored_neighbors import NeighbourChoice
 from bali_ds.shards.writer import ROW_DTYPE, sample_row
 
 _BATCH = 128

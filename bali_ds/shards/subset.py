@@ -12,9 +12,8 @@ from bali_ds.directories import published_directory
 from bali_ds.errors import InputError
 from bali_ds.randomness import derive, permute
 from bali_ds.shards.layout import END_OF_ARCHIVE
-from bali_ds.shards.reindex import reindex
-from bali_ds.shards.scan import TarScanner
-from bali_ds.shards.store import SPLITS, ShardSet
+from bali_ds.shards.shard_set import SPLITS, ShardSet
+from bali_ds.shards.tar_scanner import TarScanner, reindex
 from bali_ds.shards.writer import SHARDS, shard_name, write_shard
 
 _TABLES = ("names.tokens.npy", "names.offsets.npy")

@@ -1,5 +1,6 @@
 """The DeepSpeed engine of a run, from recipe and DeepSpeed JSON."""
 
+import math
 from typing import Any
 
 import deepspeed
@@ -7,9 +8,25 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from bali_ds.config import Optimiser, Recipe
+from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config
 from bali_ds.model.aligner import Aligner
-from bali_ds.preflight.arithmetic import Arithmetic
-from bali_ds.preflight.deepspeed_config import check_recipe, load_deepspeed_config
+from bali_ds.planning.batch_plan import Arithmetic
+
+
+def learning_rate_factor(step: int, *, steps: int, warmup_steps: int) -> float:
+    """Return what the base learning rates are multiplied by in one optimiser step.
+
+    Linear warm-up from 1/warmup_steps to 1, then half a cosine that would reach 0 right after the last step.
+
+    Args:
+        step: steps taken so far, 0 in the first.
+        steps: steps of the whole run, counted over all ranks, resumptions included.
+        warmup_steps: steps of the warm-up, fewer than `steps`.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / (steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def deepspeed_settings(recipe: Recipe, numbers: Arithmetic) -> dict[str, Any]:

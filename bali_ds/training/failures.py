@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from bali_ds.data.loader import Step
+from bali_ds.data.sampler import Position
+from bali_ds.distributed import Ranks
 from bali_ds.files import write_json
-from bali_ds.stream.loader import Step
-from bali_ds.stream.order import Position
-from bali_ds.training.cluster import Cluster
-from bali_ds.training.run import Data
+from bali_ds.training.run_directory import Data
 
 _NAMED = 5
 
@@ -24,7 +24,7 @@ def failure_path(run: Path, step: int) -> Path:
 
 def write_failure(
     run: Path,
-    cluster: Cluster,
+    ranks: Ranks,
     data: Data,
     *,
     step: int,
@@ -37,7 +37,7 @@ def write_failure(
 
     Args:
         run: its directory.
-        cluster: the ranks.
+        ranks: of the run.
         data: of the run.
         step: the number of the step that is not taken.
         start: where the data stood before it.
@@ -50,7 +50,7 @@ def write_failure(
         concepts.update(parts["concept_ids"][~torch.isfinite(vectors).all(1)].tolist())
     rows = [int(row) for chunk in batch.chunks for row in chunk.sample_ids]
     own = {
-        "rank": cluster.rank,
+        "rank": ranks.rank,
         "host": socket.gethostname(),
         "loss": {name: str(float(value)) for name, value in parts.items() if value.numel() == 1},
         "concepts": [data.graph.cui(concept) for concept in sorted(concepts)],
@@ -58,16 +58,18 @@ def write_failure(
         "rows": rows,
         "samples": [data.shards.key(row) for row in rows],
     }
-    ranks = cluster.collect(own)
+    reports = ranks.all_gather_object(own)
     path = failure_path(run, step)
-    if cluster.first:
-        write_json(path, {"step": step, "start": asdict(start), "ranks": ranks})
-    return f"{_line(step, ranks)}; written to {path}, look closer with: bali-ds replay {run} {step}"
+    if ranks.is_first:
+        write_json(path, {"step": step, "start": asdict(start), "ranks": reports})
+    return f"{_line(step, reports)}; written to {path}, look closer with: bali-ds replay {run} {step}"
 
 
-def _line(step: int, ranks: list[dict[str, Any]]) -> str:
+def _line(step: int, reports: list[dict[str, Any]]) -> str:
     """Name the ranks where it began: those with vectors that are none, else with such gradients, else all."""
-    guilty = [rank for rank in ranks if rank["concepts"]] or [rank for rank in ranks if rank["parameters"]] or ranks
+    guilty = (
+        [rank for rank in reports if rank["concepts"]] or [rank for rank in reports if rank["parameters"]] or reports
+    )
     first = guilty[0]
     samples = first["samples"]
     more = f" and {len(samples) - _NAMED} more" if len(samples) > _NAMED else ""

@@ -8,9 +8,9 @@ from typing import NamedTuple, Self
 
 import torch.distributed as dist
 
-from bali_ds.errors import InputError
-from bali_ds.training.cluster import Cluster, joined_cluster
-from bali_ds.training.outcome import FAILED, MISTAKE, RankFailed, RunEnded, exit_status
+from bali_ds.distributed import Ranks
+from bali_ds.errors import FAILED, MISTAKE, InputError, RankFailed, RunEnded, exit_status
+from bali_ds.training.joining import joined_ranks
 
 LEAVING = threading.Event()
 """Set once the main thread is on its way out with an error. The launcher sends SIGTERM to the ranks that have not left
@@ -46,15 +46,15 @@ class RankError(NamedTuple):
         return InputError(line) if self.status == MISTAKE else RankFailed(line, self.status)
 
 
-def all_gather_errors(cluster: Cluster, own: RankError | None) -> list[RankError | None]:
+def all_gather_errors(ranks: Ranks, own: RankError | None) -> list[RankError | None]:
     """Return the error of every rank, in rank order; a collective call over host memory."""
-    errors: list[RankError | None] = [None] * cluster.world_size
-    dist.all_gather_object(errors, own, group=cluster.host)
+    errors: list[RankError | None] = [None] * ranks.world_size
+    dist.all_gather_object(errors, own, group=ranks.host)
     return errors
 
 
 @contextmanager
-def raise_on_every_rank(cluster: Cluster) -> Iterator[None]:
+def raise_on_every_rank(ranks: Ranks) -> Iterator[None]:
     """Raise on every rank what any rank raises in the block; the end of the block is a collective call.
 
     The block itself must not contain collective calls: a rank that fails would leave the others waiting in them.
@@ -68,7 +68,7 @@ def raise_on_every_rank(cluster: Cluster) -> Iterator[None]:
         yield
     except Exception as error:
         own = error
-    errors = all_gather_errors(cluster, RankError.of(own, cluster.rank) if own else None)
+    errors = all_gather_errors(ranks, RankError.of(own, ranks.rank) if own else None)
     if met := [error for error in errors if error]:
         LEAVING.set()
         first = min(met)
@@ -83,5 +83,5 @@ def raise_after_joining(error: Exception) -> None:
 
     This module needs torch and DeepSpeed only: the error may be that anything else cannot be imported.
     """
-    with joined_cluster() as cluster, raise_on_every_rank(cluster):
+    with joined_ranks() as ranks, raise_on_every_rank(ranks):
         raise error

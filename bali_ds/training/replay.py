@@ -7,19 +7,19 @@ from typing import Any
 
 import torch
 
+from bali_ds.checkpoint.marker import checkpoint_step, complete_checkpoints
+from bali_ds.checkpoint.zero_reader import read_checkpoint
 from bali_ds.config import Recipe, load_recipe
+from bali_ds.data.batch import Batch
+from bali_ds.data.loader import Loader
+from bali_ds.data.sampler import Position
+from bali_ds.data.settings import StreamSettings
 from bali_ds.errors import InputError
 from bali_ds.files import read_json
 from bali_ds.model.aligner import Aligner
-from bali_ds.model.build import build_aligner
-from bali_ds.stream.batch import Batch
-from bali_ds.stream.loader import Loader
-from bali_ds.stream.order import Position
-from bali_ds.stream.settings import StreamSettings
+from bali_ds.model.build_model import build_aligner
 from bali_ds.training.failures import failure_path
-from bali_ds.training.marker import checkpoint_step, complete_checkpoints
-from bali_ds.training.run import Data
-from bali_ds.training.stored import read_checkpoint
+from bali_ds.training.run_directory import Data
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

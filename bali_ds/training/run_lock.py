@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from bali_ds.distributed import Ranks
 from bali_ds.errors import InputError
-from bali_ds.training.cluster import Cluster
 from bali_ds.training.rank_errors import raise_on_every_rank
 
 logger = logging.getLogger(__name__)
@@ -155,15 +155,15 @@ class RunLock:
 
 
 @contextmanager
-def locked_run(directory: Path, cluster: Cluster) -> Iterator[None]:
+def locked_run(directory: Path, ranks: Ranks) -> Iterator[None]:
     """Hold the lock of a run's directory on rank 0 for all ranks; its start is a collective call.
 
     Raises:
         InputError: another process uses the directory; the same on every rank.
     """
     with ExitStack() as held:
-        with raise_on_every_rank(cluster):
-            if cluster.first:
+        with raise_on_every_rank(ranks):
+            if ranks.is_first:
                 held.enter_context(RunLock(directory))
         yield
 

@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 
 from bali_ds.config import Recipe
 from bali_ds.corpus.tokenizer import Tokenizer
+from bali_ds.distributed import Ranks
 from bali_ds.errors import InputError
-from bali_ds.model.text import read_configuration
-from bali_ds.preflight.arithmetic import Arithmetic, arithmetic
-from bali_ds.training.cluster import Cluster, joined_cluster
+from bali_ds.model.text_encoder import read_configuration
+from bali_ds.planning.batch_plan import Arithmetic, arithmetic
 from bali_ds.training.engine import deepspeed_settings
-from bali_ds.training.hosts import HostWatch
+from bali_ds.training.heartbeat import HostWatch
+from bali_ds.training.joining import joined_ranks
 from bali_ds.training.rank_errors import LEAVING, raise_on_every_rank
-from bali_ds.training.run import Data
+from bali_ds.training.run_directory import Data
 
 _PACKAGES = ("bali-ds", "torch", "deepspeed", "transformers")
 
@@ -25,7 +26,7 @@ _PACKAGES = ("bali-ds", "torch", "deepspeed", "transformers")
 class Started(NamedTuple):
     """What every rank has before it builds the model."""
 
-    cluster: Cluster
+    ranks: Ranks
     data: Data
     numbers: Arithmetic
     settings: dict[str, Any]
@@ -41,16 +42,16 @@ def started(recipe: Recipe) -> Iterator[Started]:
         InputError: on every rank, if the inputs of any rank are unusable or differ from those of rank 0.
     """
     LEAVING.clear()
-    with joined_cluster() as cluster:
+    with joined_ranks() as ranks:
         # The first collective call of every rank, also of one that calls `raise_after_joining` instead.
-        with raise_on_every_rank(cluster):
+        with raise_on_every_rank(ranks):
             data = Data.open(recipe)
-            numbers = arithmetic(recipe, cluster.world_size, len(data.shards.split("train")))
+            numbers = arithmetic(recipe, ranks.world_size, len(data.shards.split("train")))
             settings = deepspeed_settings(recipe, numbers)
             inputs = input_values(recipe, data, settings)
-        check_equal_inputs(cluster, inputs)
-        with HostWatch(cluster, 60 * recipe.guards.host_minutes).watching():
-            yield Started(cluster, data, numbers, settings)
+        check_equal_inputs(ranks, inputs)
+        with HostWatch(ranks, 60 * recipe.guards.host_minutes).watching():
+            yield Started(ranks, data, numbers, settings)
 
 
 def input_values(recipe: Recipe, data: Data, settings: dict[str, Any]) -> dict[str, str]:
@@ -67,13 +68,13 @@ def input_values(recipe: Recipe, data: Data, settings: dict[str, Any]) -> dict[s
     }
 
 
-def check_equal_inputs(cluster: Cluster, inputs: dict[str, str]) -> None:
+def check_equal_inputs(ranks: Ranks, inputs: dict[str, str]) -> None:
     """Compare the `input_values` of all ranks; a collective call.
 
     Raises:
         InputError: on every rank, naming the first rank that differs from rank 0, its host and the first difference.
     """
-    gathered = cluster.collect((socket.gethostname(), inputs))
+    gathered = ranks.all_gather_object((socket.gethostname(), inputs))
     expected = gathered[0][1]
     for rank, (host, found) in enumerate(gathered):
         for name in {**expected, **found}:

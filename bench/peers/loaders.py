@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bali_ds.shards.store import ShardSet
+from bali_ds.shards.shard_set import ShardSet
 from peers.plain import PlainCollator, Sample
 
 Collate = Callable[[list[Sample]], Any]

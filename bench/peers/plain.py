@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 
-from bali_ds.graph.store import KnowledgeGraph
-from bali_ds.shards.store import ShardSet
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
+from bali_ds.shards.shard_set import ShardSet
 
 Sample = tuple[NDArray, NDArray, NDArray]
 

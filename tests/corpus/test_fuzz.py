@@ -7,13 +7,13 @@ import random
 
 import pytest
 
+from bali_ds.corpus.concept_resolver import ConceptResolver
 from bali_ds.corpus.document import ReadReport
-from bali_ds.corpus.links import ConceptResolver
 from bali_ds.corpus.passages import cut_passages
 from bali_ds.corpus.readers import READERS, read_documents
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.errors import InputError
-from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 
 MUTATIONS = int(os.environ.get("BALI_MUTATIONS", "200"))
 """Of each format; 1,450 of each are above 10,000 in all."""

@@ -6,15 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bali_ds.corpus.abbreviations import find_abbreviations
-from bali_ds.corpus.dictionary import LONGEST_NAME, open_dictionary
+from bali_ds.corpus.concept_resolver import ConceptResolver
+from bali_ds.corpus.dictionary_linker import DictionaryLinker
 from bali_ds.corpus.document import Document, Mention
-from bali_ds.corpus.folding import WordHasher, fold, split_words
-from bali_ds.corpus.linker import DictionaryLinker
-from bali_ds.corpus.links import ConceptResolver
+from bali_ds.corpus.name_index import LONGEST_NAME, open_dictionary
+from bali_ds.corpus.normalization import WordHasher, fold, split_words
 from bali_ds.corpus.stopwords import is_stop_name
 from bali_ds.errors import InputError
 from bali_ds.graph.builder import build_graph
-from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.tables import TableSource
 
 NODES = [

@@ -6,11 +6,11 @@ import sentencex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bali_ds.corpus.concept_resolver import ConceptResolver
 from bali_ds.corpus.document import Document, Mention, ReadReport
-from bali_ds.corpus.links import ConceptResolver
 from bali_ds.corpus.passages import cut_passages
 from bali_ds.corpus.tokenizer import Tokenizer
-from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Token sequences of the decoder as text."""
 
 from bali_ds.corpus.tokenizer import Tokenizer
-from bali_ds.evaluation.generated import fact_texts, generated_table, passage_text
+from bali_ds.evaluation.generated_text import fact_texts, generated_table, passage_text
 
 
 def test_sequences_end_where_their_language_says(tokenizer_directory):

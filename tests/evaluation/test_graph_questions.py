@@ -7,13 +7,13 @@ import pytest
 
 import bali_ds
 from bali_ds.cli import main
-from bali_ds.corpus.dictionary import open_dictionary
+from bali_ds.corpus.name_index import open_dictionary
 from bali_ds.evaluation.context_recall import evaluate_context, supporting_triples
 from bali_ds.evaluation.graph_questions import GraphQuestion, QuestionMaker
 from bali_ds.evaluation.held_out_facts import draw_held_out, held_out_entries
 from bali_ds.evaluation.multi_hop import Budget, evaluate_multi_hop, filtered_ranks
 from bali_ds.graph.builder import build_graph
-from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.tables import TableSource
 from bali_ds.inference.context import ContextFinder
 

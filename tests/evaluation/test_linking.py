@@ -11,7 +11,7 @@ from bali_ds.errors import InputError
 from bali_ds.evaluation import linking
 from bali_ds.evaluation.linking import NOT_FOUND, concept_ranks, evaluate_linking, rank_queries, subsets
 from bali_ds.evaluation.linking_data import Queries, read_queries
-from bali_ds.inference.dictionary import Dictionary, read_dictionary
+from bali_ds.inference.concept_dictionary import Dictionary, read_dictionary
 from bali_ds.inference.encoder import load
 
 

@@ -9,9 +9,9 @@ from transformers import BertConfig, BertForMaskedLM
 
 from bali_ds.config import Objective
 from bali_ds.model.aligner import Aligner
-from bali_ds.model.graph import GraphEncoder
-from bali_ds.model.text import TextEncoder
-from bali_ds.training.cluster import joined_cluster
+from bali_ds.model.graph_encoders import GraphEncoder
+from bali_ds.model.text_encoder import TextEncoder
+from bali_ds.training.joining import joined_ranks
 from tests.leaving import leave
 
 STEPS = 2
@@ -78,13 +78,13 @@ def train(stage: int, precision: str, out: Path) -> None:
 
 def main() -> None:
     out, *cases = sys.argv[1:]
-    with joined_cluster() as cluster:
+    with joined_ranks() as ranks:
         for case in cases:
             stage, precision, *_ = case.split("-")
             folder = Path(out) / case
-            if cluster.first:
+            if ranks.is_first:
                 folder.mkdir(parents=True)
-            cluster.wait()
+            ranks.barrier()
             train(int(stage), precision, folder)
     leave()
 

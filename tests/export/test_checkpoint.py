@@ -6,9 +6,9 @@ import pytest
 import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
+from bali_ds.checkpoint.lazy_tensor import StoredTensor
+from bali_ds.checkpoint.zero_reader import read_checkpoint
 from bali_ds.errors import InputError
-from bali_ds.training.stored import read_checkpoint
-from bali_ds.training.stored_tensor import StoredTensor
 from tests.export.ranks import ALONE, CASES, STEPS
 
 TAG = f"step-{STEPS:08d}"
@@ -37,7 +37,7 @@ def test_tensors_equal_the_consolidation_of_deepspeed(trained, case):
 
 
 def test_chunks_are_the_tensor_in_order(monkeypatch):
-    monkeypatch.setattr("bali_ds.training.stored_tensor.CHUNK", 4)
+    monkeypatch.setattr("bali_ds.checkpoint.lazy_tensor.CHUNK", 4)
     values = torch.arange(15.0)
     stored = StoredTensor((3, 5), (values[:9], values[9:]))
     assert torch.equal(torch.cat(list(stored.chunks())), values)

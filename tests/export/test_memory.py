@@ -13,7 +13,7 @@ SCRIPT = """
 import re, sys, threading, time
 from pathlib import Path
 import torch
-from bali_ds.training.stored import read_checkpoint
+from bali_ds.checkpoint.zero_reader import read_checkpoint
 from bali_ds.export.weights import verify_weights, write_weights
 
 def anonymous():

@@ -8,7 +8,7 @@ from transformers import AutoModel
 
 from bali_ds.errors import InputError
 from bali_ds.export import onnx
-from bali_ds.export.run import export_run
+from bali_ds.export.export_run import export_run
 from bali_ds.inference.encoder import EXPORT
 
 

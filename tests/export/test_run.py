@@ -14,9 +14,9 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from bali_ds.cli import main
 from bali_ds.errors import InputError
-from bali_ds.export.run import export_run
+from bali_ds.export.export_run import export_run
 from bali_ds.files import read_json
-from bali_ds.inference.aligned import load_aligned
+from bali_ds.inference.aligned_model import load_aligned
 from bali_ds.inference.encoder import load
 from bali_ds.training.run_lock import RunLock
 from tests.export.ranks import ALONE, CASES, aligner
@@ -214,7 +214,7 @@ def test_an_export_lists_the_files_of_a_tokenizer_that_nobody_knows(run_of, tmp_
         def save_pretrained(self, out):
             (out / "odd.vocabulary").touch()
 
-    monkeypatch.setattr("bali_ds.export.run.load_tokenizer", lambda _: Odd())
+    monkeypatch.setattr("bali_ds.export.export_run.load_tokenizer", lambda _: Odd())
     run = run_of("1-bf16")
     for _ in range(2):
         export_run(run, tmp_path / "out")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bali_ds.checkpoint.lazy_tensor import StoredTensor
 from bali_ds.errors import InputError
 from bali_ds.export.weights import verify_weights, write_weights
-from bali_ds.training.stored_tensor import StoredTensor
 
 
 def stored(tensor):

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from bali_ds.graph.builder import build_graph
-from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.tables import TableSource
 
 NODES = """cui\tpreferred_name\tsynonyms\tsemantic_types\tgroup\tsource_terms

@@ -4,9 +4,9 @@ import gzip
 from collections import defaultdict
 from pathlib import Path
 
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.relations import inverse_name
 from bali_ds.graph.rrf import COLUMNS, RrfFilter
-from bali_ds.graph.store import KnowledgeGraph
 
 Entry = tuple[str, str, str, str]
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from bali_ds.errors import InputError
+from bali_ds.graph.concept_display import describe_concept, readable
+from bali_ds.graph.graph_statistics import graph_statistics
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.manifest import checksum
+from bali_ds.graph.neighbor_weights import EdgeFilter
 from bali_ds.graph.neighbourhood import sample_neighbourhood
-from bali_ds.graph.show import describe_concept, readable
-from bali_ds.graph.statistics import graph_statistics
-from bali_ds.graph.store import KnowledgeGraph
-from bali_ds.graph.weighting import EdgeFilter
 from bali_ds.randomness import derive
 
 MUTATIONS = int(os.environ.get("BALI_MUTATIONS", "150"))

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bali_ds.errors import InputError
-from bali_ds.graph.entries import EntryColumn, NeighbourEntries, pack_entries
-from bali_ds.graph.packing import bits_for, pack, packed_length, unpack
+from bali_ds.graph.bit_packing import bits_for, pack, packed_length, unpack
+from bali_ds.graph.packed_adjacency import EntryColumn, NeighbourEntries, pack_entries
 
 
 @given(st.integers(1, 64), st.data())

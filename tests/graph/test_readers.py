@@ -8,9 +8,9 @@ import pytest
 
 from bali_ds.errors import InputError
 from bali_ds.graph.builder import build_graph
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.mesh import MeshSource
 from bali_ds.graph.obo import OboSource
-from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.graph.tables import TableSource
 from tests.graph.plain_rrf import stored_entries
 

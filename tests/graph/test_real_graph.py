@@ -7,8 +7,8 @@ from collections import defaultdict
 import pytest
 
 from bali_ds.graph.builder import build_graph
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.rrf import RrfSource
-from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.graph.tables import TableSource
 
 

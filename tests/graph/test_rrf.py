@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from bali_ds.cli import main
 from bali_ds.errors import InputError
 from bali_ds.graph.builder import build_graph
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.relations import inverse_name
 from bali_ds.graph.rrf import COLUMNS, RrfFilter, RrfSource
-from bali_ds.graph.store import KnowledgeGraph
 from tests.graph import plain_rrf
 
 CUIS = ["C0000001", "C0000002", "C0000003", "C0000007", "C10", "MONDO:0000001", "Ω"]

@@ -5,8 +5,8 @@ import pytest
 
 from bali_ds.errors import InputError
 from bali_ds.graph.builder import build_graph
-from bali_ds.graph.sampling import sample_neighbours
-from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
+from bali_ds.graph.neighbor_sampling import sample_neighbours
 from bali_ds.graph.tables import TableSource
 from bali_ds.randomness import derive
 

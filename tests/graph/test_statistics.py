@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from bali_ds.graph.builder import build_graph
-from bali_ds.graph.statistics import coverage, graph_statistics
-from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.graph.graph_statistics import coverage, graph_statistics
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.tables import TableSource
 
 

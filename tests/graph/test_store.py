@@ -5,7 +5,7 @@ import pytest
 
 from bali_ds.errors import InputError
 from bali_ds.graph.builder import build_graph
-from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.tables import TableSource
 
 

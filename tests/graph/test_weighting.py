@@ -5,10 +5,10 @@ import pytest
 
 from bali_ds.errors import InputError
 from bali_ds.graph.builder import build_graph
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
+from bali_ds.graph.neighbor_weights import EdgeFilter, WeightedSampler
 from bali_ds.graph.neighbourhood import sample_neighbourhood
-from bali_ds.graph.store import KnowledgeGraph
 from bali_ds.graph.tables import TableSource
-from bali_ds.graph.weighting import EdgeFilter, WeightedSampler
 from bali_ds.randomness import derive
 
 

@@ -9,11 +9,11 @@ import pytest
 
 import bali_ds
 from bali_ds.cli import main
-from bali_ds.corpus.dictionary import open_dictionary
+from bali_ds.corpus.name_index import open_dictionary
 from bali_ds.errors import InputError
-from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
+from bali_ds.inference.concept_dictionary import graph_dictionary, read_dictionary
 from bali_ds.inference.context import ContextFinder, verbalise
-from bali_ds.inference.dictionary import graph_dictionary, read_dictionary
 from bali_ds.inference.linker import Linker
 
 

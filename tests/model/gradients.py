@@ -3,10 +3,10 @@
 import torch
 
 from bali_ds.config import Recipe
-from bali_ds.model.build import build_aligner
-from bali_ds.stream.loader import Loader
-from bali_ds.stream.settings import StreamSettings
-from bali_ds.training.run import Data
+from bali_ds.data.loader import Loader
+from bali_ds.data.settings import StreamSettings
+from bali_ds.model.build_model import build_aligner
+from bali_ds.training.run_directory import Data
 
 
 def loss_and_gradients(recipe: Recipe, rank: int, world_size: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

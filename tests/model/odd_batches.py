@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from bali_ds.stream.batch import Batch, TokenBlock
+from bali_ds.data.batch import Batch, TokenBlock
 
 
 def without_mentions(batch: Batch) -> Batch:

@@ -5,10 +5,10 @@ import torch
 from transformers import AutoModelForMaskedLM
 
 from bali_ds.config import TextEncoder as Settings
+from bali_ds.data.batch import TokenBlock
 from bali_ds.errors import InputError
-from bali_ds.model.adaptation import adapt
-from bali_ds.model.text import load_text_encoder
-from bali_ds.stream.batch import TokenBlock
+from bali_ds.model.build_model import adapt
+from bali_ds.model.text_encoder import load_text_encoder
 from tests.model.test_text import FAMILIES
 
 BLOCK = TokenBlock(torch.arange(5, 19).view(2, 7), torch.tensor([7, 5]))

@@ -4,15 +4,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from bali_ds.model.build import build_aligner
-from bali_ds.stream.evaluation import evaluation_batches
-from bali_ds.stream.loader import Loader
-from bali_ds.stream.settings import StreamSettings
-from bali_ds.training.run import Data
+from bali_ds.data.evaluation_batches import evaluation_batches
+from bali_ds.data.loader import Loader
+from bali_ds.data.settings import StreamSettings
+from bali_ds.model.build_model import build_aligner
+from bali_ds.training.run_directory import Data
 from tests.conftest import run_ranks
+from tests.losses.dense_contrastive import dense_loss
 from tests.model.gradients import loss_and_gradients
 from tests.model.odd_batches import without_mentions
-from tests.objective.dense_contrastive import dense_loss
 
 LEARNT = {"contrastive": {"learn_temperature": True}}
 

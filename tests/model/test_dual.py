@@ -7,9 +7,9 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from bali_ds.config import objectives
-from bali_ds.model.dual import FACTS, PASSAGES, Dual
-from bali_ds.model.text import TextEncoder
-from bali_ds.stream.batch import TokenBlock
+from bali_ds.data.batch import TokenBlock
+from bali_ds.model.dual_decoder import FACTS, PASSAGES, Dual
+from bali_ds.model.text_encoder import TextEncoder
 
 CLS, SEP = 2, 3
 PAIRS = 32

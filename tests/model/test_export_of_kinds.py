@@ -7,18 +7,18 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from bali_ds.checkpoint.marker import write_marker
+from bali_ds.data.evaluation_batches import evaluation_batches
+from bali_ds.data.sampler import Position
+from bali_ds.data.settings import StreamSettings
 from bali_ds.errors import InputError
-from bali_ds.export.run import export_run
-from bali_ds.graph.store import KnowledgeGraph
-from bali_ds.inference.aligned import load_aligned
+from bali_ds.export.export_run import export_run
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
+from bali_ds.inference.aligned_model import load_aligned
 from bali_ds.inference.encoder import load
-from bali_ds.model.build import build_aligner
-from bali_ds.preflight.plan import plan
-from bali_ds.stream.evaluation import evaluation_batches
-from bali_ds.stream.order import Position
-from bali_ds.stream.settings import StreamSettings
-from bali_ds.training.marker import write_marker
-from bali_ds.training.run import Data, prepare
+from bali_ds.model.build_model import build_aligner
+from bali_ds.planning.run_plan import plan
+from bali_ds.training.run_directory import Data, prepare
 from tests.model.variants import VARIANTS, variant
 
 KINDS = {kind: {"graph_encoder": {"kind": kind, "dropout": 0.0}} for kind in ("gatv2", "graphsage", "linearised")}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bali_ds.model.graph import GraphEncoder
+from bali_ds.model.graph_encoders import GraphEncoder
 
 KINDS = ("gatv2", "graphsage", "compgcn")
 

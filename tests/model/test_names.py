@@ -5,13 +5,13 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from bali_ds.model.build import build_aligner
-from bali_ds.model.names import NameTable
-from bali_ds.model.text import TextEncoder
-from bali_ds.shards.store import Names
-from bali_ds.stream.loader import Loader
-from bali_ds.stream.settings import StreamSettings
-from bali_ds.training.run import Data
+from bali_ds.data.loader import Loader
+from bali_ds.data.settings import StreamSettings
+from bali_ds.model.build_model import build_aligner
+from bali_ds.model.name_table import NameTable
+from bali_ds.model.text_encoder import TextEncoder
+from bali_ds.shards.shard_set import Names
+from bali_ds.training.run_directory import Data
 from tests.model.variants import variant
 
 CLS, SEP, PAD, MASK = 2, 3, 0, 4

@@ -15,11 +15,11 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertConfig
 
 from bali_ds.cli import main
 from bali_ds.errors import InputError
-from bali_ds.export.run import _Architecture
+from bali_ds.export.export_run import _Architecture
 from bali_ds.inference.encoder import load
 from bali_ds.model.pretrained import fresh_model, load_configuration, load_model, load_tokenizer
-from bali_ds.model.text import load_text_encoder
-from bali_ds.training.run import prepare
+from bali_ds.model.text_encoder import load_text_encoder
+from bali_ds.training.run_directory import prepare
 from tests.conftest import REPOSITORY
 
 CODE = """

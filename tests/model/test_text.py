@@ -13,9 +13,9 @@ from transformers import (
     RobertaConfig,
 )
 
+from bali_ds.data.batch import TokenBlock
 from bali_ds.errors import InputError
-from bali_ds.model.text import load_text_encoder
-from bali_ds.stream.batch import TokenBlock
+from bali_ds.model.text_encoder import load_text_encoder
 
 SIZES = {
     "vocab_size": 50,

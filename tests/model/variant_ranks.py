@@ -5,13 +5,13 @@ import sys
 from pathlib import Path
 
 from bali_ds.config import Recipe
-from bali_ds.model.build import build_aligner
-from bali_ds.preflight.arithmetic import arithmetic
-from bali_ds.stream.loader import Loader
-from bali_ds.stream.settings import StreamSettings
-from bali_ds.training.cluster import joined_cluster
+from bali_ds.data.loader import Loader
+from bali_ds.data.settings import StreamSettings
+from bali_ds.model.build_model import build_aligner
+from bali_ds.planning.batch_plan import arithmetic
 from bali_ds.training.engine import build_engine, deepspeed_settings
-from bali_ds.training.run import Data
+from bali_ds.training.joining import joined_ranks
+from bali_ds.training.run_directory import Data
 from tests.leaving import leave
 from tests.model.odd_batches import with_hub, without_mentions
 
@@ -43,13 +43,13 @@ def main() -> None:
     recipes = [Recipe.model_validate(values) for values in json.loads(Path(sys.argv[1]).read_text())]
     data = Data.open(recipes[0])
     found = {}
-    with joined_cluster() as cluster:
+    with joined_ranks() as ranks:
         for recipe in recipes:
             for stage in map(int, sys.argv[3]):
                 changed = recipe.model_copy(update={"deepspeed": recipe.deepspeed.with_name(f"zero{stage}.json")})
                 print(recipe.name, stage, flush=True)
-                found[f"{recipe.name}-{stage}"] = losses(changed, data, cluster.rank)
-        if cluster.first:
+                found[f"{recipe.name}-{stage}"] = losses(changed, data, ranks.rank)
+        if ranks.is_first:
             Path(sys.argv[2]).write_text(json.dumps(found))
     leave()
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bali_ds.preflight.activations import pass_memory
+from bali_ds.planning.activations import pass_memory
 
 
 def test_a_chain_of_matrices_counts_by_hand():

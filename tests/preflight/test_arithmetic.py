@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from bali_ds.config import Recipe
 from bali_ds.errors import InputError
-from bali_ds.preflight.arithmetic import arithmetic
+from bali_ds.planning.batch_plan import arithmetic
 
 
 def recipe(**values):

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from bali_ds.config import Recipe
+from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config
+from bali_ds.doctor.deepspeed_keys import FROM_RECIPE, KNOWN, REMOVED, REMOVED_ZERO, ZERO
 from bali_ds.errors import InputError
-from bali_ds.preflight.deepspeed_config import check_recipe, load_deepspeed_config
-from bali_ds.preflight.deepspeed_keys import FROM_RECIPE, KNOWN, REMOVED, REMOVED_ZERO, ZERO
 
 CONFIGS = sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json"))
 PRESETS = {"zero0", "zero1", "zero2", "zero3", "zero3_offload", "cpu", "slow_network", "large_model"}

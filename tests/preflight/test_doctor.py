@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from bali_ds.cli import main
-from bali_ds.preflight import hosts, machine
-from bali_ds.preflight.finding import findings_text
-from bali_ds.preflight.hostfile import Host
+from bali_ds.doctor.check_result import findings_text
+from bali_ds.doctor.hostfile import Host
+from bali_ds.planning import hosts, machine
 
 FAKE_SSH = f"""#!{sys.executable}
 import subprocess, sys
@@ -135,7 +135,7 @@ def test_command_prints_a_table_and_fails_on_errors(tmp_path, capsys):
 
 
 def test_table_counts_what_it_shows():
-    from bali_ds.preflight.finding import error, ok, warning
+    from bali_ds.doctor.check_result import error, ok, warning
 
     text = findings_text([ok("a", "fine"), warning("bb", "hm", "do this"), error("c", "no", "do that")])
     assert text.splitlines()[-1] == "1 errors, 1 warnings, 1 fine"
@@ -144,7 +144,7 @@ def test_table_counts_what_it_shows():
 
 @pytest.mark.parametrize(("built", "value"), [(True, "its own kernels"), (False, "by torch on CPUs")])
 def test_says_who_makes_the_tiles_of_the_loss(built, value, tmp_path, monkeypatch):
-    monkeypatch.setattr("bali_ds.objective.contrastive.native_tiles.available", lambda: built)
+    monkeypatch.setattr("bali_ds.losses.contrastive.native_tiles.available", lambda: built)
     (found,) = (each for each in machine.machine_findings(tmp_path) if each.subject == "contrastive loss")
     assert value in found.value
     assert found.status == "ok"

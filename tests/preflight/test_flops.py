@@ -5,9 +5,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForMaskedLM
 
-from bali_ds.model.text import TextEncoder
-from bali_ds.preflight.flops import StepFlops, peak_of
-from bali_ds.stream.batch import TokenBlock
+from bali_ds.data.batch import TokenBlock
+from bali_ds.model.text_encoder import TextEncoder
+from bali_ds.planning.flops import StepFlops, peak_of
 
 
 class Encoder(torch.nn.Module):

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bali_ds.doctor.hostfile import Host, read_hostfile
 from bali_ds.errors import InputError
-from bali_ds.preflight.hostfile import Host, read_hostfile
 
 names = st.text(string.ascii_lowercase + string.digits, min_size=1, max_size=12)
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from bali_ds.preflight.activations import PassMemory
-from bali_ds.preflight.memory import Run, bytes_sent, rank_memory
+from bali_ds.planning.activations import PassMemory
+from bali_ds.planning.memory import Run, bytes_sent, rank_memory
 
 RUN = Run(
     parameters=1000,

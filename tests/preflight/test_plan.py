@@ -6,8 +6,8 @@ import yaml
 
 from bali_ds.cli import main
 from bali_ds.errors import InputError
-from bali_ds.model.build import build_aligner
-from bali_ds.preflight.plan import plan, shapes_of_model
+from bali_ds.model.build_model import build_aligner
+from bali_ds.planning.run_plan import plan, shapes_of_model
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -10,13 +10,13 @@ import webdataset
 from bali_ds.corpus.document import ReadReport
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.errors import InputError
-from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.shards.build import build_shards
 from bali_ds.shards.lint import lint
 from bali_ds.shards.part import BuildSettings, Corpus
-from bali_ds.shards.reindex import reindex
-from bali_ds.shards.statistics import statistics
-from bali_ds.shards.store import ShardSet
+from bali_ds.shards.shard_set import ShardSet
+from bali_ds.shards.summary import statistics
+from bali_ds.shards.tar_scanner import reindex
 
 from .conftest import SETTINGS
 

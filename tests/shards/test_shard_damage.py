@@ -10,10 +10,10 @@ import pytest
 
 from bali_ds.cli import main
 from bali_ds.errors import InputError
-from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.shards.lint import lint, sample_findings
 from bali_ds.shards.sample import Sample
-from bali_ds.shards.store import ShardSet
+from bali_ds.shards.shard_set import ShardSet
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 
 from bali_ds.shards.build import build_shards
 from bali_ds.shards.part import Corpus
-from bali_ds.shards.store import ShardSet
+from bali_ds.shards.shard_set import ShardSet
 
 from .conftest import SETTINGS, write_corpus
 

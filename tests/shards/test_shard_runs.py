@@ -15,7 +15,7 @@ from bali_ds.shards import build as build_module
 from bali_ds.shards.build import build_shards
 from bali_ds.shards.part import BuildSettings, Corpus
 from bali_ds.shards.pools import open_pool
-from bali_ds.shards.store import ShardSet
+from bali_ds.shards.shard_set import ShardSet
 
 from .conftest import SETTINGS, write_corpus
 

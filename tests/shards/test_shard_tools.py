@@ -8,14 +8,14 @@ import pytest
 
 from bali_ds.cli import main
 from bali_ds.errors import InputError
-from bali_ds.graph.store import KnowledgeGraph
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.shards.build import build_shards
 from bali_ds.shards.lint import lint
-from bali_ds.shards.neighbours import NeighbourChoice
 from bali_ds.shards.part import BuildSettings
-from bali_ds.shards.reindex import reindex
-from bali_ds.shards.store import ShardSet
+from bali_ds.shards.shard_set import ShardSet
+from bali_ds.shards.stored_neighbors import NeighbourChoice
 from bali_ds.shards.subset import merge_shards, sample_shards
+from bali_ds.shards.tar_scanner import reindex
 
 from .conftest import SETTINGS
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bali_ds.config import dump_recipe, load_recipe
-from bali_ds.training.loop import train
+from bali_ds.training.trainer import train
 from tests.forked import run_forked
 
 REPOSITORY = Path(__file__).parents[2]

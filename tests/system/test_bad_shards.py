@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 import yaml
 
+from bali_ds.checkpoint.marker import complete_checkpoints
 from bali_ds.cli import main
+from bali_ds.data.mixture import Mixture
+from bali_ds.data.sampler import VisitOrder
+from bali_ds.data.settings import StreamSettings
 from bali_ds.files import sha256_file
 from bali_ds.randomness import derive, uniform
 from bali_ds.shards.layout import member_offsets
-from bali_ds.shards.store import ShardSet
-from bali_ds.stream.mixture import Mixture
-from bali_ds.stream.settings import StreamSettings
-from bali_ds.stream.visits import VisitOrder
-from bali_ds.training.marker import complete_checkpoints
+from bali_ds.shards.shard_set import ShardSet
 from tests.conftest import REPOSITORY
-from tests.stream.test_remote import Server
+from tests.data.test_remote import Server
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 WATCHDOG = 600

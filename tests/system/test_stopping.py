@@ -11,7 +11,7 @@ import psutil
 import pytest
 import yaml
 
-from bali_ds.training.marker import complete_checkpoints
+from bali_ds.checkpoint.marker import complete_checkpoints
 from tests.conftest import REPOSITORY
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]

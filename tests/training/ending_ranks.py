@@ -16,12 +16,12 @@ from typing import Any
 import deepspeed
 import psutil
 
-import bali_ds.export.conclusion
-import bali_ds.training.loop as loop
+import bali_ds.export.finalize
+import bali_ds.training.trainer as loop
+from bali_ds.data.batch_sampler import RankSteps
+from bali_ds.data.loader import Loader
 from bali_ds.model.aligner import Aligner
-from bali_ds.stream.loader import Loader
-from bali_ds.stream.steps import RankSteps
-from bali_ds.training.run import Data
+from bali_ds.training.run_directory import Data
 from tests.conftest import REPOSITORY
 from tests.forked import fork_ranks
 
@@ -124,8 +124,8 @@ def failing_workers(folder: Path) -> Fault:
         folder.mkdir()
         (folder / "sitecustomize.py").write_text(
             "import sys\n"
-            "if 'bali_ds.stream.worker' in sys.orig_argv:\n"
-            "    import bali_ds.stream.steps as steps\n"
+            "if 'bali_ds.data.worker' in sys.orig_argv:\n"
+            "    import bali_ds.data.batch_sampler as steps\n"
             "    take = steps.RankSteps.take\n"
             "    def take_or_fail(made, numbers):\n"
             "        if numbers[0]:\n"
@@ -227,7 +227,7 @@ def waits(runs: Runs) -> None:
     runs.run("deadline-in-process", on_rank(1, failing(RankSteps, "take", hang, calls=2)), changes=(short,))
 
 
-LOADED = bali_ds.export.conclusion
+LOADED = bali_ds.export.finalize
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from bali_ds.config import Recipe
-from bali_ds.training.loop import train
+from bali_ds.training.trainer import train
 from tests.forked import run_forked
 from tests.training.cases import STAGES
 

@@ -15,21 +15,20 @@ from typing import Any
 import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
-import bali_ds.training.spikes as spikes
+import bali_ds.training.stability as spikes
+from bali_ds.checkpoint.manager import Checkpoints
 from bali_ds.config import Checkpoints as Settings
 from bali_ds.config import Recipe
-from bali_ds.errors import InputError
+from bali_ds.data.loader import Loader, WorkerKilledError
+from bali_ds.errors import InputError, RunEnded, exit_status
 from bali_ds.model.aligner import Aligner
-from bali_ds.model.build import build_aligner
-from bali_ds.preflight.arithmetic import arithmetic
-from bali_ds.stream.loader import Loader, WorkerKilledError
-from bali_ds.training.checkpoint import Checkpoints
-from bali_ds.training.cluster import joined_cluster
+from bali_ds.model.build_model import build_aligner
+from bali_ds.planning.batch_plan import arithmetic
 from bali_ds.training.engine import build_engine, deepspeed_settings
-from bali_ds.training.loop import train
-from bali_ds.training.outcome import RunEnded, exit_status
+from bali_ds.training.joining import joined_ranks
 from bali_ds.training.replay import replay
-from bali_ds.training.run import Data
+from bali_ds.training.run_directory import Data
+from bali_ds.training.trainer import train
 from tests.forked import fork_ranks
 from tests.training.cases import DAMAGES, STAGES
 
@@ -257,7 +256,7 @@ def restore_damaged(recipe: Recipe, run: Path, out: Path) -> None:
     data = Data.open(recipe)
     draw = random.Random(7)
     results = []
-    with joined_cluster() as cluster:
+    with joined_ranks() as ranks:
         settings = deepspeed_settings(recipe, arithmetic(recipe, 1, len(data.shards.split("train"))))
         engine = build_engine(build_aligner(recipe, 2 * data.graph.num_relations), recipe, settings)
         identity = {"data": data.shards.fingerprint, "world size": 1, "ZeRO stage": 0}
@@ -269,7 +268,7 @@ def restore_damaged(recipe: Recipe, run: Path, out: Path) -> None:
             for newest in sorted(copy.iterdir())[-1 - number % 3 :]:
                 damage(newest, kind, draw)
             said: list[str] = []
-            checkpoints = Checkpoints(copy, cluster, Settings(), identity=identity)
+            checkpoints = Checkpoints(copy, ranks, Settings(), identity=identity)
             checkpoints.warn = said.append  # type: ignore[method-assign]
             progress = checkpoints.restore(engine)
             results.append([kind, number % 3, progress.step if progress else None, said])

@@ -8,13 +8,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bali_ds.config import Recipe
-from bali_ds.model.build import build_aligner
-from bali_ds.preflight.arithmetic import arithmetic
-from bali_ds.stream.loader import Loader
-from bali_ds.stream.settings import StreamSettings
-from bali_ds.training.cluster import joined_cluster
+from bali_ds.data.loader import Loader
+from bali_ds.data.settings import StreamSettings
+from bali_ds.model.build_model import build_aligner
+from bali_ds.planning.batch_plan import arithmetic
 from bali_ds.training.engine import build_engine, deepspeed_settings
-from bali_ds.training.run import Data
+from bali_ds.training.joining import joined_ranks
+from bali_ds.training.run_directory import Data
 from tests.leaving import leave
 from tests.training.cases import CHUNKS, STAGES
 
@@ -67,7 +67,7 @@ def main() -> None:
     recipe = Recipe.model_validate_json(Path(sys.argv[1]).read_text())
     out = Path(sys.argv[2])
     data = Data.open(recipe)
-    with joined_cluster() as cluster:
+    with joined_ranks() as ranks:
         for stage in STAGES:
             for chunks in CHUNKS:
                 changed = recipe.model_copy(
@@ -76,9 +76,9 @@ def main() -> None:
                         "batch": recipe.batch.model_copy(update={"chunks": chunks}),
                     }
                 )
-                result = weights_after(changed, data, cluster.rank, cluster.world_size)
-                if cluster.first:
-                    torch.save(result, out / f"{cluster.world_size}-{stage}-{chunks}.pt")
+                result = weights_after(changed, data, ranks.rank, ranks.world_size)
+                if ranks.is_first:
+                    torch.save(result, out / f"{ranks.world_size}-{stage}-{chunks}.pt")
     leave()
 
 

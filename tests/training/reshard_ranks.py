@@ -4,32 +4,33 @@ import json
 import sys
 from pathlib import Path
 
+from bali_ds.checkpoint.manager import Checkpoints, Progress
 from bali_ds.config import Checkpoints as Settings
 from bali_ds.config import Recipe
-from bali_ds.model.build import build_aligner
-from bali_ds.preflight.arithmetic import arithmetic
-from bali_ds.stream.loader import Loader
-from bali_ds.stream.order import Position
-from bali_ds.stream.settings import StreamSettings
-from bali_ds.training.checkpoint import Checkpoints, Progress
-from bali_ds.training.cluster import Cluster, joined_cluster
+from bali_ds.data.loader import Loader
+from bali_ds.data.sampler import Position
+from bali_ds.data.settings import StreamSettings
+from bali_ds.distributed import Ranks
+from bali_ds.model.build_model import build_aligner
+from bali_ds.planning.batch_plan import arithmetic
 from bali_ds.training.engine import build_engine, deepspeed_settings, set_learning_rates
-from bali_ds.training.run import Data
+from bali_ds.training.joining import joined_ranks
+from bali_ds.training.run_directory import Data
 from tests.forked import run_forked
 from tests.training.cases import STAGES
 
 
-def go_on(recipe: Recipe, data: Data, cluster: Cluster, *, begin: Path, end: Path | None, steps: int) -> list[float]:
+def go_on(recipe: Recipe, data: Data, ranks: Ranks, *, begin: Path, end: Path | None, steps: int) -> list[float]:
     """Take steps from the checkpoint in `begin`, if there is one, and save one in `end`; return their losses."""
-    settings = deepspeed_settings(recipe, arithmetic(recipe, cluster.world_size, len(data.shards.split("train"))))
+    settings = deepspeed_settings(recipe, arithmetic(recipe, ranks.world_size, len(data.shards.split("train"))))
     settings["zero_optimization"] |= {"stage3_param_persistence_threshold": 600, "stage3_max_reuse_distance": 0}
     engine = build_engine(build_aligner(recipe, 2 * data.graph.num_relations), recipe, settings)
-    identity = {"data": "same", "world size": cluster.world_size, "ZeRO stage": engine.zero_optimization_stage()}
-    restored = Checkpoints(begin, cluster, Settings(), identity=identity).restore(engine)
+    identity = {"data": "same", "world size": ranks.world_size, "ZeRO stage": engine.zero_optimization_stage()}
+    restored = Checkpoints(begin, ranks, Settings(), identity=identity).restore(engine)
     progress = restored or Progress(0, Position())
     loader = Loader(
         data.shards, data.graph, StreamSettings.of(recipe), global_batch=recipe.batch.passages,
-        rank=cluster.rank, world_size=cluster.world_size, start=progress.position,
+        rank=ranks.rank, world_size=ranks.world_size, start=progress.position,
     )  # fmt: skip
     losses = []
     for _, step in zip(range(steps), loader, strict=False):
@@ -40,7 +41,7 @@ def go_on(recipe: Recipe, data: Data, cluster: Cluster, *, begin: Path, end: Pat
         losses.append(float(parts["loss"]))
         progress = Progress(progress.step + 1, step.position_after)
     if end:
-        saved = Checkpoints(end, cluster, Settings(), identity=identity)
+        saved = Checkpoints(end, ranks, Settings(), identity=identity)
         saved.save(engine, progress)
         assert saved.finish()
     engine.destroy()
@@ -50,13 +51,13 @@ def go_on(recipe: Recipe, data: Data, cluster: Cluster, *, begin: Path, end: Pat
 def job(recipe: Recipe, out: Path, turns: list[tuple[str, str, str | None, int]]) -> None:
     """Take turns: configuration, name of the checkpoint to begin with, name of the one to end with, steps."""
     data = Data.open(recipe)
-    with joined_cluster() as cluster:
+    with joined_ranks() as ranks:
         for stage, begin, end, steps in turns:
             changed = recipe.model_copy(update={"deepspeed": recipe.deepspeed.with_name(f"zero{stage}.json")})
-            losses = go_on(changed, data, cluster, begin=out / begin, end=out / end if end else None, steps=steps)
-            if cluster.first:
+            losses = go_on(changed, data, ranks, begin=out / begin, end=out / end if end else None, steps=steps)
+            if ranks.is_first:
                 with (out / "losses.jsonl").open("a") as stream:
-                    stream.write(json.dumps([cluster.world_size, stage, begin, losses]) + "\n")
+                    stream.write(json.dumps([ranks.world_size, stage, begin, losses]) + "\n")
 
 
 def main() -> None:

@@ -5,34 +5,35 @@ from pathlib import Path
 
 import torch
 
+from bali_ds.checkpoint.manager import Checkpoints, Progress
 from bali_ds.config import Checkpoints as Settings
 from bali_ds.config import Recipe
-from bali_ds.model.build import build_aligner
-from bali_ds.preflight.arithmetic import arithmetic
-from bali_ds.stream.loader import Loader
-from bali_ds.stream.order import Position
-from bali_ds.stream.settings import StreamSettings
-from bali_ds.training.checkpoint import Checkpoints, Progress
-from bali_ds.training.cluster import Cluster, joined_cluster
+from bali_ds.data.loader import Loader
+from bali_ds.data.sampler import Position
+from bali_ds.data.settings import StreamSettings
+from bali_ds.distributed import Ranks
+from bali_ds.model.build_model import build_aligner
+from bali_ds.planning.batch_plan import arithmetic
 from bali_ds.training.engine import build_engine, deepspeed_settings
-from bali_ds.training.run import Data
+from bali_ds.training.joining import joined_ranks
+from bali_ds.training.run_directory import Data
 from tests.leaving import leave
 
 
 class Run:
     """An engine of a ZeRO stage that keeps what its table holds."""
 
-    def __init__(self, recipe: Recipe, data: Data, cluster: Cluster, stage: int, checkpoints: Path) -> None:
+    def __init__(self, recipe: Recipe, data: Data, ranks: Ranks, stage: int, checkpoints: Path) -> None:
         changed = recipe.model_copy(update={"deepspeed": recipe.deepspeed.with_name(f"zero{stage}.json")})
         settings = deepspeed_settings(changed, arithmetic(changed, 2, len(data.shards.split("train"))))
         settings["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
         self.engine = build_engine(build_aligner(changed, 2 * data.graph.num_relations, data.shards), changed, settings)
         identity = {"data": "same", "world size": 2, "ZeRO stage": stage}
-        self.checkpoints = Checkpoints(checkpoints, cluster, Settings(), identity=identity)
+        self.checkpoints = Checkpoints(checkpoints, ranks, Settings(), identity=identity)
         self.progress = self.checkpoints.restore(self.engine) or Progress(0, Position())
         self.loader = Loader(
             data.shards, data.graph, StreamSettings.of(recipe), global_batch=recipe.batch.passages,
-            rank=cluster.rank, world_size=2, start=self.progress.position,
+            rank=ranks.rank, world_size=2, start=self.progress.position,
         )  # fmt: skip
         self.kept = [self.table()]
 
@@ -53,17 +54,17 @@ class Run:
 def main() -> None:
     recipe, out = Recipe.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     data = Data.open(recipe)
-    with joined_cluster() as cluster:
-        straight = Run(recipe, data, cluster, 3, out / "checkpoints")
+    with joined_ranks() as ranks:
+        straight = Run(recipe, data, ranks, 3, out / "checkpoints")
         straight.steps(2)
         straight.checkpoints.save(straight.engine, straight.progress)
         assert straight.checkpoints.finish()
         straight.steps(3)
         runs = {"straight": straight}
         for stage in (3, 1):
-            runs[f"stage {stage}"] = Run(recipe, data, cluster, stage, out / "checkpoints")
+            runs[f"stage {stage}"] = Run(recipe, data, ranks, stage, out / "checkpoints")
             runs[f"stage {stage}"].steps(3)
-        torch.save({name: run.kept for name, run in runs.items()}, out / f"rank-{cluster.rank}.pt")
+        torch.save({name: run.kept for name, run in runs.items()}, out / f"rank-{ranks.rank}.pt")
     leave()
 
 

@@ -14,13 +14,13 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
+from bali_ds.checkpoint.manager import Checkpoints, Progress
+from bali_ds.checkpoint.marker import MARKER, checkpoint_step, complete_checkpoints
 from bali_ds.config import Checkpoints as Settings
+from bali_ds.data.sampler import Position
+from bali_ds.distributed import Ranks
 from bali_ds.files import read_json, sha256_file, sync, write_json
-from bali_ds.stream.order import Position
 from bali_ds.training import writing
-from bali_ds.training.checkpoint import Checkpoints, Progress
-from bali_ds.training.cluster import Cluster
-from bali_ds.training.marker import MARKER, checkpoint_step, complete_checkpoints
 
 
 class Engine:
@@ -64,7 +64,7 @@ def checkpoints(tmp_path):
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     found = Checkpoints(
         tmp_path / "checkpoints",
-        Cluster(0, 1, torch.device("cpu")),
+        Ranks(0, 1, torch.device("cpu")),
         Settings(every=20, keep=2),
         identity={"data": "same", "world size": 1, "ZeRO stage": 0},
     )

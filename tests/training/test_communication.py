@@ -7,8 +7,7 @@ import torch
 import torch.distributed as dist
 
 from bali_ds.training import stopwatch
-from bali_ds.training.communication import Communication
-from bali_ds.training.stopwatch import Stopwatch
+from bali_ds.training.timers import Communication, Stopwatch
 
 CPU = torch.device("cpu")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bali_ds.checkpoint.manager import complete_checkpoints
 from bali_ds.cli import main
-from bali_ds.training.checkpoint import complete_checkpoints
 from tests.conftest import REPOSITORY, run_ranks
 
 pytestmark = pytest.mark.timeout(900)

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bali_ds.model.build import build_aligner
-from bali_ds.stream.loader import Loader
-from bali_ds.stream.settings import StreamSettings
+from bali_ds.data.loader import Loader
+from bali_ds.data.settings import StreamSettings
+from bali_ds.model.build_model import build_aligner
 from bali_ds.training.engine import parameter_groups
-from bali_ds.training.run import Data
+from bali_ds.training.run_directory import Data
 from tests.conftest import run_ranks
 from tests.training.cases import CHUNKS, STAGES, WORLD_SIZES
 

@@ -8,13 +8,13 @@ import torch
 
 from bali_ds.cli import main
 from bali_ds.corpus.tokenizer import Tokenizer
-from bali_ds.evaluation.generated import fact_texts, passage_text
+from bali_ds.data.evaluation_batches import evaluation_batches
+from bali_ds.data.settings import StreamSettings
+from bali_ds.evaluation.generated_text import fact_texts, passage_text
 from bali_ds.files import read_json
-from bali_ds.model.build import build_aligner
-from bali_ds.model.dual import FACTS, PASSAGES
-from bali_ds.stream.evaluation import evaluation_batches
-from bali_ds.stream.settings import StreamSettings
-from bali_ds.training.run import Data
+from bali_ds.model.build_model import build_aligner
+from bali_ds.model.dual_decoder import FACTS, PASSAGES
+from bali_ds.training.run_directory import Data
 from tests.conftest import run_ranks
 from tests.training.cases import STAGES
 

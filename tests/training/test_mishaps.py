@@ -9,8 +9,8 @@ from socket import gethostname
 
 import pytest
 
+from bali_ds.checkpoint.zero_reader import read_state
 from bali_ds.config import Recipe
-from bali_ds.training.stored import read_state
 from tests.conftest import run_ranks
 from tests.training.cases import DAMAGES, STAGES
 from tests.weights import same_weights

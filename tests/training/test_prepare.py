@@ -6,9 +6,9 @@ import shutil
 import pytest
 import yaml
 
+from bali_ds.data.settings import StreamSettings
 from bali_ds.errors import InputError
-from bali_ds.stream.settings import StreamSettings
-from bali_ds.training.run import Data, prepare
+from bali_ds.training.run_directory import Data, prepare
 
 
 def test_another_recipe_is_refused_and_a_default_that_came_later_is_not(sample, tmp_path):

@@ -9,7 +9,7 @@ import yaml
 from bali_ds.cli import main
 from bali_ds.config import dump_recipe, load_recipe
 from bali_ds.errors import InputError
-from bali_ds.training.run import prepare
+from bali_ds.training.run_directory import prepare
 from tests.conftest import REPOSITORY
 
 

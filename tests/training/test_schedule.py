@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
-from bali_ds.training.schedule import learning_rate_factor
+from bali_ds.training.engine import learning_rate_factor
 
 
 @pytest.mark.parametrize(("steps", "warmup_steps"), [(1, 0), (10, 0), (100, 5), (1000, 999)])

@@ -1,7 +1,7 @@
 import random
 
-from bali_ds.training.spikes import SpikeDetector
-from bali_ds.training.stragglers import slow_hosts
+from bali_ds.training.stability import SpikeDetector
+from bali_ds.training.timers import slow_hosts
 
 
 def test_a_falling_loss_with_noise_has_no_spike():

@@ -7,11 +7,11 @@ import pytest
 
 import bali_ds.training.startup as startup
 from bali_ds.errors import InputError
-from bali_ds.training.run import Data
+from bali_ds.training.run_directory import Data
 
 
 class Gathered:
-    """Stands for a cluster whose ranks have these values."""
+    """Stands for a ranks whose ranks have these values."""
 
     def __init__(self, *values):
         self.values = [(f"node-{rank}", each) for rank, each in enumerate(values)]

@@ -1,0 +1,238 @@
+"""The files of a DeepSpeed checkpoint of any ZeRO stage and world size, taken apart into tensors by name.
+
+What each stage writes (DeepSpeed 0.19):
+
+- stage 0: `mp_rank_00_model_states.pt`, all weights by name under `module`, in the type that was trained in, and the
+  optimiser's state of each parameter by its number; in half precision float32 weights too;
+- stages 1 and 2: the same file, and for each rank `*zero_pp_rank_R_mp_rank_00_optim_states.pt` with its part of the
+  float32 weights: each optimiser group is one flat vector, its parameters in the order of `param_shapes`, cut into
+  one stretch a rank;
+- stage 3: for each rank a file of either kind; every parameter is cut by itself into equal parts, the last padded,
+  and a rank's parts of all parameters lie in one flat vector.
+
+The moments lie as the float32 weights do.
+"""
+
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bali_ds.checkpoint.lazy_tensor import StoredTensor, stretch_of
+from bali_ds.errors import InputError
+
+WEIGHTS = "weights"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class ZeroFiles:
+    """The files of a checkpoint, memory-mapped: of the model, and of the optimiser's shards where ZeRO made any."""
+
+    models: list[dict[str, Any]]
+    optimisers: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, path: Path) -> "ZeroFiles":
+        """Open the files in the directory of one checkpoint.
+
+        Raises:
+            InputError: a file is missing, damaged or of an unknown layout.
+        """
+        model_files = _by_rank(path, "*_model_states.pt")
+        if not model_files:
+            raise InputError(f"{path}: holds no *_model_states.pt; is it a checkpoint's directory?")
+        models = [_load(file) for file in model_files]
+        optimisers = [_load(file)["optimizer_state_dict"] for file in _by_rank(path, "*zero_pp_rank_*_optim_states.pt")]
+        if optimisers:
+            _check_count(path, optimisers)
+        return cls(models, optimisers)
+
+    def tensors(self, kind: str) -> dict[str, StoredTensor]:
+        """Return the weights with buffers, or one of the moments, by name."""
+        if not self.optimisers:
+            tensors = _from_module(self.models[0])
+        elif int(self.optimisers[0]["zero_stage"]) == 3:
+            tensors = _fully_sharded(self.models, self.optimisers, kind)
+        else:
+            tensors = _sharded(self.models[0], self.optimisers, kind)
+        for name, original in _aliases(self.models[0]).items():
+            if original in tensors:
+                tensors[name] = tensors[original]
+        return tensors
+
+
+def base_state(optimiser: Mapping[str, Any]) -> Mapping[int, Mapping[str, Any]]:
+    """Return the state of AdamW itself, by the number of its flat vector or, at stage 0, of its parameter."""
+    wrapped = optimiser.get("base_optimizer_state") or optimiser.get("optimizer_state_dict") or optimiser
+    return wrapped["state"]
+
+
+def _aliases(model: Mapping[str, Any]) -> dict[str, str]:
+    """Other names of shared parameters, and the name under which ZeRO keeps each.
+
+    DeepSpeed lists shared parameters but overlooks shared modules; below stage 3 these show as one storage.
+    """
+    kept = {name for shapes in model.get("param_shapes") or () for name in shapes}
+    places = {
+        name: (tensor.data_ptr(), tuple(tensor.shape)) for name, tensor in model["module"].items() if tensor.numel()
+    }
+    originals: dict[tuple[int, tuple[int, ...]], str] = {}
+    for name in sorted(places, key=lambda name: name not in kept):
+        originals.setdefault(places[name], name)
+    found = {name: originals[place] for name, place in places.items() if originals[place] != name}
+    return {**found, **(model.get("shared_params") or {})}
+
+
+def _by_rank(path: Path, pattern: str) -> list[Path]:
+    def rank(file: Path) -> int:
+        return int(file.name.partition("pp_rank_")[2].partition("_")[0] or 0)
+
+    return sorted(Path(path).glob(pattern), key=rank)
+
+
+def _load(file: Path) -> dict[str, Any]:
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    known = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+    try:
+        with torch.serialization.safe_globals(known):
+            loaded = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise InputError(f"{file}: is damaged or no checkpoint: {str(error).strip().splitlines()[0]}") from error
+    if not isinstance(loaded, dict):
+        raise InputError(f"{file}: is no DeepSpeed checkpoint: it holds no dictionary")
+    return loaded
+
+
+def _check_count(path: Path, optimisers: list[dict[str, Any]]) -> None:
+    counts = optimisers[0]["partition_count"]
+    expected = max(counts) if isinstance(counts, list) else int(counts)
+    if len(optimisers) != expected:
+        raise InputError(
+            f"{path}: was saved by {expected} ranks, but optimiser states of {len(optimisers)} are there; "
+            "copy the files of all hosts into it"
+        )
+
+
+def _from_module(model: Mapping[str, Any]) -> dict[str, StoredTensor]:
+    return {name: StoredTensor.whole(tensor) for name, tensor in model["module"].items()}
+
+
+def _sharded(model: Mapping[str, Any], optimisers: list[dict[str, Any]], kind: str) -> dict[str, StoredTensor]:
+    tensors = _from_module(model) if kind == WEIGHTS else {}
+    paddings = optimisers[0].get("param_alignment_paddings")
+    for group, shapes in enumerate(model["param_shapes"]):
+        stretches = [_flat(optimiser, "single_partition_of_fp32_groups", kind)[group] for optimiser in optimisers]
+        after = paddings[group] if paddings else [0] * len(shapes)
+        start = 0
+        for (name, shape), padding in zip(shapes.items(), after, strict=True):
+            tensors[name] = StoredTensor.cut(name, tuple(shape), stretches, start)
+            start += prod(shape) + padding
+    return tensors
+
+
+def _flat(optimiser: Mapping[str, Any], weights: str, kind: str) -> list[torch.Tensor]:
+    """One rank's flat vectors of weights or of a moment."""
+    if kind == WEIGHTS:
+        return optimiser[weights]
+    base = base_state(optimiser)
+    return [base[number][kind] for number in range(len(optimiser[weights]))]
+
+
+def _fully_sharded(
+    models: list[dict[str, Any]], optimisers: list[dict[str, Any]], kind: str
+) -> dict[str, StoredTensor]:
+    model, ranks = models[0], len(optimisers)
+    tensors = {}
+    if kind == WEIGHTS:
+        buffers = set(model["buffer_names"])
+        tensors = {name: StoredTensor.whole(tensor) for name, tensor in model["module"].items() if name in buffers}
+        for name, shape in (model.get("frozen_param_shapes") or {}).items():
+            fragments = [each["frozen_param_fragments"][name].reshape(-1) for each in models]
+            tensors[name] = StoredTensor.cut(name, tuple(shape), fragments)
+    flat = [_flat(optimiser, "fp32_flat_groups", kind) for optimiser in optimisers]
+    start = 0
+    for shapes in model["param_shapes"]:
+        for name, shape in shapes.items():
+            part = -(-prod(shape) // ranks)
+            own = [piece for groups in flat for piece in stretch_of(groups, start, part)]
+            tensors[name] = StoredTensor.cut(name, tuple(shape), own)
+            start += part
+    return tensors
+
+
+@dataclass(frozen=True)
+class StoredState:
+    """What training goes on from.
+
+    Attributes:
+        weights: as `read_checkpoint` returns them, float32 at stage 0 too.
+        moments: AdamW's two, by kind and by the parameter's name.
+        steps: that the optimiser has taken.
+        scaler: the state of fp16's loss scaler, by attribute.
+    """
+
+    weights: dict[str, StoredTensor]
+    moments: dict[str, dict[str, StoredTensor]]
+    steps: int
+    scaler: dict[str, Any]
+
+
+def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
+    """Return every weight and buffer of a checkpoint by its name in the trained module, float32 where ZeRO keeps it.
+
+    The names of a shared parameter refer to one and the same tensor; of a shared module at stage 3 only one is known.
+
+    Args:
+        path: the directory of one checkpoint, which holds the `.pt` files.
+
+    Raises:
+        InputError: a file is missing, damaged or of an unknown layout.
+    """
+    with _known_layout(path):
+        return ZeroFiles.of(path).tensors(WEIGHTS)
+
+
+def read_state(path: Path) -> StoredState:
+    """Return weights and the state of the optimiser from the directory of one checkpoint.
+
+    Raises:
+        InputError: a file is missing, damaged or of an unknown layout.
+    """
+    with _known_layout(path):
+        files = ZeroFiles.of(path)
+        if files.optimisers:
+            read = {kind: files.tensors(kind) for kind in (WEIGHTS, *MOMENTS)}
+            base = base_state(files.optimisers[0])
+            scaler = vars(files.optimisers[0]["loss_scaler"])
+        else:
+            optimiser, names = files.models[0]["optimizer"], files.models[0]["bali_ds"]["optimised"]
+            base = base_state(optimiser)
+            read = {kind: _numbered([base[n][kind] for n in range(len(names))], names) for kind in MOMENTS}
+            masters = [tensor for group in optimiser.get("fp32_groups", ()) for tensor in group]
+            read[WEIGHTS] = files.tensors(WEIGHTS) | (_numbered(masters, names) if masters else {})
+            scaler = {
+                key: optimiser[key] for key in ("cur_scale", "cur_iter", "last_overflow_iter") if key in optimiser
+            }
+        moments = {kind: read[kind] for kind in MOMENTS}
+        return StoredState(read[WEIGHTS], moments, int(base[0]["step"]), scaler)
+
+
+@contextmanager
+def _known_layout(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: is of a layout that cannot be read: {type(error).__name__} {error}") from error
+
+
+def _numbered(tensors: list[torch.Tensor], names: list[str]) -> dict[str, StoredTensor]:
+    return {name: StoredTensor.whole(tensor) for name, tensor in zip(names, tensors, strict=True)}

@@ -1,0 +1,80 @@
+"""JSON documents, one a file or one a line, checked against their declared shape."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from bali_ds.corpus.text_lines import numbered_lines
+from bali_ds.errors import InputError
+
+LARGEST_FILE = 1 << 30
+
+Shape = TypeVar("Shape", bound=BaseModel)
+
+
+def json_values(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield (where, value) for each JSON value: one a line, or the whole file where its first line is no value.
+
+    NaN and infinities, which some tools write, are taken as numbers.
+
+    Raises:
+        InputError: a value is no JSON, or a file that is one value exceeds 1 Gi characters.
+    """
+    lines = ((number, line) for number, line in numbered_lines(path) if line.strip())
+    number, line = next(lines, (0, ""))
+    first = _first(line)
+    if first is None and line:
+        yield f"{path}", _parse("\n".join((line, *_rest(path, lines))), f"{path}")
+    elif line:
+        yield f"{path}:{number}", first
+        for number, line in lines:
+            yield f"{path}:{number}", _parse(line, f"{path}:{number}")
+
+
+def checked(shape: type[Shape], value: Any, where: str) -> Shape:
+    """Return a JSON value as an instance of its declared shape.
+
+    Raises:
+        InputError: the value has another shape; `where` and the key are named.
+    """
+    try:
+        return shape.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{where}: key {key or '(top)'}: {first['msg']}") from error
+
+
+def _first(line: str) -> Any | None:
+    try:
+        return _loaded(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return _loaded(text)
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where}: holds half of a surrogate pair (\\ud800 to \\udfff); repair the file") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: is no JSON: {str(error)[:120]}") from error
+
+
+def _loaded(text: str) -> Any:
+    value = json.loads(text)
+    if "\\ud" in text or "\\uD" in text:  # an escape may stand for half of a character, which no text can hold
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def _rest(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[str]:
+    size = 0
+    for _, line in lines:
+        size += len(line)
+        if size > LARGEST_FILE:
+            raise InputError(f"{path}: one JSON value of more than {LARGEST_FILE} characters; write one value a line")
+        yield line

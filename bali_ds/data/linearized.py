@@ -1,0 +1,159 @@
+"""Facts as text: token sequences that name concepts and say how they are related."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bali_ds.corpus.tokenizer import Tokenizer
+from bali_ds.data.ego_graphs import Stars
+from bali_ds.data.masking import Vocabulary
+from bali_ds.data.ragged import Ints, ranges, starts, within
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
+from bali_ds.shards.shard_set import Names
+
+LONGEST_RELATION = 16
+
+
+class Strings(NamedTuple):
+    """Token sequences one after the other.
+
+    Attributes:
+        tokens: int64 [T], flat.
+        lengths: int64 [n], tokens of each.
+    """
+
+    tokens: Ints
+    lengths: Ints
+
+
+NO_STRINGS = Strings(np.empty(0, np.int64), np.empty(0, np.int64))
+
+
+def part_of(strings: Strings, first: int, last: int) -> Strings:
+    """Return the sequences from `first` to before `last`."""
+    begin, lengths = int(strings.lengths[:first].sum()), strings.lengths[first:last]
+    return Strings(strings.tokens[begin : begin + int(lengths.sum())], lengths)
+
+
+class Facts(NamedTuple):
+    """F facts between nodes, each in the direction in which the graph states it.
+
+    Attributes:
+        heads, relations, tails: int64 [F]: node, relation id below R, node.
+        groups: int64 [F], ascending: which sequence each is part of.
+    """
+
+    heads: Ints
+    relations: Ints
+    tails: Ints
+    groups: Ints
+
+
+def relation_strings(graph: KnowledgeGraph, tokenizer: str) -> Strings:
+    """Return the tokens of every relation's name, its underscores read as spaces, cut to LONGEST_RELATION.
+
+    Raises:
+        InputError: the tokenizer cannot be loaded.
+    """
+    names = [graph.relation_name(relation).replace("_", " ") for relation in range(graph.num_relations)]
+    rows = [row[:LONGEST_RELATION] for row in Tokenizer.load(tokenizer).encode_ids(names)]
+    lengths = np.array([len(row) for row in rows], np.int64)
+    return Strings(np.array([token for row in rows for token in row], np.int64), lengths)
+
+
+def name_strings(names: Ints, hidden: NDArray[np.bool_], table: Names, mask_id: int) -> Strings:
+    """Return the tokens of names; a hidden one is as many masks, a missing or empty one a single mask.
+
+    Args:
+        names: int64 [n], name ids, -1 for a concept without names.
+        hidden: bool [n].
+        table: the tokens of all names.
+        mask_id: the token that hides.
+    """
+    begins = np.where(names < 0, 0, table.offsets[names])
+    sizes = np.where(names < 0, 0, table.offsets[names + 1] - begins)
+    lengths = np.maximum(sizes, 1)
+    tokens = np.full(int(lengths.sum()), mask_id, np.int64)
+    shown = ~hidden & (sizes > 0)
+    places = ranges(starts(lengths)[shown], lengths[shown])
+    tokens[places] = table.tokens[ranges(begins[shown], lengths[shown])]
+    return Strings(tokens, lengths)
+
+
+def facts_of(stars: Stars, num_relations: int, groups_of_views: Ints) -> Facts:
+    """Return the drawn facts of stars in their order.
+
+    Args:
+        stars: with their messages.
+        num_relations: R; relation r + R read from a concept is fact r read from its neighbour.
+        groups_of_views: int64 [V], ascending, the sequence that each star's facts are part of.
+    """
+    count = stars.edge_relations.size // 2
+    neighbours, centres = stars.edge_index[:, :count]
+    relations = stars.edge_relations[:count]
+    inverse = relations >= num_relations
+    return Facts(
+        np.where(inverse, neighbours, centres),
+        relations % num_relations,
+        np.where(inverse, centres, neighbours),
+        groups_of_views[stars.views[neighbours]],
+    )
+
+
+def linearise(
+    facts: Facts,
+    names: Strings,
+    relations: Strings,
+    titles: Ints | None,
+    count: int,
+    limit: int,
+    vocabulary: Vocabulary,
+) -> Strings:
+    """Return `[CLS] title [SEP] head relation tail [SEP] head relation tail [SEP] ...` for each group of facts.
+
+    Facts are whole: of each group those from the first that would exceed the limit on are dropped. Without titles
+    the sequence is `[CLS] head relation tail [SEP] ... [SEP]`, so that its end can be told.
+
+    Args:
+        facts: grouped.
+        names: of the nodes.
+        relations: of the relation ids below R.
+        titles: int64 [count], the node that each sequence is about; None for sequences without one.
+        count: number of groups, some perhaps without facts.
+        limit: most tokens of a sequence; the title is never cut.
+        vocabulary: of the shard set.
+
+    Returns:
+        `count` sequences.
+    """
+    pool = np.concatenate([names.tokens, relations.tokens, [vocabulary.cls_id, vocabulary.sep_id]]).astype(np.int64)
+    name_begins, relation_begins = starts(names.lengths), starts(relations.lengths) + names.tokens.size
+    cls_at, sep_at = pool.size - 2, pool.size - 1
+
+    openings = np.full(count, 2) if titles is None else names.lengths[titles] + 2
+    sizes = names.lengths[facts.heads] + relations.lengths[facts.relations] + names.lengths[facts.tails] + 1
+    per_group = np.bincount(facts.groups, minlength=count)
+    before = np.cumsum(sizes) - np.repeat(np.append(0, np.cumsum(sizes))[starts(per_group)], per_group)
+    kept = np.flatnonzero(before + openings[facts.groups] <= limit)
+
+    # Four pieces for every fact, and for every group four more: [CLS], title, [SEP], and the [SEP] at its end.
+    facts_kept = np.bincount(facts.groups[kept], minlength=count)
+    first = starts(4 + 4 * facts_kept)
+    begins, lengths = np.full(4 * (count + kept.size), sep_at), np.ones(4 * (count + kept.size), np.int64)
+    begins[first] = cls_at
+    last = first + 3 + 4 * facts_kept
+    if titles is None:
+        lengths[first + 1] = lengths[first + 2] = 0
+    else:
+        begins[first + 1], lengths[first + 1] = name_begins[titles], names.lengths[titles]
+        lengths[last] = 0
+    at = first[facts.groups[kept]] + 3 + 4 * within(facts_kept)
+    for place, ids, place_begins, place_lengths in (
+        (0, facts.heads, name_begins, names.lengths),
+        (1, facts.relations, relation_begins, relations.lengths),
+        (2, facts.tails, name_begins, names.lengths),
+    ):
+        begins[at + place], lengths[at + place] = place_begins[ids[kept]], place_lengths[ids[kept]]
+    totals = np.add.reduceat(lengths, first) if count else first
+    return Strings(pool[ranges(begins, lengths)], totals)

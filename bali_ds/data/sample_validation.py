@@ -1,0 +1,132 @@
+"""Samples that cannot be used: how they are told, and what takes their place."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bali_ds.data.mixture import Mixture
+from bali_ds.data.ragged import Ints
+from bali_ds.data.reader import Samples
+from bali_ds.errors import InputError
+from bali_ds.randomness import below, derive
+
+NOT_FOUND = "its arrays are not where the sample table says"
+REASONS = (
+    "",
+    NOT_FOUND,
+    "a token is outside of the vocabulary",
+    "a mention lies outside of the passage",
+    "a concept is not in the graph",
+    "an edge is not of the passage or not of the graph",
+)
+
+
+class Replacement(NamedTuple):
+    """A bad sample, the sample taken in its place, and why; rows of the sample table."""
+
+    row: int
+    by: int
+    reason: str
+
+
+def find_faults(samples: Samples, stray_edges: Ints, shards: Mixture) -> NDArray[np.int64]:
+    """Return what is wrong with each sample, int64 [n], as a place in `REASONS`; 0 where nothing is.
+
+    It follows from the sample alone, whatever samples are read with it: ranks that read others must not differ.
+
+    Args:
+        samples: as read.
+        stray_edges: int64, the samples whose edges do not follow the order of their concepts.
+        shards: gives the bounds of all ids.
+    """
+    counts, numbers = shards.index["graph"], np.arange(samples.rows.size)
+    sample_of_mention = np.repeat(numbers, samples.mention_counts)
+    sample_of_edge = np.repeat(numbers, samples.edge_counts)
+    begins, ends, concepts = samples.mentions.T
+    _, relations, neighbours = samples.edges.T
+    faults = np.zeros(samples.rows.size, np.int64)
+    # From the last reason to the first: where several hold, the one that explains the others stays.
+    outside = _outside(relations, 2 * counts["relations"]) | _outside(neighbours, counts["concepts"])
+    faults[sample_of_edge[outside]] = 5
+    faults[stray_edges] = 5
+    faults[sample_of_mention[_outside(concepts, counts["concepts"])]] = 4
+    last = samples.lengths[sample_of_mention] - 1
+    faults[sample_of_mention[(begins < 1) | (ends <= begins) | (ends > last)]] = 3
+    outside = _outside(samples.tokens, shards.index["tokenizer"]["vocab_size"])
+    if outside.any():
+        faults[np.repeat(numbers, samples.lengths)[outside]] = 2
+    faults[~samples.found] = 1
+    return faults
+
+
+def _outside(ids: NDArray[np.integer], count: int) -> NDArray[np.bool_]:
+    return (ids < 0) | (ids >= count)
+
+
+def substitutes(seed: int, occasions: Ints, rows: Ints, attempt: int, shards: Mixture, split: str) -> Ints:
+    """Return what to try in place of bad samples, int64 [n]: random rows of the same set, the same wherever drawn."""
+    sets = shards.set_numbers(rows)
+    splits = [each.split(split) for each in shards.sets]
+    begins = shards.starts[:-1] + np.array([rows_of_set.start for rows_of_set in splits], np.int64)
+    sizes = np.array([len(rows_of_set) for rows_of_set in splits])
+    return begins[sets] + below(derive("substitute", seed, occasions, rows, attempt), sizes[sets])
+
+
+logger = logging.getLogger(__name__)
+
+# A share means nothing among a handful of samples: so many are taken as seen from the start.
+_FIRST_SAMPLES = 1000
+
+
+class Quarantine:
+    """Counts the bad samples of one rank and writes them down.
+
+    Args:
+        shards: where they come from.
+        path: file to append to, one JSON object a line: step (since the loader was made), shard, row, key, reason,
+            replaced_by. None writes nothing.
+        limit: share of samples that may be bad.
+    """
+
+    def __init__(self, shards: Mixture, path: Path | None, limit: float) -> None:
+        self._shards, self._path, self._limit = shards, path, limit
+        self._seen = self._bad = 0
+
+    def record(self, step: int, samples: int, replaced: Sequence[Replacement]) -> None:
+        """Take note of a step's samples.
+
+        Raises:
+            InputError: too many samples so far were bad.
+        """
+        self._seen += samples
+        if not replaced:
+            return
+        self._bad += len(replaced)
+        entries = [self._entry(step, replacement) for replacement in replaced]
+        for entry in entries:
+            logger.warning("%(shard)s: sample %(row)s (%(key)s) is left out: %(reason)s", entry)
+        if self._path:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._path, "a", encoding="utf-8") as stream:
+                stream.writelines(json.dumps(entry) + "\n" for entry in entries)
+        if self._bad > self._limit * max(self._seen, _FIRST_SAMPLES):
+            raise InputError(
+                f"{self._shards.name}: {self._bad} of {self._seen} samples were bad, more than a share of "
+                f"{self._limit}; see {self._path or 'the warnings above'}, and: bali-ds shards lint"
+            )
+
+    def _entry(self, step: int, replacement: Replacement) -> dict[str, object]:
+        number = int(self._shards.shard_numbers(np.array([replacement.row]))[0])
+        return {
+            "step": step,
+            "shard": str(self._shards.tar(number)),
+            "row": replacement.row,
+            "key": None if replacement.reason == NOT_FOUND else self._shards.key(replacement.row),
+            "reason": replacement.reason,
+            "replaced_by": replacement.by,
+        }

@@ -1,0 +1,140 @@
+"""The ranks of a job, and their collective calls under the names of torch.distributed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass
+class Ranks:
+    """This process among the ranks of a job or of a process group; alone where torch.distributed is not in use.
+
+    Attributes:
+        rank: this process's rank in the group.
+        world_size: how many ranks there are.
+        group: the process group, None for the default one.
+        device: that this process computes on.
+        host: the same ranks over host memory (gloo), so that no call waits for the device; None for the default group.
+        sent: bytes of payload that the tensor calls of this rank have sent; a collective counts as its ring form sends.
+    """
+
+    rank: int
+    world_size: int
+    group: dist.ProcessGroup | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    host: dist.ProcessGroup | None = None
+    sent: int = 0
+
+    @classmethod
+    def of(cls, group: dist.ProcessGroup | None) -> "Ranks":
+        """Return the ranks of `group` (None: the default group, or this process alone)."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls(0, 1)
+        return cls(dist.get_rank(group), dist.get_world_size(group), group)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which alone prints and writes shared files."""
+        return self.rank == 0
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Return rank 0's value on every rank."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.group)
+        return box[0]
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """Return every rank's value, in rank order, on every rank."""
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def all_reduce_max(self, value: int) -> int:
+        """Return the largest value of any rank, on every rank; the host does not wait for the device."""
+        number = torch.tensor([value])
+        dist.all_reduce(number, op=dist.ReduceOp.MAX, group=self.host)
+        return int(number)
+
+    def barrier(self) -> None:
+        """Return when every rank has called this."""
+        dist.barrier(group=self.group)
+
+    def all_gather_counts(self, *local: int, device: torch.device) -> list[list[int]]:
+        """Return the row counts of every rank, [world_size][len(local)], in one collective call."""
+        if self.world_size == 1:
+            return [list(local)]
+        mine = torch.tensor(local, dtype=torch.int64, device=device)
+        everyone = torch.empty(self.world_size * len(local), dtype=torch.int64, device=device)
+        self.sent += (self.world_size - 1) * mine.numel() * 8
+        dist.all_gather(list(everyone.chunk(self.world_size)), mine, group=self.group)
+        return everyone.view(self.world_size, len(local)).tolist()
+
+    def all_gather_rows(self, rows: Tensor, counts: list[int]) -> Tensor:
+        """Return the rows of all ranks in rank order, [sum(counts), ...], without gradients.
+
+        Args:
+            rows: [counts[rank], ...] of this rank.
+            counts: rows of each rank.
+        """
+        if self.world_size == 1:
+            return rows
+        longest = max(counts)
+        padded = rows.new_zeros((longest, *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        everyone = rows.new_empty((self.world_size * longest, *rows.shape[1:]))
+        if longest:
+            self.sent += (self.world_size - 1) * padded.numel() * padded.element_size()
+            dist.all_gather(list(everyone.chunk(self.world_size)), padded, group=self.group)
+        blocks = everyone.view(self.world_size, longest, *rows.shape[1:])
+        return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
+
+    def all_reduce_sum(self, value: Tensor) -> Tensor:
+        """Return the sum of `value` over the ranks, without gradients."""
+        if self.world_size > 1:
+            value = value.clone()
+            self.sent += 2 * (self.world_size - 1) * value.numel() * value.element_size() // self.world_size
+            dist.all_reduce(value, group=self.group)
+        return value
+
+    def all_to_all(self, outgoing: list[Tensor | None], like: Tensor, senders: list[int]) -> list[Tensor]:
+        """Send one tensor to each rank that has one and return what came, in the order of `senders`.
+
+        Args:
+            outgoing: one tensor or None for each rank.
+            like: a tensor of the shape and dtype in which every sender sends.
+            senders: the ranks that send to this one.
+        """
+        given = [tensor for tensor in outgoing if tensor is not None]
+        self.sent += sum(tensor.numel() * tensor.element_size() for tensor in given)
+        incoming = like.new_empty(len(senders) * like.numel())
+        dist.all_to_all_single(
+            incoming,
+            torch.cat([tensor.reshape(-1) for tensor in given]),
+            [like.numel() * (rank in senders) for rank in range(self.world_size)],
+            [0 if tensor is None else tensor.numel() for tensor in outgoing],
+            group=self.group,
+        )
+        parts = dict(zip(sorted(senders), incoming.view(len(senders), *like.shape), strict=True))
+        return [parts[rank] for rank in senders]
+
+    def start_send_receive(self, tensor: Tensor, to: int, into: Tensor, sender: int) -> Callable[[], Tensor]:
+        """Start sending `tensor` and receiving `into`; the returned function waits for both and gives `into`."""
+        operations = []
+        if tensor.numel():
+            self.sent += tensor.numel() * tensor.element_size()
+            operations.append(dist.P2POp(dist.isend, tensor.contiguous(), group=self.group, group_peer=to))
+        if into.numel():
+            operations.append(dist.P2POp(dist.irecv, into, group=self.group, group_peer=sender))
+        pending = dist.batch_isend_irecv(operations) if operations else []
+
+        def wait() -> Tensor:
+            for work in pending:
+                work.wait()
+            operations.clear()  # they kept what is being sent alive
+            return into
+
+        return wait

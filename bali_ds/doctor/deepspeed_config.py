@@ -1,0 +1,138 @@
+"""Reads a DeepSpeed JSON file strictly: what DeepSpeed would ignore, lack or contradict is an error here."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bali_ds.config import Recipe
+from bali_ds.doctor.deepspeed_keys import FROM_RECIPE, KNOWN, REMOVED, REMOVED_ZERO, ZERO, Kind
+from bali_ds.errors import InputError
+
+_KINDS: dict[Kind, tuple[tuple[type, ...], str]] = {
+    "switch": ((bool,), "true or false"),
+    "count": ((int, float), "a whole number"),
+    "number": ((int, float), "a number"),
+    "text": ((str,), "a string"),
+    "block": ((dict,), "a block of keys"),
+}
+
+
+def load_deepspeed_config(path: Path) -> dict[str, Any]:
+    """Return the DeepSpeed configuration of a JSON file, without the keys that the trainer sets from the recipe.
+
+    Raises:
+        InputError: no valid JSON (with its line), an unknown key (with the nearest known one), a feature that DeepSpeed
+            has removed, a key that belongs to the recipe, a value of the wrong kind, or settings that contradict
+            each other.
+    """
+    values = _read_unique(Path(path))
+    for key, value in values.items():
+        if key in REMOVED:
+            raise InputError(f"{path}: {key}: DeepSpeed has removed it: {REMOVED[key]}")
+        if key in FROM_RECIPE:
+            raise InputError(f"{path}: {key}: set {FROM_RECIPE[key]} in the recipe instead")
+        _check(f"{path}: {key}", key, value, KNOWN)
+    zero = values.get("zero_optimization", {})
+    for key, value in zero.items():
+        where = f"{path}: zero_optimization.{key}"
+        if key in REMOVED_ZERO:
+            raise InputError(f"{where}: DeepSpeed has removed it: {REMOVED_ZERO[key]}")
+        _check(where, key, value, ZERO)
+    _check_combinations(str(path), values, zero)
+    return values
+
+
+def check_recipe(values: Mapping[str, Any], recipe: Recipe) -> None:
+    """Refuse a DeepSpeed configuration that contradicts the recipe it will run.
+
+    Raises:
+        InputError: the two cannot both hold.
+    """
+    zero = values.get("zero_optimization", {})
+    origin = f"{recipe.deepspeed}"
+    if recipe.precision == "bf16" and zero.get("zero_quantized_gradients"):
+        # DeepSpeed's quantiser reads bf16 gradients as if they were fp16
+        raise InputError(
+            f"{origin}: zero_optimization.zero_quantized_gradients: corrupts bf16 gradients; "
+            "remove it or set precision=fp16"
+        )
+    if recipe.optimiser.gradient_clipping and zero.get("compute_grad_norm") is False:
+        raise InputError(
+            f"{origin}: zero_optimization.compute_grad_norm: clipping needs the norm; "
+            "remove it or set optimiser.gradient_clipping=0"
+        )
+    accumulation = values.get("data_types", {}).get("grad_accum_dtype")
+    if not zero.get("stage", 0) and accumulation not in (None, recipe.precision):
+        raise InputError(
+            f"{origin}: data_types.grad_accum_dtype: ZeRO stage 0 adds gradients in the recipe's precision "
+            f"({recipe.precision}); remove it or use a higher stage"
+        )
+
+
+def _read_unique(path: Path) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        block = dict(pairs)
+        if len(block) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InputError(f"{path}: {twice}: is given twice; keep one")
+        return block
+
+    def finite(constant: str) -> float:
+        raise InputError(f"{path}: {constant}: is no JSON number")
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text, object_pairs_hook=unique, parse_constant=finite)
+    except InputError:
+        raise
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: is no valid JSON: {error.msg} (column {error.colno})") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is no valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds no JSON object")
+    return values
+
+
+def _check(where: str, key: str, value: object, known: Mapping[str, Kind]) -> None:
+    if key not in known:
+        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+        hint = f"did you mean {nearest[0]}?" if nearest else "DeepSpeed 0.19.8 has no such setting; remove it"
+        raise InputError(f"{where}: no such key; {hint}")
+    types, expected = _KINDS[known[key]]
+    fits = isinstance(value, types) and (isinstance(value, bool) == (bool in types))
+    if known[key] == "count":
+        fits = fits and 0 <= value < 2**63 and value == int(value)  # type: ignore[operator,call-overload]
+    if not fits:
+        raise InputError(f"{where}: must be {expected}, got {json.dumps(value)}")
+
+
+def _check_combinations(origin: str, values: Mapping[str, Any], zero: Mapping[str, Any]) -> None:
+    stage = zero.get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise InputError(f"{origin}: zero_optimization.stage: must be 0, 1, 2 or 3, got {stage}")
+    for key in ("offload_optimizer", "offload_param"):
+        if (device := zero.get(key, {}).get("device", "none")) not in ("none", "cpu"):
+            raise InputError(f"{origin}: zero_optimization.{key}.device: must be none or cpu, got {json.dumps(device)}")
+    if stage < 3 and zero.get("offload_param", {}).get("device", "none") != "none":
+        raise InputError(f"{origin}: zero_optimization.offload_param: needs stage 3, the stage is {stage}")
+    if zero.get("offload_optimizer", {}).get("device", "none") != "none":
+        if stage == 0:
+            raise InputError(f"{origin}: zero_optimization.offload_optimizer: needs stage 1, 2 or 3")
+        if values.get("zero_force_ds_cpu_optimizer", True):
+            raise InputError(
+                f"{origin}: zero_force_ds_cpu_optimizer: set it to false, the offloaded optimiser is the recipe's AdamW"
+            )
+    for key in values.get("checkpoint", {}):
+        if key != "tag_validation":
+            # other writers report no failures, and write what is not safe to read
+            raise InputError(f"{origin}: checkpoint.{key}: checkpoints are written in one way; remove it")
+    if "datastates_ckpt" in values:
+        raise InputError(f"{origin}: datastates_ckpt: checkpoints are written in one way; remove it")
+    if values.get("gradient_allreduce_op", "mean") != "mean":
+        raise InputError(f"{origin}: gradient_allreduce_op: must be mean, the losses are averages over all ranks")

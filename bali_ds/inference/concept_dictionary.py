@@ -1,0 +1,97 @@
+"""The names that mentions are linked to, and the concepts that bear them."""
+
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bali_ds.errors import InputError
+from bali_ds.files import open_text
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
+
+COMPOSITE = re.compile(r"[|+]")
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """Names and the concepts that bear them.
+
+    Attributes:
+        names: distinct strings, in the order of the file.
+        cuis: distinct concept identifiers.
+        offsets: int64 [names + 1]; name i belongs to `concepts[offsets[i]:offsets[i + 1]]`.
+        concepts: int64, positions in `cuis`.
+    """
+
+    names: Sequence[str]
+    cuis: Sequence[str]
+    offsets: NDArray[np.int64]
+    concepts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[str, Sequence[str]]]) -> "Dictionary":
+        """Return the dictionary of (name, concept identifiers) pairs; a name that comes again joins its first."""
+        of_name: dict[str, dict[int, None]] = {}
+        of_cui: dict[str, int] = {}
+        for name, cuis in pairs:
+            concepts = of_name.setdefault(name, {})
+            for cui in cuis:
+                concepts[of_cui.setdefault(cui, len(of_cui))] = None
+        sizes = np.fromiter(map(len, of_name.values()), np.int64, len(of_name))
+        return cls(
+            names=list(of_name),
+            cuis=list(of_cui),
+            offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)]),
+            concepts=np.array([concept for concepts in of_name.values() for concept in concepts], np.int64),
+        )
+
+    def concepts_of(self, name: int) -> list[str]:
+        """Return the identifiers of the concepts that bear a name, by its position."""
+        return [self.cuis[concept] for concept in self.concepts[self.offsets[name] : self.offsets[name + 1]]]
+
+
+def read_dictionary(path: Path) -> Dictionary:
+    """Read `CUI||name` lines, plain or gzip; a composite of CUIs is joined by | or +.
+
+    Raises:
+        InputError: a line has another form, or there is none.
+    """
+
+    def pairs() -> Iterator[tuple[str, Sequence[str]]]:
+        for number, line in numbered_lines(path):
+            identifiers, bars, name = line.partition("||")
+            if not (bars and identifiers and name):
+                raise InputError(f"{path}:{number}: expected CUI||name, found {line[:60]!r}")
+            yield name, COMPOSITE.split(identifiers)
+
+    dictionary = Dictionary.of(pairs())
+    if not dictionary.names:
+        raise InputError(f"{path}: holds no name")
+    return dictionary
+
+
+def graph_dictionary(graph: KnowledgeGraph) -> Dictionary:
+    """Return every name of a graph."""
+    return Dictionary.of(
+        (name, [graph.cui(concept)]) for concept in range(graph.num_concepts) for name in graph.names(concept)
+    )
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (number, text) of the lines of a plain or gzip file that are not empty.
+
+    Raises:
+        InputError: the file cannot be read or decoded; the line is named.
+    """
+    number = 0
+    try:
+        with open_text(path) as stream:
+            for number, line in enumerate(stream, 1):
+                if text := line.rstrip("\r\n"):
+                    yield number, text
+    except (UnicodeDecodeError, EOFError, zlib.error, OSError) as error:
+        raise InputError(f"{path}:{number + 1}: cannot be read as UTF-8 text or gzip: {error}") from error

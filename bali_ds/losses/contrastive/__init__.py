@@ -1,0 +1,5 @@
+"""The contrastive objective: one public function."""
+
+from bali_ds.losses.contrastive.api import contrastive_loss
+
+__all__ = ["contrastive_loss"]

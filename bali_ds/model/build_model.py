@@ -1,0 +1,118 @@
+"""The model that a recipe describes."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from bali_ds.config import Lora, Recipe
+from bali_ds.config import TextEncoder as Settings
+from bali_ds.data.mixture import Mixture
+from bali_ds.errors import InputError
+from bali_ds.losses.graph_infomax import GraphInfomax
+from bali_ds.losses.link_prediction import LinkPrediction
+from bali_ds.model.aligner import Aligner
+from bali_ds.model.dual_decoder import Dual
+from bali_ds.model.graph_encoders import build_graph_encoder
+from bali_ds.model.name_table import NameTable
+from bali_ds.model.text_encoder import TextEncoder, load_text_encoder
+
+
+def adapt(text: TextEncoder, settings: Settings) -> None:
+    """Freeze, add low-rank updates, and recompute activations, as a recipe says.
+
+    Raises:
+        InputError: more layers are to be frozen than there are, or peft is missing or refuses.
+    """
+    encoder = text.encoder
+    if settings.lora:
+        _add_lora(encoder, settings.lora)
+    if settings.frozen_embeddings:
+        getattr(encoder, "embeddings", encoder.get_input_embeddings()).requires_grad_(False)
+    layers = _layers(encoder)
+    if settings.frozen_layers > len(layers):
+        raise InputError(
+            f"text_encoder.frozen_layers {settings.frozen_layers}: {settings.path} has {len(layers)} layers"
+        )
+    for layer in layers[: settings.frozen_layers]:
+        layer.requires_grad_(False)
+    if settings.gradient_checkpointing:
+        encoder.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _layers(encoder: PreTrainedModel) -> nn.ModuleList:
+    """The transformer layers: the one list of as many modules as the configuration says."""
+    count = encoder.config.num_hidden_layers
+    found = [module for module in encoder.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
+    return found[0]
+
+
+def _add_lora(encoder: PreTrainedModel, lora: Lora) -> None:
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ModuleNotFoundError as error:
+        raise InputError("text_encoder.lora: needs the package peft; pip install 'bali-ds[lora]'") from error
+    chosen = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.modules, bias="none"
+    )
+    try:
+        inject_adapter_in_model(chosen, encoder)
+    except ValueError as error:
+        raise InputError(f"text_encoder.lora: {str(error).splitlines()[0]}") from error
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_(".lora_" in name)
+
+
+def build_aligner(recipe: Recipe, num_relations: int, shards: Mixture | None = None) -> Aligner:
+    """Return the model that a recipe describes, its fresh parts drawn from the recipe's seed.
+
+    Args:
+        recipe: the run.
+        num_relations: relation ids of the graph, both directions together.
+        shards: hold the tokens of all names and know how many concepts there are; needed where name vectors are cached
+            or concepts have learnt embeddings.
+
+    Raises:
+        InputError: the encoder cannot be loaded, or the recipe asks for what it cannot give.
+    """
+    encoder = recipe.text_encoder
+    text = load_text_encoder(
+        encoder.path, seed=recipe.seed, dropout=encoder.dropout, layer=encoder.layer, attention=encoder.attention
+    )
+    torch.manual_seed(recipe.seed)
+    num_concepts = int(shards.index["graph"]["concepts"]) if shards else 0
+    graph = build_graph_encoder(recipe.graph_encoder, text.width, num_relations, num_concepts)
+    objectives = _objectives(recipe, text, num_relations)
+    adapt(text, encoder)
+    return Aligner(
+        text,
+        graph,
+        recipe.objective,
+        pooling=encoder.pooling,
+        names=recipe.graph_encoder.names,
+        table=_table(recipe, text.width, shards) if shards and recipe.graph_encoder.names == "cached" else None,
+        objectives=objectives,
+    )
+
+
+def _objectives(recipe: Recipe, text: TextEncoder, num_relations: int) -> dict[str, nn.Module]:
+    """The objectives that have weights of their own."""
+    objective, found = recipe.objective, dict[str, nn.Module]()
+    if objective.link_prediction.weight:
+        found["link_prediction"] = LinkPrediction(objective.link_prediction.kind, text.width, num_relations)
+    if objective.graph_infomax.weight:
+        found["graph_infomax"] = GraphInfomax(text.width)
+    if objective.dual.weight:
+        longest = max(int(text.encoder.config.max_position_embeddings), recipe.graph_encoder.tokens)
+        found["dual"] = Dual(objective.dual, text, longest)
+    return found
+
+
+def _table(recipe: Recipe, width: int, shards: Mixture) -> NameTable:
+    tokenizer = shards.index["tokenizer"]
+    return NameTable(
+        shards.names,
+        width,
+        refresh_every=recipe.graph_encoder.refresh_every,
+        special=tuple(int(tokenizer[name]) for name in ("cls_id", "sep_id", "pad_id", "mask_id")),  # type: ignore[arg-type]
+        longest=int(shards.index["max_name_tokens"]),
+    )

@@ -1,0 +1,86 @@
+"""A table of the vectors of all names, made again every so many steps."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from bali_ds.data.batch import TokenBlock
+from bali_ds.distributed import Ranks
+from bali_ds.model.text_encoder import TextEncoder
+from bali_ds.shards.shard_set import Names
+
+_ROWS = 256
+NEVER = -1
+
+
+class NameTable(nn.Module):
+    """The vector of every name, and of k masks for names that are hidden.
+
+    The names are encoded by all ranks together, without gradient and dropout, and stay as they are until the next
+    time. The table takes (names + longest + 1) * d numbers on every rank and is part of a checkpoint.
+
+    Args:
+        names: the tokens of all names.
+        width: d.
+        refresh_every: calls in training after which the table is made again.
+        special: ids of [CLS], [SEP], [PAD] and [MASK].
+        longest: most tokens of a name.
+    """
+
+    vectors: torch.Tensor
+    age: torch.Tensor
+
+    def __init__(
+        self, names: Names, width: int, *, refresh_every: int, special: tuple[int, int, int, int], longest: int
+    ) -> None:
+        super().__init__()
+        self.names = names
+        self.refresh_every = refresh_every
+        self.special = special
+        self.longest = longest
+        self.register_buffer("vectors", torch.zeros(names.offsets.size + longest, width))
+        self.register_buffer("age", torch.tensor([NEVER]))
+
+    def keep_fresh(self, text: TextEncoder) -> None:
+        """Make the table where it is too old or was never made; to be called once a step, by every rank."""
+        if self.vectors.is_meta:
+            return
+        age = int(self.age)
+        if age == NEVER or (self.training and age >= self.refresh_every):
+            self._refresh(text)
+            age = 0
+        self.age.fill_(age + self.training)
+
+    @torch.no_grad()
+    def _refresh(self, text: TextEncoder) -> None:
+        ranks, training = Ranks.of(None), text.training
+        text.eval()
+        self.vectors.zero_()
+        for rows, block in self._blocks(ranks.rank, ranks.world_size):
+            vectors = text.name_vectors((block.to(self.vectors.device),))
+            self.vectors[torch.from_numpy(rows).to(self.vectors.device)] = vectors[: rows.size].to(self.vectors.dtype)
+        if ranks.world_size > 1:
+            dist.all_reduce(self.vectors)
+        text.train(training)
+
+    def _blocks(self, rank: int, world_size: int) -> Iterator[tuple[np.ndarray, TokenBlock]]:
+        """Yield rows of the table with their tokens, shortest first; equally many blocks on every rank."""
+        cls_id, sep_id, pad_id, mask_id = self.special
+        offsets = np.asarray(self.names.offsets)
+        count = offsets.size - 1
+        lengths = np.concatenate([np.diff(offsets), np.arange(self.longest + 1)])
+        order = np.argsort(lengths, kind="stable")
+        blocks = -(-order.size // (_ROWS * world_size)) * world_size
+        for number in range(rank, blocks, world_size):
+            rows = order[number * _ROWS : (number + 1) * _ROWS]
+            wanted = rows if rows.size else order[:1]  # one for the call's sake
+            ids = np.full((wanted.size, int(lengths[wanted].max()) + 2), pad_id, np.int64)
+            ids[:, 0] = cls_id
+            for line, row in enumerate(wanted.tolist()):
+                end = 1 + int(lengths[row])
+                ids[line, 1:end] = self.names.tokens[offsets[row] : offsets[row + 1]] if row < count else mask_id
+                ids[line, end] = sep_id
+            yield rows, TokenBlock(torch.from_numpy(ids), torch.from_numpy(lengths[wanted] + 2))

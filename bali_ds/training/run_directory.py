@@ -1,0 +1,144 @@
+"""The directory of a run, and the data and numbers that a recipe leads to."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bali_ds.checkpoint.manager import Progress
+from bali_ds.config import Recipe, dump_recipe, recorded_recipe
+from bali_ds.corpus.tokenizer import Tokenizer
+from bali_ds.data.mixture import Mixture, open_mixture
+from bali_ds.directories import Output, published_directory
+from bali_ds.errors import InputError
+from bali_ds.files import published_file
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
+from bali_ds.inference.encoder import EXPORT, TOKENIZER_FILES
+from bali_ds.model.aligner import Aligner
+from bali_ds.model.pretrained import load_tokenizer
+from bali_ds.model.text_encoder import positions_of, read_configuration
+from bali_ds.planning.batch_plan import Arithmetic
+
+# What may differ between the recipe of a run and the one it is resumed with: it does not change what was learnt so far.
+FREE = {"runs", "steps", "epochs", "deepspeed", "checkpoints", "validation", "evaluation", "guards", "log_every"}
+ENCODER = Output("the encoder of a run", "config.json", ("model_type",), TOKENIZER_FILES)
+RUN = Output(
+    "a run",
+    "recipe.yaml",
+    ("name", "runs", "text_encoder"),
+    (
+        "stop", "metrics.jsonl", "left_out.jsonl", "quarantine-*.jsonl", "generated.json", "evaluation.json",
+        "linking.json", "report.html", "complete.json", "checkpoints/**", "tensorboard/**", "stacks/*", "failures/*",
+        "encoder/*", *(f"export/{name}" for name in (EXPORT.marker, *EXPORT.files)),
+    ),
+    read=lambda path: recorded_recipe(path.parent).model_dump(),
+)  # fmt: skip
+
+COMPLETE = "complete.json"
+"""The file that says that a run is trained, exported and evaluated."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The opened inputs of a run."""
+
+    graph: KnowledgeGraph
+    shards: Mixture
+
+    @classmethod
+    def open(cls, recipe: Recipe) -> "Data":
+        """Open graph and shards and check that they and the encoder's tokenizer belong together.
+
+        Raises:
+            InputError: something is missing or damaged, or was not made for the others.
+        """
+        graph = KnowledgeGraph.open(recipe.data.graph)
+        shards = open_mixture(recipe.data.shards)
+        tokenizer = Tokenizer.load(recipe.text_encoder.path)
+        if tokenizer.fingerprint != shards.index["tokenizer"]["fingerprint"]:
+            raise InputError(
+                f"{shards.name}: was built with tokenizer {shards.index['tokenizer']['fingerprint'][:12]}, "
+                f"{recipe.text_encoder.path} has {tokenizer.fingerprint[:12]}; build the shards with --tokenizer "
+                f"{recipe.text_encoder.path}"
+            )
+        _check_lengths(recipe, shards)
+        return cls(graph, shards)
+
+
+def _check_lengths(recipe: Recipe, shards: Mixture) -> None:
+    positions = positions_of(read_configuration(recipe.text_encoder.path))
+    markers = recipe.text_encoder.markers is not None
+    for each in shards.sets:
+        longest = each.index["max_tokens"]
+        if markers and 3 * longest > positions:  # two markers a token, at worst
+            longest = int((each.samples["tokens"] + 2 * each.samples["mentions"]).max(initial=0))
+        if longest > positions:
+            raise InputError(
+                f"{each.path}: has passages of up to {longest:,} tokens{', markers included' * markers}, and "
+                f"{recipe.text_encoder.path} reads {positions:,}; build the shards with a smaller --max-tokens"
+            )
+
+
+def prepare(recipe: Recipe) -> None:
+    """Make the run's directory, or check that an existing one belongs to this recipe.
+
+    Raises:
+        InputError: the run was started with another recipe.
+    """
+    run = recipe.directory
+    written = run / "recipe.yaml"
+    if written.exists():
+        _compare(recorded_recipe(run), recipe, written)
+    # A run that is trained for more steps is not complete until they are exported too.
+    (run / COMPLETE).unlink(missing_ok=True)
+    encoder = run / "encoder"
+    if not (written.exists() and encoder.exists()):
+        with published_directory(encoder, ENCODER) as working:
+            read_configuration(recipe.text_encoder.path, layer=recipe.text_encoder.layer).save_pretrained(working)
+            load_tokenizer(recipe.text_encoder.path).save_pretrained(working)
+    with published_file(written, "w") as stream:
+        stream.write(dump_recipe(recipe))
+
+
+def discard_run(directory: Path) -> None:
+    """Replace an existing run by an empty directory; a kill leaves all of it or nothing.
+
+    Raises:
+        InputError: the directory is not a run, or holds files that are not part of one.
+    """
+    with published_directory(directory, RUN):
+        pass
+
+
+def _compare(before: Recipe, recipe: Recipe, written: Path) -> None:
+    given = before.model_dump(mode="json")  # defaults that came later included
+    for key, value in recipe.model_dump(mode="json").items():
+        if key not in FREE and given[key] != value:
+            raise InputError(
+                f"{written}: the run was started with {key}: {given[key]}, now it is {value}; "
+                "give the run another name, or start it afresh with --resume never"
+            )
+
+
+def announcement(recipe: Recipe, data: Data, aligner: Aligner, numbers: Arithmetic, progress: Progress) -> str:
+    """Return every derived number of a run, to be read before its first step."""
+    text = sum(_size(parameter) for parameter in aligner.text.parameters())
+    graph = sum(_size(parameter) for parameter in aligner.graph.parameters())
+    rows = {
+        "run": str(recipe.directory),
+        "graph": f"{data.graph.num_concepts:,} concepts, {data.graph.num_names:,} names, "
+        f"{data.graph.num_edges:,} edges",
+        "shards": f"{numbers.training_passages:,} training passages, fingerprint {data.shards.fingerprint[:12]}",
+        "model": f"{text / 1e6:.1f} M parameters in the text encoder, {graph / 1e6:.1f} M in the graph encoder",
+        "ranks": f"{numbers.ranks} on {aligner.device.type}, {recipe.precision}, {recipe.deepspeed}",
+        "batch": f"{numbers.passages_per_step} passages = {numbers.ranks} ranks x {numbers.chunks} chunks x "
+        f"{numbers.passages_per_chunk}",
+        "length": f"{numbers.steps:,} steps of {numbers.steps_per_epoch:,} an epoch = {numbers.epochs:.2f} epochs",
+        "start": f"step {progress.step}" + (f", resumed at {progress.position}" if progress.step else ""),
+    }
+    return "\n".join(f"{name:>8}  {value}" for name, value in rows.items())
+
+
+def _size(parameter: torch.nn.Parameter) -> int:
+    # ZeRO-3 leaves an empty tensor in place of a parameter and keeps its size aside.
+    return getattr(parameter, "ds_numel", parameter.numel())

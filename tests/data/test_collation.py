@@ -1,0 +1,126 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bali_ds.data.collator import Collator
+from bali_ds.data.evaluation_batches import evaluation_batches
+from bali_ds.data.loader import as_batch
+from bali_ds.data.sampler import Visits
+from bali_ds.data.settings import StreamSettings
+from bali_ds.errors import InputError
+from tests.data.oracle import block_starts, expected_sample, found_samples
+from tests.data.test_loader import same
+
+
+def visits_of(rows, epoch):
+    return Visits(np.array(rows, np.int64), np.full(len(rows), epoch))
+
+
+def batch_of(data, settings, rows, epoch=0):
+    [(arrays, _)] = Collator.of(*data, settings).collate(visits_of(rows, epoch))
+    return as_batch(arrays)
+
+
+@pytest.mark.parametrize("rows", [[3], [7, 2, 90, 41, 13, 60, 61, 5], list(range(50, 99)), [4, 4, 4]], ids=len)
+@pytest.mark.parametrize(("fan_out", "markers"), [(0, None), (1, (1, 0)), (3, None), (20, (0, 1))])
+def test_batch_equals_the_slow_plain_collator(data, rows, fan_out, markers):
+    shards, graph = data
+    settings = StreamSettings(seed=5, fan_out=fan_out, mention_masking=0.4, name_masking=0.4, markers=markers)
+    batch = batch_of(data, settings, rows, epoch=2)
+    expected = [expected_sample(shards, graph, settings, row, 2) for row in rows]
+    passages, views = found_samples(batch)
+    assert batch.sample_ids.tolist() == rows
+
+    unordered = [(passage["inputs"], passage["labels"]) for passage in passages]
+    for sample in expected:
+        unordered.remove((sample["inputs"], sample["labels"]))
+    assert all(len(inputs) == 2 for inputs, _ in unordered), "only dummies may be left"
+
+    expected_views = [(sample, view) for sample in expected for view in sample["views"]]
+    assert len(views) == len(expected_views)
+    for found, (sample, view) in zip(views, expected_views, strict=True):
+        flat = found.pop("flat")
+        places = view.pop("places")
+        assert found == view
+        begin = flat[0] - places[0]
+        assert flat == [begin + place for place in places]
+        holders = [passage["inputs"] for passage in passages if passage["begin"] == begin]
+        assert holders == [sample["inputs"]]
+
+
+def test_each_distinct_name_is_encoded_once(data):
+    batch = batch_of(data, StreamSettings(name_masking=0.5), range(80))
+    names = [
+        tuple(ids[:length])
+        for block in batch.names
+        for ids, length in zip(block.input_ids.tolist(), block.lengths.tolist(), strict=True)
+    ]
+    used = batch.node_names.unique().tolist()
+    masked = [names[row] for row in used if set(names[row][1:-1]) == {4}]
+    assert len(masked) == len(set(masked)) > 1
+    assert used == list(range(len(names)))
+    assert batch.node_names.shape[0] > len(names)
+
+
+def test_shapes_dtypes_and_order(data):
+    batch = batch_of(data, StreamSettings(), range(40))
+    tensors = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
+    blocks = [*batch.passages, *batch.names]
+    assert all(tensor.dtype == torch.int64 for tensor in tensors)
+    assert all(block.input_ids.dtype == block.lengths.dtype == torch.int64 for block in blocks)
+    assert all(int(block.lengths.max()) == block.input_ids.shape[1] >= 2 for block in blocks)
+    views = batch.mention_views
+    assert bool((views[1:] >= views[:-1]).all())
+    assert views.unique().tolist() == list(range(batch.num_views))
+    assert block_starts(batch.passages)[-1] + batch.passages[-1].input_ids.numel() > int(batch.mention_tokens.max())
+    padding = [block.input_ids[block.attention_mask == 0] for block in blocks]
+    assert all(bool((values == 0).all()) for values in padding)
+
+
+def test_number_of_blocks_is_constant_even_without_a_single_mention(data):
+    shards, _ = data
+    bare = next(row for row in range(100) if shards.samples[row]["mentions"] == 0)
+    batch = batch_of(data, StreamSettings(passage_blocks=4, name_blocks=3), [bare])
+    assert (len(batch.passages), len(batch.names)) == (4, 3)
+    assert batch.num_views == 0
+    assert batch.edge_index.shape == (2, 0)
+    assert [block.input_ids.tolist() for block in (*batch.passages[1:], *batch.names)] == [[[2, 3]]] * 6
+
+
+def test_another_graph_is_refused_with_both_fingerprints(data, tmp_path):
+    from tests.data.conftest import write_graph
+
+    shards, graph = data
+    other = write_graph(tmp_path / "other", seed=9)
+    with pytest.raises(InputError) as caught:
+        Collator.of(shards, other, StreamSettings())
+    assert graph.fingerprint in str(caught.value)
+    assert other.fingerprint in str(caught.value)
+
+
+def test_evaluation_batches_are_unmasked_and_in_order(data):
+    shards, graph = data
+    settings = StreamSettings(token_masking=0.9, mention_masking=0.9, name_masking=0.9)
+    batches = list(evaluation_batches(shards, graph, settings, batch_size=5))
+    rows = [row for batch in batches for row in batch.sample_ids.tolist()]
+    assert rows == list(shards.split("validation")) == list(range(100, 117))
+    plain = replace(settings, token_masking=0.0, mention_masking=0.0, name_masking=0.0)
+    for batch in batches:
+        passages, views = found_samples(batch)
+        expected = [expected_sample(shards, graph, plain, row, 0) for row in batch.sample_ids.tolist()]
+        inputs = [passage["inputs"] for passage in passages]
+        assert all(shards.arrays(sample["row"])[0].tolist() in inputs for sample in expected)
+        assert [view["names"] for view in views] == [view["names"] for sample in expected for view in sample["views"]]
+        assert batch.labels.shape == (0,)
+    assert len(list(evaluation_batches(shards, graph, settings, batch_size=5, limit=7))) == 2
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 3, 24])
+def test_batches_made_together_equal_batches_made_alone(data, chunks):
+    collator = Collator.of(*data, StreamSettings(mention_masking=0.4, name_masking=0.4))
+    rows = np.arange(53, 29, -1)
+    together = [batch for batch, _ in collator.collate(visits_of(rows, 1), chunks)]
+    alone = [collator.collate(visits_of(part, 1))[0][0] for part in np.split(rows, chunks)]
+    assert all(same(as_batch(a), as_batch(b)) for a, b in zip(together, alone, strict=True))

@@ -1,0 +1,167 @@
+"""Held-out facts, synonyms, mentions one by one and passages beside their facts, against a slow plain reading."""
+
+import numpy as np
+import pytest
+import torch
+
+from bali_ds.corpus.tokenizer import Tokenizer
+from bali_ds.data.loader import Loader
+from bali_ds.data.objective_inputs import draw_synonyms
+from bali_ds.data.settings import StreamSettings
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
+from bali_ds.randomness import derive
+from bali_ds.shards.shard_set import ShardSet
+
+CLS, SEP, MASK = 2, 3, 4
+
+
+@pytest.fixture(scope="module")
+def built(sample):
+    return ShardSet.open(sample.shards), KnowledgeGraph.open(sample.graph), str(sample.encoder)
+
+
+def batch_of(built, **changes):
+    shards, graph, tokenizer = built
+    settings = StreamSettings(seed=3, tokenizer=tokenizer, token_masking=0.0, mention_masking=0.0, **changes)
+    return next(Loader(shards, graph, settings, global_batch=24)).chunks[0]
+
+
+def rows_of(block):
+    return [ids[:length].tolist() for ids, length in zip(block.input_ids, block.lengths, strict=True)]
+
+
+def test_one_fact_of_each_star_of_several_is_held_out_and_no_message(built):
+    _, graph, _ = built
+    batch = batch_of(built, hold_out=True)
+    messages = set(zip(*batch.edge_index.tolist(), batch.edge_relations.tolist(), strict=True))
+    held = batch.held_out.T.tolist()
+    assert len(held) > 20
+    assert len({head for head, *_ in held}) == len(held)
+    concept_of = dict(zip(batch.targets.tolist(), batch.concept_ids.tolist(), strict=True))
+    for head, relation, tail, concept in held:
+        assert not {message for message in messages if tail in message[:2]}
+        row = slice(*graph.edge_offsets[concept_of[head] : concept_of[head] + 2])
+        known = list(zip(graph.edge_relations[row].tolist(), graph.edge_targets[row].tolist(), strict=True))
+        assert (relation, concept) in known
+    sources = [source for source, target, _ in messages if target in concept_of]
+    assert max(sources.count(source) for source in sources) == 1
+    per_concept = [sum(target == node for _, target, _ in messages) for node in concept_of]
+    assert max(per_concept) == 3
+    without = batch_of(built)
+    assert without.held_out.shape == (4, 0)
+
+
+def test_synonyms_are_two_different_names_of_the_concept(built):
+    shards, graph, _ = built
+    batch = batch_of(built, synonyms="names")
+    names = [row for block in batch.names for row in rows_of(block)]
+    tokens, offsets = shards.names
+    assert batch.synonyms.shape[1] == len(batch.synonym_ids) > 10
+    for first, second, concept in zip(*batch.synonyms.tolist(), batch.synonym_ids.tolist(), strict=True):
+        ids = range(*graph.name_offsets[concept : concept + 2].tolist())
+        own = [[CLS, *tokens[offsets[name] : offsets[name + 1]].tolist(), SEP] for name in ids]
+        assert names[first] in own
+        assert names[second] in own
+    several = [concept for concept in batch.concept_ids.tolist() if np.diff(graph.name_offsets)[concept] > 1]
+    assert batch.synonym_ids.tolist() == several
+
+
+def test_mentions_out_of_context_stand_beside_a_name_of_the_concept(built):
+    shards, graph, _ = built
+    batch = batch_of(built, synonyms="mentions")
+    names = [row for block in batch.names for row in rows_of(block)]
+    table, offsets = shards.names
+    assert batch.synonym_ids.tolist() == batch.concept_ids.tolist()
+    spelt = {}
+    for place, row in enumerate(batch.sample_ids.tolist()):
+        tokens, mentions, _ = shards.arrays(row)
+        for first, last, concept in mentions.tolist():
+            spelt.setdefault((place, concept), []).append([CLS, *tokens[first : min(last, first + 32)].tolist(), SEP])
+    pairs = zip(*batch.synonyms.tolist(), batch.synonym_ids.tolist(), spelt.items(), strict=True)
+    for name, mention, concept, ((_, expected), words) in pairs:
+        ids = range(*graph.name_offsets[concept : concept + 2].tolist())
+        assert concept == expected
+        assert names[name] in [[CLS, *table[offsets[each] : offsets[each + 1]].tolist(), SEP] for each in ids]
+        assert names[mention] in words
+
+
+def test_every_pair_of_synonyms_is_equally_likely():
+    found = draw_synonyms(np.zeros(6000, np.int64), derive(1, np.arange(6000)), np.array([0, 3]))
+    assert not (found.first == found.second).any()
+    counts = np.bincount(3 * found.first + found.second, minlength=9)[[1, 2, 3, 5, 6, 7]]
+    assert counts.sum() == 6000
+    assert np.abs(counts - 1000).max() < 150
+
+
+def test_each_mention_is_a_text_view_of_its_own(built):
+    shards, _, _ = built
+    batch = batch_of(built, each_mention=True)
+    mentions = [shards.arrays(row)[1] for row in batch.sample_ids.tolist()]
+    assert len(batch.text_views) == sum(len(each) for each in mentions) > batch.num_views
+    concepts = batch.concept_ids[batch.text_views].tolist()
+    lengths = np.bincount(batch.mention_views.numpy(), minlength=len(concepts)).tolist()
+    expected = []
+    for each in mentions:
+        for concept in dict.fromkeys(each[:, 2].tolist()):
+            expected += [(concept, end - start) for start, end, other in each.tolist() if other == concept]
+    assert list(zip(concepts, lengths, strict=True)) == expected
+
+
+def test_names_as_rows_of_a_table_name_the_same_names(built):
+    shards, _, _ = built
+    spelt, rows = (batch_of(built, name_masking=0.5, name_rows=each) for each in (False, True))
+    assert rows.names == ()
+    names = [row[1:-1] for block in spelt.names for row in rows_of(block)]
+    tokens, offsets = shards.names
+    count = len(offsets) - 1
+    for place, row in zip(spelt.node_names.tolist(), rows.node_names.tolist(), strict=True):
+        expected = [MASK] * (row - count) if row > count else tokens[offsets[row] : offsets[row + 1]].tolist()
+        assert names[place] == expected
+
+
+def test_concepts_as_rows_of_a_table_are_those_of_the_names(built):
+    _, graph, _ = built
+    names, concepts = (
+        batch_of(built, name_masking=0.5, **each) for each in ({"name_rows": True}, {"concept_rows": True})
+    )
+    assert concepts.names == ()
+    assert torch.equal(names.edge_index, concepts.edge_index)
+    hidden = names.node_names > graph.num_names
+    expected = np.searchsorted(graph.name_offsets, names.node_names.numpy(), side="right") - 1
+    expected[hidden.numpy()] = graph.num_concepts
+    assert concepts.node_names.tolist() == expected.tolist()
+    assert 0 < int(hidden.sum()) < len(hidden)
+    shown = ~hidden[concepts.targets]
+    assert torch.equal(concepts.node_names[concepts.targets][shown], concepts.concept_ids[shown])
+
+
+def test_passages_stand_beside_their_facts_and_nodes(built):
+    shards, graph, tokenizer = built
+    batch = batch_of(built, triples=True)
+    relations = Tokenizer.load(tokenizer).encode_ids([name.replace("_", " ") for name in graph.relations])
+    flat = np.concatenate([block.input_ids.reshape(-1) for block in batch.passages])
+    tokens, offsets = shards.names
+    names = [tokens[offsets[first] : offsets[first + 1]].tolist() for first in graph.name_offsets[:-1]]
+    messages = list(zip(*batch.edge_index.tolist(), batch.edge_relations.tolist(), strict=True))
+    targets, node = batch.targets.tolist(), 0
+    for place, row in enumerate(batch.sample_ids.tolist()):
+        passage = shards.arrays(row)[0].tolist()
+        assert rows_of(batch.originals[0])[place] == passage
+        assert flat[batch.original_positions[place][: len(passage)]].tolist() == passage
+        own = [each for each in batch.passage_nodes[place].tolist() if each >= 0]
+        assert own == list(range(node, node + len(own)))
+        node += len(own)
+        written = rows_of(batch.triples[0])[place]
+        facts = [(v, r) for u, v, r in messages if v in own and v in targets]
+        assert (written[0], written[-1]) == (CLS, SEP)
+        assert written.count(SEP) == len(facts) + 1 or len(written) > 128 - 64
+        if facts:
+            concept = int(batch.concept_ids[targets.index(facts[0][0])])
+            relation = facts[0][1]
+            spelt = relations[relation % graph.num_relations]
+            first = written[1 : written.index(SEP)]
+            if relation < graph.num_relations:
+                assert first[: len(names[concept]) + len(spelt)] == names[concept] + spelt
+            else:
+                assert first[-len(names[concept]) - len(spelt) :] == spelt + names[concept]
+    assert node == len(batch.node_names)

@@ -1,0 +1,111 @@
+"""Run by four processes: evaluates the losses on the first 1, 2, 3 or 4 of them and saves what each rank gets."""
+
+import os
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from bali_ds.losses.contrastive import contrastive_loss
+from bali_ds.losses.masked_language_model import masked_language_model_loss
+from tests.leaving import leave
+from tests.losses import dense_contrastive as dense
+
+PROCESSES = 4
+SPLITS = {  # rows of queries and keys on each rank
+    "one": ((30,), (26,)),
+    "two": ((15, 15), (13, 13)),
+    "uneven": ((22, 8), (3, 23)),
+    "three": ((10, 10, 10), (9, 9, 8)),
+    "three-empty": ((0, 17, 13), (0, 20, 6)),
+    "four": ((8, 7, 7, 8), (7, 6, 7, 6)),
+    "four-empty": ((11, 0, 19, 0), (0, 0, 7, 19)),
+    "nothing": ((0, 0), (0, 0)),
+}
+SCALE, BIAS = 18.0, -2.0
+
+
+@dataclass(frozen=True)
+class Case:
+    kind: str
+    split: str
+    communication: str
+    wire: torch.dtype | None = None
+    cache_bytes: int = 0
+
+    @property
+    def name(self) -> str:
+        extras = [str(self.wire).removeprefix("torch.")] * (self.wire is not None) + ["cached"] * bool(self.cache_bytes)
+        return "-".join([self.kind, self.split, self.communication, *extras])
+
+    @property
+    def repeated(self) -> bool:
+        return self.split == "four" and self.wire is None
+
+    def data(self):
+        queries, keys = SPLITS[self.split]
+        return dense.views(len(self.split), sum(queries), sum(keys), 12, concepts=25)
+
+
+WAYS = ("gather", "ring", "column")
+CASES = [
+    *(Case("ntxent", split, way) for split, way in product(SPLITS, WAYS)),
+    *(
+        Case(kind, split, way)
+        for kind, split, way in product(
+            ("clip", "supcon", "marginal", "sigmoid", "multi_similarity"), ("uneven", "three-empty", "four"), WAYS
+        )
+    ),
+    *(Case(kind, "four", way, wire=torch.bfloat16) for kind, way in product(("ntxent", "clip"), WAYS)),
+    *(Case(kind, "uneven", way, cache_bytes=1 << 20) for kind, way in product(("ntxent", "multi_similarity"), WAYS)),
+]
+
+
+def evaluate(case: Case, group, rank: int) -> dict:
+    queries, keys, query_ids, key_ids = case.data()
+    split = SPLITS[case.split]
+    own = [
+        values.split(rows)[rank] for values, rows in zip((queries, keys, query_ids, key_ids), split * 2, strict=True)
+    ]
+    scale, bias = (torch.tensor([value], requires_grad=True) for value in (SCALE, BIAS))
+    leaves = [own[0].clone().requires_grad_(), own[1].clone().requires_grad_(), scale, bias]
+    loss, stats = contrastive_loss(
+        leaves[0], leaves[1], scale, query_ids=own[2], key_ids=own[3], kind=case.kind, logit_bias=bias, group=group,
+        communication=case.communication, wire=case.wire, cache_bytes=case.cache_bytes, tile=5, return_stats=True,
+    )  # fmt: skip
+    loss.backward()
+    return {"loss": loss.detach(), "gradients": [leaf.grad for leaf in leaves], "stats": stats}
+
+
+def masked_language_model(group, rank: int) -> dict:
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(11, 6, generator=generator), torch.randint(6, (11,), generator=generator)
+    own = logits.split((4, 0, 7))[rank].clone().requires_grad_()
+    loss = masked_language_model_loss(own, labels.split((4, 0, 7))[rank], group)
+    loss.backward()
+    return {"loss": loss.detach(), "gradient": own.grad}
+
+
+def run(rank: int, store: str, out: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=PROCESSES)
+    groups = {size: dist.new_group(list(range(size))) for size in range(1, PROCESSES + 1)}
+    results = {}
+    for case in CASES:
+        size = len(SPLITS[case.split][0])
+        if rank < size:
+            results[case.name] = [evaluate(case, groups[size], rank) for _ in range(2 if case.repeated else 1)]
+    if rank < 3:
+        results["masked language model"] = masked_language_model(groups[3], rank)
+    torch.save(results, Path(out) / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+    leave()
+
+
+def start(out: Path) -> list[dict]:
+    """Run all cases and return the results of each rank."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.multiprocessing.spawn(run, (str(out / "store"), str(out)), nprocs=PROCESSES)
+    return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]

@@ -1,0 +1,42 @@
+"""The losses that BALI and SapBERT take from pytorch-metric-learning, against that library."""
+
+import pytest
+import torch
+from pytorch_metric_learning.losses import MultiSimilarityLoss, NTXentLoss, SupConLoss
+from pytorch_metric_learning.miners import TripletMarginMiner
+
+from tests.losses import dense_contrastive as dense
+from tests.losses.rounding import rounding
+from tests.losses.test_contrastive import assert_close, evaluate, obtained
+
+SCALE = 14.0
+MINER = TripletMarginMiner(margin=0.2, type_of_triplets="all")
+
+
+def theirs(name, views, labels, scale):
+    if name == "ntxent":
+        return NTXentLoss(1 / scale)(views, labels)
+    return MultiSimilarityLoss(alpha=2, beta=scale, base=0.5)(views, labels, MINER(views, labels))
+
+
+@pytest.mark.parametrize("name", ["ntxent", "multi_similarity"])
+@pytest.mark.parametrize("zipf", [False, True])
+def test_equals_the_library(name, zipf):
+    data = dense.views(21, 90, 70, 32, concepts=50, zipf=zipf)
+    labels = torch.cat(data[2:])
+    want = evaluate(
+        lambda q, k, _scale, _bias: theirs(name, torch.cat([q, k]), labels, SCALE),
+        data[0].double(), data[1].double(), SCALE,
+    )  # fmt: skip
+    got = obtained(name, data, SCALE, tile=32)
+    assert_close([*got[:3], want[3], want[4]], want, rounding(SCALE))
+
+
+def test_supcon_within_one_side_only_differs_by_its_candidates():
+    """Queries against keys is the library's loss with the keys as reference; ours takes both directions."""
+    queries, keys, query_ids, key_ids = dense.views(22, 60, 60, 16, concepts=40)
+    data = (queries.double(), keys.double(), query_ids, key_ids)
+    loss = SupConLoss(1 / SCALE)
+    want = loss(data[0], query_ids, ref_emb=data[1], ref_labels=key_ids)
+    got = obtained("supcon", data, SCALE, directions=(1.0, 0.0))[0]
+    assert got == pytest.approx(float(want), rel=1e-6)
