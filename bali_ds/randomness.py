@@ -1,7 +1,7 @@
 """Randomness as a pure function of a key: no generator, no state, the same on every machine.
 
 A key is an array of uint64. `derive` folds seeds, epochs, sample numbers and a word that names the purpose into
-keys; everything else reads numbers off keys. The mixing step is the finaliser of SplitMix64
+keys; everything else reads numbers off keys. The mixing step is the finalizer of SplitMix64
 (Steele, Lea and Flood, OOPSLA 2014).
 """
 

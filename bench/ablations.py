@@ -80,7 +80,7 @@ def _medmentions(options: argparse.Namespace) -> tuple[Path, tuple[Path, Path], 
 def _sample() -> tuple[Path, tuple[Path, Path], list[str]]:
     """Return the same of the sample data set."""
     built, source = "shards/built/sample", ROOT / "shards/sample"
-    rates = ["optimiser.text_learning_rate=1.0e-3", "optimiser.graph_learning_rate=1.0e-3"]
+    rates = ["optimizer.text_learning_rate=1.0e-3", "optimizer.graph_learning_rate=1.0e-3"]
     changes = [f"data.graph={built}/graph", f"data.shards={built}/shards", "precision=fp32", *rates]
     return source / "encoder", (source / "dictionary.txt", source / "queries.tsv"), changes
 

@@ -135,7 +135,7 @@ def _timed_ms(path: Path) -> float:
 
 def sampling(path: Path) -> dict[str, object]:
     """Concepts a second of processor time of one process, and its private memory, for random concepts in batches."""
-    from bali_ds.graph.neighbor_sampling import sample_neighbours
+    from bali_ds.graph.neighbor_sampling import sample_neighbors
     from bali_ds.graph.neighbor_weights import EdgeFilter, WeightedSampler
 
     before = _private_mib()
@@ -145,7 +145,7 @@ def sampling(path: Path) -> dict[str, object]:
     keys = [derive(turn, np.arange(BATCH)) for turn in range(TURNS)]
     sampler = WeightedSampler(graph, EdgeFilter(weights={graph.relations[0]: 0.1}))
     rates = {
-        "concepts_per_s": _rate(lambda turn: sample_neighbours(graph, concepts[turn], FAN_OUT, keys[turn])),
+        "concepts_per_s": _rate(lambda turn: sample_neighbors(graph, concepts[turn], FAN_OUT, keys[turn])),
         "weighted_concepts_per_s": _rate(lambda turn: sampler.sample(concepts[turn], FAN_OUT, keys[turn])),
     }
     for concept in random_numbers.integers(0, graph.num_concepts, 20_000).tolist():
@@ -177,13 +177,13 @@ def peers(path: Path) -> dict[str, object]:
     name_bytes = (_private_mib() - before) * 2**20 / sum(map(len, names.values()))
     del names
     before = _private_mib()
-    neighbours: dict[str, list[tuple[int, int]]] = {}
+    neighbors: dict[str, list[tuple[int, int]]] = {}
     for first in range(0, graph.num_concepts, 100_000):
         bounds = offsets[first : first + 100_001]
         block = slice(bounds[0], bounds[-1])
         entries = list(zip(graph.edge_targets[block].tolist(), graph.edge_relations[block].tolist(), strict=True))
         for row, (start, end) in enumerate(pairwise((bounds - bounds[0]).tolist()), first):
-            neighbours[graph.cui(row)] = entries[start:end]
+            neighbors[graph.cui(row)] = entries[start:end]
         del entries
     dict_mib = _private_mib() - before
     random_numbers, draw = np.random.default_rng(1), random.Random(1)
@@ -193,13 +193,13 @@ def peers(path: Path) -> dict[str, object]:
     def from_dict(turn: int) -> None:
         drawn = []
         for cui in cuis[turn]:
-            edges = neighbours[cui]
+            edges = neighbors[cui]
             few = draw.sample(edges, min(FAN_OUT, len(edges)))
             drawn.append(few + [(-1, -1)] * (FAN_OUT - len(few)))
         np.array(drawn, np.int32)
 
     dict_rate = _rate(from_dict)
-    neighbours.clear()
+    neighbors.clear()
     source = torch.repeat_interleave(torch.arange(graph.num_concepts), torch.from_numpy(offsets[1:] - offsets[:-1]))
     edge_index = torch.stack([source, torch.from_numpy(graph.edge_targets[:]).long()])
     data = Data(edge_index=edge_index, edge_type=torch.from_numpy(graph.edge_relations[:]).long())

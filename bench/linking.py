@@ -2,7 +2,7 @@
 
     python bench/linking.py --names 1000000 --queries 1000
 
-Names are unit vectors around centres, as synonyms of concepts are; a query is a name moved a little. Each contestant
+Names are unit vectors around centers, as synonyms of concepts are; a query is a name moved a little. Each contestant
 runs in a process of its own, with one thread; CPU seconds, and the most memory resident beside the vectors themselves,
 which are mapped from a file. Recall is the share of queries whose nearest name is found. Writes
 bench/results/linking.json.
@@ -57,10 +57,10 @@ def draw(names: Path, queries: Path, options: argparse.Namespace) -> None:
     """Write unit vectors [names, width] and [queries, width]."""
     random = np.random.default_rng(0)
     vectors = np.lib.format.open_memmap(names, "w+", np.float32, (options.names, options.width))
-    centres = random.standard_normal((options.names // 4 + 1, options.width), np.float32)
+    centers = random.standard_normal((options.names // 4 + 1, options.width), np.float32)
     for start in range(0, options.names, 1 << 16):
         rows = np.arange(start, min(start + (1 << 16), options.names))
-        moved = centres[rows // 4] + 0.5 * random.standard_normal((len(rows), options.width), np.float32)
+        moved = centers[rows // 4] + 0.5 * random.standard_normal((len(rows), options.width), np.float32)
         vectors[rows] = moved / np.linalg.norm(moved, axis=1, keepdims=True)
     near = vectors[random.choice(options.names, options.queries, replace=False)]
     near = near + SPREAD * random.standard_normal(near.shape, np.float32)
@@ -73,7 +73,7 @@ def ours_exact(names: Vectors, queries: Vectors) -> Any:
 
 
 def ours_approximate(names: Vectors, queries: Vectors) -> Any:
-    """Inverted file with 8-bit quantisation."""
+    """Inverted file with 8-bit quantization."""
     index = InvertedFile(names)
     return lambda: index.nearest(queries, COUNT)[0]
 

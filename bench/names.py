@@ -24,7 +24,7 @@ CASES = {
     "names with gradient": [],
     "names without gradient": ["graph_encoder.names=no_gradient"],
     "names cached": ["graph_encoder.names=cached"],
-    "linearised": ["graph_encoder.kind=linearised"],
+    "linearized": ["graph_encoder.kind=linearized"],
     "alignment alone": ["objective.masked_language_model.weight=0"],
     "masked language model alone": ["objective.contrastive.weight=0"],
 }

@@ -43,7 +43,7 @@ class Case:
     width: int
     layers: int
     passages: int
-    chunks: int
+    micro_batches: int
     precision: str
     deepspeed: str
 
@@ -91,7 +91,7 @@ def make_recipe(case: Case, folder: Path) -> Recipe:
             "runs": folder / "runs",
             "data": {"graph": folder / "graph", "shards": str(folder / "shards"), "workers": 0},
             "text_encoder": {"path": str(encoder)},
-            "batch": {"passages": case.passages, "chunks": case.chunks},
+            "batch": {"passages": case.passages, "micro_batches": case.micro_batches},
             "steps": STEPS,
             "precision": case.precision,
             "deepspeed": REPOSITORY / "ds_configs" / f"{case.deepspeed}.json",
@@ -138,7 +138,7 @@ def compare() -> list[dict[str, object]]:
             recipe = make_recipe(case, folder)
             made = plan(recipe, ranks=RANKS, on_gpu=False)
             planned, peak = made.memory[made.stage].peak, measured(recipe, folder) - libraries
-            label = f"{case.deepspeed} {case.precision} {case.layers}x{case.width} {case.passages}/{case.chunks}"
+            label = f"{case.deepspeed} {case.precision} {case.layers}x{case.width} {case.passages}/{case.micro_batches}"
             error = planned / peak - 1
             print(f"{label:32} {planned / 2**20:12.0f} {peak / 2**20:13.0f} {error:8.1%}", flush=True)
             rows.append({"configuration": label, "planned": planned, "measured": peak, "error": error})

@@ -45,9 +45,9 @@ PUBMED = 37_000_000
 CORES = 64
 STAGES: dict[str, tuple[Any, str]] = {
     "link": (DictionaryLinker, "link"),
-    "tokenise": (Tokenizer, "encode_batch"),
+    "tokenize": (Tokenizer, "encode_batch"),
     "cut passages": (passages, "_cut_document"),
-    "draw neighbourhoods": (part, "_neighbourhoods"),
+    "draw neighborhoods": (part, "_neighborhoods"),
     "encode samples": (Sample, "to_bytes"),
 }
 

@@ -64,9 +64,9 @@ def samples_a_second(epoch: Callable[[], Iterator[Any]], size: int, repeats: int
     return statistics.median(rates)
 
 
-def own_epoch(shards: ShardSet, graph: KnowledgeGraph, size: int, chunks: int) -> Callable[[], Iterator[Any]]:
+def own_epoch(shards: ShardSet, graph: KnowledgeGraph, size: int, micro_batches: int) -> Callable[[], Iterator[Any]]:
     """Epochs of this project's loader."""
-    loader = Loader(shards, graph, SETTINGS, global_batch=size, chunks=chunks)
+    loader = Loader(shards, graph, SETTINGS, global_batch=size, micro_batches=micro_batches)
     return lambda: islice(loader, loader.steps_per_epoch)
 
 
@@ -89,7 +89,10 @@ def padding(shards: ShardSet, graph: KnowledgeGraph, size: int) -> float:
     """Share of token positions, passages and names together, that are padding."""
     steps = RankSteps(shards, graph, SETTINGS, Share(size), Position())
     blocks = [
-        block for number in range(10) for name in ("passages", "names") for block in steps[number].chunks[0][name]
+        block
+        for number in range(10)
+        for name in ("passages", "names")
+        for block in steps[number].micro_batches[0][name]
     ]
     return padding_share(tuple(blocks))
 
@@ -147,7 +150,7 @@ def start_up_seconds(
 
 
 def shuffle_quality(samples: int, shard_samples: int, window: int, batch: int) -> dict[str, float]:
-    """How neighbours of the build lie in an epoch: median distance, and how often in one batch.
+    """How neighbors of the build lie in an epoch: median distance, and how often in one batch.
 
     Both are shares of what a full shuffle gives, so 1 is a full shuffle; beside it what webdataset's examples do,
     a buffer of 1000 after shuffled shards.
@@ -191,7 +194,10 @@ def measure(shards: ShardSet, graph: KnowledgeGraph, folder: Path, size: int, re
         "torch-geometric, prepared": lambda: loaders.torch_geometric(shards, size, collate),
         "line by line": lambda: loaders.per_line(shards, size, collate, folder / "lines"),
     }
-    epochs = {f"bali-ds, {chunks} micro-batches": own_epoch(shards, graph, size, chunks) for chunks in (1, 4, 8)}
+    epochs = {
+        f"bali-ds, {micro_batches} micro-batches": own_epoch(shards, graph, size, micro_batches)
+        for micro_batches in (1, 4, 8)
+    }
     small = own_epoch(shards, graph, 32, 1)
     epochs |= {name: loaders.available(make) for name, make in peers.items()}
     bytes_a_sample = sum(shard.bytes for shard in shards.shards) / len(shards.samples)

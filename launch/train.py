@@ -55,7 +55,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--local_rank", type=int, default=0, help="set by the launcher")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="change the recipe, e.g. optimiser.warmup=0.1"
+        "overrides", nargs="*", metavar="key=value", help="change the recipe, e.g. optimizer.warmup=0.1"
     )
     return parser.parse_intermixed_args()
 

@@ -23,8 +23,8 @@ def test_defaults_are_those_of_the_method(recipe_file):
 
 
 def test_overrides_reach_nested_keys_and_keep_their_types(recipe_file):
-    recipe = load_recipe(recipe_file, ["optimiser.warmup=0.2", "deepspeed=ds_configs/zero3.json", "batch.passages=8"])
-    assert recipe.optimiser.warmup == 0.2
+    recipe = load_recipe(recipe_file, ["optimizer.warmup=0.2", "deepspeed=ds_configs/zero3.json", "batch.passages=8"])
+    assert recipe.optimizer.warmup == 0.2
     assert str(recipe.deepspeed) == "ds_configs/zero3.json"
     assert recipe.batch.passages == 8
 
@@ -38,16 +38,16 @@ def test_a_dumped_recipe_reads_back_equal(recipe_file, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optimiser.warmpu=0.1", "did you mean warmup?"),
-        ("optimizer.warmup=0.1", "did you mean optimiser?"),
+        ("optimizer.warmpu=0.1", "did you mean warmup?"),
+        ("optimiser.warmpu=0.1", "optimizer.warmpu: no such key; did you mean warmup?"),
         ("evaluation.linking.dictonary=x", "did you mean dictionary?"),
         ("zzzz=1", "known are"),
         ("masking.tokens=1.5", "less than or equal to 1"),
         ("epochs=2", "either steps or epochs"),
         ("objective={contrastive: {weight: 0}, masked_language_model: {weight: 0}}", "weight 0"),
-        ("batch", "is no override"),
+        ("batch", "is not an override"),
         ("name.x=1", "not a section"),
-        ("seed=[", "no valid YAML"),
+        ("seed=[", "not valid YAML"),
     ],
 )
 def test_wrong_values_get_one_line(recipe_file, override, message):
@@ -76,3 +76,49 @@ def test_a_recipe_never_changes_after_reading(recipe_file):
     with pytest.raises(ValueError, match="frozen"):
         load_recipe(recipe_file).seed = 1
     assert Recipe.model_config["extra"] == "forbid"
+
+
+OLD_SPELLINGS = [
+    ("optimiser.warmup=0.2", "optimizer.warmup", 0.2),
+    ("optimiser={warmup: 0.2}", "optimizer.warmup", 0.2),
+    ("batch.chunks=2", "batch.micro_batches", 2),
+    ("batch={passages: 8, chunks: 2}", "batch.micro_batches", 2),
+    ("guards.spike=4", "fault_tolerance.spike", 4),
+    ("objective.contrastive.wire=bf16", "objective.contrastive.communication_dtype", "bf16"),
+    ("graph_encoder.kind=linearised", "graph_encoder.kind", "linearized"),
+    ("graph_encoder={names: learnt}", "graph_encoder.names", "learned"),
+]
+
+
+def value_at(recipe, key):
+    for part in key.split("."):
+        recipe = getattr(recipe, part)
+    return recipe
+
+
+@pytest.mark.parametrize(("override", "key", "value"), OLD_SPELLINGS)
+def test_old_spellings_on_the_command_line_are_read_with_one_line_of_deprecation(
+    recipe_file, caplog, override, key, value
+):
+    assert value_at(load_recipe(recipe_file, [override]), key) == value
+    assert len(caplog.messages) == 1
+    assert "is deprecated; write" in caplog.text
+
+
+@pytest.mark.parametrize(("override", "key", "value"), OLD_SPELLINGS)
+def test_old_spellings_in_a_file_are_read_and_overridden_in_either_spelling(recipe_file, caplog, override, key, value):
+    path, _, text = override.partition("=")
+    given = yaml.safe_load(text)
+    for part in reversed(path.split(".")):
+        given = {part: given}
+    recipe_file.write_text(yaml.safe_dump(SMALLEST | given))
+    assert value_at(load_recipe(recipe_file), key) == value
+    assert "is deprecated; write" in caplog.text
+    default = value_at(Recipe.model_validate(SMALLEST), key)
+    assert value_at(load_recipe(recipe_file, [f"{key}={default}"]), key) == default
+
+
+def test_a_key_in_both_spellings_is_refused(recipe_file):
+    recipe_file.write_text(yaml.safe_dump(SMALLEST | {"optimiser": {"warmup": 0.1}, "optimizer": {"warmup": 0.2}}))
+    with pytest.raises(InputError, match="optimizer: is given twice"):
+        load_recipe(recipe_file)

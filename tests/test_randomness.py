@@ -40,7 +40,7 @@ def test_uniform_fills_its_range_evenly():
     assert np.abs(bits.mean(axis=0) - 0.5).max() < 5 * 0.5 / np.sqrt(20_000)
 
 
-def test_neighbouring_keys_are_unrelated():
+def test_neighboring_keys_are_unrelated():
     values = uniform(derive(3, np.arange(50_000)))
     assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 5 / np.sqrt(50_000)
 

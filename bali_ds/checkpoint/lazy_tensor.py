@@ -13,7 +13,7 @@ CHUNK = 2**20
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class LazyTensor:
     """A tensor that lies in pieces in memory-mapped files.
 
     Attributes:
@@ -49,12 +49,12 @@ class StoredTensor:
         return flat.view(self.shape)
 
     @classmethod
-    def whole(cls, tensor: torch.Tensor) -> "StoredTensor":
+    def whole(cls, tensor: torch.Tensor) -> "LazyTensor":
         """Return a tensor that lies in one piece."""
         return cls(tuple(tensor.shape), (tensor.detach().reshape(-1),))
 
     @classmethod
-    def cut(cls, name: str, shape: tuple[int, ...], flat: Sequence[torch.Tensor], start: int = 0) -> "StoredTensor":
+    def cut(cls, name: str, shape: tuple[int, ...], flat: Sequence[torch.Tensor], start: int = 0) -> "LazyTensor":
         """Return the tensor whose values begin at `start` of the concatenation of flat tensors.
 
         Raises:

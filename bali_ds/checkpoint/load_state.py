@@ -1,7 +1,7 @@
 """Puts a checkpoint of any world size and ZeRO stage into an engine of any other.
 
 DeepSpeed's own loading unpickles whatever the files hold and needs the same world size and stage. Its universal
-checkpoints copy every tensor to a directory first, know no stage 0 and give all optimiser groups the settings of the
+checkpoints copy every tensor to a directory first, know no stage 0 and give all optimizer groups the settings of the
 first. Here each rank reads the stretches that it owns straight from the files.
 """
 
@@ -19,7 +19,7 @@ from bali_ds.errors import InputError
 
 @dataclass(frozen=True)
 class _Fragment:
-    """Values of a parameter that this rank's optimiser updates: `flat[start:][:length]` is `name[first:][:length]`."""
+    """Values of a parameter that this rank's optimizer updates: `flat[start:][:length]` is `name[first:][:length]`."""
 
     name: str
     flat: torch.Tensor
@@ -28,12 +28,12 @@ class _Fragment:
     length: int
 
 
-def optimised_names(engine: deepspeed.DeepSpeedEngine) -> list[str]:
-    """Return the names of the parameters that the optimiser updates, in its order."""
+def optimized_names(engine: deepspeed.DeepSpeedEngine) -> list[str]:
+    """Return the names of the parameters that the optimizer updates, in its order."""
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
-    optimiser = engine.optimizer
-    groups = getattr(optimiser, "bit16_groups", None) or getattr(optimiser, "fp16_groups", None)
-    groups = groups or [group["params"] for group in optimiser.param_groups]
+    optimizer = engine.optimizer
+    groups = getattr(optimizer, "bit16_groups", None) or getattr(optimizer, "fp16_groups", None)
+    groups = groups or [group["params"] for group in optimizer.param_groups]
     return [names[id(parameter)] for group in groups for parameter in group]
 
 
@@ -83,60 +83,60 @@ def _state(adamw: torch.optim.Optimizer, flat: torch.Tensor, steps: int) -> dict
 
 def _fragments(engine: deepspeed.DeepSpeedEngine) -> Iterator[_Fragment]:
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
-    stage, optimiser = engine.zero_optimization_stage(), engine.optimizer
+    stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
     if stage == 3:
-        yield from _of_stage_3(optimiser, names, engine)
+        yield from _of_stage_3(optimizer, names, engine)
     elif stage:
-        for group, flat in zip(optimiser.bit16_groups, optimiser.single_partition_of_fp32_groups, strict=True):
+        for group, flat in zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True):
             for parameter in group:
                 if (mapping := parameter._hp_mapping) is not None:
                     low, high = mapping.lp_fragment_address, mapping.hp_fragment_address
                     yield _Fragment(names[id(parameter)], flat, high.start, low.start, low.numel)
     else:
-        for parameter, master in _pairs(optimiser):
+        for parameter, master in _pairs(optimizer):
             yield _Fragment(names[id(parameter)], master, 0, 0, master.numel())
 
 
-def _of_stage_3(optimiser: Any, names: dict[int, str], engine: deepspeed.DeepSpeedEngine) -> Iterator[_Fragment]:
+def _of_stage_3(optimizer: Any, names: dict[int, str], engine: deepspeed.DeepSpeedEngine) -> Iterator[_Fragment]:
     rank = torch.distributed.get_rank(engine.data_parallel_group)
-    for group in optimiser.fp16_groups:
+    for group in optimizer.fp16_groups:
         for parameter in group:
-            number, start, part = optimiser.grad_position[optimiser.get_param_id(parameter)]
+            number, start, part = optimizer.grad_position[optimizer.get_param_id(parameter)]
             first = min(rank * part, parameter.ds_numel)
             length = min(part, parameter.ds_numel - first)
             if length:
-                flat = optimiser.fp32_partitioned_groups_flat[number]
+                flat = optimizer.fp32_partitioned_groups_flat[number]
                 yield _Fragment(names[id(parameter)], flat, start, first, length)
 
 
-def _pairs(optimiser: Any) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
+def _pairs(optimizer: Any) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
     """Stage 0: each parameter and the float32 tensor that AdamW updates, which is itself unless precision is mixed."""
-    groups = [group["params"] for group in optimiser.param_groups]
-    trained = getattr(optimiser, "fp16_groups", groups)
+    groups = [group["params"] for group in optimizer.param_groups]
+    trained = getattr(optimizer, "fp16_groups", groups)
     for parameters, masters in zip(trained, groups, strict=True):
         yield from zip(parameters, masters, strict=True)
 
 
 def _spread(engine: deepspeed.DeepSpeedEngine) -> None:
-    """Bring what the optimiser holds into the weights that the model computes with."""
-    stage, optimiser = engine.zero_optimization_stage(), engine.optimizer
+    """Bring what the optimizer holds into the weights that the model computes with."""
+    stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
     if stage in (1, 2):
-        optimiser.update_lp_params()
+        optimizer.update_lp_params()
     elif stage == 0:
-        for parameter, master in _pairs(optimiser):
+        for parameter, master in _pairs(optimizer):
             if parameter is not master:
                 parameter.copy_(master)
     else:
         groups = zip(
-            optimiser.fp32_partitioned_groups_flat,
-            optimiser.fp16_partitioned_groups_flat,
-            optimiser.fp16_partitioned_groups,
+            optimizer.fp32_partitioned_groups_flat,
+            optimizer.fp16_partitioned_groups_flat,
+            optimizer.fp16_partitioned_groups,
             strict=True,
         )
         for master, flat, parts in groups:
             flat.data.copy_(master.data)
-            for part, updated in zip(parts, optimiser.unflatten(flat, parts), strict=True):
+            for part, updated in zip(parts, optimizer.unflatten(flat, parts), strict=True):
                 part.data = updated.data
-        if optimiser.persistent_parameters:
-            optimiser.persistent_parameters[0].partition(optimiser.persistent_parameters)
-            optimiser.checkpoint_event_epilogue()
+        if optimizer.persistent_parameters:
+            optimizer.persistent_parameters[0].partition(optimizer.persistent_parameters)
+            optimizer.checkpoint_event_epilogue()

@@ -10,7 +10,7 @@ from typing import Any
 import deepspeed
 
 from bali_ds.checkpoint.asynchronous_save import Writing
-from bali_ds.checkpoint.load_state import adopt, optimised_names
+from bali_ds.checkpoint.load_state import adopt, optimized_names
 from bali_ds.checkpoint.marker import (
     REPLACED,
     Marker,
@@ -94,7 +94,7 @@ class Checkpoints:
             writing.make_room()
         writing.fault = self.ranks.broadcast_object(writing.fault)
         if not writing.fault:
-            writing.write(engine, {"bali_ds": {**asdict(progress), "optimised": optimised_names(engine)}})
+            writing.write(engine, {"bali_ds": {**asdict(progress), "optimised": optimized_names(engine)}})
         self._begun = progress, writing
         if any(self.ranks.all_gather_object(writing.fault)):
             self.finish()

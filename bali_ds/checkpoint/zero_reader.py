@@ -3,9 +3,9 @@
 What each stage writes (DeepSpeed 0.19):
 
 - stage 0: `mp_rank_00_model_states.pt`, all weights by name under `module`, in the type that was trained in, and the
-  optimiser's state of each parameter by its number; in half precision float32 weights too;
+  optimizer's state of each parameter by its number; in half precision float32 weights too;
 - stages 1 and 2: the same file, and for each rank `*zero_pp_rank_R_mp_rank_00_optim_states.pt` with its part of the
-  float32 weights: each optimiser group is one flat vector, its parameters in the order of `param_shapes`, cut into
+  float32 weights: each optimizer group is one flat vector, its parameters in the order of `param_shapes`, cut into
   one stretch a rank;
 - stage 3: for each rank a file of either kind; every parameter is cut by itself into equal parts, the last padded,
   and a rank's parts of all parameters lie in one flat vector.
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from bali_ds.checkpoint.lazy_tensor import StoredTensor, stretch_of
+from bali_ds.checkpoint.lazy_tensor import LazyTensor, stretch_of
 from bali_ds.errors import InputError
 
 WEIGHTS = "weights"
@@ -32,10 +32,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class ZeroFiles:
-    """The files of a checkpoint, memory-mapped: of the model, and of the optimiser's shards where ZeRO made any."""
+    """The files of a checkpoint, memory-mapped: of the model, and of the optimizer's shards where ZeRO made any."""
 
     models: list[dict[str, Any]]
-    optimisers: list[dict[str, Any]]
+    optimizers: list[dict[str, Any]]
 
     @classmethod
     def of(cls, path: Path) -> "ZeroFiles":
@@ -48,28 +48,28 @@ class ZeroFiles:
         if not model_files:
             raise InputError(f"{path}: holds no *_model_states.pt; is it a checkpoint's directory?")
         models = [_load(file) for file in model_files]
-        optimisers = [_load(file)["optimizer_state_dict"] for file in _by_rank(path, "*zero_pp_rank_*_optim_states.pt")]
-        if optimisers:
-            _check_count(path, optimisers)
-        return cls(models, optimisers)
+        optimizers = [_load(file)["optimizer_state_dict"] for file in _by_rank(path, "*zero_pp_rank_*_optim_states.pt")]
+        if optimizers:
+            _check_count(path, optimizers)
+        return cls(models, optimizers)
 
-    def tensors(self, kind: str) -> dict[str, StoredTensor]:
+    def tensors(self, kind: str) -> dict[str, LazyTensor]:
         """Return the weights with buffers, or one of the moments, by name."""
-        if not self.optimisers:
+        if not self.optimizers:
             tensors = _from_module(self.models[0])
-        elif int(self.optimisers[0]["zero_stage"]) == 3:
-            tensors = _fully_sharded(self.models, self.optimisers, kind)
+        elif int(self.optimizers[0]["zero_stage"]) == 3:
+            tensors = _fully_sharded(self.models, self.optimizers, kind)
         else:
-            tensors = _sharded(self.models[0], self.optimisers, kind)
+            tensors = _sharded(self.models[0], self.optimizers, kind)
         for name, original in _aliases(self.models[0]).items():
             if original in tensors:
                 tensors[name] = tensors[original]
         return tensors
 
 
-def base_state(optimiser: Mapping[str, Any]) -> Mapping[int, Mapping[str, Any]]:
+def base_state(optimizer: Mapping[str, Any]) -> Mapping[int, Mapping[str, Any]]:
     """Return the state of AdamW itself, by the number of its flat vector or, at stage 0, of its parameter."""
-    wrapped = optimiser.get("base_optimizer_state") or optimiser.get("optimizer_state_dict") or optimiser
+    wrapped = optimizer.get("base_optimizer_state") or optimizer.get("optimizer_state_dict") or optimizer
     return wrapped["state"]
 
 
@@ -112,59 +112,57 @@ def _load(file: Path) -> dict[str, Any]:
     return loaded
 
 
-def _check_count(path: Path, optimisers: list[dict[str, Any]]) -> None:
-    counts = optimisers[0]["partition_count"]
+def _check_count(path: Path, optimizers: list[dict[str, Any]]) -> None:
+    counts = optimizers[0]["partition_count"]
     expected = max(counts) if isinstance(counts, list) else int(counts)
-    if len(optimisers) != expected:
+    if len(optimizers) != expected:
         raise InputError(
-            f"{path}: was saved by {expected} ranks, but optimiser states of {len(optimisers)} are there; "
+            f"{path}: was saved by {expected} ranks, but optimizer states of {len(optimizers)} are there; "
             "copy the files of all hosts into it"
         )
 
 
-def _from_module(model: Mapping[str, Any]) -> dict[str, StoredTensor]:
-    return {name: StoredTensor.whole(tensor) for name, tensor in model["module"].items()}
+def _from_module(model: Mapping[str, Any]) -> dict[str, LazyTensor]:
+    return {name: LazyTensor.whole(tensor) for name, tensor in model["module"].items()}
 
 
-def _sharded(model: Mapping[str, Any], optimisers: list[dict[str, Any]], kind: str) -> dict[str, StoredTensor]:
+def _sharded(model: Mapping[str, Any], optimizers: list[dict[str, Any]], kind: str) -> dict[str, LazyTensor]:
     tensors = _from_module(model) if kind == WEIGHTS else {}
-    paddings = optimisers[0].get("param_alignment_paddings")
+    paddings = optimizers[0].get("param_alignment_paddings")
     for group, shapes in enumerate(model["param_shapes"]):
-        stretches = [_flat(optimiser, "single_partition_of_fp32_groups", kind)[group] for optimiser in optimisers]
+        stretches = [_flat(optimizer, "single_partition_of_fp32_groups", kind)[group] for optimizer in optimizers]
         after = paddings[group] if paddings else [0] * len(shapes)
         start = 0
         for (name, shape), padding in zip(shapes.items(), after, strict=True):
-            tensors[name] = StoredTensor.cut(name, tuple(shape), stretches, start)
+            tensors[name] = LazyTensor.cut(name, tuple(shape), stretches, start)
             start += prod(shape) + padding
     return tensors
 
 
-def _flat(optimiser: Mapping[str, Any], weights: str, kind: str) -> list[torch.Tensor]:
+def _flat(optimizer: Mapping[str, Any], weights: str, kind: str) -> list[torch.Tensor]:
     """One rank's flat vectors of weights or of a moment."""
     if kind == WEIGHTS:
-        return optimiser[weights]
-    base = base_state(optimiser)
-    return [base[number][kind] for number in range(len(optimiser[weights]))]
+        return optimizer[weights]
+    base = base_state(optimizer)
+    return [base[number][kind] for number in range(len(optimizer[weights]))]
 
 
-def _fully_sharded(
-    models: list[dict[str, Any]], optimisers: list[dict[str, Any]], kind: str
-) -> dict[str, StoredTensor]:
-    model, ranks = models[0], len(optimisers)
+def _fully_sharded(models: list[dict[str, Any]], optimizers: list[dict[str, Any]], kind: str) -> dict[str, LazyTensor]:
+    model, ranks = models[0], len(optimizers)
     tensors = {}
     if kind == WEIGHTS:
         buffers = set(model["buffer_names"])
-        tensors = {name: StoredTensor.whole(tensor) for name, tensor in model["module"].items() if name in buffers}
+        tensors = {name: LazyTensor.whole(tensor) for name, tensor in model["module"].items() if name in buffers}
         for name, shape in (model.get("frozen_param_shapes") or {}).items():
             fragments = [each["frozen_param_fragments"][name].reshape(-1) for each in models]
-            tensors[name] = StoredTensor.cut(name, tuple(shape), fragments)
-    flat = [_flat(optimiser, "fp32_flat_groups", kind) for optimiser in optimisers]
+            tensors[name] = LazyTensor.cut(name, tuple(shape), fragments)
+    flat = [_flat(optimizer, "fp32_flat_groups", kind) for optimizer in optimizers]
     start = 0
     for shapes in model["param_shapes"]:
         for name, shape in shapes.items():
             part = -(-prod(shape) // ranks)
             own = [piece for groups in flat for piece in stretch_of(groups, start, part)]
-            tensors[name] = StoredTensor.cut(name, tuple(shape), own)
+            tensors[name] = LazyTensor.cut(name, tuple(shape), own)
             start += part
     return tensors
 
@@ -176,17 +174,17 @@ class StoredState:
     Attributes:
         weights: as `read_checkpoint` returns them, float32 at stage 0 too.
         moments: AdamW's two, by kind and by the parameter's name.
-        steps: that the optimiser has taken.
+        steps: that the optimizer has taken.
         scaler: the state of fp16's loss scaler, by attribute.
     """
 
-    weights: dict[str, StoredTensor]
-    moments: dict[str, dict[str, StoredTensor]]
+    weights: dict[str, LazyTensor]
+    moments: dict[str, dict[str, LazyTensor]]
     steps: int
     scaler: dict[str, Any]
 
 
-def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
+def read_checkpoint(path: Path) -> dict[str, LazyTensor]:
     """Return every weight and buffer of a checkpoint by its name in the trained module, float32 where ZeRO keeps it.
 
     The names of a shared parameter refer to one and the same tensor; of a shared module at stage 3 only one is known.
@@ -202,25 +200,25 @@ def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
 
 
 def read_state(path: Path) -> StoredState:
-    """Return weights and the state of the optimiser from the directory of one checkpoint.
+    """Return weights and the state of the optimizer from the directory of one checkpoint.
 
     Raises:
         InputError: a file is missing, damaged or of an unknown layout.
     """
     with _known_layout(path):
         files = ZeroFiles.of(path)
-        if files.optimisers:
+        if files.optimizers:
             read = {kind: files.tensors(kind) for kind in (WEIGHTS, *MOMENTS)}
-            base = base_state(files.optimisers[0])
-            scaler = vars(files.optimisers[0]["loss_scaler"])
+            base = base_state(files.optimizers[0])
+            scaler = vars(files.optimizers[0]["loss_scaler"])
         else:
-            optimiser, names = files.models[0]["optimizer"], files.models[0]["bali_ds"]["optimised"]
-            base = base_state(optimiser)
+            optimizer, names = files.models[0]["optimizer"], files.models[0]["bali_ds"]["optimised"]
+            base = base_state(optimizer)
             read = {kind: _numbered([base[n][kind] for n in range(len(names))], names) for kind in MOMENTS}
-            masters = [tensor for group in optimiser.get("fp32_groups", ()) for tensor in group]
+            masters = [tensor for group in optimizer.get("fp32_groups", ()) for tensor in group]
             read[WEIGHTS] = files.tensors(WEIGHTS) | (_numbered(masters, names) if masters else {})
             scaler = {
-                key: optimiser[key] for key in ("cur_scale", "cur_iter", "last_overflow_iter") if key in optimiser
+                key: optimizer[key] for key in ("cur_scale", "cur_iter", "last_overflow_iter") if key in optimizer
             }
         moments = {kind: read[kind] for kind in MOMENTS}
         return StoredState(read[WEIGHTS], moments, int(base[0]["step"]), scaler)
@@ -234,5 +232,5 @@ def _known_layout(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: is of a layout that cannot be read: {type(error).__name__} {error}") from error
 
 
-def _numbered(tensors: list[torch.Tensor], names: list[str]) -> dict[str, StoredTensor]:
-    return {name: StoredTensor.whole(tensor) for name, tensor in zip(names, tensors, strict=True)}
+def _numbered(tensors: list[torch.Tensor], names: list[str]) -> dict[str, LazyTensor]:
+    return {name: LazyTensor.whole(tensor) for name, tensor in zip(names, tensors, strict=True)}

@@ -47,7 +47,7 @@ def _add_linking(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 
 def _run_linking(options: argparse.Namespace) -> None:
-    from bali_ds.evaluation.linking import compare_linking, rank_queries, summarise
+    from bali_ds.evaluation.linking import compare_linking, rank_queries, summarize
     from bali_ds.evaluation.linking_data import read_queries
     from bali_ds.inference.concept_dictionary import read_dictionary
     from bali_ds.inference.encoder import load
@@ -61,7 +61,7 @@ def _run_linking(options: argparse.Namespace) -> None:
         return rank_queries(encoder, dictionary, queries, in_context=options.in_context, progress=True)
 
     own = ranks(options.model)
-    result = summarise(own, dictionary, queries, seed=options.seed)
+    result = summarize(own, dictionary, queries, seed=options.seed)
     if options.against:
         differences = compare_linking(ranks(options.against), own, dictionary, queries, options.seed)
         for subset, measures in differences.items():

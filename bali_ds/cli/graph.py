@@ -23,11 +23,11 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     stats.add_argument("--json", action="store_true", help="print one JSON document")
     stats.set_defaults(run=_stats)
-    show = actions.add_parser("show", help="one concept and its neighbourhood")
+    show = actions.add_parser("show", help="one concept and its neighborhood")
     show.add_argument("graph", type=Path, metavar="GRAPH")
     show.add_argument("cui", metavar="CUI", help="an identifier, or a code with its prefix (MESH:D003920)")
     show.add_argument("--limit", type=int, default=10, help="facts to print of each relation (default 10)")
-    show.add_argument("--png", type=Path, metavar="FILE", help="also draw the neighbourhood")
+    show.add_argument("--png", type=Path, metavar="FILE", help="also draw the neighborhood")
     show.add_argument("--json", action="store_true", help="print one JSON document with all facts")
     show.set_defaults(run=_show)
     fetch = actions.add_parser("fetch", help="download an open graph from its official address")
@@ -57,7 +57,9 @@ def _add_build(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     rrf.add_argument("--language", nargs="+", default=["ENG"], metavar="LAT", help="languages, preferred first")
     rrf.add_argument("--source", nargs="+", default=[], metavar="SAB", help="vocabularies (default: all)")
     rrf.add_argument("--term-type", nargs="+", default=[], metavar="TTY", help="kinds of names (default: all)")
-    rrf.add_argument("--licence", type=int, default=9, metavar="SRL", help="highest restriction level, 0 to 9")
+    rrf.add_argument(
+        "--license", "--licence", type=int, default=9, metavar="SRL", help="highest restriction level, 0 to 9"
+    )
     rrf.add_argument("--suppressed", action="store_true", help="keep what SUPPRESS marks")
     other = build.add_argument_group("how to read ontologies and tables, and what to leave out")
     other.add_argument("--xref", default="UMLS", metavar="PREFIX", help="cross-reference that identifies an OBO term")
@@ -87,7 +89,7 @@ def _sources(options: argparse.Namespace) -> "list[Source]":
         languages=tuple(options.language),
         sources=tuple(options.source),
         term_types=tuple(options.term_type),
-        licence=options.licence,
+        license=options.license,
         suppressed=options.suppressed,
     )
     pairs = [text.partition("=") for text in options.column]
@@ -144,7 +146,7 @@ def _fetch(options: argparse.Namespace) -> None:
     if known is None and "://" not in options.name:
         raise InputError(f"{options.name}: is no known graph; use one of {', '.join(OPEN_GRAPHS)} or an address")
     digest = fetch(known.address if known else options.name, options.out, options.sha256)
-    print(f"{options.out}: SHA-256 {digest}" + (f", licence: {known.licence}" if known else ""))
+    print(f"{options.out}: SHA-256 {digest}" + (f", license: {known.license}" if known else ""))
     if known:
         print(f"build it with: bali-ds graph build {known.reader} {options.out} --out GRAPH")
 

@@ -11,7 +11,7 @@ from bali_ds.errors import InputError
 
 if TYPE_CHECKING:
     from bali_ds.shards.part import Corpus
-    from bali_ds.shards.stored_neighbors import NeighbourChoice
+    from bali_ds.shards.stored_neighbors import NeighborChoice
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -70,7 +70,7 @@ def _add_build(shards: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     add_overwrite(build)
     build.add_argument("--max-tokens", type=int, default=128, help="tokens of a passage, special ones included")
     build.add_argument("--max-name-tokens", type=int, default=32, help="tokens of a concept name")
-    build.add_argument("--stored-fan-out", type=int, default=32, help="neighbours stored with each concept")
+    build.add_argument("--stored-fan-out", type=int, default=32, help="neighbors stored with each concept")
     build.add_argument("--shard-samples", type=int, default=4096, help="samples in a tar")
     build.add_argument("--validation", type=float, default=0.0, metavar="FRACTION", help="documents held out")
     build.add_argument("--keep-unlinked", action="store_true", help="keep passages without a linked mention")
@@ -82,7 +82,7 @@ def _add_build(shards: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )  # fmt: skip
     facts.add_argument("--fact-source", nargs="+", action="extend", default=[], metavar="SAB", help="only of these")
     facts.add_argument(
-        "--largest-degree", type=int, default=0, metavar="N", help="no neighbours that have more facts than this"
+        "--largest-degree", type=int, default=0, metavar="N", help="no neighbors that have more facts than this"
     )
     where = build.add_mutually_exclusive_group()
     where.add_argument("--workers", type=int, default=1, metavar="N", help="processes on this host")
@@ -99,7 +99,7 @@ def _build(options: argparse.Namespace) -> int:
 
     if options.workers < 1:
         raise InputError(f"--workers {options.workers}: must be at least 1")
-    options.neighbours = _neighbours(options)
+    options.neighbors = _neighbors(options)
     settings = BuildSettings(**{name: getattr(options, name) for name in BuildSettings.__dataclass_fields__})
     with open_mpi_pool() if options.mpi else open_pool(options.workers) as pool:
         if pool is None:
@@ -119,8 +119,8 @@ def _build(options: argparse.Namespace) -> int:
     return 1 if result.failures else 0
 
 
-def _neighbours(options: argparse.Namespace) -> "NeighbourChoice":
-    from bali_ds.shards.stored_neighbors import NeighbourChoice
+def _neighbors(options: argparse.Namespace) -> "NeighborChoice":
+    from bali_ds.shards.stored_neighbors import NeighborChoice
 
     weights = {}
     for entry in options.relation_weight:
@@ -129,7 +129,7 @@ def _neighbours(options: argparse.Namespace) -> "NeighbourChoice":
             weights[name] = float(weight)
         except ValueError:
             raise InputError(f"--relation-weight {entry}: is not NAME=WEIGHT, for example has_phenotype=0.1") from None
-    return NeighbourChoice(tuple(sorted(weights.items())), tuple(sorted(options.fact_source)), options.largest_degree)
+    return NeighborChoice(tuple(sorted(weights.items())), tuple(sorted(options.fact_source)), options.largest_degree)
 
 
 def _corpora(options: argparse.Namespace) -> "list[Corpus]":

@@ -16,7 +16,7 @@ class Contrastive(Section):
     learn_temperature: bool = False
     negatives: Literal["all", "rank"] = "all"
     """Views of all ranks, or of each rank alone, so that the loss depends on their number."""
-    wire: Literal["fp32", "bf16"] = "fp32"
+    communication_dtype: Literal["fp32", "bf16"] = "fp32"
     """In which views travel between ranks; bf16 halves the traffic and rounds them before they are compared."""
 
 
@@ -27,7 +27,7 @@ class MaskedLanguageModel(Section):
 
 
 class GraphLanguageModel(Section):
-    """Cross-entropy of masked tokens of linearised neighbourhoods."""
+    """Cross-entropy of masked tokens of linearized neighborhoods."""
 
     weight: float = Field(default=0.0, ge=0)
 
@@ -92,7 +92,7 @@ class Objective(Section):
         return any(self.weight(name) for name in ("masked_language_model", "graph_language_model", "dual"))
 
     @model_validator(mode="after")
-    def _something_to_minimise(self) -> Self:
+    def _something_to_minimize(self) -> Self:
         if not any(self.weight(name) for name in type(self).model_fields):
             raise ValueError("every objective has weight 0; give one a positive weight")
         return self

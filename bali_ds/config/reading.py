@@ -1,6 +1,7 @@
 """Recipes as YAML, with overrides, and one clear line for every mistake."""
 
 import difflib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,13 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from bali_ds.config.aliases import replace_old_spellings
 from bali_ds.config.recipe import Recipe
 from bali_ds.config.section import Section
 from bali_ds.errors import InputError
 from bali_ds.locations import check_recorded
+
+logger = logging.getLogger(__name__)
 
 RECORD = "recipe.yaml"
 # Any of them tells a run directory; `replay` starts from one of its failures.
@@ -42,6 +46,15 @@ def recorded_recipe(run: Path) -> Recipe:
     return _validated(_read(run / RECORD), str(run / RECORD))
 
 
+def parse_recipe(values: dict[str, Any], origin: str) -> Recipe:
+    """Return the recipe of nested mappings, as an export or a run keeps them; `origin` names the file in errors.
+
+    Raises:
+        InputError: as `recorded_recipe`.
+    """
+    return _validated(_in_todays_spelling(values, origin), origin)
+
+
 def _is_record(path: Path) -> bool:
     return path.name == RECORD and any((path.parent / name).exists() for name in _BESIDE_A_RECORD)
 
@@ -56,27 +69,43 @@ def _read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise InputError(f"{where}: is no valid YAML: {getattr(error, 'problem', error)}") from error
+        raise InputError(f"{where}: is not valid YAML: {getattr(error, 'problem', error)}") from error
     if not isinstance(values, dict):
-        raise InputError(f"{path}: holds no mapping of keys to values")
+        raise InputError(f"{path}: is not a mapping of keys to values")
+    values = _in_todays_spelling(values, str(path))
     for override in overrides:
         _apply(values, override)
     return values
 
 
+def _in_todays_spelling(values: dict[str, Any], origin: str) -> dict[str, Any]:
+    try:
+        replaced, notices = replace_old_spellings(values)
+    except ValueError as error:
+        raise InputError(f"{origin}: {error}") from None
+    for notice in notices:
+        logger.warning("%s: %s", origin, notice)
+    return replaced
+
+
 def _apply(values: dict[str, Any], override: str) -> None:
+    """Set the value of one override in place; it replaces a whole section where the key names one."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise InputError(f"{override}: is no override; write key=value, for example optimiser.warmup=0.1")
-    *sections, last = key.split(".")
-    for section in sections:
+        raise InputError(f"{override}: is not an override; write key=value, for example optimizer.warmup=0.1")
+    try:
+        given: Any = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{override}: the value is not valid YAML") from error
+    for part in reversed(key.split(".")):
+        given = {part: given}
+    given = _in_todays_spelling(given, override)
+    for _ in key.split(".")[:-1]:
+        (section, given), *_ = given.items()
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise InputError(f"{override}: {section} is a value, not a section")
-    try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{override}: the value is no valid YAML") from error
+    values.update(given)
 
 
 def _validated(values: dict[str, Any], origin: str) -> Recipe:
@@ -84,7 +113,7 @@ def _validated(values: dict[str, Any], origin: str) -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         errors = error.errors()
-        # a misspelt key also leaves the right one missing: name the misspelling
+        # a misspelled key also leaves the right one missing: name the misspelling
         first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":

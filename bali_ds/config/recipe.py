@@ -20,7 +20,7 @@ class Data(Section):
     """Exponent of concept frequencies in sampling: 1 visits every passage once an epoch, lower values visit passages of
     rare concepts more often."""
     fan_out: int = Field(default=3, ge=0)
-    """Neighbours drawn afresh for each concept at each visit."""
+    """Neighbors drawn afresh for each concept at each visit."""
     workers: int = Field(default=1, ge=0)
     """Loader processes of each rank; 0 loads in the training process."""
 
@@ -46,7 +46,7 @@ class Lora(Section):
 class TextEncoder(Section):
     """The language model: a Hugging Face directory or hub name.
 
-    A directory with config.json and no weights is initialised from the recipe's seed.
+    A directory with config.json and no weights is initialized from the recipe's seed.
     """
 
     path: str
@@ -73,24 +73,24 @@ class TextEncoder(Section):
 
 
 class GraphEncoder(Section):
-    """The encoder of the star of a concept and its neighbours."""
+    """The encoder of the star of a concept and its neighbors."""
 
-    kind: Literal["gatv2", "graphsage", "compgcn", "linearised"] = "gatv2"
-    """Layers over the star; or the neighbourhood as text through the text encoder, without any layer."""
+    kind: Literal["gatv2", "graphsage", "compgcn", "linearized"] = "gatv2"
+    """Layers over the star; or the neighborhood as text through the text encoder, without any layer."""
     layers: int = Field(default=2, ge=1)
     heads: int = Field(default=2, ge=1)
     """Attention heads of each layer, for gatv2."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     tokens: int = Field(default=128, ge=40)
-    """Most tokens of a linearised neighbourhood; whole facts are dropped beyond it."""
-    names: Literal["gradient", "no_gradient", "cached", "learnt"] = "gradient"
+    """Most tokens of a linearized neighborhood; whole facts are dropped beyond it."""
+    names: Literal["gradient", "no_gradient", "cached", "learned"] = "gradient"
     """Whether the graph side teaches the text encoder, only uses it, or uses its vectors of some steps ago; or whether
     every concept has an embedding of its own in place of its names."""
     refresh_every: int = Field(default=200, ge=1)
-    """Optimiser steps after which cached name vectors are made again."""
+    """Optimizer steps after which cached name vectors are made again."""
 
 
-class Optimiser(Section):
+class Optimizer(Section):
     """AdamW with one learning rate for the text encoder and one for everything else."""
 
     text_learning_rate: float = Field(default=2e-5, gt=0)
@@ -103,10 +103,10 @@ class Optimiser(Section):
 
 
 class Batch(Section):
-    """Passages of one optimiser step, over all ranks, and how they are cut to fit into memory."""
+    """Passages of one optimizer step, over all ranks, and how they are cut to fit into memory."""
 
     passages: int = Field(default=256, ge=1)
-    chunks: int = Field(default=1, ge=1)
+    micro_batches: int = Field(default=1, ge=1)
     """Parts into which each rank cuts its share; only one part's activations live at a time."""
 
 
@@ -114,7 +114,7 @@ class Checkpoints(Section):
     """When to save and what to keep."""
 
     every: int = Field(default=500, ge=1)
-    """Optimiser steps between checkpoints; the last step is always saved."""
+    """Optimizer steps between checkpoints; the last step is always saved."""
     keep: int = Field(default=2, ge=1)
     """Newest complete checkpoints kept."""
     keep_every: int = Field(default=0, ge=0)
@@ -123,7 +123,7 @@ class Checkpoints(Section):
     """A checkpoint of the last step that cannot be written, to a full disk for example, is tried again for so long."""
 
 
-class Guards(Section):
+class FaultTolerance(Section):
     """What is done about steps and machines that go wrong."""
 
     skip_non_finite: int = Field(default=0, ge=0)
@@ -144,7 +144,7 @@ class Validation(Section):
     """Text-graph retrieval on held-out passages while training runs."""
 
     every: int = Field(default=0, ge=0)
-    """Optimiser steps between validations; 0 validates at the end only."""
+    """Optimizer steps between validations; 0 validates at the end only."""
     passages: int = Field(default=512, ge=1)
 
 
@@ -173,20 +173,20 @@ class Recipe(Section):
     text_encoder: TextEncoder
     graph_encoder: GraphEncoder = GraphEncoder()
     objective: Objective = Objective()
-    optimiser: Optimiser = Optimiser()
+    optimizer: Optimizer = Optimizer()
     batch: Batch = Batch()
     steps: int | None = Field(default=None, ge=1)
-    """Optimiser steps of the run; name either this or `epochs`."""
+    """Optimizer steps of the run; name either this or `epochs`."""
     epochs: float | None = Field(default=None, gt=0)
     """Visits of every passage."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     deepspeed: Path = Path("ds_configs/zero1.json")
     checkpoints: Checkpoints = Checkpoints()
-    guards: Guards = Guards()
+    fault_tolerance: FaultTolerance = FaultTolerance()
     validation: Validation = Validation()
     evaluation: Evaluation = Evaluation()
     log_every: int = Field(default=10, ge=1)
-    """Optimiser steps between progress lines."""
+    """Optimizer steps between progress lines."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -196,14 +196,14 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
-        if self.objective.graph_language_model.weight and self.graph_encoder.kind != "linearised":
-            raise ValueError("objective.graph_language_model: reads text; set graph_encoder.kind to linearised")
-        if self.graph_encoder.kind == "linearised":
+        if self.objective.graph_language_model.weight and self.graph_encoder.kind != "linearized":
+            raise ValueError("objective.graph_language_model: reads text; set graph_encoder.kind to linearized")
+        if self.graph_encoder.kind == "linearized":
             for name in ("link_prediction", "graph_infomax", "dual"):
                 if self.objective.weight(name):
-                    raise ValueError(f"objective.{name}: needs nodes; take another graph_encoder.kind than linearised")
-            if self.graph_encoder.names in ("cached", "learnt"):
-                raise ValueError("graph_encoder.names: a linearised graph is text; take gradient or no_gradient")
+                    raise ValueError(f"objective.{name}: needs nodes; take another graph_encoder.kind than linearized")
+            if self.graph_encoder.names in ("cached", "learned"):
+                raise ValueError("graph_encoder.names: a linearized graph is text; take gradient or no_gradient")
         if self.text_encoder.attention == "flash_attention_2" and self.precision == "fp32":
             raise ValueError("text_encoder.attention: flash_attention_2 needs half precision; set precision to bf16")
         if self.graph_encoder.names != "gradient" and self.objective.synonym_alignment.weight:

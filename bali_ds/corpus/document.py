@@ -68,7 +68,7 @@ class ReadReport:
 
 
 LARGEST_MISMATCH = 0.25
-"""Share of mentions whose string may differ from the text at their offsets (some dumps hold normalised strings)."""
+"""Share of mentions whose string may differ from the text at their offsets (some dumps hold normalized strings)."""
 
 
 def check_mention(text: str, mention: Mention, where: str, report: ReadReport) -> None:

@@ -50,7 +50,7 @@ class Tokenizer:
         self.cls_id, self.sep_id, self.pad_id, self.mask_id = (self._role(role) for role in _ROLES)
         unknown = [tokenizer.token_to_id(token) for token in ("[UNK]", "<unk>")]
         self.unk_id: int = next((token for token in unknown if token is not None), self.pad_id)
-        self._pieces = PieceTable(self._analyse) if _ends_words_at_spaces(tokenizer) else None
+        self._pieces = PieceTable(self._analyze) if _ends_words_at_spaces(tokenizer) else None
 
     @classmethod
     def load(cls, source: str | Path) -> "Tokenizer":
@@ -114,7 +114,7 @@ class Tokenizer:
         columns = [column.astype(np.int32) for column in (ids, starts, ends)]
         return [Encoding(*(column[first:last] for column in columns)) for first, last in pairwise(bounds.tolist())]
 
-    def _analyse(self, text: str) -> NDArray[np.int64]:
+    def _analyze(self, text: str) -> NDArray[np.int64]:
         item = self._tokenizer.encode(text, add_special_tokens=False)
         rows = np.empty((len(item), 3), np.int64)
         rows[:, 0] = item.ids

@@ -14,10 +14,10 @@ _LIMIT = 1 << 22
 """Characters of the pieces that are remembered; a table with more starts afresh."""
 
 _Table = NDArray[np.int64]
-Analyse = Callable[[str], _Table]
+Analyze = Callable[[str], _Table]
 """From a text to its rows (value, start, end), int64 [n, 3], in the order of the text."""
 _AT_ONCE = 1 << 10
-"""Pieces that are analysed as one text."""
+"""Pieces that are analyzed as one text."""
 
 
 class Gathered(NamedTuple):
@@ -36,10 +36,10 @@ class Gathered(NamedTuple):
 
 
 class PieceTable:
-    """Remembers the rows of pieces. `analyse` must give a piece the same rows wherever it stands, and none across."""
+    """Remembers the rows of pieces. `analyze` must give a piece the same rows wherever it stands, and none across."""
 
-    def __init__(self, analyse: Analyse) -> None:
-        self._analyse = analyse
+    def __init__(self, analyze: Analyze) -> None:
+        self._analyze = analyze
         self._forget()
 
     def _forget(self) -> None:
@@ -79,7 +79,7 @@ class PieceTable:
     def _add(self, new: list[str]) -> None:
         sizes = np.array([len(piece) + 1 for piece in new])
         ends = np.cumsum(sizes)
-        rows = self._analyse(" ".join(new))
+        rows = self._analyze(" ".join(new))
         owners = np.searchsorted(ends, rows[:, 1], side="right")
         rows[:, 1:] -= (ends - sizes)[owners, None]
         counts = np.bincount(owners, minlength=len(new))

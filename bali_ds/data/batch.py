@@ -56,15 +56,15 @@ class Batch(_Tensors):
     count through the blocks in order: block 0 row 0, block 0 row 1, ..., padding included.
 
     A view is one concept of one passage. It is seen twice: as text (the tokens of all its mentions in the passage)
-    and as graph (a star of the concept and its drawn neighbours).
+    and as graph (a star of the concept and its drawn neighbors).
 
-    B passages, V views, N nodes, E edges, K labelled tokens, P mention tokens. Where graph views are linearised there
-    are no names, nodes and edges; where they are stars, no neighbourhoods; where nothing asks for graph views, neither.
+    B passages, V views, N nodes, E edges, K labeled tokens, P mention tokens. Where graph views are linearized there
+    are no names, nodes and edges; where they are stars, no neighborhoods; where nothing asks for graph views, neither.
 
     Attributes:
         passages: blocks of masked passages, B rows in all (dummies aside).
         names: blocks of distinct concept names; the node names refer to their rows.
-        labelled_tokens: int64 [K], flat positions in `passages` that masked language modelling predicts.
+        labeled_tokens: int64 [K], flat positions in `passages` that masked language modeling predicts.
         labels: int64 [K], the token ids that stood there.
         mention_tokens: int64 [P], flat positions in `passages` of the tokens of mentions.
         mention_views: int64 [P], the text view of each, ascending; every one has at least one.
@@ -75,13 +75,13 @@ class Batch(_Tensors):
             are in a table and none is here, the name id, or num_names + k for a name hidden behind k masks; or, where
             concepts have embeddings in place of names, the concept id, or num_concepts for a hidden one.
         edge_index: int64 [2, E], source and target node of each message; facts run both ways.
-        edge_relations: int64 [E], relation id of each message, read from its target: the neighbour list's own id
-            for neighbour -> concept, its inverse for concept -> neighbour.
+        edge_relations: int64 [E], relation id of each message, read from its target: the neighbor list's own id
+            for neighbor -> concept, its inverse for concept -> neighbor.
         targets: int64 [V], the node that is each view's concept.
         sample_ids: int64 [B], rows in the shard set's sample table, in the order of the global batch.
-        neighbourhoods: blocks of linearised neighbourhoods, V rows in all (dummies aside).
-        neighbourhood_rows: int64 [V], the row of each view in `neighbourhoods`, counted through the blocks.
-        graph_labelled_tokens: int64, flat positions in `neighbourhoods` that masked language modelling predicts.
+        neighborhoods: blocks of linearized neighborhoods, V rows in all (dummies aside).
+        neighborhood_rows: int64 [V], the row of each view in `neighborhoods`, counted through the blocks.
+        graph_labeled_tokens: int64, flat positions in `neighborhoods` that masked language modeling predicts.
         graph_labels: int64, the token ids that stood there.
         held_out: int64 [4, F], facts that are no messages: node, relation and other node, read like a message to the
             first, and the other node's concept.
@@ -95,7 +95,7 @@ class Batch(_Tensors):
 
     passages: tuple[TokenBlock, ...]
     names: tuple[TokenBlock, ...]
-    labelled_tokens: torch.Tensor
+    labeled_tokens: torch.Tensor
     labels: torch.Tensor
     mention_tokens: torch.Tensor
     mention_views: torch.Tensor
@@ -106,9 +106,9 @@ class Batch(_Tensors):
     edge_relations: torch.Tensor
     targets: torch.Tensor
     sample_ids: torch.Tensor
-    neighbourhoods: tuple[TokenBlock, ...]
-    neighbourhood_rows: torch.Tensor
-    graph_labelled_tokens: torch.Tensor
+    neighborhoods: tuple[TokenBlock, ...]
+    neighborhood_rows: torch.Tensor
+    graph_labeled_tokens: torch.Tensor
     graph_labels: torch.Tensor
     held_out: torch.Tensor
     synonyms: torch.Tensor

@@ -31,7 +31,7 @@ class StepArrays(NamedTuple):
     """One step of one rank: where the data stand after it, its micro-batches, and the bad samples it met."""
 
     position_after: Position
-    chunks: tuple[BatchArrays, ...]
+    micro_batches: tuple[BatchArrays, ...]
     replaced: tuple[Replacement, ...] = ()
 
 
@@ -41,13 +41,13 @@ class Share:
 
     Attributes:
         global_batch: samples of a step over all ranks.
-        chunks: micro-batches that the rank's part is split into.
+        micro_batches: micro-batches that the rank's part is split into.
         rank: of this process.
         world_size: number of ranks.
     """
 
     global_batch: int
-    chunks: int = 1
+    micro_batches: int = 1
     rank: int = 0
     world_size: int = 1
 
@@ -58,8 +58,8 @@ class RankSteps:
     def __init__(
         self, shards: ShardSet | Mixture, graph: KnowledgeGraph, settings: StreamSettings, share: Share, start: Position
     ) -> None:
-        mixture, self._chunks = Mixture.of(shards), share.chunks
-        self._offsets = rank_share(share.global_batch, share.chunks, share.rank, share.world_size)
+        mixture, self._chunks = Mixture.of(shards), share.micro_batches
+        self._offsets = rank_share(share.global_batch, share.micro_batches, share.rank, share.world_size)
         self._collator = Collator.of(mixture, graph, settings)
         self._order = VisitOrder(mixture, settings)
         self.schedule = Schedule(self._order.size, share.global_batch, start)

@@ -28,7 +28,7 @@ BatchArrays = Mapping[str, NDArray[np.int64] | tuple[Block, ...]]
 
 _ATTEMPTS = 20
 
-BLOCK_FIELDS = ("passages", "names", "neighbourhoods", "originals", "triples")
+BLOCK_FIELDS = ("passages", "names", "neighborhoods", "originals", "triples")
 
 Replacements = tuple[Replacement, ...]
 
@@ -58,14 +58,14 @@ class Collator:
         drawing = Drawing.of(mixture, graph, settings, vocabulary)
         return cls(mixture, graph, settings, vocabulary, SampleReader(mixture), drawing)
 
-    def collate(self, visits: Visits, chunks: int = 1) -> list[tuple[BatchArrays, Replacements]]:
+    def collate(self, visits: Visits, micro_batches: int = 1) -> list[tuple[BatchArrays, Replacements]]:
         """Return the batches of visited samples, each with the samples in it that others had to replace.
 
         Whatever does not depend on the other samples of a batch is done for all batches at once.
 
         Args:
             visits: n samples.
-            chunks: batches of n / chunks samples each, in the order of the visits.
+            micro_batches: batches of n / micro_batches samples each, in the order of the visits.
 
         Raises:
             InputError: a tar cannot be read, or hardly any sample can be used.
@@ -74,7 +74,7 @@ class Collator:
         if self.settings.markers:
             samples = mark_mentions(samples, *self.settings.markers)
         drawn = self.drawing.draw(samples, views, visit_keys(self.settings.seed, visits.occasions, samples.rows))
-        bounds = pairwise(range(0, samples.rows.size + 1, samples.rows.size // chunks))
+        bounds = pairwise(range(0, samples.rows.size + 1, samples.rows.size // micro_batches))
         return [
             (self._batch(drawn, first, last), tuple(replaced[at] for at in range(first, last) if at in replaced))
             for first, last in bounds
@@ -96,17 +96,17 @@ class Collator:
         named = np.concatenate([drawn.names[nodes], drawn.synonyms.first[pairs], drawn.synonyms.second[pairs]])
         masked = np.zeros(named.size, bool)
         masked[: nodes.stop - nodes.start] = drawn.hidden[nodes]
-        spelt = part_of(drawn.synonyms.mentions, pairs.start, pairs.stop)
-        names, name_rows = self._names(named, masked, spelt)
+        spelled = part_of(drawn.synonyms.mentions, pairs.start, pairs.stop)
+        names, name_rows = self._names(named, masked, spelled)
         node_names, synonyms = np.split(name_rows, [nodes.stop - nodes.start])
         if settings.concept_rows:
             node_names = np.where(drawn.hidden[nodes], self.graph.num_concepts, stars.concepts[nodes])
-        blocks = settings.passage_blocks * (settings.with_graph and settings.graph_view == "linearised")
-        neighbourhoods = pack_texts(drawn.neighbourhoods, views.start, views.stop, blocks, vocabulary)
+        blocks = settings.passage_blocks * (settings.with_graph and settings.graph_view == "linearized")
+        neighborhoods = pack_texts(drawn.neighborhoods, views.start, views.stop, blocks, vocabulary)
         return {
             "passages": passages.blocks,
             "names": names,
-            "labelled_tokens": passages.labelled,
+            "labeled_tokens": passages.labeled,
             "labels": passages.labels,
             "mention_tokens": passages.positions[drawn.mention_tokens[mentions] - passages.first_token],
             "mention_views": drawn.mention_views[mentions] - texts.start,
@@ -117,10 +117,10 @@ class Collator:
             "edge_relations": stars.edge_relations[messages],
             "targets": stars.targets[views] - nodes.start,
             "sample_ids": drawn.samples.rows[first:last],
-            "neighbourhoods": neighbourhoods.blocks,
-            "neighbourhood_rows": neighbourhoods.rows,
-            "graph_labelled_tokens": neighbourhoods.labelled,
-            "graph_labels": neighbourhoods.labels,
+            "neighborhoods": neighborhoods.blocks,
+            "neighborhood_rows": neighborhoods.rows,
+            "graph_labeled_tokens": neighborhoods.labeled,
+            "graph_labels": neighborhoods.labels,
             "held_out": self._held_out(stars, held, nodes.start),
             "synonyms": synonyms.reshape(2, -1),
             "synonym_ids": drawn.views.concepts[drawn.synonyms.views[pairs]],
@@ -128,9 +128,9 @@ class Collator:
         }
 
     def _held_out(self, stars: Stars, held: Ints, first_node: int) -> NDArray[np.int64]:
-        neighbours, centres = stars.edge_index[:, held]
-        concepts = stars.concepts[neighbours]
-        return np.stack([centres - first_node, stars.edge_relations[held], neighbours - first_node, concepts])
+        neighbors, centers = stars.edge_index[:, held]
+        concepts = stars.concepts[neighbors]
+        return np.stack([centers - first_node, stars.edge_relations[held], neighbors - first_node, concepts])
 
     def _side_by_side(self, drawn: Drawn, first: int, last: int, passages: PackedTexts, nodes: slice) -> BatchArrays:
         if not self.settings.triples:
@@ -163,8 +163,8 @@ class Collator:
             chosen = np.where(faults, others, chosen)
         raise InputError(f"{self.shards.name}: hardly any sample can be used; see: bali-ds shards lint")
 
-    def _names(self, names: Ints, hidden: NDArray[np.bool_], spelt: Strings) -> tuple[tuple[Block, ...], Ints]:
-        """Encode each distinct name once, then what is spelt out; return the blocks and the rows of both.
+    def _names(self, names: Ints, hidden: NDArray[np.bool_], spelled: Strings) -> tuple[tuple[Block, ...], Ints]:
+        """Encode each distinct name once, then what is spelled out; return the blocks and the rows of both.
 
         Names hidden behind equally many [MASK]s are one name. A concept without a name, or whose name has no token,
         is one [MASK].
@@ -182,12 +182,12 @@ class Collator:
         shown = distinct[distinct < num_names]
         begins_in_table = table.offsets[shown]
         masks = distinct[shown.size :] - num_names
-        lengths = np.concatenate([table.offsets[shown + 1] - begins_in_table, masks, spelt.lengths])
+        lengths = np.concatenate([table.offsets[shown + 1] - begins_in_table, masks, spelled.lengths])
         begins = starts(lengths + 2)
         tokens = np.full(int(lengths.sum()) + 2 * lengths.size, vocabulary.mask_id, np.int64)
         tokens[begins], tokens[begins + lengths + 1] = vocabulary.cls_id, vocabulary.sep_id
         lengths_shown = lengths[: shown.size]
         tokens[ranges(begins[: shown.size] + 1, lengths_shown)] = table.tokens[ranges(begins_in_table, lengths_shown)]
-        tokens[ranges(begins[distinct.size :] + 1, spelt.lengths)] = spelt.tokens
+        tokens[ranges(begins[distinct.size :] + 1, spelled.lengths)] = spelled.tokens
         packed = pack(tokens, lengths + 2, blocks, vocabulary.pad_id, (vocabulary.cls_id, vocabulary.sep_id))
         return packed.blocks, packed.rows[np.concatenate([of_node, np.arange(distinct.size, lengths.size)])]

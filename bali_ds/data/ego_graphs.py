@@ -121,15 +121,15 @@ NO_STARS = Stars(_NONE, _NONE, _NONE, _NONE, np.empty((2, 0), np.int64), _NONE)
 def draw_stars(
     concepts: Ints, keys: Keys, edges: NDArray[np.int32], begins: Ints, counts: Ints, fan_out: int, num_relations: int
 ) -> Stars:
-    """Draw up to `fan_out` of the stored neighbours of each view, uniformly and without replacement.
+    """Draw up to `fan_out` of the stored neighbors of each view, uniformly and without replacement.
 
     Args:
         concepts: int64 [V], the concept of each view.
         keys: uint64 [V], the key of each view.
-        edges: int32 [all, 3]: concept id, relation id, neighbour id.
+        edges: int32 [all, 3]: concept id, relation id, neighbor id.
         begins: int64 [V], the first stored edge of each view in `edges`.
         counts: int64 [V], stored edges of each view.
-        fan_out: neighbours to draw.
+        fan_out: neighbors to draw.
         num_relations: R, relations in one direction; relation r + R is the inverse of r.
     """
     chosen = choose(derive(keys, "neighbours"), counts, fan_out)
@@ -139,15 +139,15 @@ def draw_stars(
     targets, slots = starts(sizes), within(sizes)
     nodes = np.empty(int(sizes.sum()), np.int64)
     nodes[targets] = concepts
-    neighbours = ranges(targets + 1, drawn)
-    nodes[neighbours] = picked[:, 2]
-    centres, relations = np.repeat(targets, drawn), picked[:, 1]
+    neighbors = ranges(targets + 1, drawn)
+    nodes[neighbors] = picked[:, 2]
+    centers, relations = np.repeat(targets, drawn), picked[:, 1]
     return Stars(
         nodes,
         np.repeat(np.arange(concepts.size), sizes),
         slots,
         targets,
-        np.stack([np.concatenate([neighbours, centres]), np.concatenate([centres, neighbours])]),
+        np.stack([np.concatenate([neighbors, centers]), np.concatenate([centers, neighbors])]),
         np.concatenate([relations, (relations + num_relations) % (2 * num_relations)]),
     )
 

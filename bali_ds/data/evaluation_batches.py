@@ -29,7 +29,7 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """Yield unmasked batches of a split in the order of the sample table, the last one perhaps smaller.
 
-    Neighbours and synonyms are those of epoch 0, so every call yields the same batches. Another sample stands in for
+    Neighbors and synonyms are those of epoch 0, so every call yields the same batches. Another sample stands in for
     a bad one.
 
     Args:

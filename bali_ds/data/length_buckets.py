@@ -99,13 +99,13 @@ class Texts(NamedTuple):
         tokens: int64 [T], as they are.
         lengths: int64 [n], tokens of each sequence.
         shown: int64 [T], as the model sees them.
-        labelled: int64 [K], positions of tokens to predict, ascending.
+        labeled: int64 [K], positions of tokens to predict, ascending.
     """
 
     tokens: Ints
     lengths: Ints
     shown: Ints
-    labelled: Ints
+    labeled: Ints
 
 
 NO_TEXTS = Texts(*[np.empty(0, np.int64)] * 4)
@@ -120,7 +120,7 @@ class PackedTexts(NamedTuple):
         origins: int64 [n], the flat position of each sequence's first token, counted through the blocks.
         positions: int64 [T'], the flat position of each token.
         first_token: how many tokens precede them among all.
-        labelled: int64 [K'], flat positions of tokens to predict.
+        labeled: int64 [K'], flat positions of tokens to predict.
         labels: int64 [K'], what stood there.
     """
 
@@ -129,7 +129,7 @@ class PackedTexts(NamedTuple):
     origins: Ints
     positions: Ints
     first_token: int
-    labelled: Ints
+    labeled: Ints
     labels: Ints
 
 
@@ -141,13 +141,13 @@ def pack_texts(texts: Texts, first: int, last: int, count: int, vocabulary: Voca
     dummy = (vocabulary.cls_id, vocabulary.sep_id)
     packed = pack(texts.shown[begin:end], lengths, count, vocabulary.pad_id, dummy)
     positions = ranges(packed.origins, lengths)
-    labelled = texts.labelled[slice(*np.searchsorted(texts.labelled, (begin, end)))]
+    labeled = texts.labeled[slice(*np.searchsorted(texts.labeled, (begin, end)))]
     return PackedTexts(
         packed.blocks,
         packed.rows,
         packed.origins,
         positions,
         begin,
-        positions[labelled - begin],
-        texts.tokens[labelled],
+        positions[labeled - begin],
+        texts.tokens[labeled],
     )

@@ -86,22 +86,22 @@ def facts_of(stars: Stars, num_relations: int, groups_of_views: Ints) -> Facts:
 
     Args:
         stars: with their messages.
-        num_relations: R; relation r + R read from a concept is fact r read from its neighbour.
+        num_relations: R; relation r + R read from a concept is fact r read from its neighbor.
         groups_of_views: int64 [V], ascending, the sequence that each star's facts are part of.
     """
     count = stars.edge_relations.size // 2
-    neighbours, centres = stars.edge_index[:, :count]
+    neighbors, centers = stars.edge_index[:, :count]
     relations = stars.edge_relations[:count]
     inverse = relations >= num_relations
     return Facts(
-        np.where(inverse, neighbours, centres),
+        np.where(inverse, neighbors, centers),
         relations % num_relations,
-        np.where(inverse, centres, neighbours),
-        groups_of_views[stars.views[neighbours]],
+        np.where(inverse, centers, neighbors),
+        groups_of_views[stars.views[neighbors]],
     )
 
 
-def linearise(
+def linearize(
     facts: Facts,
     names: Strings,
     relations: Strings,

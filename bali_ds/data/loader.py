@@ -41,16 +41,16 @@ class WorkerKilledError(RuntimeError):
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimiser step takes.
+    """What one optimizer step takes.
 
     Attributes:
         position_after: where the data stand once this step is done; all that a checkpoint needs to keep.
-        chunks: the micro-batches of this rank.
+        micro_batches: the micro-batches of this rank.
         replaced: the bad samples it met, and what stands in for them.
     """
 
     position_after: Position
-    chunks: tuple[Batch, ...]
+    micro_batches: tuple[Batch, ...]
     replaced: tuple[Replacement, ...] = ()
 
 
@@ -65,7 +65,7 @@ class Loader:
         graph: the graph that the shards were built from.
         settings: of order, masking and padding.
         global_batch: samples of a step over all ranks.
-        chunks: micro-batches of a step on each rank.
+        micro_batches: micro-batches of a step on each rank.
         rank: of this process.
         world_size: number of ranks.
         workers: processes that make batches ahead; 0 makes them in this process.
@@ -88,7 +88,7 @@ class Loader:
         settings: StreamSettings,
         *,
         global_batch: int,
-        chunks: int = 1,
+        micro_batches: int = 1,
         rank: int = 0,
         world_size: int = 1,
         workers: int = 0,
@@ -96,7 +96,7 @@ class Loader:
         pin_memory: bool = False,
         quarantine: Path | None = None,
     ) -> None:
-        share, start = Share(global_batch, chunks, rank, world_size), start or Position()
+        share, start = Share(global_batch, micro_batches, rank, world_size), start or Position()
         mixture = Mixture.of(shards)
         self._pin_memory = pin_memory
         self._quarantine = Quarantine(mixture, quarantine, settings.bad_samples)
@@ -127,12 +127,12 @@ class Loader:
     def __next__(self) -> Step:
         arrays = self._source.take()
         number, self._next = self._next, self._next + 1
-        chunks = tuple(as_batch(chunk) for chunk in arrays.chunks)
-        samples = sum(batch.sample_ids.shape[0] for batch in chunks)
+        micro_batches = tuple(as_batch(micro_batch) for micro_batch in arrays.micro_batches)
+        samples = sum(batch.sample_ids.shape[0] for batch in micro_batches)
         self._quarantine.record(number, samples, arrays.replaced)
         if self._pin_memory:
-            chunks = tuple(batch.pin_memory() for batch in chunks)
-        return Step(arrays.position_after, chunks, arrays.replaced)
+            micro_batches = tuple(batch.pin_memory() for batch in micro_batches)
+        return Step(arrays.position_after, micro_batches, arrays.replaced)
 
     def close(self) -> None:
         """End the worker processes."""

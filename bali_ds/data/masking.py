@@ -69,29 +69,29 @@ def mask_passages(
     hidden = uniform(derive(visits, "mentions")) < settings.mention_masking
     covered = mentioned & np.repeat(hidden, lengths)
     keys = derive(np.repeat(visits, lengths), within(lengths))
-    labelled = np.flatnonzero((uniform(keys) < settings.token_masking) & ~covered & ~vocabulary.special[tokens])
+    labeled = np.flatnonzero((uniform(keys) < settings.token_masking) & ~covered & ~vocabulary.special[tokens])
     masked = tokens.copy()
     masked[covered] = vocabulary.mask_id
-    keys = keys[labelled]
+    keys = keys[labeled]
     fate = uniform(derive(keys, "fate"))
-    masked[labelled[fate < _MASKED]] = vocabulary.mask_id
+    masked[labeled[fate < _MASKED]] = vocabulary.mask_id
     changed = fate >= _MASKED_OR_KEPT
     drawn = below(derive(keys[changed], "token"), vocabulary.ordinary.size)
-    masked[labelled[changed]] = vocabulary.ordinary[drawn]
-    return masked, labelled
+    masked[labeled[changed]] = vocabulary.ordinary[drawn]
+    return masked, labeled
 
 
-def mask_names(views: Keys, neighbours: Ints, settings: StreamSettings) -> Flags:
+def mask_names(views: Keys, neighbors: Ints, settings: StreamSettings) -> Flags:
     """Return which concepts' own names are masked in the graph view, bool [V].
 
-    Only a concept with two or more neighbours can be recognised without its name.
+    Only a concept with two or more neighbors can be recognized without its name.
 
     Args:
         views: uint64 [V], the key of each view.
-        neighbours: int64 [V], stored neighbours of each concept.
+        neighbors: int64 [V], stored neighbors of each concept.
         settings: the share to mask.
     """
-    return (uniform(derive(views, "name")) < settings.name_masking) & (neighbours >= 2)
+    return (uniform(derive(views, "name")) < settings.name_masking) & (neighbors >= 2)
 
 
 def mark_mentions(samples: Samples, opening: int, closing: int) -> Samples:

@@ -29,7 +29,7 @@ class Mixture:
         name: where the sets lie.
         fingerprint: that of a single set, otherwise a hash over all sets and proportions.
         index: the index of the first set; what a stream reads in it is the same in all.
-        names: the table of tokenised names, which all share.
+        names: the table of tokenized names, which all share.
         shards: the tars of all sets.
         starts: int64 [sets + 1], the first sample row of each set.
 
@@ -55,7 +55,7 @@ class Mixture:
 
     @property
     def names(self) -> Names:
-        """The table of tokenised names."""
+        """The table of tokenized names."""
         return self.sets[0].names
 
     def split(self, name: str) -> Ints:

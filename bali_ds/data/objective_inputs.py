@@ -93,7 +93,7 @@ def side_by_side(
 
     Args:
         original: the passages of a batch without masks.
-        triples: their linearised facts.
+        triples: their linearized facts.
         passages: the same passages, masked, in blocks.
         nodes: int64 [B], how many nodes belong to each passage, in order.
         vocabulary: of the shard set.

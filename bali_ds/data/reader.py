@@ -32,7 +32,7 @@ class Samples(NamedTuple):
         lengths: int64 [n], tokens of each.
         mentions: int32 [M, 3]: first token within the sample, one past the last, concept id.
         mention_counts: int64 [n].
-        edges: int32 [E, 3]: concept id, relation id, neighbour id.
+        edges: int32 [E, 3]: concept id, relation id, neighbor id.
         edge_counts: int64 [n].
         found: bool [n], whether the arrays are where the sample table says.
     """

@@ -48,10 +48,10 @@ def find_faults(samples: Samples, stray_edges: Ints, shards: Mixture) -> NDArray
     sample_of_mention = np.repeat(numbers, samples.mention_counts)
     sample_of_edge = np.repeat(numbers, samples.edge_counts)
     begins, ends, concepts = samples.mentions.T
-    _, relations, neighbours = samples.edges.T
+    _, relations, neighbors = samples.edges.T
     faults = np.zeros(samples.rows.size, np.int64)
     # From the last reason to the first: where several hold, the one that explains the others stays.
-    outside = _outside(relations, 2 * counts["relations"]) | _outside(neighbours, counts["concepts"])
+    outside = _outside(relations, 2 * counts["relations"]) | _outside(neighbors, counts["concepts"])
     faults[sample_of_edge[outside]] = 5
     faults[stray_edges] = 5
     faults[sample_of_mention[_outside(concepts, counts["concepts"])]] = 4

@@ -127,18 +127,18 @@ class Schedule:
         return Position(self._start.epoch + 1 + epochs, within * self._global_batch)
 
 
-def rank_share(global_batch: int, chunks: int, rank: int, world_size: int) -> NDArray[np.int64]:
+def rank_share(global_batch: int, micro_batches: int, rank: int, world_size: int) -> NDArray[np.int64]:
     """Return the offsets into each global batch that a rank takes: every `world_size`-th, from `rank` on.
 
     Raises:
-        InputError: the global batch cannot be split evenly over ranks and chunks.
+        InputError: the global batch cannot be split evenly over ranks and micro_batches.
     """
-    if world_size < 1 or chunks < 1 or not 0 <= rank < world_size:
-        raise InputError(f"rank {rank} of {world_size}, {chunks} chunks: no such share of a batch")
-    if global_batch % (world_size * chunks):
+    if world_size < 1 or micro_batches < 1 or not 0 <= rank < world_size:
+        raise InputError(f"rank {rank} of {world_size}, {micro_batches} micro-batches: no such slice of a batch")
+    if global_batch % (world_size * micro_batches):
         raise InputError(
-            f"global batch {global_batch}: is no multiple of {world_size} ranks x {chunks} micro-batches a step; "
-            f"take a multiple of {world_size * chunks}"
+            f"global batch {global_batch}: is not a multiple of {world_size} ranks x {micro_batches} micro-batches; "
+            f"take a multiple of {world_size * micro_batches}"
         )
     return np.arange(rank, global_batch, world_size)
 

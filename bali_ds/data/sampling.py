@@ -1,4 +1,4 @@
-"""What is drawn for samples, whatever batch they come into: masks, neighbours, names, pairs of names, facts as text."""
+"""What is drawn for samples, whatever batch they come into: masks, neighbors, names, pairs of names, facts as text."""
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from bali_ds.data.linearized import (
     NO_STRINGS,
     Strings,
     facts_of,
-    linearise,
+    linearize,
     name_strings,
     relation_strings,
 )
@@ -36,10 +36,10 @@ class Drawn(NamedTuple):
         mention_tokens: int64 [P], positions of tokens of mentions.
         mention_views: int64 [P], the text view of each, ascending.
         text_views: int64, the view of each text view, ascending.
-        stars: the drawn neighbourhoods.
+        stars: the drawn neighborhoods.
         names: int64 [N], the drawn name of each node.
         hidden: bool [N], whether that name is masked.
-        neighbourhoods: the masked tokens of each view's linearised neighbourhood; none where views are stars.
+        neighborhoods: the masked tokens of each view's linearized neighborhood; none where views are stars.
         held: bool [F], facts of the stars that are no messages.
         synonyms: pairs of names.
         triples: the facts of each sample as text.
@@ -54,7 +54,7 @@ class Drawn(NamedTuple):
     stars: Stars
     names: Ints
     hidden: NDArray[np.bool_]
-    neighbourhoods: Texts
+    neighborhoods: Texts
     held: NDArray[np.bool_]
     synonyms: Synonyms
     triples: Strings
@@ -73,7 +73,7 @@ class Drawing:
     @classmethod
     def of(cls, shards: Mixture, graph: KnowledgeGraph, settings: StreamSettings, vocabulary: Vocabulary) -> "Drawing":
         """Return what draws, with the names of relations in tokens where facts become text."""
-        verbal = settings.graph_view == "linearised" or settings.triples
+        verbal = settings.graph_view == "linearized" or settings.triples
         relations = relation_strings(graph, settings.tokenizer) if verbal else NO_STRINGS
         return cls(shards, graph, settings, vocabulary, relations)
 
@@ -101,16 +101,16 @@ class Drawing:
         hidden = np.zeros(stars.concepts.size, bool)
         hidden[stars.targets] = mask_names(keys, counts, settings)
         names = draw_names(stars, keys, self.graph.name_offsets)
-        neighbourhoods = NO_TEXTS
-        if settings.graph_view == "linearised":
-            neighbourhoods = self._linearised(stars, names, hidden, derive(keys, "linearised"))
+        neighborhoods = NO_TEXTS
+        if settings.graph_view == "linearized":
+            neighborhoods = self._linearized(stars, names, hidden, derive(keys, "linearised"))
             stars, names, hidden = NO_STARS, names[:0], hidden[:0]
         held = hold_out(stars, keys) if settings.hold_out else np.zeros(stars.edge_relations.size // 2, bool)
         synonyms = self._synonyms(samples, views, derive(visits[views.samples], views.concepts))
         triples = NO_STRINGS
         if settings.triples:
             triples = self._triples(stars, views.samples[seen], samples.rows.size)
-        return Drawn(samples, views, passages, *mentions, stars, names, hidden, neighbourhoods, held, synonyms, triples)
+        return Drawn(samples, views, passages, *mentions, stars, names, hidden, neighborhoods, held, synonyms, triples)
 
     def _synonyms(self, samples: Samples, views: Views, keys: Keys) -> Synonyms:
         """Return the pairs of names that the settings ask for."""
@@ -127,14 +127,14 @@ class Drawing:
         preferred = np.where(begins < ends, begins, -1)
         nodes = name_strings(preferred, np.zeros(preferred.size, bool), self.shards.names, self.vocabulary.mask_id)
         facts = facts_of(stars, self.graph.num_relations, owners)
-        return linearise(facts, nodes, self.relations, None, count, self.settings.graph_tokens, self.vocabulary)
+        return linearize(facts, nodes, self.relations, None, count, self.settings.graph_tokens, self.vocabulary)
 
-    def _linearised(self, stars: Stars, names: Ints, hidden: NDArray[np.bool_], keys: Keys) -> Texts:
-        """Return the masked neighbourhoods of all views as text."""
+    def _linearized(self, stars: Stars, names: Ints, hidden: NDArray[np.bool_], keys: Keys) -> Texts:
+        """Return the masked neighborhoods of all views as text."""
         facts = facts_of(stars, self.graph.num_relations, np.arange(stars.targets.size))
         nodes = name_strings(names, hidden, self.shards.names, self.vocabulary.mask_id)
         count, limit = stars.targets.size, self.settings.graph_tokens
-        texts = linearise(facts, nodes, self.relations, stars.targets, count, limit, self.vocabulary)
+        texts = linearize(facts, nodes, self.relations, stars.targets, count, limit, self.vocabulary)
         settings = replace(self.settings, token_masking=self.settings.graph_masking)
         nowhere = np.zeros(texts.tokens.size, bool)
         return Texts(*texts, *mask_passages(*texts, nowhere, keys, settings, self.vocabulary))

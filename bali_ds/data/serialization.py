@@ -20,12 +20,12 @@ Named = tuple[str, NDArray[np.int64]]
 
 def send_step(stream: IO[bytes], step: StepArrays) -> None:
     """Write a step; all its arrays are int64."""
-    chunks = [list(_arrays(chunk)) for chunk in step.chunks]
-    shapes = [[(name, array.shape) for name, array in chunk] for chunk in chunks]
+    micro_batches = [list(_arrays(micro_batch)) for micro_batch in step.micro_batches]
+    shapes = [[(name, array.shape) for name, array in micro_batch] for micro_batch in micro_batches]
     position = list(vars(step.position_after).values())
-    _send_line(stream, {"position": position, "chunks": shapes, "replaced": step.replaced})
-    for chunk in chunks:
-        for _, array in chunk:
+    _send_line(stream, {"position": position, "micro_batches": shapes, "replaced": step.replaced})
+    for micro_batch in micro_batches:
+        for _, array in micro_batch:
             stream.write(array.tobytes())
     stream.flush()
 
@@ -59,12 +59,12 @@ def receive_step(stream: IO[bytes]) -> StepArrays | None:
         raise InputError(message["error"])
     if "failure" in message:
         raise WorkerFailedError(f"a loader worker failed: {message['failure']} (traceback in the output of that rank)")
-    chunks, position = message["chunks"], Position(*message["position"])
-    buffer = np.empty(sum(math.prod(shape) for chunk in chunks for _, shape in chunk), np.int64)
+    micro_batches, position = message["micro_batches"], Position(*message["position"])
+    buffer = np.empty(sum(math.prod(shape) for micro_batch in micro_batches for _, shape in micro_batch), np.int64)
     if stream.readinto(buffer.view(np.uint8)) < buffer.nbytes:  # type: ignore[attr-defined]
         return None
-    received = _split(buffer, [shape for chunk in chunks for _, shape in chunk])
-    arrays = tuple(_chunk((name, next(received)) for name, _ in chunk) for chunk in chunks)
+    received = _split(buffer, [shape for micro_batch in micro_batches for _, shape in micro_batch])
+    arrays = tuple(_chunk((name, next(received)) for name, _ in micro_batch) for micro_batch in micro_batches)
     return StepArrays(position, arrays, tuple(Replacement(*entry) for entry in message["replaced"]))
 
 
@@ -72,8 +72,8 @@ def _send_line(stream: IO[bytes], message: dict[str, Any]) -> None:
     stream.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
 
 
-def _arrays(chunk: BatchArrays) -> Iterator[Named]:
-    for name, value in chunk.items():
+def _arrays(micro_batch: BatchArrays) -> Iterator[Named]:
+    for name, value in micro_batch.items():
         for array in (value,) if isinstance(value, np.ndarray) else (array for block in value for array in block):
             yield name, array
 

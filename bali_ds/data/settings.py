@@ -12,12 +12,12 @@ if TYPE_CHECKING:  # a worker process reads no recipe and starts sooner without
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """Settings of order, masking, neighbourhoods and padding; the defaults are those of BALI.
+    """Settings of order, masking, neighborhoods and padding; the defaults are those of BALI.
 
     Attributes:
         seed: everything random follows from it, the epoch and the sample.
-        fan_out: neighbours drawn for each concept of a passage.
-        token_masking: share of tokens that masked language modelling predicts.
+        fan_out: neighbors drawn for each concept of a passage.
+        token_masking: share of tokens that masked language modeling predicts.
         mention_masking: share of passages all of whose mentions are masked.
         name_masking: share of concepts whose own name is masked in the graph view.
         passage_blocks: blocks of similar length that the passages of a batch are cut into.
@@ -26,11 +26,11 @@ class StreamSettings:
         split: "train" or "validation".
         temperature: exponent of concept frequencies in sampling; 1 samples passages evenly, 0 concepts.
         bad_samples: share of samples that may be replaced, as bad, before the run stops.
-        graph_view: what a concept's graph view is made of: "star", its neighbourhood as a graph, or "linearised", as
+        graph_view: what a concept's graph view is made of: "star", its neighborhood as a graph, or "linearized", as
             text.
         with_graph: whether there are graph views at all.
-        graph_tokens: most tokens of a neighbourhood as text.
-        graph_masking: share of its tokens that masked language modelling predicts.
+        graph_tokens: most tokens of a neighborhood as text.
+        graph_masking: share of its tokens that masked language modeling predicts.
         tokenizer: directory or hub name, to read the names of relations.
         each_mention: a text view for each mention of a concept rather than one for all.
         name_rows: nodes refer to rows of a table of all names, and no name travels as tokens.
@@ -80,14 +80,14 @@ class StreamSettings:
             token_masking=recipe.masking.tokens,
             mention_masking=recipe.masking.mentions,
             name_masking=recipe.masking.names,
-            graph_view="linearised" if recipe.graph_encoder.kind == "linearised" else "star",
+            graph_view="linearized" if recipe.graph_encoder.kind == "linearized" else "star",
             with_graph=recipe.objective.needs_graph,
             graph_tokens=recipe.graph_encoder.tokens,
             graph_masking=recipe.masking.tokens if recipe.objective.graph_language_model.weight else 0.0,
             tokenizer=recipe.text_encoder.path,
             each_mention=recipe.text_encoder.view == "mention",
             name_rows=recipe.graph_encoder.names == "cached",
-            concept_rows=recipe.graph_encoder.names == "learnt",
+            concept_rows=recipe.graph_encoder.names == "learned",
             hold_out=bool(recipe.objective.link_prediction.weight),
             synonyms=recipe.objective.synonym_alignment.pairs if recipe.objective.synonym_alignment.weight else "",
             triples=bool(recipe.objective.dual.weight),

@@ -53,15 +53,15 @@ def check_recipe(values: Mapping[str, Any], recipe: Recipe) -> None:
     zero = values.get("zero_optimization", {})
     origin = f"{recipe.deepspeed}"
     if recipe.precision == "bf16" and zero.get("zero_quantized_gradients"):
-        # DeepSpeed's quantiser reads bf16 gradients as if they were fp16
+        # DeepSpeed's quantizer reads bf16 gradients as if they were fp16
         raise InputError(
             f"{origin}: zero_optimization.zero_quantized_gradients: corrupts bf16 gradients; "
             "remove it or set precision=fp16"
         )
-    if recipe.optimiser.gradient_clipping and zero.get("compute_grad_norm") is False:
+    if recipe.optimizer.gradient_clipping and zero.get("compute_grad_norm") is False:
         raise InputError(
             f"{origin}: zero_optimization.compute_grad_norm: clipping needs the norm; "
-            "remove it or set optimiser.gradient_clipping=0"
+            "remove it or set optimizer.gradient_clipping=0"
         )
     accumulation = values.get("data_types", {}).get("grad_accum_dtype")
     if not zero.get("stage", 0) and accumulation not in (None, recipe.precision):
@@ -126,7 +126,7 @@ def _check_combinations(origin: str, values: Mapping[str, Any], zero: Mapping[st
             raise InputError(f"{origin}: zero_optimization.offload_optimizer: needs stage 1, 2 or 3")
         if values.get("zero_force_ds_cpu_optimizer", True):
             raise InputError(
-                f"{origin}: zero_force_ds_cpu_optimizer: set it to false, the offloaded optimiser is the recipe's AdamW"
+                f"{origin}: zero_force_ds_cpu_optimizer: set it to false, the offloaded optimizer is the recipe's AdamW"
             )
     for key in values.get("checkpoint", {}):
         if key != "tag_validation":

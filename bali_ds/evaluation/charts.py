@@ -1,4 +1,4 @@
-"""Charts as inline SVG, coloured by CSS variables so that they follow the page's scheme."""
+"""Charts as inline SVG, colored by CSS variables so that they follow the page's scheme."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from bali_ds.evaluation.page import LINES
 WIDTH, HEIGHT = 640, 260
 LEFT, RIGHT, TOP, BOTTOM = 68, 28, 12, 32
 SQUARE = 460
-COLOURS = len(LINES)
+COLORS = len(LINES)
 
 Points = Sequence[tuple[float, float]]
 
 
 def line_chart(series: dict[str, Points], *, x_label: str, y_label: str, from_zero: bool = False) -> str:
-    """Return an SVG element with one line a series (at most `COLOURS`) and a legend where there are several.
+    """Return an SVG element with one line a series (at most `COLORS`) and a legend where there are several.
 
     Args:
         series: (x, y) by name; points that are no finite numbers break nothing, they are left out.
@@ -56,22 +56,22 @@ def line_chart(series: dict[str, Points], *, x_label: str, y_label: str, from_ze
                 continue
             parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 10}" text-anchor="middle">{number(tick)}</text>')
     parts.append(f'<text class="tick" x="{LEFT - 8}" y="{HEIGHT - 10}" text-anchor="end">{escape(x_label)}</text>')
-    for colour, points in enumerate(drawn.values()):
-        parts.append(_line([place(x, y) for x, y in thinned(points)], colour))
+    for color, points in enumerate(drawn.values()):
+        parts.append(_line([place(x, y) for x, y in thinned(points)], color))
     parts.append("</svg>")
     return "".join(parts) + _legend([f"{name} {number(points[-1][1])}" for name, points in drawn.items()])
 
 
-def _line(places: list[tuple[float, float]], colour: int) -> str:
+def _line(places: list[tuple[float, float]], color: int) -> str:
     if len(places) == 1:
         x, y = places[0]
-        return f'<circle class="dot c{colour}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
+        return f'<circle class="dot c{color}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    return f'<polyline class="line c{colour}" points="{path}"/>'
+    return f'<polyline class="line c{color}" points="{path}"/>'
 
 
 def scatter_chart(points: Sequence[Sequence[float]], groups: Sequence[str], names: Sequence[str], *, label: str) -> str:
-    """Return an SVG element of named points, coloured by group, and a legend: the largest groups, then the rest.
+    """Return an SVG element of named points, colored by group, and a legend: the largest groups, then the rest.
 
     Args:
         points: (x, y) in 0..1.
@@ -79,13 +79,13 @@ def scatter_chart(points: Sequence[Sequence[float]], groups: Sequence[str], name
         names: of each point, shown where the pointer rests.
         label: what is shown.
     """
-    largest = [group for group, _ in Counter(groups).most_common(COLOURS)]
-    shown = largest if len(set(groups)) <= COLOURS else [*largest[: COLOURS - 1], "others"]
+    largest = [group for group, _ in Counter(groups).most_common(COLORS)]
+    shown = largest if len(set(groups)) <= COLORS else [*largest[: COLORS - 1], "others"]
     marks = []
     for (x, y), group, name in zip(points, groups, names, strict=True):
-        colour = shown.index(group) if group in shown else COLOURS - 1
+        color = shown.index(group) if group in shown else COLORS - 1
         at = f'cx="{6 + x * (SQUARE - 12):.1f}" cy="{6 + y * (SQUARE - 12):.1f}"'
-        marks.append(f'<g><title>{escape(name)}</title><circle class="dot c{colour}" {at} r="3.2"/></g>')
+        marks.append(f'<g><title>{escape(name)}</title><circle class="dot c{color}" {at} r="3.2"/></g>')
     picture = f'<svg class="map" viewBox="0 0 {SQUARE} {SQUARE}" role="img" aria-label="{escape(label)}">'
     return f'{picture}{"".join(marks)}</svg><p class="quiet">{escape(label)}</p>' + _legend(shown)
 
@@ -93,7 +93,7 @@ def scatter_chart(points: Sequence[Sequence[float]], groups: Sequence[str], name
 def _legend(names: list[str]) -> str:
     if len(names) < 2:
         return ""
-    keys = "".join(f'<span class="key c{colour}">{escape(name)}</span>' for colour, name in enumerate(names))
+    keys = "".join(f'<span class="key c{color}">{escape(name)}</span>' for color, name in enumerate(names))
     return f'<p class="legend">{keys}</p>'
 
 
@@ -149,10 +149,10 @@ def forest_chart(rows: dict[str, dict[str, dict[str, float]]], *, label: str) ->
     for place, (row, series) in enumerate(rows.items()):
         top = place * row_height + title
         parts.append(f'<text class="name" x="2" y="{top}">{escape(row)}</text>')
-        for colour, name in enumerate(names):
-            y = top + 16 * (colour + 1)
+        for color, name in enumerate(names):
+            y = top + 16 * (color + 1)
             value, low, high = (across(100 * series[name][key]) for key in ("value", "low", "high"))
-            parts.append(f'<line class="whisker c{colour}" x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}"/>')
-            parts.append(f'<circle class="dot c{colour}" cx="{value:.1f}" cy="{y}" r="4.5"/>')
+            parts.append(f'<line class="whisker c{color}" x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}"/>')
+            parts.append(f'<circle class="dot c{color}" cx="{value:.1f}" cy="{y}" r="4.5"/>')
     parts.append("</svg>")
     return "".join(parts) + f'<p class="quiet">{escape(label)}</p>' + _legend(names)

@@ -10,7 +10,7 @@ from bali_ds.evaluation.encodes import Encodes
 from bali_ds.evaluation.semantic_groups import semantic_group
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 
-CONCEPTS, DRAWN, EXAMPLES, NEIGHBOURS = 4000, 800, 12, 4
+CONCEPTS, DRAWN, EXAMPLES, NEIGHBORS = 4000, 800, 12, 4
 
 
 def describe_embedding(encoders: Mapping[str, Encodes], graph: KnowledgeGraph, seed: int = 0) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def describe_embedding(encoders: Mapping[str, Encodes], graph: KnowledgeGraph, s
 
     Returns:
         "groups": the semantic group of each concept on the map; "names"; "maps": {encoder: [[x, y], ...]} by t-SNE
-        (van der Maaten and Hinton, JMLR 9, 2008) of the vectors, each axis in 0..1; "neighbours":
+        (van der Maaten and Hinton, JMLR 9, 2008) of the vectors, each axis in 0..1; "neighbors":
         [{"name", encoder: [{"name", "cosine"}, ...], ...}, ...].
     """
     draw = np.random.default_rng(seed)
@@ -38,14 +38,14 @@ def describe_embedding(encoders: Mapping[str, Encodes], graph: KnowledgeGraph, s
         "groups": [semantic_group(graph.semantic_types(concept)) for concept in concepts[:DRAWN]],
         "names": names[:DRAWN],
         "maps": {model: _placed(found[:DRAWN], seed) for model, found in vectors.items()},
-        "neighbours": examples,
+        "neighbors": examples,
     }
 
 
 def _nearest(row: int, names: list[str], vectors: NDArray[np.float32]) -> list[dict[str, Any]]:
     cosines = vectors @ vectors[row]
-    order = [other for other in np.argsort(-cosines, kind="stable")[: NEIGHBOURS + 1].tolist() if other != row]
-    return [{"name": names[other], "cosine": round(float(cosines[other]), 3)} for other in order[:NEIGHBOURS]]
+    order = [other for other in np.argsort(-cosines, kind="stable")[: NEIGHBORS + 1].tolist() if other != row]
+    return [{"name": names[other], "cosine": round(float(cosines[other]), 3)} for other in order[:NEIGHBORS]]
 
 
 def _placed(vectors: NDArray[np.float32], seed: int) -> list[list[float]]:

@@ -83,12 +83,12 @@ class QuestionMaker:
     """Draws questions from the paths of a graph."""
 
     def __init__(self, graph: KnowledgeGraph, seed: int, held_out: NDArray[np.bool_] | None = None) -> None:
-        """Read the neighbour lists.
+        """Read the neighbor lists.
 
         Args:
             graph: the facts.
             seed: of all draws.
-            held_out: bool [2E] over the entries of the neighbour lists; None: none is.
+            held_out: bool [2E] over the entries of the neighbor lists; None: none is.
         """
         self.graph = graph
         self.offsets = np.asarray(graph.edge_offsets[:]).astype(np.int64)

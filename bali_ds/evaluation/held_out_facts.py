@@ -13,7 +13,7 @@ COLUMNS = ("head_cui", "tail_cui")
 
 
 def held_out_entries(graph: KnowledgeGraph, table: Path) -> NDArray[np.bool_]:
-    """Return which entries of the neighbour lists lie between two concepts of a row, in either direction, bool [2E].
+    """Return which entries of the neighbor lists lie between two concepts of a row, in either direction, bool [2E].
 
     Raises:
         InputError: the table cannot be read or lacks a column.
@@ -27,7 +27,7 @@ def held_out_entries(graph: KnowledgeGraph, table: Path) -> NDArray[np.bool_]:
 
 
 def draw_held_out(graph: KnowledgeGraph, table: Path, *, share: float, seed: int) -> None:
-    """Write a share of the pairs of neighbours, drawn without replacement, as a table."""
+    """Write a share of the pairs of neighbors, drawn without replacement, as a table."""
     codes = np.unique(_codes(graph, *entry_ends(graph)))
     chosen = np.sort(np.random.default_rng(seed).choice(codes, round(share * len(codes)), replace=False))
     with published_file(table, "w") as stream:
@@ -37,7 +37,7 @@ def draw_held_out(graph: KnowledgeGraph, table: Path, *, share: float, seed: int
 
 
 def entry_ends(graph: KnowledgeGraph) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return both concepts of every entry of the neighbour lists, int64 [2E] each."""
+    """Return both concepts of every entry of the neighbor lists, int64 [2E] each."""
     offsets: NDArray[np.int64] = np.asarray(graph.edge_offsets[:]).astype(np.int64)
     return np.repeat(np.arange(graph.num_concepts), np.diff(offsets)), np.asarray(graph.edge_targets[:]).astype(
         np.int64

@@ -26,10 +26,10 @@ def evaluate_linking(
         {subset: {"n": ..., "acc@1": {"value", "low", "high"}, ..., "mrr": ...}}, all in 0..1; subsets without
         mentions are left out.
     """
-    return summarise(rank_queries(encoder, dictionary, queries, progress=progress), dictionary, queries, seed=seed)
+    return summarize(rank_queries(encoder, dictionary, queries, progress=progress), dictionary, queries, seed=seed)
 
 
-def summarise(ranks: NDArray[np.int64], dictionary: Dictionary, queries: Queries, *, seed: int = 0) -> dict[str, Any]:
+def summarize(ranks: NDArray[np.int64], dictionary: Dictionary, queries: Queries, *, seed: int = 0) -> dict[str, Any]:
     """Return the table of `evaluate_linking` from the rank of each query."""
     return {
         name: {"n": len(rows), **intervals(measures(ranks[rows]), seed)}

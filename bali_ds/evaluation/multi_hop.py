@@ -116,24 +116,24 @@ def _ranks_of_encoder(
     budget: Budget,
 ) -> NDArray[np.int64]:
     names = torch.from_numpy(encoder.encode([graph.preferred_name(concept) for concept in range(graph.num_concepts)]))
-    learnt, put = (torch.from_numpy(encoder.encode([each.text for each in some])) for some in (known, asked))
+    learned, put = (torch.from_numpy(encoder.encode([each.text for each in some])) for some in (known, asked))
     generator = torch.Generator().manual_seed(budget.seed)
     torch.manual_seed(budget.seed)
     head = Head(names.shape[1])
-    optimiser = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.01)
     topics, answers = (torch.tensor([getattr(each, what) for each in known]) for what in ("topic", "answer"))
     for _ in range(budget.epochs):
         for rows in torch.randperm(len(known), generator=generator).split(BATCH):
             others = torch.randperm(len(names), generator=generator)[:NEGATIVES]
             candidates = torch.cat([answers[rows], others])
-            scores = head(learnt[rows], names[topics[rows]]) @ names[candidates].T
+            scores = head(learned[rows], names[topics[rows]]) @ names[candidates].T
             # The answer again among the candidates, or the same one of another question, is no negative.
             repeated = candidates[None] == answers[rows, None]
             repeated[torch.arange(len(rows)), torch.arange(len(rows))] = False
             loss = F.cross_entropy(scores.masked_fill(repeated, -torch.inf), torch.arange(len(rows)))
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
     with torch.inference_mode():
         found = head(put, names[torch.tensor([each.topic for each in asked])])
         parts = zip(found.split(BATCH), _batches(asked), strict=True)
@@ -149,13 +149,13 @@ def _ranks_of_baseline(maker: QuestionMaker, asked: Sequence[GraphQuestion], bud
     count = maker.graph.num_relations
     # A batch touches few of the concepts; dense steps over all of them would take most of the time.
     model = RotatE(maker.graph.num_concepts, count, budget.width, margin=6.0, sparse=True)
-    optimiser = torch.optim.SparseAdam(list(model.parameters()), lr=0.01)
+    optimizer = torch.optim.SparseAdam(list(model.parameters()), lr=0.01)
     for _ in range(budget.graph_epochs):
         for rows in torch.randperm(len(facts[0])).split(4 * BATCH):
             loss = model.loss(*(column[rows] for column in facts))
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
     ranks = []
     with torch.inference_mode():
         real, imaginary = model.node_emb.weight, model.node_emb_im.weight

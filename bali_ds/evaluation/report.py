@@ -156,9 +156,9 @@ def _embedding(embedding: dict[str, Any]) -> Iterator[tuple[str, str]]:
     head = "".join(f"<th>{escape(model)}</th>" for model in models)
     rows = "".join(
         f"<tr><th>{escape(example['name'])}</th>"
-        + "".join(f"<td>{_neighbours(example[model])}</td>" for model in models)
+        + "".join(f"<td>{_neighbors(example[model])}</td>" for model in models)
         + "</tr>"
-        for example in embedding["neighbours"]
+        for example in embedding["neighbors"]
     )
     table = f"<table><thead><tr><th>concept</th>{head}</tr></thead>{rows}</table>"
     yield (
@@ -167,7 +167,7 @@ def _embedding(embedding: dict[str, Any]) -> Iterator[tuple[str, str]]:
     )
 
 
-def _neighbours(names: list[dict[str, Any]]) -> str:
+def _neighbors(names: list[dict[str, Any]]) -> str:
     return "<br>".join(f'{escape(each["name"])} <span class="quiet">{each["cosine"]:.2f}</span>' for each in names)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bali_ds.checkpoint.lazy_tensor import StoredTensor
+from bali_ds.checkpoint.lazy_tensor import LazyTensor
 from bali_ds.checkpoint.marker import checkpoint_fault, named_checkpoints, read_marker
 from bali_ds.checkpoint.zero_reader import read_checkpoint
 from bali_ds.config import Recipe, recorded_recipe
@@ -18,8 +18,8 @@ from bali_ds.export.onnx import write_onnx
 from bali_ds.export.sentence_modules import write_sentence_modules
 from bali_ds.export.weights import SHARD_BYTES, merge_lora, verify_weights, write_weights
 from bali_ds.files import published_file, read_json, write_json
-from bali_ds.inference.aligned_model import POOLING_FILE
 from bali_ds.inference.encoder import DESCRIPTION, EXPORT
+from bali_ds.inference.module_weights import POOLING_FILE
 from bali_ds.model.pretrained import fresh_model, load_configuration, load_tokenizer
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -40,8 +40,8 @@ def export_run(
     """Write the trained encoder of a run as an ordinary Hugging Face directory, and verify every tensor of it.
 
     Beside encoder, masked-language-model head and tokenizer: `graph_encoder.safetensors`, the weights of attention
-    pooling where it was learnt, `bali_ds.json` (recipe, fingerprints, pooling) and a model card. The checkpoint is read
-    offline, in bounded memory.
+    pooling where it was learned, `bali_ds.json` (recipe, fingerprints, pooling) and a model card. The checkpoint is
+    read offline, in bounded memory.
 
     Args:
         run: the run's directory.
@@ -67,7 +67,7 @@ def export_run(
     architecture = _Architecture.of(run / "encoder")
     encoder = architecture.named(tensors)
     graph, pooling = _below("graph.", tensors), _below("pooling.", tensors)
-    if not graph and recipe.graph_encoder.kind != "linearised":
+    if not graph and recipe.graph_encoder.kind != "linearized":
         raise InputError(f"{checkpoint}: holds no graph encoder; was it written by launch/train.py?")
     description = _description(recipe, checkpoint, tensors, dtype)
     with published_directory(out, EXPORT, overwrite=overwrite) as working:
@@ -127,7 +127,7 @@ class _Architecture:
         with torch.device("meta"):
             return cls(source, fresh_model(AutoModelForMaskedLM, config, source))
 
-    def named(self, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    def named(self, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """Return the tensors of the text encoder and its head under the names that transformers reads.
 
         The head is the architecture's own: what follows the base model, one module or several in a row.
@@ -150,7 +150,7 @@ class _Architecture:
         self._check(found)
         return found
 
-    def _check(self, found: Mapping[str, StoredTensor]) -> None:
+    def _check(self, found: Mapping[str, LazyTensor]) -> None:
         tied = set(self.model._tied_weights_keys or {})
         expected = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items() if name not in tied}
         for name, shape in expected.items():
@@ -174,7 +174,7 @@ class _Architecture:
         load_tokenizer(self.source).save_pretrained(out)
 
 
-def _below(prefix: str, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+def _below(prefix: str, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """The tensors of one part, each once under its first name."""
     first = {id(tensor): name for name, tensor in reversed(list(tensors.items()))}
     return {
@@ -184,7 +184,7 @@ def _below(prefix: str, tensors: Mapping[str, StoredTensor]) -> dict[str, Stored
     }
 
 
-def _description(recipe: Recipe, checkpoint: Path, tensors: Mapping[str, StoredTensor], dtype: str) -> dict[str, Any]:
+def _description(recipe: Recipe, checkpoint: Path, tensors: Mapping[str, LazyTensor], dtype: str) -> dict[str, Any]:
     marker = read_marker(checkpoint)
     relations, concepts = (tensors.get(f"graph.{name}.weight") for name in ("relations", "concepts"))
     offset = tensors.get("log_scale_offset")

@@ -10,7 +10,7 @@ import torch
 from bali_ds.config import Linking, Recipe, dump_recipe
 from bali_ds.errors import InputError
 from bali_ds.evaluation.embedding_map import describe_embedding
-from bali_ds.evaluation.linking import compare_linking, rank_queries, summarise
+from bali_ds.evaluation.linking import compare_linking, rank_queries, summarize
 from bali_ds.evaluation.linking_data import read_queries
 from bali_ds.evaluation.report import write_report
 from bali_ds.export.export_run import export_run, refresh_card
@@ -79,8 +79,8 @@ def _linking(encoders: dict[str, Encoder], data: Linking) -> dict[str, Any]:
     dictionary, queries = read_dictionary(data.dictionary), read_queries(data.queries)
     before, after = (rank_queries(encoder, dictionary, queries) for encoder in encoders.values())
     return {
-        "untrained": summarise(before, dictionary, queries),
-        "trained": summarise(after, dictionary, queries),
+        "untrained": summarize(before, dictionary, queries),
+        "trained": summarize(after, dictionary, queries),
         "difference": compare_linking(before, after, dictionary, queries),
     }
 

@@ -28,15 +28,15 @@ The vector of a mention or name is the mean of the last layer over its own token
 `bali_ds.load(DIR).encode(texts)` does that. `SentenceTransformer(DIR)` comes close: its mean counts [CLS] and [SEP].
 The pooler, if the architecture has one, was not trained.
 """
-LICENCE = """\
-## Licence
+LICENSE = """\
+## License
 
-Weights learnt from a knowledge graph and linked text are subject to the terms of those data, and to the licence of
+Weights learned from a knowledge graph and linked text are subject to the terms of those data, and to the license of
 the encoder that training started from. Models trained on the UMLS Metathesaurus: the U.S. National Library of Medicine
-grants the UMLS licence to each user, some source vocabularies restrict commercial use and redistribution, and the
+grants the UMLS license to each user, some source vocabularies restrict commercial use and redistribution, and the
 Metathesaurus itself must not be passed on. Check them before you share this model. No name of the graph is stored here.
 """
-POOLINGS = {"first": "their first", "attention": "learnt weights (`mention_pooling.safetensors`)"}
+POOLINGS = {"first": "their first", "attention": "learned weights (`mention_pooling.safetensors`)"}
 
 
 def model_card(description: dict[str, Any], figures: dict[str, Any]) -> str:
@@ -57,8 +57,8 @@ def model_card(description: dict[str, Any], figures: dict[str, Any]) -> str:
     parts = [
         FRONT,
         f"# {recipe['name']}\n",
-        "A biomedical language model aligned with a knowledge graph by bali-ds: joint masked language modelling and\n"
-        "contrastive alignment of mentions in text with the neighbourhoods of their concepts, after BALI\n"
+        "A biomedical language model aligned with a knowledge graph by bali-ds: joint masked language modeling and\n"
+        "contrastive alignment of mentions in text with the neighborhoods of their concepts, after BALI\n"
         "(Sakhovskiy and Tutubalina, SIGIR 2025, doi 10.1145/3726302.3729901).\n",
         "\n".join(facts) + "\n",
         USE,
@@ -76,7 +76,7 @@ def model_card(description: dict[str, Any], figures: dict[str, Any]) -> str:
     if linking := figures.get("linking"):
         parts.append("## Zero-shot linking\n\n" + "\n".join(_linking_rows(linking)) + "\n")
     recipe_text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
-    parts += [f"## Recipe\n\n```yaml\n{recipe_text}```\n", LICENCE]
+    parts += [f"## Recipe\n\n```yaml\n{recipe_text}```\n", LICENSE]
     return "\n".join(parts)
 
 

@@ -8,7 +8,7 @@ from bali_ds.errors import InputError
 def push(directory: Path, repository: str) -> str:
     """Upload an exported directory; a repository that does not exist yet is made private.
 
-    Private because weights learnt from licensed vocabularies may not be for everybody: the owner decides.
+    Private because weights learned from licensed vocabularies may not be for everybody: the owner decides.
 
     Returns:
         the address of the repository.

@@ -7,7 +7,7 @@ from typing import IO
 
 import torch
 
-from bali_ds.checkpoint.lazy_tensor import StoredTensor
+from bali_ds.checkpoint.lazy_tensor import LazyTensor
 from bali_ds.config import Lora
 from bali_ds.errors import InputError
 
@@ -20,7 +20,7 @@ CODES = {
 
 
 def write_weights(
-    directory: Path, stem: str, tensors: Mapping[str, StoredTensor], dtype: torch.dtype, shard_bytes: int = SHARD_BYTES
+    directory: Path, stem: str, tensors: Mapping[str, LazyTensor], dtype: torch.dtype, shard_bytes: int = SHARD_BYTES
 ) -> list[Path]:
     """Write `STEM.safetensors`, or several such files and an index above `shard_bytes`, the way transformers does.
 
@@ -44,7 +44,7 @@ def write_weights(
     return files
 
 
-def verify_weights(files: list[Path], tensors: Mapping[str, StoredTensor], dtype: torch.dtype) -> int:
+def verify_weights(files: list[Path], tensors: Mapping[str, LazyTensor], dtype: torch.dtype) -> int:
     """Read every tensor of the files again and compare it bit for bit with the cast of the stored one.
 
     Returns:
@@ -67,7 +67,7 @@ def verify_weights(files: list[Path], tensors: Mapping[str, StoredTensor], dtype
     return compared
 
 
-def _equal(written: torch.Tensor, stored: StoredTensor, dtype: torch.dtype) -> bool:
+def _equal(written: torch.Tensor, stored: LazyTensor, dtype: torch.dtype) -> bool:
     if tuple(written.shape) != stored.shape or written.dtype != _target(stored, dtype):
         return False
     flat = written.reshape(-1)
@@ -79,7 +79,7 @@ def _equal(written: torch.Tensor, stored: StoredTensor, dtype: torch.dtype) -> b
     return start == len(flat)
 
 
-def _shards(tensors: Mapping[str, StoredTensor], dtype: torch.dtype, shard_bytes: int) -> Iterator[list[str]]:
+def _shards(tensors: Mapping[str, LazyTensor], dtype: torch.dtype, shard_bytes: int) -> Iterator[list[str]]:
     names: list[str] = []
     filled = 0
     for name, tensor in tensors.items():
@@ -92,7 +92,7 @@ def _shards(tensors: Mapping[str, StoredTensor], dtype: torch.dtype, shard_bytes
     yield names
 
 
-def _write_file(file: Path, tensors: Mapping[str, StoredTensor], dtype: torch.dtype) -> Path:
+def _write_file(file: Path, tensors: Mapping[str, LazyTensor], dtype: torch.dtype) -> Path:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
@@ -108,7 +108,7 @@ def _write_file(file: Path, tensors: Mapping[str, StoredTensor], dtype: torch.dt
     return file
 
 
-def _write_values(stream: IO[bytes], name: str, tensor: StoredTensor, target: torch.dtype) -> None:
+def _write_values(stream: IO[bytes], name: str, tensor: LazyTensor, target: torch.dtype) -> None:
     for chunk in tensor.chunks():
         cast = chunk.to(target)
         if target.is_floating_point and not cast.isfinite().all():
@@ -119,18 +119,18 @@ def _write_values(stream: IO[bytes], name: str, tensor: StoredTensor, target: to
         stream.write(cast.contiguous().view(torch.uint8).numpy().tobytes())
 
 
-def _target(tensor: StoredTensor, dtype: torch.dtype) -> torch.dtype:
+def _target(tensor: LazyTensor, dtype: torch.dtype) -> torch.dtype:
     return dtype if tensor.dtype.is_floating_point else tensor.dtype
 
 
-def _bytes(tensor: StoredTensor, dtype: torch.dtype) -> int:
+def _bytes(tensor: LazyTensor, dtype: torch.dtype) -> int:
     return tensor.size * _target(tensor, dtype).itemsize
 
 
 _BASE, _DOWN, _UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 
 
-def merge_lora(tensors: Mapping[str, StoredTensor], lora: Lora | None) -> dict[str, StoredTensor]:
+def merge_lora(tensors: Mapping[str, LazyTensor], lora: Lora | None) -> dict[str, LazyTensor]:
     """Return the tensors under their names without adapters: W + alpha / rank * B A (Hu et al., ICLR 2022).
 
     Only what was updated is read into memory.
@@ -149,6 +149,6 @@ def merge_lora(tensors: Mapping[str, StoredTensor], lora: Lora | None) -> dict[s
         if kind == "weight":
             update = tensors[module + _UP].tensor().float() @ tensors[module + _DOWN].tensor().float()
             weight = tensor.tensor().float() + lora.alpha / lora.rank * update
-            tensor = StoredTensor(tensor.shape, (weight.reshape(-1),))
+            tensor = LazyTensor(tensor.shape, (weight.reshape(-1),))
         merged[f"{module}.{kind}" if kind else name] = tensor
     return merged

@@ -14,7 +14,7 @@ from bali_ds.directories import check_replaceable, published_directory
 from bali_ds.errors import InputError
 from bali_ds.files import write_json
 from bali_ds.graph.columns import write_column
-from bali_ds.graph.edges import FactCollector, neighbour_lists
+from bali_ds.graph.edges import FactCollector, neighbor_lists
 from bali_ds.graph.identifiers import IdentifierIndex, fixed_width
 from bali_ds.graph.manifest import GRAPH, seal
 from bali_ds.graph.relations import inverse_name
@@ -141,7 +141,7 @@ class _Writer:
             collector.add(source, self.dropped)
         facts, left_out = collector.finish(self._pairs(held_out))
         self.dropped["facts held out"] += left_out
-        lists = neighbour_lists(facts, collector.labels, collector.sources, self.cuis.size)
+        lists = neighbor_lists(facts, collector.labels, collector.sources, self.cuis.size)
         self.column("edges.offsets", lists.offsets)
         self.column("edges.entries", lists.entries)
         self.column("kinds.relations", lists.kind_relations)

@@ -1,4 +1,4 @@
-"""A picture of one neighbourhood."""
+"""A picture of one neighborhood."""
 
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ def describe_concept(graph: KnowledgeGraph, cui: str) -> dict[str, Any]:
     if concept < 0:
         raise InputError(f"{cui}: is no concept of {graph.path}; see the identifiers that its source uses")
     starts, degrees = rows_of(graph, [concept])
-    neighbours, kinds = graph.entries.read(starts[0] + np.arange(degrees[0]))
-    columns = (graph.entries.relations[kinds].tolist(), neighbours.tolist(), graph.entries.sources[kinds].tolist())
+    neighbors, kinds = graph.entries.read(starts[0] + np.arange(degrees[0]))
+    columns = (graph.entries.relations[kinds].tolist(), neighbors.tolist(), graph.entries.sources[kinds].tolist())
     facts = [
         {
             "relation": graph.relation_name(relation),
@@ -68,12 +68,12 @@ _LONGEST_LABEL = 32
 
 
 def draw_concept(description: dict[str, Any], target: Path, most: int = 24) -> None:
-    """Write a PNG of a concept in the middle and its neighbours around it, coloured by relation.
+    """Write a PNG of a concept in the middle and its neighbors around it, colored by relation.
 
     Args:
         description: what `describe_concept` returns.
         target: the .png file to publish.
-        most: how many neighbours to draw, taken in turn from each relation.
+        most: how many neighbors to draw, taken in turn from each relation.
 
     Raises:
         InputError: the file cannot be written.
@@ -85,15 +85,15 @@ def draw_concept(description: dict[str, Any], target: Path, most: int = 24) -> N
     axes = figure.add_subplot()
     axes.set_axis_off()
     relations = sorted({fact["relation"] for fact in facts})
-    colours = {relation: f"C{number % 10}" for number, relation in enumerate(relations)}
-    labelled = set()
+    colors = {relation: f"C{number % 10}" for number, relation in enumerate(relations)}
+    labeled = set()
     for fact, angle in zip(facts, np.linspace(0, 2 * np.pi, len(facts), endpoint=False), strict=True):
         x, y = float(np.cos(angle)), float(np.sin(angle))
         relation = fact["relation"]
-        label = None if relation in labelled else relation
-        labelled.add(relation)
-        axes.plot([0, x], [0, y], color=colours[relation], linewidth=1, zorder=1, label=label)
-        axes.plot(x, y, "o", color=colours[relation], markersize=5, zorder=2)
+        label = None if relation in labeled else relation
+        labeled.add(relation)
+        axes.plot([0, x], [0, y], color=colors[relation], linewidth=1, zorder=1, label=label)
+        axes.plot(x, y, "o", color=colors[relation], markersize=5, zorder=2)
         turned = np.degrees(angle)
         left = 90 < turned < 270
         axes.text(

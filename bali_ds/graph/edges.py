@@ -1,4 +1,4 @@
-"""Facts gathered from sources, and the neighbour lists made of them."""
+"""Facts gathered from sources, and the neighbor lists made of them."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -150,7 +150,7 @@ def _hash(*columns: NDArray[np.int32]) -> NDArray[np.uint64]:
 
 
 @dataclass(frozen=True)
-class NeighbourLists:
+class NeighborLists:
     """The rows of the store.
 
     Attributes:
@@ -170,8 +170,8 @@ class NeighbourLists:
     source_names: list[str]
 
 
-def neighbour_lists(facts: Facts, labels: Codebook, sources: Codebook, num_concepts: int) -> NeighbourLists:
-    """Return the neighbour lists of distinct facts; a row is sorted by relation, source and neighbour.
+def neighbor_lists(facts: Facts, labels: Codebook, sources: Codebook, num_concepts: int) -> NeighborLists:
+    """Return the neighbor lists of distinct facts; a row is sorted by relation, source and neighbor.
 
     Raises:
         InputError: concepts or relations are too many for 64-bit sort keys or 16-bit relation ids.
@@ -191,7 +191,7 @@ def neighbour_lists(facts: Facts, labels: Codebook, sources: Codebook, num_conce
     offsets = np.searchsorted(rows, np.arange(num_concepts + 1, dtype=np.int32))
     relation_of = np.array([relation_names.index(label) for label, _ in spelled], np.uint16)
     source_of = np.array([used_sources.index(source) for _, source in spelled], np.min_scalar_type(len(used_sources)))
-    return NeighbourLists(
+    return NeighborLists(
         offsets.astype(np.uint32 if rows.size < 2**32 else np.int64),
         pack_entries(kind, targets, len(spelled), num_concepts),
         relation_of,
@@ -204,22 +204,22 @@ def neighbour_lists(facts: Facts, labels: Codebook, sources: Codebook, num_conce
 def _entries(
     heads: NDArray[np.int32], kinds: NDArray[np.int32], tails: NDArray[np.int32], num_kinds: int, num_concepts: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-    """Return both ends of each distinct fact as sorted (row, kind, neighbour); inverse kinds count from num_kinds."""
+    """Return both ends of each distinct fact as sorted (row, kind, neighbor); inverse kinds count from num_kinds."""
 
-    def join(rows: NDArray[Any], kinds: NDArray[Any], neighbours: NDArray[Any]) -> NDArray[np.uint64]:
+    def join(rows: NDArray[Any], kinds: NDArray[Any], neighbors: NDArray[Any]) -> NDArray[np.uint64]:
         keys = rows.astype(np.uint64)
         keys *= np.uint64(2 * num_kinds)
         keys += kinds.astype(np.uint64)
         keys *= np.uint64(num_concepts)
-        keys += neighbours.astype(np.uint64)
+        keys += neighbors.astype(np.uint64)
         keys.sort()
         return keys
 
     def split(keys: NDArray[np.uint64]) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-        neighbours = (keys % np.uint64(num_concepts)).astype(np.int32)
+        neighbors = (keys % np.uint64(num_concepts)).astype(np.int32)
         keys = keys // np.uint64(num_concepts)
         kinds = (keys % np.uint64(2 * num_kinds)).astype(np.int32)
-        return (keys // np.uint64(2 * num_kinds)).astype(np.int32), kinds, neighbours
+        return (keys // np.uint64(2 * num_kinds)).astype(np.int32), kinds, neighbors
 
     if not heads.size:
         return heads, kinds, tails

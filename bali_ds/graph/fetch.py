@@ -17,12 +17,12 @@ class OpenGraph:
     """Where a graph is published; `reader` is the option of `graph build` that reads it."""
 
     address: str
-    licence: str
+    license: str
     reader: str
 
 
 OPEN_GRAPHS = {
-    "hpo": OpenGraph("https://purl.obolibrary.org/obo/hp.obo", "HPO licence, attribution", "--obo"),
+    "hpo": OpenGraph("https://purl.obolibrary.org/obo/hp.obo", "HPO license, attribution", "--obo"),
     "mondo": OpenGraph("https://purl.obolibrary.org/obo/mondo.obo", "CC BY 4.0", "--obo"),
     "doid": OpenGraph("https://purl.obolibrary.org/obo/doid.obo", "CC0 1.0", "--obo"),
     "go": OpenGraph("https://purl.obolibrary.org/obo/go.obo", "CC BY 4.0", "--obo"),

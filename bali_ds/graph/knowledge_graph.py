@@ -13,7 +13,7 @@ from bali_ds.files import sha256_file
 from bali_ds.graph.columns import TextColumn, open_column, search
 from bali_ds.graph.identifiers import split_code
 from bali_ds.graph.manifest import read_manifest
-from bali_ds.graph.packed_adjacency import EntryColumn, NeighbourEntries
+from bali_ds.graph.packed_adjacency import EntryColumn, NeighborEntries
 
 
 class KnowledgeGraph:
@@ -31,10 +31,10 @@ class KnowledgeGraph:
         fingerprint: hexadecimal SHA-256 over identifiers, names and facts.
         name_offsets: int64 [C + 1]; concept c has the names name_offsets[c] to name_offsets[c + 1] - 1, the
             preferred one first.
-        edge_offsets: uint32 or int64 [C + 1]; row v of the neighbour lists is edge_offsets[v] to
+        edge_offsets: uint32 or int64 [C + 1]; row v of the neighbor lists is edge_offsets[v] to
             edge_offsets[v + 1] - 1.
-        entries: all entries of the neighbour lists, packed; the next three read one field of them.
-        edge_targets: int32 [2E], the neighbour u of each entry of row v.
+        entries: all entries of the neighbor lists, packed; the next three read one field of them.
+        edge_targets: int32 [2E], the neighbor u of each entry of row v.
         edge_relations: int32 [2E]; r < R stands for the fact (v, r, u), r + R for the fact (u, r, v).
         edge_sources: uint8 or uint16 [2E], index into `sources`.
         sources: names of the vocabularies that state facts.
@@ -163,14 +163,14 @@ class KnowledgeGraph:
     def _text(self, name: str) -> TextColumn:
         return TextColumn(self._columns[f"{name}.text"], self._columns[f"{name}.offsets"], str(self.path / name))
 
-    def _entries(self) -> NeighbourEntries:
+    def _entries(self) -> NeighborEntries:
         relations, sources = self._columns["kinds.relations"], self._columns["kinds.sources"]
         if (relations >= self.num_relations).any():
             raise self._damaged("kinds.relations")
         if sources.size != relations.size or (sources >= len(self.sources)).any():
             raise self._damaged("kinds.sources")
         both = relations.astype(np.int32)
-        return NeighbourEntries(
+        return NeighborEntries(
             self._columns["edges.entries"],
             int(self.edge_offsets[-1]) if self.edge_offsets.size else 0,
             self.num_concepts,

@@ -1,4 +1,4 @@
-"""Neighbours drawn from a concept graph, many concepts at once.
+"""Neighbors drawn from a concept graph, many concepts at once.
 
 What is drawn of a concept depends on its own key alone, never on what else is in the batch.
 """
@@ -13,8 +13,8 @@ from bali_ds.randomness import Keys, choose
 Drawn = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 
-def sample_neighbours(graph: KnowledgeGraph, concepts: ArrayLike, fan_out: int, keys: Keys) -> Drawn:
-    """Draw neighbours uniformly without replacement.
+def sample_neighbors(graph: KnowledgeGraph, concepts: ArrayLike, fan_out: int, keys: Keys) -> Drawn:
+    """Draw neighbors uniformly without replacement.
 
     Args:
         graph: the graph.
@@ -23,8 +23,8 @@ def sample_neighbours(graph: KnowledgeGraph, concepts: ArrayLike, fan_out: int, 
         keys: uint64 [n], one a concept.
 
     Returns:
-        neighbours int32 [n, fan_out] and relations int32 [n, fan_out], the relation ids as read from the concept;
-        both are -1 where there is no more neighbour.
+        neighbors int32 [n, fan_out] and relations int32 [n, fan_out], the relation ids as read from the concept;
+        both are -1 where there is no more neighbor.
 
     Raises:
         InputError: a concept id is not in the graph, or the graph is damaged.
@@ -36,7 +36,7 @@ def sample_neighbours(graph: KnowledgeGraph, concepts: ArrayLike, fan_out: int, 
 
 
 def rows_of(graph: KnowledgeGraph, concepts: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return where the neighbour list of each concept starts and how long it is, both int64 [n], bounds checked."""
+    """Return where the neighbor list of each concept starts and how long it is, both int64 [n], bounds checked."""
     rows = np.asarray(concepts, np.int64)
     if rows.size and not 0 <= rows.min() <= rows.max() < graph.num_concepts:
         raise InputError(f"{graph.path}: has {graph.num_concepts} concepts; ids outside of them were asked for")
@@ -48,14 +48,14 @@ def rows_of(graph: KnowledgeGraph, concepts: ArrayLike) -> tuple[NDArray[np.int6
 
 
 def nothing_drawn(rows: int, fan_out: int) -> Drawn:
-    """Return the answer for concepts without neighbours."""
+    """Return the answer for concepts without neighbors."""
     return np.full((rows, fan_out), -1, np.int32), np.full((rows, fan_out), -1, np.int32)
 
 
 def read_drawn(graph: KnowledgeGraph, chosen: NDArray[np.int64], starts: NDArray[np.int64]) -> Drawn:
-    """Return neighbours and relations at the chosen positions of rows, int64 [n, fan_out], -1 where there is none."""
+    """Return neighbors and relations at the chosen positions of rows, int64 [n, fan_out], -1 where there is none."""
     missing = chosen < 0
-    neighbours, kinds = graph.entries.read(np.where(missing, 0, chosen + starts[:, None]))
+    neighbors, kinds = graph.entries.read(np.where(missing, 0, chosen + starts[:, None]))
     relations = graph.entries.relations.take(kinds)
-    neighbours[missing] = relations[missing] = -1
-    return neighbours, relations
+    neighbors[missing] = relations[missing] = -1
+    return neighbors, relations

@@ -1,4 +1,4 @@
-"""Neighbours drawn by weight, through filters."""
+"""Neighbors drawn by weight, through filters."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ class EdgeFilter:
         relations: names of the relations to draw, in either direction; () draws all.
         sources: names of the sources whose facts to draw; () draws all.
         weights: weight of a fact by the name of its relation, 1 where it is not named; 0 draws none.
-        largest_degree: neighbours with more neighbours than this are not drawn; None draws them.
+        largest_degree: neighbors with more neighbors than this are not drawn; None draws them.
         held_out: pairs of concept ids, int [n, 2]; no fact between the two of a pair is drawn, in either direction.
         most_looked_at: of a concept with more facts than this, that many are looked at, chosen uniformly.
         thinned: of each concept, draw no more facts than their weights are worth: the sum of the weights divided by
@@ -72,7 +72,7 @@ class WeightedSampler:
         self._held_out = self._pair_codes(np.asarray(kept.held_out)) if kept.held_out is not None else None
 
     def sample(self, concepts: ArrayLike, fan_out: int, keys: Keys) -> Drawn:
-        """Draw as `sample_neighbours` does, by weight; a concept with fewer facts that pass gives all of them."""
+        """Draw as `sample_neighbors` does, by weight; a concept with fewer facts that pass gives all of them."""
         starts, degrees = rows_of(self.graph, concepts)
         if not self.graph.num_edges or not starts.size:
             return nothing_drawn(starts.size, fan_out)
@@ -101,13 +101,13 @@ class WeightedSampler:
 
     def _entry_weights(self, concepts: NDArray[np.int64], entries: NDArray[np.int64]) -> NDArray[np.float64]:
         graph = self.graph
-        neighbours, kinds = graph.entries.read(entries)
+        neighbors, kinds = graph.entries.read(entries)
         weights = self._by_kind[kinds]
         if self._kept.largest_degree is not None:
-            degrees = rows_of(graph, neighbours)[1]
+            degrees = rows_of(graph, neighbors)[1]
             weights[degrees > self._kept.largest_degree] = 0
         if self._held_out is not None and self._held_out.size:
-            codes = self._codes(concepts, neighbours)
+            codes = self._codes(concepts, neighbors)
             found = np.minimum(np.searchsorted(self._held_out, codes), self._held_out.size - 1)
             weights[self._held_out[found] == codes] = 0
         return weights

@@ -1,6 +1,6 @@
-"""The entries of neighbour lists as they are stored: each one number, packed to the bit.
+"""The entries of neighbor lists as they are stored: each one number, packed to the bit.
 
-A kind is a relation together with the source that states it. An entry is its kind, then its neighbour, in as many bits
+A kind is a relation together with the source that states it. An entry is its kind, then its neighbor, in as many bits
 as the largest of each in the graph takes: 22 bits for four million concepts, 12 for two thousand kinds in both
 directions, so that a fact costs 8.5 bytes from both of its ends.
 """
@@ -18,25 +18,25 @@ _BLOCK = 2**20
 
 
 def pack_entries(
-    kinds: NDArray[Any], neighbours: NDArray[np.int32], num_kinds: int, num_concepts: int
+    kinds: NDArray[Any], neighbors: NDArray[np.int32], num_kinds: int, num_concepts: int
 ) -> NDArray[np.uint64]:
     """Return entries as words.
 
     Args:
         kinds: int [2E]; from `num_kinds` on they are kinds read from the tail.
-        neighbours: int32 [2E].
+        neighbors: int32 [2E].
         num_kinds: K.
         num_concepts: C.
     """
     low = bits_for(num_concepts)
     values = kinds.astype(np.uint64)
     values <<= np.uint64(low)
-    values |= neighbours.astype(np.uint64)
+    values |= neighbors.astype(np.uint64)
     return pack(values, low + bits_for(2 * num_kinds))
 
 
-class NeighbourEntries:
-    """All entries of all neighbour lists of a graph: 2E, both ends of each of E facts.
+class NeighborEntries:
+    """All entries of all neighbor lists of a graph: 2E, both ends of each of E facts.
 
     Args:
         words: uint64, what `pack_entries` returned.
@@ -68,17 +68,17 @@ class NeighbourEntries:
             raise self._damaged()
 
     def read(self, positions: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Return neighbours int32 and kinds int64 at positions from 0 to 2E - 1, both of the shape of `positions`.
+        """Return neighbors int32 and kinds int64 at positions from 0 to 2E - 1, both of the shape of `positions`.
 
         Raises:
             InputError: what is stored there is no concept or no kind of the graph.
         """
         packed = unpack(self._words, self._width, positions)
-        neighbours = (packed & np.uint64(2**self._low - 1)).astype(np.int32)
+        neighbors = (packed & np.uint64(2**self._low - 1)).astype(np.int32)
         kinds = (packed >> np.uint64(self._low)).astype(np.int64)
-        if neighbours.size and (neighbours.max() >= self._num_concepts or kinds.max() >= self.relations.size):
+        if neighbors.size and (neighbors.max() >= self._num_concepts or kinds.max() >= self.relations.size):
             raise self._damaged()
-        return neighbours, kinds
+        return neighbors, kinds
 
     def _damaged(self) -> InputError:
         return InputError(f"{self._file}: is damaged; build the graph again")
@@ -89,10 +89,10 @@ class EntryColumn:
 
     Args:
         entries: the entries.
-        of_kind: [2K], the field of each kind; the neighbours themselves without it.
+        of_kind: [2K], the field of each kind; the neighbors themselves without it.
     """
 
-    def __init__(self, entries: NeighbourEntries, of_kind: NDArray[Any] | None = None) -> None:
+    def __init__(self, entries: NeighborEntries, of_kind: NDArray[Any] | None = None) -> None:
         self._entries = entries
         self._of_kind = of_kind
 
@@ -119,5 +119,5 @@ class EntryColumn:
         return self._read(positions)[()]
 
     def _read(self, positions: NDArray[Any]) -> NDArray[Any]:
-        neighbours, kinds = self._entries.read(positions)
-        return neighbours if self._of_kind is None else self._of_kind[kinds]
+        neighbors, kinds = self._entries.read(positions)
+        return neighbors if self._of_kind is None else self._of_kind[kinds]

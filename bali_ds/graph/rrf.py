@@ -34,7 +34,7 @@ class RrfFilter:
         languages: LAT codes of the names to keep, the first preferred; () keeps all.
         sources: SABs to keep; () keeps all.
         term_types: TTYs of the names to keep; () keeps all.
-        licence: highest SRL (source restriction level, 0 to 9) to keep; of relations and definitions, which carry
+        license: highest SRL (source restriction level, 0 to 9) to keep; of relations and definitions, which carry
             none, it is that of their source in MRSAB or MRCONSO.
         suppressed: whether to keep what SUPPRESS marks as obsolete or suppressible.
     """
@@ -42,7 +42,7 @@ class RrfFilter:
     languages: tuple[str, ...] = ("ENG",)
     sources: tuple[str, ...] = ()
     term_types: tuple[str, ...] = ()
-    licence: int = 9
+    license: int = 9
     suppressed: bool = False
 
 
@@ -71,12 +71,12 @@ class RrfSource:
     def concepts(self) -> Iterator[tuple[Table, pl.DataFrame]]:
         """Yield names and codes, semantic types, definitions and retired identifiers."""
         for frame in self._read("MRSAB", "RSAB", "SRL"):
-            self._note_licences(frame.rename({"RSAB": "SAB"}))
+            self._note_licenses(frame.rename({"RSAB": "SAB"}))
         yield from self._atoms()
         for frame in self._read("MRSTY", "CUI", "TUI"):
             yield "types", frame.select(cui="CUI", type="TUI")
         for frame in self._read("MRDEF", "CUI", "SAB", "DEF", "SUPPRESS"):
-            frame = keep(frame, self._counts("MRDEF"), {**self._common_filters(), **self._licence_filter()})
+            frame = keep(frame, self._counts("MRDEF"), {**self._common_filters(), **self._license_filter()})
             yield "definitions", frame.select(cui="CUI", text="DEF")
         for frame in self._read("MRCUI", "CUI1", "REL", "CUI2"):
             frame = keep(frame, self._counts("MRCUI"), {"not a synonym": pl.col("REL") == "SY"})
@@ -88,7 +88,7 @@ class RrfSource:
             filters = {
                 "not related": ~pl.col("REL").is_in(_UNRELATED),
                 **self._common_filters(),
-                **self._licence_filter(),
+                **self._license_filter(),
             }
             label = pl.when(pl.col("RELA") != "").then("RELA").otherwise("REL")
             frame = keep(frame, self._counts("MRREL"), filters)
@@ -106,7 +106,7 @@ class RrfSource:
         ranks = self._ranks()
         wanted = ["CUI", "LAT", "TS", "STT", "ISPREF", "SAB", "TTY", "CODE", "STR", "SRL", "SUPPRESS"]
         for frame in self._read("MRCONSO", *wanted):
-            self._note_licences(frame)
+            self._note_licenses(frame)
             frame = keep(frame, self._counts("MRCONSO"), self._atom_filters())
             frame = frame.join(ranks, on=["SAB", "TTY", "SUPPRESS"], how="left", maintain_order="left")
             frame = frame.with_columns(preference=self._preference())
@@ -141,16 +141,16 @@ class RrfSource:
             filters["language"] = pl.col("LAT").is_in(self.kept.languages)
         if self.kept.term_types:
             filters["term type"] = pl.col("TTY").is_in(self.kept.term_types)
-        if self.kept.licence < 9:
-            filters["licence"] = _level() <= self.kept.licence
+        if self.kept.license < 9:
+            filters["license"] = _level() <= self.kept.license
         return filters
 
-    def _licence_filter(self) -> dict[str, pl.Expr]:
-        return {"licence": ~pl.col("SAB").is_in(sorted(self._restricted))} if self._restricted else {}
+    def _license_filter(self) -> dict[str, pl.Expr]:
+        return {"license": ~pl.col("SAB").is_in(sorted(self._restricted))} if self._restricted else {}
 
-    def _note_licences(self, frame: pl.DataFrame) -> None:
-        if self.kept.licence < 9:
-            self._restricted |= set(frame.filter(_level() > self.kept.licence)["SAB"].unique())
+    def _note_licenses(self, frame: pl.DataFrame) -> None:
+        if self.kept.license < 9:
+            self._restricted |= set(frame.filter(_level() > self.kept.license)["SAB"].unique())
 
     def _common_filters(self) -> dict[str, pl.Expr]:
         filters = {}

@@ -1,27 +1,23 @@
 """The whole aligned model of an exported directory: text encoder and graph encoder."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
-from bali_ds.config import Recipe
+from bali_ds.config import Recipe, parse_recipe
 from bali_ds.data.evaluation_batches import evaluation_batches
 from bali_ds.data.settings import StreamSettings
 from bali_ds.errors import InputError
 from bali_ds.files import read_json
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.inference.encoder import DESCRIPTION, load
+from bali_ds.inference.module_weights import fill
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.graph_encoders import GraphEncoder, build_graph_encoder
-from bali_ds.model.pooling import POOLINGS, MentionPooling
 from bali_ds.model.text_encoder import TextEncoder
 from bali_ds.shards.shard_set import ShardSet
 
@@ -32,7 +28,7 @@ def load_aligned(path: Path, device: str = "cpu", graph: KnowledgeGraph | None =
     Args:
         path: the exported directory.
         device: where the model computes.
-        graph: that it will be used with; learnt embeddings of concepts belong to the graph of the training.
+        graph: that it will be used with; learned embeddings of concepts belong to the graph of the training.
 
     Raises:
         InputError: the directory is no export, its graph encoder does not fit its description, or the graph is another.
@@ -41,14 +37,14 @@ def load_aligned(path: Path, device: str = "cpu", graph: KnowledgeGraph | None =
     if not (path / DESCRIPTION).is_file():
         raise InputError(f"{path}: has no {DESCRIPTION}; name a directory that `bali-ds export` wrote")
     description = read_json(path / DESCRIPTION)
-    recipe = Recipe.model_validate(description["recipe"])
+    recipe = parse_recipe(description["recipe"], str(path / DESCRIPTION))
     # the encoder of the training may not be here; its tokenizer is
     own = recipe.text_encoder.model_copy(update={"path": str(path)})
     recipe = recipe.model_copy(update={"text_encoder": own})
     encoder = load(path)
-    learnt = recipe.graph_encoder.names == "learnt"
+    learned = recipe.graph_encoder.names == "learned"
     trained_on = description["fingerprints"].get("graph")
-    if learnt and graph and trained_on and trained_on != graph.fingerprint:
+    if learned and graph and trained_on and trained_on != graph.fingerprint:
         raise InputError(
             f"{path}: has embeddings of the concepts of graph {trained_on}, but {graph.path} is {graph.fingerprint}; "
             "name that graph"
@@ -58,7 +54,7 @@ def load_aligned(path: Path, device: str = "cpu", graph: KnowledgeGraph | None =
     encodes_graph = build_graph_encoder(recipe.graph_encoder, encoder.width, *sizes)
     if isinstance(encodes_graph, GraphEncoder):
         fill(encodes_graph, path / "graph_encoder.safetensors")
-    names = "learnt" if learnt else "gradient"
+    names = "learned" if learned else "gradient"
     aligner = Aligner(TextEncoder(encoder.model, nn.Identity()), encodes_graph, recipe.objective, names=names)
     aligner.pooling = encoder.mention_pooling
     return aligner.to(device).eval(), recipe
@@ -80,38 +76,3 @@ def held_out_views(
     if not concepts:
         raise InputError(f"{shards.path}: has no passage in the split {split!r}; build with --validation")
     return np.concatenate(text), np.concatenate(nodes), np.concatenate(concepts)
-
-
-POOLING_FILE = "mention_pooling.safetensors"
-
-
-def fill(module: nn.Module, file: Path) -> None:
-    """Load the weights of a module, in float32.
-
-    Raises:
-        InputError: the file cannot be read, or is of another recipe.
-    """
-    try:
-        weights = {name: tensor.float() for name, tensor in load_file(file).items()}
-        # Modules under two names are stored once, so only the names of parameters count as missing.
-        missing = {name for name, _ in module.named_parameters()} - set(weights)
-        unexpected = module.load_state_dict(weights, strict=False).unexpected_keys
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise InputError(f"{file}: {str(error).splitlines()[0]}") from error
-    if wrong := sorted(missing) + unexpected:
-        raise InputError(f"{file}: does not fit the recipe at {wrong[0]}")
-
-
-def load_mention_pooling(path: Path, description: Mapping[str, Any], width: int) -> MentionPooling:
-    """Return what makes one vector of a mention's tokens in an exported model; the mean where nothing says otherwise.
-
-    Raises:
-        InputError: the kind is unknown, or its learnt weights are missing or are those of another model.
-    """
-    kind = description.get("mention_pooling", "mean")
-    if kind not in POOLINGS:
-        raise InputError(f"{path}: pools mentions by {kind!r}; known are {', '.join(POOLINGS)}")
-    pooling = MentionPooling(kind, width)
-    if pooling.score is not None:
-        fill(pooling, path / POOLING_FILE)
-    return pooling.eval()

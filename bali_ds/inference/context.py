@@ -1,7 +1,7 @@
 """Knowledge-graph context for a question: the facts around its concepts that bear on it, within a token budget.
 
 After KG-RAG (Soman, Rose, Morris et al., Bioinformatics 40(9), 2024): concepts of the question, their direct
-neighbourhood in words, pruned by similarity to the question. Here the trained encoder does both: it chooses between the
+neighborhood in words, pruned by similarity to the question. Here the trained encoder does both: it chooses between the
 concepts that a surface may mean, and it weighs the facts.
 """
 
@@ -16,7 +16,7 @@ from bali_ds.corpus.normalization import WordHasher, split_words
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.inference.encoder import Encoder
 
-LARGEST_NEIGHBOURHOOD = 4096
+LARGEST_NEIGHBORHOOD = 4096
 
 
 @dataclass(frozen=True)
@@ -125,13 +125,13 @@ class ContextFinder:
         triples: dict[tuple[int, int, int], int] = {}
         for concept in graph.lookup([found.cui for found in concepts]).tolist():
             start, end = int(graph.edge_offsets[concept]), int(graph.edge_offsets[concept + 1])
-            rows = slice(start, min(end, start + LARGEST_NEIGHBOURHOOD))
+            rows = slice(start, min(end, start + LARGEST_NEIGHBORHOOD))
             columns = (graph.edge_relations, graph.edge_targets, graph.edge_sources)
             for relation, other, source in zip(*(column[rows].tolist() for column in columns), strict=True):
                 inverse = relation >= graph.num_relations
                 triple = (other, relation - graph.num_relations, concept) if inverse else (concept, relation, other)
                 triples.setdefault(triple, source)
-        texts = [verbalise(graph, *triple) for triple in triples]
+        texts = [verbalize(graph, *triple) for triple in triples]
         scores = self._similar(question, texts)
         tokens = self.encoder.lengths(texts)
         found = [
@@ -165,7 +165,7 @@ def within(facts: Sequence[Fact], token_budget: int) -> list[Fact]:
     return chosen
 
 
-def verbalise(graph: KnowledgeGraph, head: int, relation: int, tail: int) -> str:
+def verbalize(graph: KnowledgeGraph, head: int, relation: int, tail: int) -> str:
     """Return a triple in words: names of head and tail around the relation's name without underscores."""
     return " ".join(
         (graph.preferred_name(head), graph.relation_name(relation).replace("_", " "), graph.preferred_name(tail))

@@ -12,7 +12,7 @@ from bali_ds.data.ragged import ranges
 from bali_ds.directories import Output
 from bali_ds.errors import InputError
 from bali_ds.files import read_json
-from bali_ds.inference.aligned_model import load_mention_pooling
+from bali_ds.inference.module_weights import load_mention_pooling
 from bali_ds.model.pooling import MentionPooling
 from bali_ds.model.pretrained import PICKLED_WEIGHTS, load_model, load_tokenizer
 from bali_ds.model.text_encoder import positions_of
@@ -122,7 +122,7 @@ class Encoder:
         texts: Sequence[str],
         *,
         token_budget: int | None = None,
-        normalise: bool = True,
+        normalize: bool = True,
         pooling: str | None = None,
         progress: bool = False,
     ) -> Vectors:
@@ -133,7 +133,7 @@ class Encoder:
         Args:
             texts: any number of strings; what exceeds the model's positions is cut.
             token_budget: tokens, padding included, that go through the model at once; by default what suits the device.
-            normalise: scale each vector to unit length.
+            normalize: scale each vector to unit length.
             pooling: another pooling than the model's own.
             progress: show a bar on the standard error stream.
         """
@@ -146,13 +146,13 @@ class Encoder:
         bar = tqdm(total=len(texts), desc="encode", unit=" texts", disable=not progress)
         with torch.inference_mode(), bar:
             for start in range(0, len(texts), TEXTS_AT_ONCE):
-                tokens, special = self._tokenise(texts[start : start + TEXTS_AT_ONCE])
+                tokens, special = self._tokenize(texts[start : start + TEXTS_AT_ONCE])
                 for rows in _batches([len(row) for row in tokens], token_budget or self._token_budget):
                     states, mask = self._states([tokens[row] for row in rows])
                     pooled = _pool(states, mask, _pad([special[row] for row in rows], 1).to(mask.device), pooling)
                     vectors[start + np.array(rows)] = pooled.cpu().numpy()
                     bar.update(len(rows))
-        if normalise:
+        if normalize:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors
 
@@ -202,7 +202,7 @@ class Encoder:
         encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)
         return [len(row) for row in encoded["input_ids"]]
 
-    def _tokenise(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
+    def _tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
         encoded = self.tokenizer(
             list(texts),
             truncation=True,

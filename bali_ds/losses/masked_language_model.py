@@ -1,4 +1,4 @@
-"""Masked language modelling over the labelled tokens of all ranks."""
+"""Masked language modeling over the labeled tokens of all ranks."""
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,7 @@ def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the cross-entropy summed over tokens: float32 scalar (float64 for float64 logits).
 
     Args:
-        logits: float [K, vocabulary], scores of the labelled tokens alone; K may be 0.
+        logits: float [K, vocabulary], scores of the labeled tokens alone; K may be 0.
         labels: int64 [K], the token ids that stood there.
     """
     exact = logits if logits.dtype == torch.float64 else logits.float()
@@ -42,5 +42,5 @@ def mean_over_ranks(total: Tensor, count: int, group: dist.ProcessGroup | None =
 
 
 def masked_language_model_loss(logits: Tensor, labels: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Return the mean cross-entropy over the labelled tokens of all ranks; see the functions above."""
+    """Return the mean cross-entropy over the labeled tokens of all ranks; see the functions above."""
     return mean_over_ranks(summed_cross_entropy(logits, labels), len(labels), group)

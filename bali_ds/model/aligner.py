@@ -18,12 +18,12 @@ from bali_ds.losses.masked_language_model import mean_over_ranks, summed_cross_e
 from bali_ds.losses.mutual_information import info_nce_bound
 from bali_ds.model.dual_decoder import FACTS, PASSAGES, Dual
 from bali_ds.model.encoded_views import Sums, Views
-from bali_ds.model.graph_encoders import GraphEncoder, LinearisedGraph
+from bali_ds.model.graph_encoders import GraphEncoder, LinearizedGraph
 from bali_ds.model.name_table import NameTable
 from bali_ds.model.pooling import MentionPooling, mean_of_inner_tokens
 from bali_ds.model.text_encoder import TextEncoder
 
-# CLIP's bound on the learnt logit scale (Radford et al., 2021, section 2.5).
+# CLIP's bound on the learned logit scale (Radford et al., 2021, section 2.5).
 LARGEST_LOGIT_SCALE = 100.0
 # The scale of negatives in the loss of SapBERT (Liu et al., NAACL 2021), beta of Wang et al. (CVPR 2019).
 SYNONYM_SCALE = 50.0
@@ -40,7 +40,7 @@ class Aligner(nn.Module):
     def __init__(
         self,
         text: TextEncoder,
-        graph: GraphEncoder | LinearisedGraph,
+        graph: GraphEncoder | LinearizedGraph,
         objective: Objective,
         *,
         pooling: str = "mean",
@@ -55,7 +55,7 @@ class Aligner(nn.Module):
             graph: what graph views are made by.
             objective: kinds and weights.
             pooling: see `MentionPooling`.
-            names: "gradient", "no_gradient", "cached" or "learnt".
+            names: "gradient", "no_gradient", "cached" or "learned".
             table: the vectors of all names, where they are cached.
             objectives: those with weights of their own, by their names in the recipe: "link_prediction",
                 "graph_infomax", "dual".
@@ -72,8 +72,8 @@ class Aligner(nn.Module):
         if "dual" in self.objectives:
             self.weights |= self.objectives["dual"].weights  # type: ignore[arg-type]
         # The offset starts at 0, where half precision is finest; the constant part stays a Python float.
-        learnt = objective.contrastive.learn_temperature and objective.contrastive.weight
-        self.log_scale_offset = nn.Parameter(torch.zeros(1)) if learnt else None
+        learned = objective.contrastive.learn_temperature and objective.contrastive.weight
+        self.log_scale_offset = nn.Parameter(torch.zeros(1)) if learned else None
         if not objective.needs_graph:
             self.graph.requires_grad_(False)
         if not objective.contrastive.weight:
@@ -97,7 +97,7 @@ class Aligner(nn.Module):
         offset = self.log_scale_offset.float().clamp(max=math.log(LARGEST_LOGIT_SCALE / scale))
         return scale * offset.exp()
 
-    def forward(self, chunks: Sequence[Batch]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def forward(self, micro_batches: Sequence[Batch]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss of the step, and detached: its parts and the views of this rank.
 
         With several micro-batches only one's activations live at a time: each is computed again in the backward
@@ -105,9 +105,10 @@ class Aligner(nn.Module):
         """
         if self.table is not None:
             self.table.keep_fresh(self.text)
-        replay = len(chunks) > 1 and torch.is_grad_enabled()
+        replay = len(micro_batches) > 1 and torch.is_grad_enabled()
         encoded = [
-            checkpoint(self.encode, chunk, use_reentrant=False) if replay else self.encode(chunk) for chunk in chunks
+            checkpoint(self.encode, micro_batch, use_reentrant=False) if replay else self.encode(micro_batch)
+            for micro_batch in micro_batches
         ]
         losses = {name: _mean([views.sums[name] for views in encoded]) for name in encoded[0].sums}
         if self.objective.contrastive.weight:
@@ -134,7 +135,7 @@ class Aligner(nn.Module):
         hidden = self.text.flat_hidden_states(batch.passages)
         text = self.pooling(hidden[batch.mention_tokens], batch.mention_views, int(batch.text_views.shape[0]))
         if self.objective.masked_language_model.weight:
-            sums["masked_language_model"] = self._predicted(hidden, batch.labelled_tokens, batch.labels)
+            sums["masked_language_model"] = self._predicted(hidden, batch.labeled_tokens, batch.labels)
         names = self._name_vectors(batch)
         graph = text[:0]
         if self.objective.needs_graph or not self.training:
@@ -188,20 +189,20 @@ class Aligner(nn.Module):
         return nodes[batch.targets].float()
 
     def _features(self, names: torch.Tensor, batch: Batch) -> torch.Tensor:
-        if self.names == "learnt":
+        if self.names == "learned":
             features: torch.Tensor = self.graph.get_submodule("concepts")(batch.node_names)
             return features
         return names[batch.node_names].to(next(self.graph.parameters()).dtype)
 
     def _read_views(self, batch: Batch, sums: Sums) -> torch.Tensor:
-        """The mean over the tokens of each linearised neighbourhood, as of a name."""
-        states = [self._read(block) for block in batch.neighbourhoods]
+        """The mean over the tokens of each linearized neighborhood, as of a name."""
+        states = [self._read(block) for block in batch.neighborhoods]
         if self.objective.graph_language_model.weight:
             hidden = torch.cat([each.flatten(0, 1) for each in states])
-            sums["graph_language_model"] = self._predicted(hidden, batch.graph_labelled_tokens, batch.graph_labels)
-        blocks = zip(states, batch.neighbourhoods, strict=True)
+            sums["graph_language_model"] = self._predicted(hidden, batch.graph_labeled_tokens, batch.graph_labels)
+        blocks = zip(states, batch.neighborhoods, strict=True)
         means = torch.cat([mean_of_inner_tokens(each, block.lengths) for each, block in blocks])
-        return means[batch.neighbourhood_rows]
+        return means[batch.neighborhood_rows]
 
     def _read(self, block: TokenBlock) -> torch.Tensor:
         with nullcontext() if self.names == "gradient" else torch.no_grad():
@@ -219,7 +220,7 @@ class Aligner(nn.Module):
             key_ids=torch.cat([views.concept_ids for views in encoded]),
             kind=self.objective.contrastive.kind,
             group=self._negatives,
-            wire=torch.bfloat16 if self.objective.contrastive.wire == "bf16" else None,
+            wire=torch.bfloat16 if self.objective.contrastive.communication_dtype == "bf16" else None,
         )
         return loss if self._negatives is None else mean_over_ranks(loss, 1)
 

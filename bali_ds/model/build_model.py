@@ -69,7 +69,7 @@ def build_aligner(recipe: Recipe, num_relations: int, shards: Mixture | None = N
         recipe: the run.
         num_relations: relation ids of the graph, both directions together.
         shards: hold the tokens of all names and know how many concepts there are; needed where name vectors are cached
-            or concepts have learnt embeddings.
+            or concepts have learned embeddings.
 
     Raises:
         InputError: the encoder cannot be loaded, or the recipe asks for what it cannot give.

@@ -15,7 +15,7 @@ from bali_ds.model.text_encoder import TextEncoder
 class Decoder(nn.Module):
     """Writes one of two languages, passages or facts, from what it is given to look at; one set of weights for both.
 
-    Before what is given stands one learnt vector for each language, so that there is always something to look at; with
+    Before what is given stands one learned vector for each language, so that there is always something to look at; with
     nothing else the decoder is a language model.
 
     Args:

@@ -1,4 +1,4 @@
-"""Graph encoders over the stars of concepts and their neighbours: residual layers around one of several updates."""
+"""Graph encoders over the stars of concepts and their neighbors: residual layers around one of several updates."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
@@ -36,7 +36,7 @@ class GraphEncoder(nn.Module):
     """Node vectors from node features, edges and relations: the one interface of all kinds.
 
     Each layer is h + scale * dropout(GELU(update(LayerNorm(h)))). Every node also sends a message to itself, through
-    a relation of its own: without it a second layer would see the neighbours of a star as empty and give every
+    a relation of its own: without it a second layer would see the neighbors of a star as empty and give every
     concept the same vector.
 
     Args:
@@ -46,7 +46,7 @@ class GraphEncoder(nn.Module):
         layers: number of layers.
         heads: attention heads of each layer.
         dropout: of the update, and of the attention.
-        num_concepts: concepts that have learnt embeddings for node features, `concepts`, whose last row stands for a
+        num_concepts: concepts that have learned embeddings for node features, `concepts`, whose last row stands for a
             hidden concept; 0 where node features come from elsewhere.
     """
 
@@ -93,16 +93,16 @@ class GraphEncoder(nn.Module):
         return nodes
 
 
-class LinearisedGraph(nn.Module):
-    """In place of a graph encoder: the neighbourhood is read as text, so there is nothing beside the text encoder."""
+class LinearizedGraph(nn.Module):
+    """In place of a graph encoder: the neighborhood is read as text, so there is nothing beside the text encoder."""
 
 
 def build_graph_encoder(
     settings: recipe.GraphEncoder, width: int, num_relations: int, num_concepts: int
-) -> GraphEncoder | LinearisedGraph:
+) -> GraphEncoder | LinearizedGraph:
     """Return the graph encoder of a recipe, fresh, for a graph of so many relations (both directions) and concepts."""
-    if settings.kind == "linearised":
-        return LinearisedGraph()
+    if settings.kind == "linearized":
+        return LinearizedGraph()
     return GraphEncoder(
         width,
         num_relations,
@@ -110,7 +110,7 @@ def build_graph_encoder(
         layers=settings.layers,
         heads=settings.heads,
         dropout=settings.dropout,
-        num_concepts=num_concepts if settings.names == "learnt" else 0,
+        num_concepts=num_concepts if settings.names == "learned" else 0,
     )
 
 

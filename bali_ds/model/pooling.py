@@ -9,7 +9,7 @@ POOLINGS = ("mean", "first", "attention")
 class MentionPooling(nn.Module):
     """One vector for the tokens of each text view.
 
-    "mean" is their mean, "first" the first of them, "attention" their mean by weights softmax(w . h) with a learnt w.
+    "mean" is their mean, "first" the first of them, "attention" their mean by weights softmax(w . h) with a learned w.
     """
 
     def __init__(self, kind: str, width: int) -> None:

@@ -57,7 +57,7 @@ def load_text_encoder(
     """Load a Hugging Face encoder with its masked-language-model head.
 
     Where the checkpoint holds no head, the architecture's own is made afresh, tied to the embeddings, and the log
-    says so. A directory without any weights is initialised from its configuration. Both draw from `seed`.
+    says so. A directory without any weights is initialized from its configuration. Both draw from `seed`.
 
     Args:
         path: a directory or hub name.
@@ -74,7 +74,7 @@ def load_text_encoder(
     config = read_configuration(path, dropout=dropout, layer=layer)
     directory = Path(path)
     if directory.is_dir() and not any(any(directory.glob(pattern)) for pattern in WEIGHT_FILES):
-        logger.info("%s: holds no weights, initialised from its configuration with seed %d", path, seed)
+        logger.info("%s: holds no weights, initialized from its configuration with seed %d", path, seed)
         model, fresh_head = fresh_model(AutoModelForMaskedLM, config, path), True
     else:
         model, fresh_head = _pretrained(path, config)

@@ -109,8 +109,8 @@ class _FusedAttentionShapes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         output = torch.empty_like(query)
-        normalisers = query.new_empty(query.shape[:-1], dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, output, normalisers)
+        normalizers = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, output, normalizers)
         return output
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Floating-point operations of a step, counted from shapes; for model FLOPs utilisation (Chowdhery et al., 2022)."""
+"""Floating-point operations of a step, counted from shapes; for model FLOPs utilization (Chowdhery et al., 2022)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ PEAKS = {
     "MI300X": 1307e12,
     "MI250X": 383e12,
 }
-ENCODED = ("passages", "names", "neighbourhoods")
+ENCODED = ("passages", "names", "neighborhoods")
 """The fields of a batch whose blocks the text encoder reads."""
 # Forward, and backward for inputs and for weights; a multiplication and an addition each.
 _PER_WEIGHT = 6

@@ -25,7 +25,7 @@ class Run:
         weight_bytes: b, 4 or 2.
         ranks: W.
         activations: of one micro-batch.
-        on_gpu: fused optimiser and buffers that exist as soon as they are reserved.
+        on_gpu: fused optimizer and buffers that exist as soon as they are reserved.
         settings: the DeepSpeed configuration.
         names: bytes of the table of cached name vectors.
     """
@@ -53,8 +53,8 @@ class Memory:
         stage: ZeRO stage.
         weights: as they lie between steps.
         gathered: other ranks' weights during a pass (stage 3).
-        master: fp32 copy that the optimiser updates.
-        optimiser: AdamW's two moments.
+        master: fp32 copy that the optimizer updates.
+        optimizer: AdamW's two moments.
         gradients: as they lie at the end of the backward pass.
         buckets: buffers of the gradient reduction.
         activations: of one micro-batch at the peak of its passes.
@@ -67,7 +67,7 @@ class Memory:
     weights: int
     gathered: int
     master: int
-    optimiser: int
+    optimizer: int
     gradients: int
     buckets: int
     activations: int
@@ -89,49 +89,49 @@ def rank_memory(run: Run, stage: int) -> Memory:
 def _unsharded(run: Run) -> Memory:
     size, b = run.parameters, run.weight_bytes
     mixed = b < MASTER_BYTES
-    weights, master, optimiser = b * size, MASTER_BYTES * size * mixed, ADAM_BYTES * size
+    weights, master, optimizer = b * size, MASTER_BYTES * size * mixed, ADAM_BYTES * size
     flattened = b * min(size, STAGE_0_BUCKET)
     during_step = b * size + MASTER_BYTES * size * mixed + _adam_temporaries(run, run.largest)
-    between = weights + master + optimiser
+    between = weights + master + optimizer
     peak = between + max(run.activations.kept, b * size + flattened, during_step)
-    return Memory(0, weights, 0, master, optimiser, b * size, flattened, run.activations.kept, peak, 0)
+    return Memory(0, weights, 0, master, optimizer, b * size, flattened, run.activations.kept, peak, 0)
 
 
 def _sharded(run: Run, stage: int) -> Memory:
     size, b, shard = run.parameters, run.weight_bytes, run.shard
     zero = _zero(run)
-    weights, master, optimiser = b * size, MASTER_BYTES * shard, ADAM_BYTES * shard
+    weights, master, optimizer = b * size, MASTER_BYTES * shard, ADAM_BYTES * shard
     bucket = b * int(zero.get("reduce_bucket_size", 5e8))
     # what a CPU never writes to takes no memory
     reserved = bucket * (2 if zero.get("overlap_comm") else 1) if run.on_gpu else 0
     used = min(bucket, b * size)
     end_of_backward = max(b * size, reserved or used) + max(used, b * shard)
     offloads = _offloads(zero, "offload_optimizer")
-    offloaded = (master + optimiser + MASTER_BYTES * shard) if offloads else 0
+    offloaded = (master + optimizer + MASTER_BYTES * shard) if offloads else 0
     during_step = 0 if offloads else _sharded_step(run)
-    between = weights + (0 if offloads else master + optimiser)
+    between = weights + (0 if offloads else master + optimizer)
     peak = between + max(run.activations.kept + reserved, end_of_backward, during_step)
     gradients = b * size if stage == 1 else b * shard
     return Memory(
-        stage, weights, 0, master, optimiser, gradients, reserved or used, run.activations.kept, peak, offloaded
+        stage, weights, 0, master, optimizer, gradients, reserved or used, run.activations.kept, peak, offloaded
     )
 
 
 def _fully_sharded(run: Run) -> Memory:
     size, b, shard = run.parameters, run.weight_bytes, run.shard
     zero = _zero(run)
-    weights, master, optimiser, gradients = b * shard, MASTER_BYTES * shard, ADAM_BYTES * shard, b * shard
+    weights, master, optimizer, gradients = b * shard, MASTER_BYTES * shard, ADAM_BYTES * shard, b * shard
     gathered = b * min(size, int(zero.get("stage3_max_live_parameters", 1e9))) if run.ranks > 1 else 0
     bucket = b * int(zero.get("reduce_bucket_size", 5e8))
     used = min(bucket, b * size)
     reserved = bucket if run.on_gpu else used
     states_offloaded, weights_offloaded = (_offloads(zero, key) for key in ("offload_optimizer", "offload_param"))
-    offloaded = weights * weights_offloaded + (master + optimiser + gradients) * states_offloaded
-    between = weights + master + optimiser + gradients + reserved - offloaded
+    offloaded = weights * weights_offloaded + (master + optimizer + gradients) * states_offloaded
+    between = weights + master + optimizer + gradients + reserved - offloaded
     during_step = 0 if states_offloaded else _sharded_step(run)
     peak = between + max(run.activations.flowing + gathered, gathered + 2 * used, during_step)
     return Memory(
-        3, weights, gathered, master, optimiser, gradients, reserved, run.activations.flowing, peak, offloaded
+        3, weights, gathered, master, optimizer, gradients, reserved, run.activations.flowing, peak, offloaded
     )
 
 

@@ -128,8 +128,8 @@ def _activations(model: Aligner, batch: Batch, numbers: Arithmetic, *, on_gpu: b
         return torch.stack([*(each.sum() for each in vectors), *totals]).sum()
 
     one = pass_memory(model, run, fused_attention=on_gpu)
-    # both views of all ranks in fp32: normalised, gathered, and their gradients
-    rows = 2 * batch.num_views * numbers.chunks * numbers.ranks
+    # both views of all ranks in fp32: normalized, gathered, and their gradients
+    rows = 2 * batch.num_views * numbers.micro_batches * numbers.ranks
     features = 3 * 4 * rows * model.text.width
     return PassMemory(one.kept + features, one.flowing + features)
 
@@ -143,11 +143,11 @@ def _largest_batch(recipe: Recipe, shards: Mixture, graph: KnowledgeGraph, numbe
             graph,
             StreamSettings.of(recipe),
             global_batch=numbers.passages_per_step,
-            chunks=numbers.chunks,
+            micro_batches=numbers.micro_batches,
             rank=rank,
             world_size=numbers.ranks,
         )
-        batches += [chunk for step in islice(loader, steps) for chunk in step.chunks]
+        batches += [micro_batch for step in islice(loader, steps) for micro_batch in step.micro_batches]
     return max(batches, key=_positions)
 
 
@@ -156,7 +156,7 @@ def _positions(batch: Batch) -> int:
 
 
 _COLUMNS = (
-    "weights", "names", "gathered", "master", "optimiser", "gradients", "buckets", "activations", "peak", "offloaded",
+    "weights", "names", "gathered", "master", "optimizer", "gradients", "buckets", "activations", "peak", "offloaded",
 )  # fmt: skip
 
 
@@ -167,12 +167,12 @@ def plan_text(plan: Plan, recipe: Recipe) -> str:
     parts = ", ".join(f"{count / 1e6:.1f} M {name}" for name, count in plan.parameters.items())
     rows = {
         "model": f"{total / 1e6:.1f} M parameters ({parts}), {recipe.precision}",
-        "batch": f"{numbers.passages_per_step:,} passages = {numbers.ranks:,} ranks x {numbers.chunks} chunks x "
-        f"{numbers.passages_per_chunk:,}",
+        "batch": f"{numbers.passages_per_step:,} passages = {numbers.ranks:,} ranks x {numbers.micro_batches} "
+        f"micro-batches x {numbers.passages_per_micro_batch:,}",
         "data": f"{numbers.training_passages:,} passages, {numbers.steps_per_epoch:,} steps an epoch, "
         f"{numbers.left_out:,} passages left out of each",
         "length": f"{numbers.steps:,} steps = {numbers.epochs:.2f} epochs, the first {numbers.warmup_steps:,} warm up",
-        "chunk": f"{plan.positions:,} token positions (passages and names, padded), {plan.views:,} text-graph pairs",
+        "tokens": f"{plan.positions:,} in a micro-batch (passages and names, padded), {plan.views:,} text-graph pairs",
         "time": _duration(plan.seconds) if plan.seconds else "give --samples-per-second for an estimate",
     }
     lines = [f"{name:>7}  {value}" for name, value in rows.items()]

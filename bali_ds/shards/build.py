@@ -75,7 +75,7 @@ def build_shards(
     check_replaceable(out, SHARDS, overwrite=overwrite)  # before the work, which may take hours
     graph, tokenizer = KnowledgeGraph.open(graph_path), Tokenizer.load(tokenizer_source)
     _check(settings, corpora)
-    settings.neighbours.sampler(graph)  # names of relations and sources that the graph lacks are refused here
+    settings.neighbors.sampler(graph)  # names of relations and sources that the graph lacks are refused here
     with _working_directory(out) as working, open_pool(1) as own:
         run = pool or own
         dictionary = working / f"dictionary-{DICTIONARY_VERSION}-{graph.fingerprint[:24]}"
@@ -106,7 +106,7 @@ def build_shards(
 
 def describe(graph: KnowledgeGraph, tokenizer: Tokenizer, settings: BuildSettings) -> dict[str, Any]:
     """Return what every tar and the index say about the shard set."""
-    neighbours = settings.neighbours.describe()
+    neighbors = settings.neighbors.describe()
     return {
         "format_version": FORMAT_VERSION,
         "graph_fingerprint": graph.fingerprint,
@@ -120,7 +120,7 @@ def describe(graph: KnowledgeGraph, tokenizer: Tokenizer, settings: BuildSetting
         "max_tokens": settings.max_tokens,
         "max_name_tokens": settings.max_name_tokens,
         "stored_fan_out": settings.stored_fan_out,
-        **({"neighbours": neighbours} if neighbours else {}),
+        **({"neighbours": neighbors} if neighbors else {}),
     }
 
 

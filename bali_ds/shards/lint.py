@@ -108,11 +108,11 @@ def _edge_findings(concepts: NDArray[np.int32], edges: NDArray[np.int32], shards
         yield "edges are not grouped by the passage's concepts in order of first mention"
     elif places and int(np.bincount(places).max()) > shards.index["stored_fan_out"]:
         yield "a concept has more edges than the stored fan-out"
-    relations, neighbours = edges[:, 1], edges[:, 2]
+    relations, neighbors = edges[:, 1], edges[:, 2]
     if ((relations < 0) | (relations >= 2 * counts["relations"])).any():
         yield "an edge's relation is not in the graph"
-    if ((neighbours < 0) | (neighbours >= counts["concepts"])).any():
-        yield "an edge's neighbour is not in the graph"
+    if ((neighbors < 0) | (neighbors >= counts["concepts"])).any():
+        yield "an edge's neighbor is not in the graph"
 
 
 def _are_facts(edges: NDArray[np.int32], graph: KnowledgeGraph) -> bool:
@@ -127,9 +127,9 @@ def _are_facts(edges: NDArray[np.int32], graph: KnowledgeGraph) -> bool:
     return True
 
 
-def _fact_keys(neighbours: NDArray[np.int32], relations: NDArray[np.int32]) -> NDArray[np.int64]:
+def _fact_keys(neighbors: NDArray[np.int32], relations: NDArray[np.int32]) -> NDArray[np.int64]:
     """Return an int64 for each pair, equal where both ids are, however wrong they may be."""
-    return neighbours.astype(np.int64) * (1 << 32) + relations
+    return neighbors.astype(np.int64) * (1 << 32) + relations
 
 
 def _name_findings(shards: ShardSet) -> Iterator[str]:

@@ -28,7 +28,7 @@ from bali_ds.graph.neighbor_sampling import Drawn
 from bali_ds.randomness import Keys, derive
 from bali_ds.shards.layout import FORMAT_VERSION, npy_bytes, token_dtype
 from bali_ds.shards.sample import Sample, sample_key
-from bali_ds.shards.stored_neighbors import NeighbourChoice
+from bali_ds.shards.stored_neighbors import NeighborChoice
 from bali_ds.shards.writer import ROW_DTYPE, sample_row
 
 _BATCH = 128
@@ -55,8 +55,8 @@ class BuildSettings:
     Attributes:
         max_tokens: tokens of a passage, special ones included.
         max_name_tokens: tokens of a concept's name.
-        stored_fan_out: neighbours stored with each concept.
-        neighbours: which facts these are.
+        stored_fan_out: neighbors stored with each concept.
+        neighbors: which facts these are.
         shard_samples: samples in a tar.
         validation: share of the documents held out, chosen by their ids.
         keep_unlinked: keep passages without a linked mention.
@@ -70,7 +70,7 @@ class BuildSettings:
     validation: float = 0.0
     keep_unlinked: bool = False
     concept_cap: int = 0
-    neighbours: NeighbourChoice = field(default_factory=NeighbourChoice)
+    neighbors: NeighborChoice = field(default_factory=NeighborChoice)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class PartTask:
         matter = [
             FORMAT_VERSION, corpus.format, corpus.text[0] if corpus.text else "",
             DICTIONARY_VERSION if corpus.uses_dictionary else 0, states,
-            settings.max_tokens, settings.stored_fan_out, settings.keep_unlinked, settings.neighbours.describe(),
+            settings.max_tokens, settings.stored_fan_out, settings.keep_unlinked, settings.neighbors.describe(),
             graph_fingerprint, tokenizer_fingerprint,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(matter).encode()).hexdigest()[:24]
@@ -138,8 +138,8 @@ class _Tools:
         return DictionaryLinker(open_dictionary(dictionary, self.graph), self.graph)
 
     @cache  # noqa: B019
-    def sampler(self, neighbours: NeighbourChoice) -> Callable[[ArrayLike, int, Keys], Drawn]:
-        return neighbours.sampler(self.graph)
+    def sampler(self, neighbors: NeighborChoice) -> Callable[[ArrayLike, int, Keys], Drawn]:
+        return neighbors.sampler(self.graph)
 
 
 _tools = cache(_Tools)
@@ -211,7 +211,7 @@ def _samples(
     tools: _Tools,
     settings: BuildSettings,
 ) -> Iterator[Sample]:
-    """Yield the samples of a batch of documents, the neighbourhoods of all its concepts drawn at once."""
+    """Yield the samples of a batch of documents, the neighborhoods of all its concepts drawn at once."""
     stored = [
         (document, passage)
         for document, passages in zip(documents, cut, strict=True)
@@ -219,7 +219,7 @@ def _samples(
         if len(passage.mentions) or settings.keep_unlinked
     ]
     keys = [sample_key(document.id, passage.number) for document, passage in stored]
-    edges = _neighbourhoods(tools, keys, [_distinct(passage.mentions) for _, passage in stored], settings)
+    edges = _neighborhoods(tools, keys, [_distinct(passage.mentions) for _, passage in stored], settings)
     dtype = token_dtype(tools.tokenizer.vocab_size)
     for (document, passage), key, rows in zip(stored, keys, edges, strict=True):
         meta = {"document": document.id, "passage": passage.number, "start": passage.start, "end": passage.end}
@@ -231,16 +231,16 @@ def _distinct(mentions: NDArray[np.int32]) -> NDArray[np.int32]:
     return np.fromiter(dict.fromkeys(mentions[:, 2].tolist()), np.int32)
 
 
-def _neighbourhoods(
+def _neighborhoods(
     tools: _Tools, keys: Sequence[str], concepts: Sequence[NDArray[np.int32]], settings: BuildSettings
 ) -> list[NDArray[np.int32]]:
-    """Return int32 [E, 3] rows (concept, relation, neighbour) for each sample: a draw that its key alone decides."""
+    """Return int32 [E, 3] rows (concept, relation, neighbor) for each sample: a draw that its key alone decides."""
     views = [len(part) for part in concepts]
     flat = np.concatenate([np.empty(0, np.int32), *concepts])
     seeds = np.repeat(np.array([stable_hash(key) for key in keys], np.uint64), views)
     draws = derive("stored neighbours", seeds, flat) if flat.size else np.empty(0, np.uint64)
-    neighbours, relations = tools.sampler(settings.neighbours)(flat, settings.stored_fan_out, draws)
-    view, column = np.nonzero(neighbours >= 0)
-    rows = np.stack([flat[view], relations[view, column], neighbours[view, column]], axis=1).astype("<i4")
+    neighbors, relations = tools.sampler(settings.neighbors)(flat, settings.stored_fan_out, draws)
+    view, column = np.nonzero(neighbors >= 0)
+    rows = np.stack([flat[view], relations[view, column], neighbors[view, column]], axis=1).astype("<i4")
     bounds = np.searchsorted(view, np.cumsum([0, *views]))
     return [rows[start:stop] for start, stop in pairwise(bounds)]

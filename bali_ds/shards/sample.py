@@ -1,4 +1,4 @@
-"""One sample: a linked passage with the neighbourhoods of its concepts, and its bytes in a shard."""
+"""One sample: a linked passage with the neighborhoods of its concepts, and its bytes in a shard."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ class Sample:
         key: the name of its members before the first dot.
         tokens: uint16 or int32 [T], special tokens included.
         mentions: int32 [M, 3]: first token, one past the last token, concept id.
-        edges: int32 [E, 3]: concept id, relation id, neighbour id, grouped by concept in order of first mention.
+        edges: int32 [E, 3]: concept id, relation id, neighbor id, grouped by concept in order of first mention.
         meta: document id, passage number, character range.
     """
 

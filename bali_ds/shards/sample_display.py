@@ -40,9 +40,9 @@ def show(path: Path, key: str, graph_path: Path | None, tokenizer_source: str | 
             {
                 "concept": concept(number),
                 "relation": graph.relation_name(relation) if graph else str(relation),
-                "neighbour": concept(neighbour),
+                "neighbor": concept(neighbor),
             }
-            for number, relation, neighbour in edges.tolist()
+            for number, relation, neighbor in edges.tolist()
         ],
     }
 
@@ -52,7 +52,7 @@ def readable(value: dict[str, Any]) -> str:
     lines = [f"{value['key']} (row {value['row']} in {value['shard']})", "", value["text"], ""]
     lines += [f"  {m['start']:4d}-{m['end']:<4d} {m['text']}  →  {m['concept']}" for m in value["mentions"]]
     lines.append("")
-    lines += [f"  {e['concept']}  —{e['relation']}→  {e['neighbour']}" for e in value["edges"]]
+    lines += [f"  {e['concept']}  —{e['relation']}→  {e['neighbor']}" for e in value["edges"]]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Shards as a reader sees them: an index, a memory-mapped sample table, a table of tokenised names, tars."""
+"""Shards as a reader sees them: an index, a memory-mapped sample table, a table of tokenized names, tars."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -51,7 +51,7 @@ class Source(NamedTuple):
 
 
 class Names(NamedTuple):
-    """Every name of the graph, tokenised without special tokens, in the order of name ids.
+    """Every name of the graph, tokenized without special tokens, in the order of name ids.
 
     Attributes:
         tokens: uint16 or int32 [all tokens].
@@ -73,7 +73,7 @@ class ShardSet:
         shards: the tars in order, train first.
         starts: int64 [num_shards + 1], the first sample row of each shard.
         samples: SAMPLE_DTYPE [num_samples], memory-mapped, in shard order.
-        names: the tokenised names, memory-mapped.
+        names: the tokenized names, memory-mapped.
         token_dtype: dtype of token ids in the tars and the names.
     """
 
@@ -112,7 +112,7 @@ class ShardSet:
 
     @cached_property
     def names(self) -> Names:
-        """The table of tokenised names."""
+        """The table of tokenized names."""
         offsets = _column(self.path / "names.offsets.npy", np.dtype("<i8"), int(self.index["graph"]["names"]) + 1)
         return Names(_column(self.path / "names.tokens.npy", self.token_dtype, int(offsets[-1])), offsets)
 

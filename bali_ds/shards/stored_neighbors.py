@@ -8,13 +8,13 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
-from bali_ds.graph.neighbor_sampling import Drawn, sample_neighbours
+from bali_ds.graph.neighbor_sampling import Drawn, sample_neighbors
 from bali_ds.graph.neighbor_weights import EdgeFilter, WeightedSampler
 from bali_ds.randomness import Keys
 
 
 @dataclass(frozen=True)
-class NeighbourChoice:
+class NeighborChoice:
     """Which facts are stored, and how often; uniformly drawn from all facts by default.
 
     Attributes:
@@ -22,7 +22,7 @@ class NeighbourChoice:
             named, 0 stores none. A concept keeps no more facts than their weights are worth, so that training, which
             draws uniformly from what is stored, follows the weights.
         sources: the sources whose facts are stored; () stores those of all.
-        largest_degree: concepts with more facts than this are not stored as neighbours; 0 stores them.
+        largest_degree: concepts with more facts than this are not stored as neighbors; 0 stores them.
     """
 
     weights: tuple[tuple[str, float], ...] = ()
@@ -35,12 +35,12 @@ class NeighbourChoice:
         return {name: value for name, value in values.items() if value}
 
     def sampler(self, graph: KnowledgeGraph) -> Callable[[ArrayLike, int, Keys], Drawn]:
-        """Return a function of concepts, fan-out and keys as `sample_neighbours` is one, for this graph.
+        """Return a function of concepts, fan-out and keys as `sample_neighbors` is one, for this graph.
 
         Raises:
             InputError: the graph has no relation or source of a name, or a number is negative.
         """
         if not self.describe():
-            return partial(sample_neighbours, graph)
+            return partial(sample_neighbors, graph)
         largest = self.largest_degree or None
         return WeightedSampler(graph, EdgeFilter((), self.sources, dict(self.weights), largest, thinned=True)).sample

@@ -7,14 +7,14 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from bali_ds.config import Optimiser, Recipe
+from bali_ds.config import Optimizer, Recipe
 from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config
 from bali_ds.model.aligner import Aligner
 from bali_ds.planning.batch_plan import Arithmetic
 
 
 def learning_rate_factor(step: int, *, steps: int, warmup_steps: int) -> float:
-    """Return what the base learning rates are multiplied by in one optimiser step.
+    """Return what the base learning rates are multiplied by in one optimizer step.
 
     Linear warm-up from 1/warmup_steps to 1, then half a cosine that would reach 0 right after the last step.
 
@@ -32,7 +32,7 @@ def learning_rate_factor(step: int, *, steps: int, warmup_steps: int) -> float:
 def deepspeed_settings(recipe: Recipe, numbers: Arithmetic) -> dict[str, Any]:
     """Return the recipe's DeepSpeed JSON with everything that the recipe decides.
 
-    A rank's share of the batch is one engine call, cut into chunks inside it, so DeepSpeed itself never
+    A rank's share of the batch is one engine call, cut into micro_batches inside it, so DeepSpeed itself never
     accumulates gradients.
 
     Raises:
@@ -44,17 +44,17 @@ def deepspeed_settings(recipe: Recipe, numbers: Arithmetic) -> dict[str, Any]:
     settings["train_micro_batch_size_per_gpu"] = numbers.passages_per_rank
     settings["gradient_accumulation_steps"] = 1
     # DeepSpeed clips at 1.0 unless told otherwise, so 0 must be said too.
-    settings["gradient_clipping"] = recipe.optimiser.gradient_clipping
+    settings["gradient_clipping"] = recipe.optimizer.gradient_clipping
     if recipe.precision != "fp32":
         settings[recipe.precision] = {"enabled": True}
     return settings
 
 
-def parameter_groups(aligner: Aligner, optimiser: Optimiser) -> list[dict[str, Any]]:
+def parameter_groups(aligner: Aligner, optimizer: Optimizer) -> list[dict[str, Any]]:
     """Return AdamW's groups: what is pretrained and what is fresh, each with and without weight decay.
 
     The text encoder and its pretrained head learn at the text encoder's rate, the graph encoder and a fresh head at
-    the graph encoder's. Vectors (biases, normalisation, scales) are not decayed. Each group holds its base learning
+    the graph encoder's. Vectors (biases, normalization, scales) are not decayed. Each group holds its base learning
     rate as `base_learning_rate`; the schedule multiplies it.
     """
     pretrained = ("text.encoder.",) if aligner.text.fresh_head else ("text.",)
@@ -62,13 +62,13 @@ def parameter_groups(aligner: Aligner, optimiser: Optimiser) -> list[dict[str, A
     for name, parameter in aligner.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((name.startswith(pretrained), parameter.ndim > 1), []).append(parameter)
-    rates = {True: optimiser.text_learning_rate, False: optimiser.graph_learning_rate}
+    rates = {True: optimizer.text_learning_rate, False: optimizer.graph_learning_rate}
     return [
         {
             "params": parameters,
             "lr": rates[is_pretrained],
             "base_learning_rate": rates[is_pretrained],
-            "weight_decay": optimiser.weight_decay if is_matrix else 0.0,
+            "weight_decay": optimizer.weight_decay if is_matrix else 0.0,
         }
         for (is_pretrained, is_matrix), parameters in groups.items()
     ]
@@ -76,15 +76,15 @@ def parameter_groups(aligner: Aligner, optimiser: Optimiser) -> list[dict[str, A
 
 def build_engine(aligner: Aligner, recipe: Recipe, settings: dict[str, Any]) -> deepspeed.DeepSpeedEngine:
     """Return the ZeRO-sharded engine; every rank must call it with equal weights and `deepspeed_settings`."""
-    groups = parameter_groups(aligner, recipe.optimiser)
+    groups = parameter_groups(aligner, recipe.optimizer)
     fused = get_accelerator().device_name() == "cuda"
-    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=fused)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=fused)
     # In half precision at stage 0 DeepSpeed makes the moments by a step with zero gradients, which would decay the
     # weights and count: at rate 0 it changes nothing, and its count is taken back.
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = 0.0
-    engine, *_ = deepspeed.initialize(model=aligner, optimizer=optimiser, config=settings)
-    for state in optimiser.state.values():
+    engine, *_ = deepspeed.initialize(model=aligner, optimizer=optimizer, config=settings)
+    for state in optimizer.state.values():
         state["step"].zero_()
     set_learning_rates(engine, 1.0)
     return engine

@@ -41,8 +41,8 @@ class Meter:
 
     def count(self, batch: Step) -> None:
         """Count tokens and operations of a step of this rank."""
-        for chunk in batch.chunks:
-            tokens, operations = self._flops.count(chunk)
+        for micro_batch in batch.micro_batches:
+            tokens, operations = self._flops.count(micro_batch)
             self._tokens += tokens
             self._operations += operations
 
@@ -57,7 +57,7 @@ class Meter:
             `tokens_per_second` over all ranks (this rank's times their number), `teraflops` of a rank and, on devices
             whose peak in half precision is known, `mfu`; `communication`, the share of the time that this rank stood
             in collectives; `gradient_norm` over all ranks before clipping, `gradient_norm_PART` of this rank's own
-            gradients; `temperature` where it is learnt; `batch_r@1`, how often the nearest graph view of a text view
+            gradients; `temperature` where it is learned; `batch_r@1`, how often the nearest graph view of a text view
             of this rank is one of its concept; `memory_gib` on GPUs.
         """
         rate = self._operations / seconds
@@ -119,7 +119,7 @@ class Telemetry:
             run: the run's directory; lines of metrics.jsonl from `first_step` on are dropped, they are made again.
             ranks: of the run.
             meter: what else is measured at the steps that are reported.
-            steps: optimiser steps of the whole run.
+            steps: optimizer steps of the whole run.
             first_step: steps taken before.
             every: steps between reports.
             passages: passages of one step over all ranks.

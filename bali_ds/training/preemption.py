@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from bali_ds.config.recipe import Guards
+from bali_ds.config.recipe import FaultTolerance
 from bali_ds.data.loader import Loader, Step, WorkerKilledError
 from bali_ds.data.serialization import WorkerFailedError
 from bali_ds.distributed import Ranks
@@ -63,11 +63,11 @@ class StopRequest:
     Handlers only take note. Touching `stop` in the run's directory stops it too.
     """
 
-    def __init__(self, ranks: Ranks, stop_file: Path, guards: Guards) -> None:
+    def __init__(self, ranks: Ranks, stop_file: Path, settings: FaultTolerance) -> None:
         self._ranks = ranks
         self._stop_file = stop_file
-        self._guards = guards
-        self._until = time.monotonic() + 60 * guards.max_minutes if guards.max_minutes else math.inf
+        self._settings = settings
+        self._until = time.monotonic() + 60 * settings.max_minutes if settings.max_minutes else math.inf
         self._error: Exception | None = None
         self._code = 0
         self._agreed = 0
@@ -100,10 +100,10 @@ class StopRequest:
 
         Collective calls where the samples are late: signals and time limits of any rank end the wait.
         """
-        until = time.monotonic() + 60 * self._guards.data_minutes
+        until = time.monotonic() + 60 * self._settings.data_minutes
         while not loader.ready(_SECONDS_BETWEEN_COMPARISONS):
             if time.monotonic() > until:
-                line = f"no samples for {self._guards.data_minutes:g} min from {loader.source}"
+                line = f"no samples for {self._settings.data_minutes:g} min from {loader.source}"
                 self._note("a loader worker", NoData(line))
                 return None
             if self._all_reduce_max(_WAITING) > _WAITING:

@@ -49,10 +49,10 @@ def replay(run: Path, step: int, overrides: Sequence[str] = ()) -> dict[str, Any
     recipe = load_recipe(run / "recipe.yaml", overrides)
     data = Data.open(recipe)
     taken, aligner = _aligner(recipe, data, run / "checkpoints", step)
-    chunks = _samples(recipe, data, failure)
+    micro_batches = _samples(recipe, data, failure)
     found: dict[str, str] = {}
     with _first_unsound(aligner, found):
-        loss, parts = aligner(chunks)
+        loss, parts = aligner(micro_batches)
     loss.backward()
     return {
         "step": step,
@@ -82,20 +82,20 @@ def _aligner(recipe: Recipe, data: Data, checkpoints: Path, step: int) -> tuple[
 
 def _samples(recipe: Recipe, data: Data, failure: dict[str, Any]) -> list[Batch]:
     """The micro-batches of all ranks, as they were."""
-    chunks: list[Batch] = []
+    micro_batches: list[Batch] = []
     for rank in failure["ranks"]:
         with Loader(
             data.shards,
             data.graph,
             StreamSettings.of(recipe),
             global_batch=recipe.batch.passages,
-            chunks=recipe.batch.chunks,
+            micro_batches=recipe.batch.micro_batches,
             rank=rank["rank"],
             world_size=len(failure["ranks"]),
             start=Position(**failure["start"]),
         ) as loader:
-            chunks += next(loader).chunks
-    return chunks
+            micro_batches += next(loader).micro_batches
+    return micro_batches
 
 
 @contextmanager

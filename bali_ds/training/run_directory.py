@@ -19,8 +19,18 @@ from bali_ds.model.pretrained import load_tokenizer
 from bali_ds.model.text_encoder import positions_of, read_configuration
 from bali_ds.planning.batch_plan import Arithmetic
 
-# What may differ between the recipe of a run and the one it is resumed with: it does not change what was learnt so far.
-FREE = {"runs", "steps", "epochs", "deepspeed", "checkpoints", "validation", "evaluation", "guards", "log_every"}
+# Keys that may differ between the recipe of a run and the one it is resumed with: they do not change what was learned.
+FREE = {
+    "runs",
+    "steps",
+    "epochs",
+    "deepspeed",
+    "checkpoints",
+    "validation",
+    "evaluation",
+    "fault_tolerance",
+    "log_every",
+}
 ENCODER = Output("the encoder of a run", "config.json", ("model_type",), TOKENIZER_FILES)
 RUN = Output(
     "a run",
@@ -131,8 +141,8 @@ def announcement(recipe: Recipe, data: Data, aligner: Aligner, numbers: Arithmet
         "shards": f"{numbers.training_passages:,} training passages, fingerprint {data.shards.fingerprint[:12]}",
         "model": f"{text / 1e6:.1f} M parameters in the text encoder, {graph / 1e6:.1f} M in the graph encoder",
         "ranks": f"{numbers.ranks} on {aligner.device.type}, {recipe.precision}, {recipe.deepspeed}",
-        "batch": f"{numbers.passages_per_step} passages = {numbers.ranks} ranks x {numbers.chunks} chunks x "
-        f"{numbers.passages_per_chunk}",
+        "batch": f"{numbers.passages_per_step} passages = {numbers.ranks} ranks x {numbers.micro_batches} "
+        f"micro-batches x {numbers.passages_per_micro_batch}",
         "length": f"{numbers.steps:,} steps of {numbers.steps_per_epoch:,} an epoch = {numbers.epochs:.2f} epochs",
         "start": f"step {progress.step}" + (f", resumed at {progress.position}" if progress.step else ""),
     }

@@ -1,4 +1,4 @@
-"""Decides, between the backward pass and the optimiser's step, whether the step may be taken."""
+"""Decides, between the backward pass and the optimizer's step, whether the step may be taken."""
 
 import enum
 import json
@@ -60,7 +60,7 @@ class GradientWatch:
     def agreed(self) -> tuple[float, bool]:
         """Return the loss and whether loss and gradients are numbers, the same on every rank.
 
-        It waits for the backward pass, as the optimiser's step does next for the norm that it clips by.
+        It waits for the backward pass, as the optimizer's step does next for the norm that it clips by.
         """
         norms = torch.stack([torch.zeros_like(self._loss), *self._norms.values()])
         sound = torch.isfinite(self._loss) & (self._scaled | torch.isfinite(norms).all())
@@ -177,7 +177,7 @@ class Guard:
         self._engine, self._checkpoints = engine, checkpoints
         self.gradients = GradientWatch(engine.module, scaled=recipe.precision == "fp16")
         self._left_out = LeftOut(recipe.directory, ranks)
-        self._spikes = SpikeDetector(recipe.guards.spike)
+        self._spikes = SpikeDetector(recipe.fault_tolerance.spike)
         self._before: Position | None = None
 
     def leaves_out(self, batch: Step) -> bool:
@@ -203,7 +203,7 @@ class Guard:
     def drop_gradients(self) -> None:
         """Forget the gradients of a step that is left out; weights and moments stay as they are."""
         if self._engine.zero_optimization_stage() or self._recipe.precision != "fp32":
-            # DeepSpeed's own optimisers skip a step whose gradients are no numbers
+            # DeepSpeed's own optimizers skip a step whose gradients are no numbers
             self._engine.step()
         else:
             self._engine.optimizer.zero_grad(set_to_none=True)
@@ -219,7 +219,7 @@ class Guard:
             parts=parts,
             parameters=self.gradients.unsound(),
         )
-        allowed = self._recipe.guards.skip_non_finite
+        allowed = self._recipe.fault_tolerance.skip_non_finite
         if self._left_out.count(NON_FINITE) >= allowed:
             self._checkpoints.save(self._engine, progress)
             self._checkpoints.finish()

@@ -50,7 +50,7 @@ def started(recipe: Recipe) -> Iterator[Started]:
             settings = deepspeed_settings(recipe, numbers)
             inputs = input_values(recipe, data, settings)
         check_equal_inputs(ranks, inputs)
-        with HostWatch(ranks, 60 * recipe.guards.host_minutes).watching():
+        with HostWatch(ranks, 60 * recipe.fault_tolerance.host_minutes).watching():
             yield Started(ranks, data, numbers, settings)
 
 

@@ -113,9 +113,9 @@ class Stragglers:
         self._open: Any = None
         aligner.get_submodule("text.encoder").register_forward_hook(self._encoded)
 
-    def begins(self, chunks: Sequence[Batch]) -> None:
+    def begins(self, micro_batches: Sequence[Batch]) -> None:
         """Take note that a step begins."""
-        self._left = sum(len(getattr(chunks[0], kind, ())) for kind in ENCODED)
+        self._left = sum(len(getattr(micro_batches[0], kind, ())) for kind in ENCODED)
         self._open = self._watch.now()
 
     def _encoded(self, *_: Any) -> None:

@@ -84,8 +84,10 @@ def train(recipe: Recipe, *, resume: bool = True) -> int:
         communication = Communication(ranks.device)
         meter = Meter(engine, ranks, guard.gradients, flops, communication)
         stragglers = Stragglers(engine.module, ranks)
-        stop = StopRequest(ranks, recipe.directory / "stop", recipe.guards)
-        watchdog = Watchdog(recipe.directory / f"stacks/rank-{ranks.rank}.txt", 60 * recipe.guards.step_minutes)
+        stop = StopRequest(ranks, recipe.directory / "stop", recipe.fault_tolerance)
+        watchdog = Watchdog(
+            recipe.directory / f"stacks/rank-{ranks.rank}.txt", 60 * recipe.fault_tolerance.step_minutes
+        )
         training = _Training(
             recipe, numbers, ranks, data, engine, checkpoints, guard, meter, stragglers, stop, watchdog
         )
@@ -201,21 +203,21 @@ class _Training:
         return progress
 
     def _step(self, progress: Progress, batch: Step) -> tuple[Verdict, tuple[dict[str, torch.Tensor], float]]:
-        """Take one optimiser step if it is sound; return the model's facts and the text encoder's rate too."""
+        """Take one optimizer step if it is sound; return the model's facts and the text encoder's rate too."""
         step = progress.step
         factor = learning_rate_factor(step, steps=self.numbers.steps, warmup_steps=self.numbers.warmup_steps)
         set_learning_rates(self.engine, factor)
         # Dropout is a function of step and rank, so a resumed run repeats it without any saved state.
         torch.manual_seed(int(derive(self.recipe.seed, "dropout", step, self.ranks.rank)[0] >> 1))
-        self.stragglers.begins(batch.chunks)
-        loss, parts = self.engine([chunk.to(self.ranks.device) for chunk in batch.chunks])
+        self.stragglers.begins(batch.micro_batches)
+        loss, parts = self.engine([micro_batch.to(self.ranks.device) for micro_batch in batch.micro_batches])
         self.engine.backward(self.guard.gradients.watched(loss))
         verdict = self.guard.verdict(progress, batch, parts)
         if verdict is Verdict.LEAVE_OUT:
             self.guard.drop_gradients()
         else:
             self.engine.step()
-        return verdict, (parts, self.recipe.optimiser.text_learning_rate * factor)
+        return verdict, (parts, self.recipe.optimizer.text_learning_rate * factor)
 
     def _due(self, progress: Progress, every: int) -> bool:
         return progress.step == self.numbers.steps or bool(every and progress.step % every == 0)
@@ -227,7 +229,7 @@ class _Training:
             self.data.graph,
             StreamSettings.of(recipe),
             global_batch=recipe.batch.passages,
-            chunks=recipe.batch.chunks,
+            micro_batches=recipe.batch.micro_batches,
             rank=ranks.rank,
             world_size=ranks.world_size,
             workers=recipe.data.workers,

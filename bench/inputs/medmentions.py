@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("BALI_REAL_DATA", ROOT.parent / "shared/data"))
 BUILT = ROOT / "shards" / "built" / "medmentions"
 # Six layers and few passages take a higher rate than a base model; the package's encoder comes without its own head.
-FAST = ["optimiser.text_learning_rate=2.0e-4", "optimiser.graph_learning_rate=1.0e-3"]
+FAST = ["optimizer.text_learning_rate=2.0e-4", "optimizer.graph_learning_rate=1.0e-3"]
 
 
 def minilm() -> Path | None:

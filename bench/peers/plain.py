@@ -16,7 +16,7 @@ Sample = tuple[NDArray, NDArray, NDArray]
 
 
 class PlainCollator:
-    """Masks, draws neighbours and synonyms, pads; names are not told apart and there is one block of each."""
+    """Masks, draws neighbors and synonyms, pads; names are not told apart and there is one block of each."""
 
     def __init__(self, shards: ShardSet, graph: KnowledgeGraph, fan_out: int) -> None:
         self.tokenizer = shards.index["tokenizer"]
@@ -32,26 +32,26 @@ class PlainCollator:
         ids = [torch.from_numpy(tokens.astype(np.int64)) for tokens, _, _ in samples]
         names, edges, relations, spans = [], [], [], []
         for number, (_, mentions, stored) in enumerate(samples):
-            neighbours: dict[int, list[tuple[int, int]]] = {}
-            for concept, relation, neighbour in stored.tolist():
-                neighbours.setdefault(concept, []).append((relation, neighbour))
+            neighbors: dict[int, list[tuple[int, int]]] = {}
+            for concept, relation, neighbor in stored.tolist():
+                neighbors.setdefault(concept, []).append((relation, neighbor))
             hidden = random.random() < 0.15
             for start, end, _ in mentions.tolist():
                 spans.append((number, start, end))
                 if hidden:
                     ids[number][start:end] = self.tokenizer["mask_id"]
             for concept in dict.fromkeys(mentions[:, 2].tolist()):
-                own = neighbours.get(concept, [])
+                own = neighbors.get(concept, [])
                 drawn = random.sample(own, min(self.fan_out, len(own)))
-                centre = len(names)
+                center = len(names)
                 name = self.name(concept)
                 if len(own) >= 2 and random.random() < 0.15:
                     name = [self.tokenizer["mask_id"]] * len(name)
                 names.append(name)
-                for relation, neighbour in drawn:
-                    edges += [(len(names), centre), (centre, len(names))]
+                for relation, neighbor in drawn:
+                    edges += [(len(names), center), (center, len(names))]
                     relations += [relation, (relation + self.inverse) % (2 * self.inverse)]
-                    names.append(self.name(neighbour))
+                    names.append(self.name(neighbor))
         inputs = pad_sequence(ids, batch_first=True, padding_value=self.tokenizer["pad_id"])
         inputs, labels = self.masked(inputs)
         cls, sep = self.tokenizer["cls_id"], self.tokenizer["sep_id"]

@@ -7,7 +7,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bali_ds.corpus import pieces
+from bali_ds.corpus import word_cache
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.errors import InputError
 
@@ -57,7 +57,7 @@ def test_remembered_pieces_give_what_the_whole_text_gives(tokenizer_directory, t
 
 
 def test_a_table_of_pieces_that_is_full_starts_afresh(tokenizer_directory, monkeypatch):
-    monkeypatch.setattr(pieces, "_LIMIT", 200)
+    monkeypatch.setattr(word_cache, "_LIMIT", 200)
     tokenizer = Tokenizer.load(tokenizer_directory)
     for number in range(300):
         text = f"heart {number} liver-{number}"

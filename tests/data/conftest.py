@@ -31,7 +31,7 @@ def write_graph(directory, concepts=60, seed=1):
     return KnowledgeGraph.open(directory / "graph")
 
 
-def random_sample(generator, number, graph, neighbours):
+def random_sample(generator, number, graph, neighbors):
     length = int(generator.integers(4, 40))
     tokens = np.concatenate([[2], generator.integers(5, 200, length - 2), [3]]).astype(np.uint16)
     mentions = []
@@ -40,7 +40,7 @@ def random_sample(generator, number, graph, neighbours):
         end = int(generator.integers(start + 1, min(length, start + 5)))
         mentions.append((start, end, int(generator.integers(graph.num_concepts))))
     mentions = np.array(sorted(mentions), np.int32).reshape(-1, 3)
-    edges = [edge for concept in dict.fromkeys(mentions[:, 2].tolist()) for edge in neighbours[concept]]
+    edges = [edge for concept in dict.fromkeys(mentions[:, 2].tolist()) for edge in neighbors[concept]]
     return Sample(
         f"doc{number:05d}_000", tokens, mentions, np.array(edges, np.int32).reshape(-1, 3), {"document": number}
     )
@@ -50,7 +50,7 @@ def write_shards(directory, graph, *, train=100, validation=17, shard_samples=16
     """Write a shard set of random samples and open it."""
     generator = np.random.default_rng(seed)
     directory.mkdir(parents=True, exist_ok=True)
-    neighbours = {
+    neighbors = {
         concept: [
             (concept, int(generator.integers(2 * RELATIONS)), int(generator.integers(graph.num_concepts)))
             for _ in range(int(generator.integers(0, 8)))
@@ -61,7 +61,7 @@ def write_shards(directory, graph, *, train=100, validation=17, shard_samples=16
     dtype = token_dtype(VOCABULARY["vocab_size"])
     (directory / "names.tokens.npy").write_bytes(npy_bytes(generator.integers(5, 200, lengths.sum()).astype(dtype)))
     (directory / "names.offsets.npy").write_bytes(npy_bytes(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)))
-    samples = [random_sample(generator, number, graph, neighbours) for number in range(train + validation)]
+    samples = [random_sample(generator, number, graph, neighbors) for number in range(train + validation)]
     description = {
         "format_version": FORMAT_VERSION,
         "graph_fingerprint": graph.fingerprint,

@@ -68,11 +68,11 @@ def expected_tokens(tokens, mentioned, tokenizer, settings, visit):
 
 
 def expected_view(shards, graph, settings, key, concept, places, edges):
-    own = [(relation, neighbour) for head, relation, neighbour in edges if head == concept]
+    own = [(relation, neighbor) for head, relation, neighbor in edges if head == concept]
     chosen = choose(derive(key, "neighbours"), len(own), settings.fan_out)[0].tolist()
     drawn = [own[place] for place in chosen if place >= 0]
     hide = len(own) >= 2 and chance(derive(key, "name")) < settings.name_masking
-    nodes = [concept, *(neighbour for _, neighbour in drawn)]
+    nodes = [concept, *(neighbor for _, neighbor in drawn)]
     names = [name_tokens(shards, graph, derive(key, "synonym", slot), node) for slot, node in enumerate(nodes)]
     mask = shards.index["tokenizer"]["mask_id"]
     if hide:
@@ -117,7 +117,7 @@ def found_samples(batch):
         inside = range(passage["begin"], passage["begin"] + len(passage["inputs"]))
         passage["labels"] = {
             position - inside.start: label
-            for position, label in zip(batch.labelled_tokens.tolist(), batch.labels.tolist(), strict=True)
+            for position, label in zip(batch.labeled_tokens.tolist(), batch.labels.tolist(), strict=True)
             if position in inside
         }
     return passages, [found_view(batch, names, view) for view in range(batch.num_views)]

@@ -34,7 +34,7 @@ def life(data, settings_, start, steps, world_size, workers):
                 number: source[number] for number in islice(count(worker, max(workers, 1)), steps) if number < steps
             }
         for number, batch in enumerate(batches):
-            batch[rank::world_size] = made[number].chunks[0]["sample_ids"].tolist()
+            batch[rank::world_size] = made[number].micro_batches[0]["sample_ids"].tolist()
         ends.add(made[steps - 1].position_after)
     assert len(ends) == 1
     return batches, ends.pop()
@@ -67,5 +67,5 @@ def test_real_worker_processes_make_the_same_run(data, world_size, workers):
         with Loader(
             *data, chosen, global_batch=BATCH, rank=rank, world_size=world_size, workers=workers, start=start
         ) as loader:
-            found = [step.chunks[0].sample_ids.tolist() for step in islice(loader, 7)]
+            found = [step.micro_batches[0].sample_ids.tolist() for step in islice(loader, 7)]
         assert found == [batch[rank::world_size] for batch in expected]

@@ -89,11 +89,13 @@ def test_every_kind_of_damage_is_met_and_replaced_the_same_everywhere(data, dama
 
 def test_sound_samples_of_the_same_batch_stay_as_they_are(data, shards):
     graph = data[1]
-    whole = steps((shards, graph), 1, global_batch=10, chunks=10, settings=SETTINGS)[0]
+    whole = steps((shards, graph), 1, global_batch=10, micro_batches=10, settings=SETTINGS)[0]
     broken = rows(whole)[4]
     overwrite(shards, broken, "tokens", 1, 999, "<u2")
-    repaired = steps((shards, graph), 1, global_batch=10, chunks=10, settings=SETTINGS)[0]
-    assert same(whole.chunks[:4] + whole.chunks[5:], repaired.chunks[:4] + repaired.chunks[5:])
+    repaired = steps((shards, graph), 1, global_batch=10, micro_batches=10, settings=SETTINGS)[0]
+    assert same(
+        whole.micro_batches[:4] + whole.micro_batches[5:], repaired.micro_batches[:4] + repaired.micro_batches[5:]
+    )
     assert [replacement.row for replacement in repaired.replaced] == [broken]
     assert rows(repaired)[4] == repaired.replaced[0].by != broken
 

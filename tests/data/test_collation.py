@@ -117,10 +117,10 @@ def test_evaluation_batches_are_unmasked_and_in_order(data):
     assert len(list(evaluation_batches(shards, graph, settings, batch_size=5, limit=7))) == 2
 
 
-@pytest.mark.parametrize("chunks", [1, 2, 3, 24])
-def test_batches_made_together_equal_batches_made_alone(data, chunks):
+@pytest.mark.parametrize("micro_batches", [1, 2, 3, 24])
+def test_batches_made_together_equal_batches_made_alone(data, micro_batches):
     collator = Collator.of(*data, StreamSettings(mention_masking=0.4, name_masking=0.4))
     rows = np.arange(53, 29, -1)
-    together = [batch for batch, _ in collator.collate(visits_of(rows, 1), chunks)]
-    alone = [collator.collate(visits_of(part, 1))[0][0] for part in np.split(rows, chunks)]
+    together = [batch for batch, _ in collator.collate(visits_of(rows, 1), micro_batches)]
+    alone = [collator.collate(visits_of(part, 1))[0][0] for part in np.split(rows, micro_batches)]
     assert all(same(as_batch(a), as_batch(b)) for a, b in zip(together, alone, strict=True))

@@ -1,11 +1,11 @@
-"""Linearised neighbourhoods against sequences written by hand, and against a slow plain reading of the graph."""
+"""Linearized neighborhoods against sequences written by hand, and against a slow plain reading of the graph."""
 
 import numpy as np
 import pytest
 
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.data.collator import Collator
-from bali_ds.data.linearized import Facts, Strings, linearise, name_strings
+from bali_ds.data.linearized import Facts, Strings, linearize, name_strings
 from bali_ds.data.loader import as_batch
 from bali_ds.data.masking import Vocabulary
 from bali_ds.data.sampler import Visits
@@ -40,19 +40,19 @@ def sequences(strings):
     ],
 )
 def test_titles_and_whole_facts_up_to_the_limit(limit, first, last):
-    found = linearise(FACTS, NAMES, RELATIONS, np.array([0, 1, 3]), 3, limit, VOCABULARY)
+    found = linearize(FACTS, NAMES, RELATIONS, np.array([0, 1, 3]), 3, limit, VOCABULARY)
     assert sequences(found) == [first, [CLS, 20, 21, SEP], [CLS, *last, SEP]]
 
 
 def test_without_titles_the_end_is_marked():
-    found = linearise(FACTS, NAMES, RELATIONS, None, 3, 40, VOCABULARY)
+    found = linearize(FACTS, NAMES, RELATIONS, None, 3, 40, VOCABULARY)
     assert sequences(found) == [
         [CLS, 10, 70, 20, 21, SEP, 30, 80, 81, 10, SEP, SEP],
         [CLS, SEP],
         [CLS, 40, 41, 42, 80, 81, 40, 41, 42, SEP, SEP],
     ]
     nothing = Facts(*[np.empty(0, np.int64)] * 4)
-    assert linearise(nothing, NAMES, RELATIONS, None, 0, 40, VOCABULARY).tokens.size == 0
+    assert linearize(nothing, NAMES, RELATIONS, None, 0, 40, VOCABULARY).tokens.size == 0
 
 
 def test_names_hidden_missing_or_empty_become_masks():
@@ -65,7 +65,7 @@ def test_names_hidden_missing_or_empty_become_masks():
 def test_a_batch_reads_as_the_graph_says(sample, masking):
     shards, graph, tokenizer = ShardSet.open(sample.shards), KnowledgeGraph.open(sample.graph), str(sample.encoder)
     settings = StreamSettings(
-        seed=3, name_masking=0.5, graph_view="linearised", tokenizer=tokenizer, graph_masking=masking, graph_tokens=60
+        seed=3, name_masking=0.5, graph_view="linearized", tokenizer=tokenizer, graph_masking=masking, graph_tokens=60
     )
     rows = np.arange(20)
     [(arrays, _)] = Collator.of(shards, graph, settings).collate(Visits(rows, np.ones_like(rows)))
@@ -73,22 +73,20 @@ def test_a_batch_reads_as_the_graph_says(sample, masking):
     assert batch.names == ()
     assert batch.node_names.shape == batch.targets.shape == (0,)
     ids = [
-        block.input_ids[row, : block.lengths[row]]
-        for block in batch.neighbourhoods
-        for row in range(len(block.lengths))
+        block.input_ids[row, : block.lengths[row]] for block in batch.neighborhoods for row in range(len(block.lengths))
     ]
-    flat = np.concatenate([block.input_ids.reshape(-1) for block in batch.neighbourhoods])
-    flat[batch.graph_labelled_tokens] = batch.graph_labels
-    shown = np.concatenate([[0], np.cumsum([block.input_ids.numel() for block in batch.neighbourhoods])])
+    flat = np.concatenate([block.input_ids.reshape(-1) for block in batch.neighborhoods])
+    flat[batch.graph_labeled_tokens] = batch.graph_labels
+    shown = np.concatenate([[0], np.cumsum([block.input_ids.numel() for block in batch.neighborhoods])])
     origins = [
         shown[number] + row * block.input_ids.shape[1]
-        for number, block in enumerate(batch.neighbourhoods)
+        for number, block in enumerate(batch.neighborhoods)
         for row in range(len(block.lengths))
     ]
     views = [view for row in rows for view in expected_sample(shards, graph, settings, int(row), 1)["views"]]
     relation_tokens = Tokenizer.load(tokenizer).encode_ids([name.replace("_", " ") for name in graph.relations])
     assert len(views) == batch.num_views > 20
-    for view, row in zip(views, batch.neighbourhood_rows.tolist(), strict=True):
+    for view, row in zip(views, batch.neighborhood_rows.tolist(), strict=True):
         expected, full = [CLS, *view["names"][0], SEP], False
         for relation, name in zip(view["to_concept"], view["names"][1:], strict=True):
             pair = (view["names"][0], name) if relation < graph.num_relations else (name, view["names"][0])
@@ -96,8 +94,8 @@ def test_a_batch_reads_as_the_graph_says(sample, masking):
             full = full or len(expected) + len(fact) > 60
             expected += [] if full else fact
         assert flat[origins[row] : origins[row] + len(ids[row])].tolist() == expected
-    labelled = len(batch.graph_labels) / sum(len(each) for each in ids)
-    assert (labelled > 0.25) == (masking > 0)
+    labeled = len(batch.graph_labels) / sum(len(each) for each in ids)
+    assert (labeled > 0.25) == (masking > 0)
     assert not set(batch.graph_labels.tolist()) & {CLS, SEP, MASK}
 
 
@@ -105,6 +103,6 @@ def test_without_a_need_for_graph_views_there_are_none(sample):
     shards, graph = ShardSet.open(sample.shards), KnowledgeGraph.open(sample.graph)
     visits = Visits(np.arange(20, 40), np.zeros(20, np.int64))
     [(arrays, _)] = Collator.of(shards, graph, StreamSettings(with_graph=False)).collate(visits)
-    assert arrays["names"] == arrays["neighbourhoods"] == ()
+    assert arrays["names"] == arrays["neighborhoods"] == ()
     assert arrays["concept_ids"].size > 20
     assert arrays["edge_relations"].size == arrays["node_names"].size == arrays["targets"].size == 0

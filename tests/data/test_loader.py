@@ -27,7 +27,7 @@ def steps(data, count, *, settings=SETTINGS, **arguments):
 
 
 def rows(step):
-    return [row for chunk in step.chunks for row in chunk.sample_ids.tolist()]
+    return [row for micro_batch in step.micro_batches for row in micro_batch.sample_ids.tolist()]
 
 
 def global_rows(data, count, world_size, **arguments):
@@ -50,10 +50,12 @@ def same(first, second):
     return all(same(value, getattr(second, name)) for name, value in vars(first).items())
 
 
-@pytest.mark.parametrize(("world_size", "workers", "chunks"), [(1, 1, 3), (2, 0, 1), (2, 2, 1), (3, 0, 2), (3, 2, 1)])
-def test_global_batches_do_not_depend_on_world_size_and_workers(data, world_size, workers, chunks):
+@pytest.mark.parametrize(
+    ("world_size", "workers", "micro_batches"), [(1, 1, 3), (2, 0, 1), (2, 2, 1), (3, 0, 2), (3, 2, 1)]
+)
+def test_global_batches_do_not_depend_on_world_size_and_workers(data, world_size, workers, micro_batches):
     expected = [rows(step) for step in steps(data, 18, global_batch=12)]
-    found = global_rows(data, 18, world_size, workers=workers, chunks=chunks, global_batch=12)
+    found = global_rows(data, 18, world_size, workers=workers, micro_batches=micro_batches, global_batch=12)
     assert found == expected
     first_epoch = [row for batch in expected[:8] for row in batch]
     assert len(set(first_epoch)) == 8 * 12
@@ -62,12 +64,16 @@ def test_global_batches_do_not_depend_on_world_size_and_workers(data, world_size
 
 
 def test_contents_do_not_depend_on_workers_and_masks_not_on_world_size(data):
-    alone = steps(data, 5, global_batch=6, chunks=6)
-    worked = steps(data, 5, global_batch=6, chunks=6, workers=2)
-    assert all(map(same, (s.chunks for s in alone), (s.chunks for s in worked)))
+    alone = steps(data, 5, global_batch=6, micro_batches=6)
+    worked = steps(data, 5, global_batch=6, micro_batches=6, workers=2)
+    assert all(map(same, (s.micro_batches for s in alone), (s.micro_batches for s in worked)))
     for rank in range(2):
-        for whole, part in zip(alone, steps(data, 5, global_batch=6, chunks=3, rank=rank, world_size=2), strict=True):
-            assert same(whole.chunks[rank::2], part.chunks), "one passage a chunk: the same tensors on any rank"
+        for whole, part in zip(
+            alone, steps(data, 5, global_batch=6, micro_batches=3, rank=rank, world_size=2), strict=True
+        ):
+            assert same(whole.micro_batches[rank::2], part.micro_batches), (
+                "one passage a micro_batch: the same tensors on any rank"
+            )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -75,7 +81,7 @@ def test_resume_at_any_step_and_with_another_world_size(data, workers):
     whole = steps(data, 18, global_batch=12)
     for stop in (1, 7, 8, 9, 17):
         rest = steps(data, 18 - stop, global_batch=12, workers=workers, start=whole[stop - 1].position_after)
-        assert all(same(a.chunks, b.chunks) for a, b in zip(whole[stop:], rest, strict=True))
+        assert all(same(a.micro_batches, b.micro_batches) for a, b in zip(whole[stop:], rest, strict=True))
         assert [step.position_after for step in rest] == [step.position_after for step in whole[stop:]]
         others = global_rows(data, 3, 3, global_batch=12, start=whole[stop - 1].position_after)
         assert others[: 18 - stop] == [rows(step) for step in whole[stop : stop + 3]]

@@ -22,39 +22,39 @@ def passages(number=4000, length=50, epoch=0, **changes):
     tokens[:, 0], tokens[:, -1] = 2, 3
     mentioned = np.zeros((number, length), bool)
     mentioned[:, 10:20] = True
-    masked, labelled = mask_passages(
+    masked, labeled = mask_passages(
         tokens.ravel(), np.full(number, length), mentioned.ravel(), visit_keys(7, epoch, np.arange(number)),
         StreamSettings(seed=7, **changes), VOCABULARY,
     )  # fmt: skip
     chosen = np.zeros(number * length, bool)
-    chosen[labelled] = True
+    chosen[labeled] = True
     return tokens, masked.reshape(number, length), chosen.reshape(number, length)
 
 
 def test_token_rates_and_fates():
-    tokens, masked, labelled = passages(mention_masking=0.0)
-    assert close(labelled.sum(), 4000 * 48, 0.15)
-    assert not labelled[:, [0, -1]].any()
-    assert np.array_equal(tokens[~labelled], masked[~labelled])
-    total = labelled.sum()
-    fate = masked[labelled]
+    tokens, masked, labeled = passages(mention_masking=0.0)
+    assert close(labeled.sum(), 4000 * 48, 0.15)
+    assert not labeled[:, [0, -1]].any()
+    assert np.array_equal(tokens[~labeled], masked[~labeled])
+    total = labeled.sum()
+    fate = masked[labeled]
     assert close((fate == 4).sum(), total, 0.8)
-    assert close((fate == tokens[labelled]).sum(), total, 0.1 + 0.1 / 995)
-    replaced = fate[(fate != 4) & (fate != tokens[labelled])]
+    assert close((fate == tokens[labeled]).sum(), total, 0.1 + 0.1 / 995)
+    replaced = fate[(fate != 4) & (fate != tokens[labeled])]
     assert replaced.min() >= 5
     assert np.unique(replaced).size > 900
-    per_place = labelled[:, 1:-1].sum(axis=0)
+    per_place = labeled[:, 1:-1].sum(axis=0)
     assert all(close(count, 4000, 0.15) for count in per_place)
 
 
 def test_mentions_are_masked_whole_and_get_no_label():
-    _, masked, labelled = passages()
+    _, masked, labeled = passages()
     covered = (masked[:, 10:20] == 4).all(axis=1)
     assert close(covered.sum(), 4000, 0.15)
-    assert not labelled[covered, 10:20].any()
-    outside = np.delete(labelled, np.r_[0, 10:20, 49], axis=1)
+    assert not labeled[covered, 10:20].any()
+    outside = np.delete(labeled, np.r_[0, 10:20, 49], axis=1)
     assert close(outside.sum(), outside.size, 0.15)
-    assert close(labelled[~covered, 10:20].sum(), (~covered).sum() * 10, 0.15)
+    assert close(labeled[~covered, 10:20].sum(), (~covered).sum() * 10, 0.15)
 
 
 def test_masks_change_with_the_epoch_and_not_with_company():
@@ -67,13 +67,13 @@ def test_masks_change_with_the_epoch_and_not_with_company():
     assert fewer.shape == (10, 50)
 
 
-@pytest.mark.parametrize(("neighbours", "share"), [(0, 0.0), (1, 0.0), (2, 0.15), (30, 0.15)])
-def test_names_are_masked_only_where_neighbours_can_tell(neighbours, share):
-    masked = mask_names(derive(1, np.arange(20_000)), np.full(20_000, neighbours), StreamSettings())
+@pytest.mark.parametrize(("neighbors", "share"), [(0, 0.0), (1, 0.0), (2, 0.15), (30, 0.15)])
+def test_names_are_masked_only_where_neighbors_can_tell(neighbors, share):
+    masked = mask_names(derive(1, np.arange(20_000)), np.full(20_000, neighbors), StreamSettings())
     assert close(masked.sum(), 20_000, share) if share else not masked.any()
 
 
-def test_one_concept_without_neighbours_does_not_affect_the_next():
+def test_one_concept_without_neighbors_does_not_affect_the_next():
     keys = derive(1, np.arange(1000))
     alone = mask_names(keys, np.full(1000, 5), StreamSettings())
     mixed = mask_names(keys, np.where(np.arange(1000) % 2, 5, 0), StreamSettings())

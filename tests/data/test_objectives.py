@@ -23,7 +23,7 @@ def built(sample):
 def batch_of(built, **changes):
     shards, graph, tokenizer = built
     settings = StreamSettings(seed=3, tokenizer=tokenizer, token_masking=0.0, mention_masking=0.0, **changes)
-    return next(Loader(shards, graph, settings, global_batch=24)).chunks[0]
+    return next(Loader(shards, graph, settings, global_batch=24)).micro_batches[0]
 
 
 def rows_of(block):
@@ -72,12 +72,12 @@ def test_mentions_out_of_context_stand_beside_a_name_of_the_concept(built):
     names = [row for block in batch.names for row in rows_of(block)]
     table, offsets = shards.names
     assert batch.synonym_ids.tolist() == batch.concept_ids.tolist()
-    spelt = {}
+    spelled = {}
     for place, row in enumerate(batch.sample_ids.tolist()):
         tokens, mentions, _ = shards.arrays(row)
         for first, last, concept in mentions.tolist():
-            spelt.setdefault((place, concept), []).append([CLS, *tokens[first : min(last, first + 32)].tolist(), SEP])
-    pairs = zip(*batch.synonyms.tolist(), batch.synonym_ids.tolist(), spelt.items(), strict=True)
+            spelled.setdefault((place, concept), []).append([CLS, *tokens[first : min(last, first + 32)].tolist(), SEP])
+    pairs = zip(*batch.synonyms.tolist(), batch.synonym_ids.tolist(), spelled.items(), strict=True)
     for name, mention, concept, ((_, expected), words) in pairs:
         ids = range(*graph.name_offsets[concept : concept + 2].tolist())
         assert concept == expected
@@ -109,12 +109,12 @@ def test_each_mention_is_a_text_view_of_its_own(built):
 
 def test_names_as_rows_of_a_table_name_the_same_names(built):
     shards, _, _ = built
-    spelt, rows = (batch_of(built, name_masking=0.5, name_rows=each) for each in (False, True))
+    spelled, rows = (batch_of(built, name_masking=0.5, name_rows=each) for each in (False, True))
     assert rows.names == ()
-    names = [row[1:-1] for block in spelt.names for row in rows_of(block)]
+    names = [row[1:-1] for block in spelled.names for row in rows_of(block)]
     tokens, offsets = shards.names
     count = len(offsets) - 1
-    for place, row in zip(spelt.node_names.tolist(), rows.node_names.tolist(), strict=True):
+    for place, row in zip(spelled.node_names.tolist(), rows.node_names.tolist(), strict=True):
         expected = [MASK] * (row - count) if row > count else tokens[offsets[row] : offsets[row + 1]].tolist()
         assert names[place] == expected
 
@@ -158,10 +158,10 @@ def test_passages_stand_beside_their_facts_and_nodes(built):
         if facts:
             concept = int(batch.concept_ids[targets.index(facts[0][0])])
             relation = facts[0][1]
-            spelt = relations[relation % graph.num_relations]
+            spelled = relations[relation % graph.num_relations]
             first = written[1 : written.index(SEP)]
             if relation < graph.num_relations:
-                assert first[: len(names[concept]) + len(spelt)] == names[concept] + spelt
+                assert first[: len(names[concept]) + len(spelled)] == names[concept] + spelled
             else:
-                assert first[-len(names[concept]) - len(spelt) :] == spelt + names[concept]
+                assert first[-len(names[concept]) - len(spelled) :] == spelled + names[concept]
     assert node == len(batch.node_names)

@@ -81,6 +81,6 @@ def test_schedule_counts_whole_steps_of_each_epoch(size, batch, epoch, seen):
 
 def test_a_batch_that_cannot_be_split_is_refused():
     assert rank_share(12, 2, 1, 3).tolist() == [1, 4, 7, 10]
-    for batch, chunks, rank, world in [(12, 5, 0, 1), (12, 1, 0, 5), (12, 1, 3, 3), (12, 0, 0, 1)]:
+    for batch, micro_batches, rank, world in [(12, 5, 0, 1), (12, 1, 0, 5), (12, 1, 3, 3), (12, 0, 0, 1)]:
         with pytest.raises(InputError):
-            rank_share(batch, chunks, rank, world)
+            rank_share(batch, micro_batches, rank, world)

@@ -11,8 +11,7 @@ from itertools import islice
 
 import pytest
 
-from bali_ds.data import reader, remote, transport
-from bali_ds.data import steps as steps_module
+from bali_ds.data import batch_sampler, reader, remote, remote_io
 from bali_ds.data.loader import Loader
 from bali_ds.data.remote import Mirror, open_shards
 from bali_ds.data.settings import StreamSettings
@@ -82,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr(remote, "_WAITS", (0.01,) * 17)
-    monkeypatch.setattr(transport, "_SECONDS_OF_SILENCE", 0.5)
+    monkeypatch.setattr(remote_io, "_SECONDS_OF_SILENCE", 0.5)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -93,7 +92,7 @@ def test_a_troubled_server_changes_nothing_and_leaves_no_wrong_file(data, tmp_pa
     assert not list(mirrored.path.glob("*.tar"))
     expected = steps(data, 8, global_batch=12, settings=SETTINGS)
     found = steps((mirrored, graph), 8, global_batch=12, settings=SETTINGS)
-    assert all(same(a.chunks, b.chunks) for a, b in zip(expected, found, strict=True))
+    assert all(same(a.micro_batches, b.micro_batches) for a, b in zip(expected, found, strict=True))
     digests = {shard.name: shard.sha256 for shard in shards.shards} | shards.index["tables"]
     kept = [path for path in mirrored.path.iterdir() if path.suffix in (".tar", ".npy")]
     assert len(kept) >= 9
@@ -196,7 +195,7 @@ def test_a_tar_that_leaves_the_cache_before_it_is_mapped_is_fetched_again(data, 
 
     monkeypatch.setattr(Mirror, "fetch", losing)
     monkeypatch.setattr(reader.time, "sleep", lambda _: None)
-    monkeypatch.setattr(steps_module, "_Ahead", lambda _: None)
+    monkeypatch.setattr(batch_sampler, "_Ahead", lambda _: None)
     found = steps((mirrored, graph), 4, global_batch=12, settings=SETTINGS)
     assert lost
     assert [rows(step) for step in found] == [rows(step) for step in steps(data, 4, global_batch=12, settings=SETTINGS)]
@@ -235,7 +234,7 @@ def test_a_command_feeds_the_same_run(data, tmp_path, caplog):
     piped = open_shards(f"pipe:cat {data[0].path}/{{name}}", cache=tmp_path)
     found = steps((piped, data[1]), 10, global_batch=12, workers=1, settings=SETTINGS)
     expected = steps(data, 10, global_batch=12, settings=SETTINGS)
-    assert all(same(a.chunks, b.chunks) for a, b in zip(expected, found, strict=True))
+    assert all(same(a.micro_batches, b.micro_batches) for a, b in zip(expected, found, strict=True))
     assert "fetched whole and checked" in caplog.text
 
 
@@ -250,12 +249,12 @@ def test_a_command_feeds_the_same_run(data, tmp_path, caplog):
 )
 def test_a_command_that_fails_or_falls_silent_is_an_input_error(data, tmp_path, monkeypatch, command, message):
     monkeypatch.setattr(remote, "_WAITS", (0.01,))
-    monkeypatch.setattr(transport, "_SECONDS_OF_SILENCE", 0.2)
+    monkeypatch.setattr(remote_io, "_SECONDS_OF_SILENCE", 0.2)
     with pytest.raises(InputError, match=message):
         open_shards("pipe:" + command.replace("{path}", str(data[0].path)), cache=tmp_path)
 
 
 def test_names_reach_a_command_quoted_and_it_must_say_where(tmp_path):
-    assert transport.address("pipe:cat {name}", "a; rm -r b.tar") == "pipe:cat 'a; rm -r b.tar'"
+    assert remote_io.address("pipe:cat {name}", "a; rm -r b.tar") == "pipe:cat 'a; rm -r b.tar'"
     with pytest.raises(InputError, match="name of the file"):
         open_shards("pipe:cat shards.tar", cache=tmp_path)

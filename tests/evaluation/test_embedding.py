@@ -24,20 +24,20 @@ def described(graph_directory):
     return describe_embedding({"untrained": Letters(), "trained": Letters()}, KnowledgeGraph.open(graph_directory), 3)
 
 
-def test_neighbours_are_the_nearest(described, graph_directory):
+def test_neighbors_are_the_nearest(described, graph_directory):
     graph = KnowledgeGraph.open(graph_directory)
     names = [graph.preferred_name(concept) for concept in range(graph.num_concepts)]
     cosines = Letters().encode(names) @ Letters().encode(names).T
     np.fill_diagonal(cosines, -1)
-    assert len(described["neighbours"]) == 12
-    for example in described["neighbours"]:
+    assert len(described["neighbors"]) == 12
+    for example in described["neighbors"]:
         row = cosines[names.index(example["name"])]
         assert [each["cosine"] for each in example["trained"]] == pytest.approx(np.sort(row)[::-1][:4], abs=6e-4)
         for each in example["trained"]:
             assert each["cosine"] == pytest.approx(row[names.index(each["name"])], abs=6e-4)
 
 
-def test_the_map_places_every_name_and_keeps_neighbours_near(described):
+def test_the_map_places_every_name_and_keeps_neighbors_near(described):
     places = np.array(described["maps"]["trained"])
     assert places.shape == (len(described["names"]), 2)
     assert places.min() == 0
@@ -75,4 +75,4 @@ def test_the_report_shows_it(described, tmp_path):
     page = write_report(tmp_path).read_text()
     assert "Concept names, trained" in page
     assert "Nearest names" in page
-    assert all(example["name"] in page for example in described["neighbours"])
+    assert all(example["name"] in page for example in described["neighbors"])

@@ -6,7 +6,7 @@ import pytest
 from bali_ds.cli import main
 from bali_ds.config import Objective
 from bali_ds.errors import InputError
-from bali_ds.evaluation.charts import COLOURS, line_chart, number, thinned, ticks
+from bali_ds.evaluation.charts import COLORS, line_chart, number, thinned, ticks
 from bali_ds.evaluation.page import page
 from bali_ds.evaluation.report import read_metrics, write_report
 
@@ -113,11 +113,11 @@ def test_numbers_and_long_series():
     assert "no values" in line_chart({"x": [(1.0, float("nan"))]}, x_label="step", y_label="y")
 
 
-def test_every_objective_and_their_total_have_a_colour_of_the_page():
+def test_every_objective_and_their_total_have_a_color_of_the_page():
     """The decoder's losses stand in a chart of their own."""
     names = {"total", *Objective.model_fields} - {"dual"}
     drawn = line_chart({name: [(0, 1.0), (1, 2.0)] for name in names}, x_label="step", y_label="loss")
     for number_of_line in range(len(names)):
         assert f'class="line c{number_of_line}"' in drawn
         assert f".c{number_of_line} {{ --line:" in page("run", [], [])
-    assert len(names) <= COLOURS
+    assert len(names) <= COLORS

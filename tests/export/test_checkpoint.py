@@ -6,7 +6,7 @@ import pytest
 import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-from bali_ds.checkpoint.lazy_tensor import StoredTensor
+from bali_ds.checkpoint.lazy_tensor import LazyTensor
 from bali_ds.checkpoint.zero_reader import read_checkpoint
 from bali_ds.errors import InputError
 from tests.export.ranks import ALONE, CASES, STEPS
@@ -39,9 +39,9 @@ def test_tensors_equal_the_consolidation_of_deepspeed(trained, case):
 def test_chunks_are_the_tensor_in_order(monkeypatch):
     monkeypatch.setattr("bali_ds.checkpoint.lazy_tensor.CHUNK", 4)
     values = torch.arange(15.0)
-    stored = StoredTensor((3, 5), (values[:9], values[9:]))
-    assert torch.equal(torch.cat(list(stored.chunks())), values)
-    assert max(len(chunk) for chunk in stored.chunks()) == 4
+    stored = LazyTensor((3, 5), (values[:9], values[9:]))
+    assert torch.equal(torch.cat(list(stored.micro_batches())), values)
+    assert max(len(micro_batch) for micro_batch in stored.micro_batches()) == 4
     assert torch.equal(stored.tensor(), values.view(3, 5))
 
 
@@ -49,7 +49,7 @@ def test_a_missing_rank_is_named(trained, tmp_path):
     copy = tmp_path / TAG
     shutil.copytree(trained / "2-fp32" / TAG, copy)
     next(copy.glob("*rank_1*_optim_states.pt")).unlink()
-    with pytest.raises(InputError, match="saved by 2 ranks, but optimiser states of 1"):
+    with pytest.raises(InputError, match="saved by 2 ranks, but optimizer states of 1"):
         read_checkpoint(copy)
 
 

@@ -15,7 +15,7 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_POST(self):
         length = self.headers.get("Content-Length")
-        body = self.rfile.read(int(length)) if length else self.chunks()
+        body = self.rfile.read(int(length)) if length else self.micro_batches()
         self.server.asked.append((self.path, body))
         address = f"{self.server.url}/someone/model"
         if self.headers.get("Authorization") != "Bearer good":
@@ -32,7 +32,7 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self):
         self.answer(200, {"id": "someone/model", "sha": "0", "siblings": []})
 
-    def chunks(self):
+    def micro_batches(self):
         found = b""
         while size := int(self.rfile.readline(), 16):
             found += self.rfile.read(size)

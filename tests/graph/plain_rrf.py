@@ -36,7 +36,7 @@ def names(folder: Path, kept: RrfFilter) -> dict[str, list[str]]:
             or (kept.sources and row["SAB"] not in kept.sources)
             or (kept.term_types and row["TTY"] not in kept.term_types)
             or (not kept.suppressed and row["SUPPRESS"] != "N")
-            or int(row["SRL"]) > kept.licence
+            or int(row["SRL"]) > kept.license
         ):
             continue
         preference = (
@@ -56,9 +56,9 @@ def names(folder: Path, kept: RrfFilter) -> dict[str, list[str]]:
 
 
 def entries(folder: Path, kept: RrfFilter, concepts: dict[str, list[str]]) -> set[Entry]:
-    """Facts as each end tells them: (row, relation, neighbour, source)."""
+    """Facts as each end tells them: (row, relation, neighbor, source)."""
     found = set()
-    restricted = {row["SAB"] for row in read(folder, "MRCONSO") if int(row["SRL"]) > kept.licence}
+    restricted = {row["SAB"] for row in read(folder, "MRCONSO") if int(row["SRL"]) > kept.license}
     for row in read(folder, "MRREL"):
         first, second, label = row["CUI1"], row["CUI2"], row["RELA"] or row["REL"]
         if (

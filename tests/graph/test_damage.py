@@ -16,8 +16,8 @@ from bali_ds.graph.concept_display import describe_concept, readable
 from bali_ds.graph.graph_statistics import graph_statistics
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.manifest import checksum
-from bali_ds.graph.neighbor_weights import EdgeFilter
-from bali_ds.graph.neighbourhood import sample_neighbourhood
+from bali_ds.graph.neighbor_sampling import sample_neighbors
+from bali_ds.graph.neighbor_weights import EdgeFilter, WeightedSampler
 from bali_ds.randomness import derive
 
 MUTATIONS = int(os.environ.get("BALI_MUTATIONS", "150"))
@@ -51,10 +51,8 @@ def use(graph: KnowledgeGraph) -> list:
     keys = derive(1, concepts)
     results = [graph.lookup(["C1", "C4", "C9"]).tolist(), graph.code_to_cuis("", "MESH:D005334")]
     kept = EdgeFilter(largest_degree=3, held_out=np.array([[0, 1]]))
-    for filters in (None, kept):
-        results.append(
-            [level.tolist() for level in sample_neighbourhood(graph, concepts, (2, 2), keys, filters).concepts]
-        )
+    for sampled in (sample_neighbors(graph, concepts, 2, keys), WeightedSampler(graph, kept).sample(concepts, 2, keys)):
+        results.append([part.tolist() for part in sampled])
     for concept in concepts.tolist():
         description = describe_concept(graph, graph.cui(concept))
         results.append((graph.preferred_name(concept), graph.name(concept), description, readable(description, 3)))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bali_ds.errors import InputError
 from bali_ds.graph.bit_packing import bits_for, pack, packed_length, unpack
-from bali_ds.graph.packed_adjacency import EntryColumn, NeighbourEntries, pack_entries
+from bali_ds.graph.packed_adjacency import EntryColumn, NeighborEntries, pack_entries
 
 
 @given(st.integers(1, 64), st.data())
@@ -37,21 +37,21 @@ def test_bits_for_counts():
 @pytest.fixture
 def entries():
     random = np.random.default_rng(4)
-    kinds, neighbours = random.integers(0, 10, 500), random.integers(0, 1000, 500).astype(np.int32)
-    words = pack_entries(kinds, neighbours, 5, 1000)
+    kinds, neighbors = random.integers(0, 10, 500), random.integers(0, 1000, 500).astype(np.int32)
+    words = pack_entries(kinds, neighbors, 5, 1000)
     relations, sources = np.arange(10, dtype=np.int32), np.arange(10, dtype=np.uint8) % 3
-    made = NeighbourEntries(words, 500, 1000, relations, sources, Path("edges.entries.npy"))
-    return made, kinds, neighbours, words
+    made = NeighborEntries(words, 500, 1000, relations, sources, Path("edges.entries.npy"))
+    return made, kinds, neighbors, words
 
 
 def test_entries_are_read_as_arrays_are(entries):
-    made, kinds, neighbours, _ = entries
+    made, kinds, neighbors, _ = entries
     for selection in (slice(None), slice(7, 99, 4), slice(-5, None), slice(9, 2, -3), slice(3, 3)):
-        assert EntryColumn(made)[selection].tolist() == neighbours[selection].tolist()
+        assert EntryColumn(made)[selection].tolist() == neighbors[selection].tolist()
         assert EntryColumn(made, np.arange(10))[selection].tolist() == kinds[selection].tolist()
     positions = np.array([[3, 499], [0, 3]])
-    assert EntryColumn(made)[positions].tolist() == neighbours[positions].tolist()
-    assert int(EntryColumn(made)[12]) == neighbours[12]
+    assert EntryColumn(made)[positions].tolist() == neighbors[positions].tolist()
+    assert int(EntryColumn(made)[12]) == neighbors[12]
     for beyond in (500, -1, np.array([0, 500])):
         with pytest.raises(IndexError):
             EntryColumn(made)[beyond]
@@ -62,4 +62,4 @@ def test_numbers_beyond_the_graph_are_refused(entries):
     relations, sources = np.arange(10, dtype=np.int32), np.zeros(10, np.uint8)
     for size, concepts, count in ((500, 990, 10), (500, 1000, 9), (502 + 64, 1000, 10), (499, 1000, 10)):
         with pytest.raises(InputError, match="damaged"):
-            NeighbourEntries(words, size, concepts, relations[:count], sources, Path("x")).read(np.arange(size))
+            NeighborEntries(words, size, concepts, relations[:count], sources, Path("x")).read(np.arange(size))

@@ -74,7 +74,7 @@ FILTERS = st.builds(
     languages=st.sampled_from([("ENG",), ("FRE", "ENG"), ()]),
     sources=st.sampled_from([(), (), ("MSH",)]),
     term_types=st.sampled_from([(), (), ("PT",)]),
-    licence=st.sampled_from([9, 9, 3]),
+    license=st.sampled_from([9, 9, 3]),
     suppressed=st.booleans(),
 )
 
@@ -173,7 +173,7 @@ def test_all_concepts_of_a_code_are_kept_and_the_preferred_is_first(tmp_path):
 
 
 @pytest.mark.parametrize("with_mrsab", [False, True])
-def test_licence_holds_for_relations_and_definitions_too(tmp_path, with_mrsab):
+def test_license_holds_for_relations_and_definitions_too(tmp_path, with_mrsab):
     lines = atom("C1", "one", SAB="MSH") + atom("C2", "two", SAB="MSH")
     if not with_mrsab:
         lines += atom("C2", "closed", SAB="SNOMEDCT_US", SRL="9")
@@ -185,7 +185,7 @@ def test_licence_holds_for_relations_and_definitions_too(tmp_path, with_mrsab):
         )
     definition = row("MRDEF", CUI="C1", SAB="SNOMEDCT_US", DEF="closed", SUPPRESS="N") + "\n"
     write(tmp_path, MRDEF=definition)
-    build_graph([RrfSource(tmp_path, RrfFilter(licence=3))], tmp_path / "graph")
+    build_graph([RrfSource(tmp_path, RrfFilter(license=3))], tmp_path / "graph")
     graph = KnowledgeGraph.open(tmp_path / "graph")
     assert graph.relations == ("RO",)
     assert graph.definitions(0) == []

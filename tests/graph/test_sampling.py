@@ -6,15 +6,15 @@ import pytest
 from bali_ds.errors import InputError
 from bali_ds.graph.builder import build_graph
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
-from bali_ds.graph.neighbor_sampling import sample_neighbours
+from bali_ds.graph.neighbor_sampling import sample_neighbors
 from bali_ds.graph.tables import TableSource
 from bali_ds.randomness import derive
 
 
-def test_neighbours_come_from_the_row_without_repetition(small_graph):
+def test_neighbors_come_from_the_row_without_repetition(small_graph):
     concepts = np.repeat(np.arange(5), 200)
-    neighbours, relations = sample_neighbours(small_graph, concepts, 2, derive(7, np.arange(1000)))
-    for concept, drawn in zip(concepts, np.stack([neighbours, relations], axis=-1), strict=True):
+    neighbors, relations = sample_neighbors(small_graph, concepts, 2, derive(7, np.arange(1000)))
+    for concept, drawn in zip(concepts, np.stack([neighbors, relations], axis=-1), strict=True):
         row = slice(small_graph.edge_offsets[concept], small_graph.edge_offsets[concept + 1])
         entries = Counter(zip(small_graph.edge_targets[row], small_graph.edge_relations[row], strict=True))
         pairs = Counter(map(tuple, drawn[drawn[:, 0] >= 0].tolist()))
@@ -24,8 +24,8 @@ def test_neighbours_come_from_the_row_without_repetition(small_graph):
 
 def test_draws_depend_on_their_own_key_alone(small_graph):
     keys = derive(1, np.arange(6))
-    together = sample_neighbours(small_graph, np.array([2, 0, 1, 2, 4, 0]), 2, keys)
-    alone = sample_neighbours(small_graph, np.array([2]), 2, keys[3:4])
+    together = sample_neighbors(small_graph, np.array([2, 0, 1, 2, 4, 0]), 2, keys)
+    alone = sample_neighbors(small_graph, np.array([2]), 2, keys[3:4])
     assert [part[3].tolist() for part in together] == [part[0].tolist() for part in alone]
 
 
@@ -41,14 +41,14 @@ def test_draws_are_uniform(tmp_path):
     build_graph([TableSource(nodes, edges)], tmp_path / "graph")
     graph = KnowledgeGraph.open(tmp_path / "graph")
     draws = 40_000
-    neighbours, _ = sample_neighbours(graph, np.zeros(draws, int), 3, derive(3, np.arange(draws)))
-    counts = np.bincount(neighbours.ravel(), minlength=9)[1:]
+    neighbors, _ = sample_neighbors(graph, np.zeros(draws, int), 3, derive(3, np.arange(draws)))
+    counts = np.bincount(neighbors.ravel(), minlength=9)[1:]
     expected = draws * 3 / 8
     assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
 
 
 def test_nothing_asked_and_strangers(small_graph):
-    neighbours, relations = sample_neighbours(small_graph, np.zeros(0, int), 3, derive(np.zeros(0, int)))
-    assert neighbours.shape == relations.shape == (0, 3)
+    neighbors, relations = sample_neighbors(small_graph, np.zeros(0, int), 3, derive(np.zeros(0, int)))
+    assert neighbors.shape == relations.shape == (0, 3)
     with pytest.raises(InputError, match="has 5 concepts"):
-        sample_neighbours(small_graph, np.array([5]), 3, derive(1))
+        sample_neighbors(small_graph, np.array([5]), 3, derive(1))

@@ -10,7 +10,7 @@ from bali_ds.graph.tables import TableSource
 
 
 def facts(graph: KnowledgeGraph) -> set[tuple[str, str, str, str]]:
-    """Every entry of every neighbour list, as (row, relation read from the row, neighbour, source)."""
+    """Every entry of every neighbor list, as (row, relation read from the row, neighbor, source)."""
     return {
         (
             graph.cui(concept),

@@ -7,7 +7,6 @@ from bali_ds.errors import InputError
 from bali_ds.graph.builder import build_graph
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.neighbor_weights import EdgeFilter, WeightedSampler
-from bali_ds.graph.neighbourhood import sample_neighbourhood
 from bali_ds.graph.tables import TableSource
 from bali_ds.randomness import derive
 
@@ -30,12 +29,12 @@ def graph(tmp_path_factory):
 
 def drawn(graph, kept, fan_out=40, draws=1, concept=0):
     sampler = WeightedSampler(graph, kept)
-    neighbours, _ = sampler.sample(np.full(draws, concept), fan_out, derive(5, np.arange(draws)))
-    return neighbours
+    neighbors, _ = sampler.sample(np.full(draws, concept), fan_out, derive(5, np.arange(draws)))
+    return neighbors
 
 
-def as_sets(neighbours):
-    return [set(row[row >= 0].tolist()) for row in neighbours]
+def as_sets(neighbors):
+    return [set(row[row >= 0].tolist()) for row in neighbors]
 
 
 @pytest.mark.parametrize(
@@ -66,8 +65,8 @@ def test_weights_draw_in_proportion(graph):
         expected[first] += probability
         expected[second] += probability
     draws = 20_000
-    neighbours = drawn(graph, EdgeFilter(weights=weight), fan_out=2, draws=draws)
-    counts = np.bincount(neighbours.ravel(), minlength=13)[1:]
+    neighbors = drawn(graph, EdgeFilter(weights=weight), fan_out=2, draws=draws)
+    counts = np.bincount(neighbors.ravel(), minlength=13)[1:]
     assert np.abs(counts - draws * expected).max() < 5 * np.sqrt(draws * expected.max())
 
 
@@ -91,9 +90,9 @@ def test_a_uniform_draw_from_a_thinned_one_follows_the_weights(graph):
 
 def test_only_some_facts_of_a_hub_are_looked_at_and_uniformly(graph):
     draws = 6000
-    neighbours = drawn(graph, EdgeFilter(most_looked_at=4), fan_out=9, draws=draws, concept=12)
-    assert {len(found) for found in as_sets(neighbours)} == {4}
-    counts = np.bincount(neighbours[neighbours >= 0])
+    neighbors = drawn(graph, EdgeFilter(most_looked_at=4), fan_out=9, draws=draws, concept=12)
+    assert {len(found) for found in as_sets(neighbors)} == {4}
+    counts = np.bincount(neighbors[neighbors >= 0])
     counts = counts[counts > 0]
     assert counts.size == 28
     assert np.abs(counts - draws * 4 / 28).max() < 5 * np.sqrt(draws * 4 / 28)
@@ -115,28 +114,3 @@ def test_strange_names_and_weights_are_refused(graph):
     for kept in (EdgeFilter(weights={"isa": -1.0}), EdgeFilter(weights={"isa": np.nan}), EdgeFilter(largest_degree=-1)):
         with pytest.raises(InputError, match="negative"):
             WeightedSampler(graph, kept)
-
-
-@pytest.mark.parametrize("kept", [None, EdgeFilter(weights={"isa": 2.0})])
-def test_hops_follow_facts_and_name_their_relation(graph, kept):
-    fan_outs = (3, 2, 4)
-    found = sample_neighbourhood(graph, np.array([0, 12, 39]), fan_outs, derive(2, np.arange(3)), kept)
-    assert [level.shape for level in found.concepts] == [(3, 1), (3, 3), (3, 6), (3, 24)]
-    for level, fan_out in enumerate(fan_outs):
-        parents = np.repeat(found.concepts[level], fan_out, axis=1)
-        children, relations = found.concepts[level + 1], found.relations[level]
-        assert ((children < 0) == (relations < 0)).all()
-        assert (children[parents < 0] == -1).all()
-        for parent, child, relation in zip(parents.ravel(), children.ravel(), relations.ravel(), strict=True):
-            if child >= 0:
-                row = slice(graph.edge_offsets[parent], graph.edge_offsets[parent + 1])
-                entries = set(zip(graph.edge_targets[row], graph.edge_relations[row], strict=True))
-                assert (child, relation) in entries
-
-
-def test_hops_of_a_seed_do_not_depend_on_the_others(graph):
-    keys = derive(2, np.arange(3))
-    together = sample_neighbourhood(graph, np.array([0, 12, 39]), (3, 2), keys)
-    alone = sample_neighbourhood(graph, np.array([12]), (3, 2), keys[1:2])
-    for level, single in zip(together.concepts, alone.concepts, strict=True):
-        assert level[1].tolist() == single[0].tolist()

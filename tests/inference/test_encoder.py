@@ -31,7 +31,7 @@ def plain_vector(directory, text, pooling):
 @pytest.mark.parametrize("pooling", ["mean_tokens", "mean", "cls"])
 @pytest.mark.parametrize("token_budget", [1, 40, 8192])
 def test_vectors_equal_transformers(tiny_encoder, pooling, token_budget):
-    found = load(tiny_encoder).encode(TEXTS, pooling=pooling, normalise=False, token_budget=token_budget)
+    found = load(tiny_encoder).encode(TEXTS, pooling=pooling, normalize=False, token_budget=token_budget)
     assert found.dtype == np.float32
     for row, text in enumerate(TEXTS):
         assert np.allclose(found[row], plain_vector(tiny_encoder, text, pooling), atol=1e-5), text
@@ -110,11 +110,11 @@ def test_a_mention_is_marked_as_in_training(tiny_encoder, tmp_path):
     marked = tmp_path / "marked"
     shutil.copytree(tiny_encoder, marked)
     (marked / "bali_ds.json").write_text('{"markers": ["40", "41"]}')
-    text, spelt = "name 1 pair mention 2 3 plus 4", "name 1 pair 40 mention 2 3 41 plus 4"
+    text, spelled = "name 1 pair mention 2 3 plus 4", "name 1 pair 40 mention 2 3 41 plus 4"
     begin = text.index("mention")
     (found,) = load(marked).encode_mentions([(text, begin, begin + len("mention 2 3"))])
-    inner = spelt.index("mention")
-    (expected,) = load(tiny_encoder).encode_mentions([(spelt, inner, inner + len("mention 2 3"))])
+    inner = spelled.index("mention")
+    (expected,) = load(tiny_encoder).encode_mentions([(spelled, inner, inner + len("mention 2 3"))])
     assert np.allclose(found, expected, atol=1e-6)
     assert np.array_equal(load(marked).encode([text]), load(tiny_encoder).encode([text]))
 

@@ -13,7 +13,7 @@ from bali_ds.corpus.name_index import open_dictionary
 from bali_ds.errors import InputError
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.inference.concept_dictionary import graph_dictionary, read_dictionary
-from bali_ds.inference.context import ContextFinder, verbalise
+from bali_ds.inference.context import ContextFinder, verbalize
 from bali_ds.inference.linker import Linker
 
 
@@ -88,7 +88,7 @@ def test_context_names_facts_with_provenance_within_the_budget(finder, graph):
     for fact in found.facts:
         head, tail = graph.lookup([fact.head, fact.tail]).tolist()
         relation = graph.relations.index(fact.relation)
-        assert fact.text == verbalise(graph, head, relation, tail)
+        assert fact.text == verbalize(graph, head, relation, tail)
         assert fact.source == "MADE"
         assert {fact.head, fact.tail} & {"C0000005", "C0000012"}
     everything = finder.find("Does synonym 5 follow from synonym 12?", token_budget=10**6)

@@ -32,8 +32,8 @@ def test_equals_brute_force_with_ties(seed, keys, count, block):
 
 def test_approximate_search_finds_nearly_all(tmp_path):
     draw = np.random.default_rng(0)
-    centres = draw.normal(size=(50, 16))
-    keys = (centres[draw.integers(0, 50, 5000)] + 0.3 * draw.normal(size=(5000, 16))).astype(np.float32)
+    centers = draw.normal(size=(50, 16))
+    keys = (centers[draw.integers(0, 50, 5000)] + 0.3 * draw.normal(size=(5000, 16))).astype(np.float32)
     keys /= np.linalg.norm(keys, axis=1, keepdims=True)
     np.save(tmp_path / "keys.npy", keys)
     queries = keys[::50]

@@ -102,7 +102,7 @@ def views(seed, n_queries, n_keys, width, *, concepts, saturated=False, zipf=Fal
     queries = torch.randn(n_queries, width, generator=generator)
     keys = torch.randn(n_keys, width, generator=generator)
     if saturated:
-        centres = torch.randn(concepts, width, generator=generator)
-        queries = centres[(query_ids + 3) // 7] + 0.3 * queries
-        keys = centres[(key_ids + 3) // 7] + 0.3 * keys
+        centers = torch.randn(concepts, width, generator=generator)
+        queries = centers[(query_ids + 3) // 7] + 0.3 * queries
+        keys = centers[(key_ids + 3) // 7] + 0.3 * keys
     return queries * 2.5, keys * 0.4, query_ids, key_ids

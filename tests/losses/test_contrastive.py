@@ -122,8 +122,8 @@ def test_weights_and_directions(kind):
 def test_outliers_beyond_the_range_of_one_exponent(kind):
     """One view opposite to all others: at this scale its exponentials vanish beside theirs in float32."""
     queries, keys, query_ids, key_ids = dense.views(8, 40, 40, 16, concepts=1000)
-    centre = torch.randn(16, generator=torch.Generator().manual_seed(2))
-    queries, keys = centre + 0.05 * queries, centre + 0.3 * keys
+    center = torch.randn(16, generator=torch.Generator().manual_seed(2))
+    queries, keys = center + 0.05 * queries, center + 0.3 * keys
     queries[:2], keys[:1] = -queries[:2], -keys[:1]
     data = (queries, keys, query_ids, key_ids)
     assert_close(obtained(kind, data, 150.0), expected(kind, data, 150.0), rounding(150.0))

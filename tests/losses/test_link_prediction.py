@@ -45,7 +45,7 @@ def test_scores_are_those_of_the_formulas(kind, prediction):
 
 @pytest.mark.parametrize(("kind", "library"), [("distmult", DistMult), ("transe", TransE)])
 def test_scores_are_those_of_torch_geometric(kind, library):
-    nodes = torch.nn.functional.normalize(torch.randn(5, 6))  # its TransE normalises
+    nodes = torch.nn.functional.normalize(torch.randn(5, 6))  # its TransE normalizes
     model = library(5, 4, 6, **({"p_norm": 2.0} if library is TransE else {}))
     model.node_emb.weight.data.copy_(nodes)
     prediction = LinkPrediction(kind, 6, 4)
@@ -84,10 +84,10 @@ def test_it_learns_a_relation(kind):
     prediction = LinkPrediction(kind, 6, 1)
     nodes = torch.randn(12, 6).requires_grad_()
     facts = torch.stack([torch.arange(6), torch.zeros(6, dtype=torch.long), torch.arange(6, 12), torch.arange(6)])
-    optimiser = torch.optim.Adam([nodes, *prediction.parameters()], lr=0.1)
+    optimizer = torch.optim.Adam([nodes, *prediction.parameters()], lr=0.1)
     for _ in range(150):
         total, count = prediction(nodes, facts)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         total.backward()
-        optimiser.step()
+        optimizer.step()
     assert total.item() / count < 0.1

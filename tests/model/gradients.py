@@ -16,6 +16,6 @@ def loss_and_gradients(recipe: Recipe, rank: int, world_size: int) -> tuple[torc
         data.shards, data.graph, StreamSettings.of(recipe),
         global_batch=recipe.batch.passages, rank=rank, world_size=world_size,
     )  # fmt: skip
-    loss, _ = aligner(next(loader).chunks)
+    loss, _ = aligner(next(loader).micro_batches)
     loss.backward()
     return loss.detach(), {name: parameter.grad for name, parameter in aligner.named_parameters()}

@@ -27,9 +27,9 @@ def without_mentions(batch: Batch) -> Batch:
         edge_index=batch.edge_index[:, :0],
         edge_relations=nothing,
         targets=nothing,
-        neighbourhoods=dummies(batch.neighbourhoods),
-        neighbourhood_rows=nothing,
-        graph_labelled_tokens=nothing,
+        neighborhoods=dummies(batch.neighborhoods),
+        neighborhood_rows=nothing,
+        graph_labeled_tokens=nothing,
         graph_labels=nothing,
         held_out=batch.held_out[:, :0],
         synonyms=batch.synonyms[:, :0],
@@ -39,18 +39,18 @@ def without_mentions(batch: Batch) -> Batch:
     )
 
 
-def with_hub(batch: Batch, neighbours: int = 4000) -> Batch:
-    """The first concept gets thousands of neighbours, the second loses all of its own."""
+def with_hub(batch: Batch, neighbors: int = 4000) -> Batch:
+    """The first concept gets thousands of neighbors, the second loses all of its own."""
     hub, lonely = batch.targets[:2].tolist()
     count = len(batch.node_names)
     kept = (batch.edge_index != lonely).all(dim=0)
-    new = torch.arange(count, count + neighbours)
-    centre = torch.full_like(new, hub)
-    edges = [batch.edge_index[:, kept], torch.stack([new, centre]), torch.stack([centre, new])]
-    relations = batch.edge_relations[:1].expand(2 * neighbours)
+    new = torch.arange(count, count + neighbors)
+    center = torch.full_like(new, hub)
+    edges = [batch.edge_index[:, kept], torch.stack([new, center]), torch.stack([center, new])]
+    relations = batch.edge_relations[:1].expand(2 * neighbors)
     return replace(
         batch,
-        node_names=torch.cat([batch.node_names, batch.node_names[:1].expand(neighbours)]),
+        node_names=torch.cat([batch.node_names, batch.node_names[:1].expand(neighbors)]),
         edge_index=torch.cat(edges, dim=1),
         edge_relations=torch.cat([batch.edge_relations[kept], relations]),
     )

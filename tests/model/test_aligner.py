@@ -14,19 +14,19 @@ from tests.losses.dense_contrastive import dense_loss
 from tests.model.gradients import loss_and_gradients
 from tests.model.odd_batches import without_mentions
 
-LEARNT = {"contrastive": {"learn_temperature": True}}
+LEARNED = {"contrastive": {"learn_temperature": True}}
 
 
 @pytest.fixture(scope="module")
 def recipe(sample, tmp_path_factory):
-    return sample.recipe(tmp_path_factory.mktemp("runs"), objective=LEARNT)
+    return sample.recipe(tmp_path_factory.mktemp("runs"), objective=LEARNED)
 
 
 @pytest.fixture(scope="module")
 def parts(recipe):
     data = Data.open(recipe)
     loader = Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=recipe.batch.passages)
-    return build_aligner(recipe, 2 * data.graph.num_relations), next(loader).chunks[0]
+    return build_aligner(recipe, 2 * data.graph.num_relations), next(loader).micro_batches[0]
 
 
 @pytest.mark.timeout(600)
@@ -52,7 +52,7 @@ def test_loss_is_the_sum_of_closed_forms_over_the_views(parts):
     scale = 1 / 0.07
     contrastive = dense_loss(views.text, views.graph, scale, batch.concept_ids, batch.concept_ids, "ntxent")
     hidden = torch.cat([aligner.text.hidden_states(block).flatten(0, 1) for block in batch.passages])
-    logits = aligner.text.head(hidden[batch.labelled_tokens]).double()
+    logits = aligner.text.head(hidden[batch.labeled_tokens]).double()
     log_likelihoods = logits.log_softmax(-1)[torch.arange(len(batch.labels)), batch.labels]
     assert losses["contrastive"].item() == pytest.approx(contrastive.item(), rel=1e-5)
     assert losses["masked_language_model"].item() == pytest.approx(-log_likelihoods.mean().item(), rel=1e-5)
@@ -89,21 +89,21 @@ def test_a_batch_without_mentions_has_a_finite_loss_and_all_gradients(parts):
     aligner.zero_grad()
 
 
-def test_linearised_views_are_the_means_of_the_neighbourhoods_as_text(sample, tmp_path):
+def test_linearized_views_are_the_means_of_the_neighborhoods_as_text(sample, tmp_path):
     weights = {"graph_language_model": {"weight": 0.5}}
-    recipe = sample.recipe(tmp_path, graph_encoder={"kind": "linearised"}, objective=weights)
+    recipe = sample.recipe(tmp_path, graph_encoder={"kind": "linearized"}, objective=weights)
     data = Data.open(recipe)
     loader = Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=recipe.batch.passages)
-    aligner, batch = build_aligner(recipe, 2 * data.graph.num_relations), next(loader).chunks[0]
+    aligner, batch = build_aligner(recipe, 2 * data.graph.num_relations), next(loader).micro_batches[0]
     loss, losses = aligner([batch])
     graph = aligner.encode(batch).graph
     rows = [
         ids[:length]
-        for block in batch.neighbourhoods
+        for block in batch.neighborhoods
         for ids, length in zip(block.input_ids, block.lengths, strict=True)
     ]
     states = [aligner.text.encoder(input_ids=row[None]).last_hidden_state[0] for row in rows]
-    for view, row in enumerate(batch.neighbourhood_rows.tolist()):
+    for view, row in enumerate(batch.neighborhood_rows.tolist()):
         torch.testing.assert_close(graph[view], states[row][1:-1].mean(0), atol=1e-5, rtol=1e-4)
     expected = losses["contrastive"] + losses["masked_language_model"] + 0.5 * losses["graph_language_model"]
     torch.testing.assert_close(loss.detach(), expected)
@@ -118,7 +118,7 @@ def test_what_an_objective_of_weight_0_needs_is_frozen_and_not_called(sample, tm
     recipe = sample.recipe(tmp_path, objective=weights)
     data = Data.open(recipe)
     loader = Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=recipe.batch.passages)
-    aligner, batch = build_aligner(recipe, 2 * data.graph.num_relations).train(), next(loader).chunks[0]
+    aligner, batch = build_aligner(recipe, 2 * data.graph.num_relations).train(), next(loader).micro_batches[0]
     called = []
     for name, module in (("names", aligner.graph), ("head", aligner.text.head)):
         module.register_forward_hook(lambda *_, name=name: called.append(name))

@@ -1,4 +1,4 @@
-"""The decoder of both directions: likelihoods written out, and 32 pairs learnt by heart."""
+"""The decoder of both directions: likelihoods written out, and 32 pairs learned by heart."""
 
 from types import SimpleNamespace
 
@@ -96,13 +96,13 @@ def test_no_token_sees_those_after_it(parts):
 
 def test_it_learns_32_pairs_by_heart_in_both_directions(parts):
     text, dual, batch, hidden, nodes = parts
-    optimiser = torch.optim.Adam([*text.parameters(), *dual.parameters()], lr=3e-3)
+    optimizer = torch.optim.Adam([*text.parameters(), *dual.parameters()], lr=3e-3)
     for _ in range(200):
         sums = dual(text, hidden, nodes, batch)
         loss = sum(sums[name][0] / sums[name][1] for name in ("text_to_graph", "graph_to_text"))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     assert loss.item() < 0.05
     for block, seen, language in (
         (batch.triples[0], dual.seen_text(hidden, batch), FACTS),

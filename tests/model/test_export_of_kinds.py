@@ -21,10 +21,10 @@ from bali_ds.planning.run_plan import plan
 from bali_ds.training.run_directory import Data, prepare
 from tests.model.variants import VARIANTS, variant
 
-KINDS = {kind: {"graph_encoder": {"kind": kind, "dropout": 0.0}} for kind in ("gatv2", "graphsage", "linearised")}
+KINDS = {kind: {"graph_encoder": {"kind": kind, "dropout": 0.0}} for kind in ("gatv2", "graphsage", "linearized")}
 
 
-@pytest.fixture(params=[*KINDS, "everything", "frozen", "cached", "learnt", "lora"])
+@pytest.fixture(params=[*KINDS, "everything", "frozen", "cached", "learned", "lora"])
 def recipe(request, sample, tmp_path):
     if request.param in VARIANTS:
         return variant(sample, tmp_path / "runs", request.param)
@@ -53,7 +53,7 @@ def test_a_loaded_export_gives_the_views_of_the_trained_model(recipe, tmp_path):
     assert again == recipe.model_copy(update={"text_encoder": own})
     # a table of all names is no part of an export, which makes the vectors of those it needs
     aligner.table = None
-    if aligner.names != "learnt":
+    if aligner.names != "learned":
         aligner.names = "gradient"
     settings = replace(StreamSettings.of(recipe), name_rows=False, each_mention=False)
     batch = next(evaluation_batches(data.shards, data.graph, settings, batch_size=8))
@@ -94,8 +94,8 @@ def test_a_loaded_encoder_pools_mentions_as_in_training(sample, tmp_path, kind):
             load(tmp_path / "export")
 
 
-def test_learnt_embeddings_are_refused_for_another_graph(sample, graph_directory, tmp_path):
-    recipe = variant(sample, tmp_path / "runs", "learnt")
+def test_learned_embeddings_are_refused_for_another_graph(sample, graph_directory, tmp_path):
+    recipe = variant(sample, tmp_path / "runs", "learned")
     data = Data.open(recipe)
     write_run(recipe, build_aligner(recipe, 2 * data.graph.num_relations, data.shards))
     export_run(recipe.directory, tmp_path / "export")

@@ -33,13 +33,13 @@ def slow_attention(layer, nodes, sources, targets, features, _relations):
 
 
 def slow_sage(layer, nodes, sources, targets, _features, _relations):
-    """GraphSAGE node by node: W_1 mean(h_u) + b + W_2 h_v; a node without neighbours has a mean of zero."""
-    neighbour, own = layer.convolution.lin_l, layer.convolution.lin_r
+    """GraphSAGE node by node: W_1 mean(h_u) + b + W_2 h_v; a node without neighbors has a mean of zero."""
+    neighbor, own = layer.convolution.lin_l, layer.convolution.lin_r
     rows = []
     for node in range(len(nodes)):
         incoming = [nodes[u] for u, v in zip(sources, targets, strict=True) if v == node and u != node]
         mean = sum(incoming) / len(incoming) if incoming else torch.zeros(nodes.shape[1])
-        rows.append(neighbour.weight @ mean + neighbour.bias + own.weight @ nodes[node])
+        rows.append(neighbor.weight @ mean + neighbor.bias + own.weight @ nodes[node])
     return torch.stack(rows)
 
 
@@ -71,10 +71,10 @@ def slow_layer(kind, layer, nodes, *edges):
     return nodes + layer.scale * gelu
 
 
-def star(num_neighbours, first=0):
-    centre = torch.full((num_neighbours,), first)
-    neighbours = torch.arange(num_neighbours) + first + 1
-    return torch.stack([torch.cat([neighbours, centre]), torch.cat([centre, neighbours])])
+def star(num_neighbors, first=0):
+    center = torch.full((num_neighbors,), first)
+    neighbors = torch.arange(num_neighbors) + first + 1
+    return torch.stack([torch.cat([neighbors, center]), torch.cat([center, neighbors])])
 
 
 @pytest.fixture(params=KINDS)
@@ -102,7 +102,7 @@ def test_layers_equal_the_formula_written_out(kind, encoder):
     torch.testing.assert_close(encoder(nodes, edge_index, relations), expected)
 
 
-def test_concepts_of_stars_differ_and_neighbours_and_relations_matter(kind, encoder):
+def test_concepts_of_stars_differ_and_neighbors_and_relations_matter(kind, encoder):
     nodes = torch.randn(8, 8)
     edge_index = torch.cat([star(3), star(3, first=4)], dim=1)
     relations = torch.zeros(12, dtype=torch.long)
@@ -136,7 +136,7 @@ def test_every_parameter_gets_a_gradient(encoder):
         assert parameter.grad.abs().max() > 0, name
 
 
-def test_a_hub_of_thousands_of_neighbours_stays_finite(encoder):
+def test_a_hub_of_thousands_of_neighbors_stays_finite(encoder):
     vectors = encoder(torch.randn(4001, 8), star(4000), torch.zeros(8000, dtype=torch.long))
     assert vectors.isfinite().all()
 

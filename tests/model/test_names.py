@@ -88,11 +88,11 @@ def test_ranks_share_the_rows_and_make_equally_many_calls(table, world_size):
     assert sorted(rows.tolist()) == list(range(707))
 
 
-def test_learnt_embeddings_take_the_place_of_names(sample, tmp_path):
-    recipe = variant(sample, tmp_path, "learnt")
+def test_learned_embeddings_take_the_place_of_names(sample, tmp_path):
+    recipe = variant(sample, tmp_path, "learned")
     data = Data.open(recipe)
     aligner = build_aligner(recipe, 2 * data.graph.num_relations, data.shards).eval()
-    batch = next(Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=16)).chunks[0]
+    batch = next(Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=16)).micro_batches[0]
     encoded = []
     aligner.text.encoder.register_forward_hook(lambda *_: encoded.append(1))
     views = aligner.encode(batch)

@@ -125,7 +125,7 @@ def test_a_checkpoint_without_a_head_gets_a_fresh_tied_one_and_the_log_says_so(t
     assert torch.equal(text.head.predictions.transform.dense.weight, again.head.predictions.transform.dense.weight)
 
 
-def test_a_directory_without_weights_is_initialised_from_the_seed(tmp_path):
+def test_a_directory_without_weights_is_initialized_from_the_seed(tmp_path):
     FAMILIES["bert"].save_pretrained(tmp_path)
     first, same, other = (load_text_encoder(str(tmp_path), seed=seed).state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(first[name], same[name]) for name in first)

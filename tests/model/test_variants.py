@@ -25,7 +25,7 @@ def parts(request, sample, tmp_path):
     data = Data.open(recipe)
     aligner = build_aligner(recipe, 2 * data.graph.num_relations, data.shards).train()
     loader = Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=16)
-    return aligner, next(loader).chunks[0]
+    return aligner, next(loader).micro_batches[0]
 
 
 def gradients(aligner, batch):
@@ -70,13 +70,15 @@ def test_modules_are_called_and_driven_back_in_the_same_order_whatever_a_batch_h
 
 
 def test_chunks_give_the_gradients_of_the_views_together(sample, tmp_path):
-    recipe = variant(sample, tmp_path, "linearised")
+    recipe = variant(sample, tmp_path, "linearized")
     data = Data.open(recipe)
     found = []
-    for chunks in (1, 2):
+    for micro_batches in (1, 2):
         aligner = build_aligner(recipe, 2 * data.graph.num_relations).train()
-        step = next(Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=16, chunks=chunks))
-        loss, _ = aligner(step.chunks)
+        step = next(
+            Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=16, micro_batches=micro_batches)
+        )
+        loss, _ = aligner(step.micro_batches)
         loss.backward()
         found.append({name: parameter.grad for name, parameter in aligner.named_parameters()})
     for name, gradient in found[0].items():

@@ -22,16 +22,16 @@ def losses(recipe: Recipe, data: Data, rank: int) -> list[float]:
     engine = build_engine(build_aligner(recipe, 2 * data.graph.num_relations, data.shards), recipe, settings)
     loader = Loader(
         data.shards, data.graph, StreamSettings.of(recipe),
-        global_batch=recipe.batch.passages, chunks=recipe.batch.chunks, rank=rank, world_size=2,
+        global_batch=recipe.batch.passages, micro_batches=recipe.batch.micro_batches, rank=rank, world_size=2,
     )  # fmt: skip
     found = []
     for number, step in zip(range(3), loader, strict=False):
-        chunks = list(step.chunks)
+        micro_batches = list(step.micro_batches)
         if number == 1 and rank == 1:
-            chunks = [without_mentions(chunk) for chunk in chunks]
-        if number == 2 and rank == 0 and len(chunks[0].targets):
-            chunks[0] = with_hub(chunks[0])
-        loss, parts = engine(chunks)
+            micro_batches = [without_mentions(micro_batch) for micro_batch in micro_batches]
+        if number == 2 and rank == 0 and len(micro_batches[0].targets):
+            micro_batches[0] = with_hub(micro_batches[0])
+        loss, parts = engine(micro_batches)
         engine.backward(loss)
         engine.step()
         found.append({name: float(value) for name, value in parts.items() if not value.ndim})

@@ -6,11 +6,11 @@ VARIANTS: dict[str, dict] = {
         "text_encoder": {"pooling": "attention", "view": "mention", "markers": ["(", ")"]},
         "objective": {
             **ALL,
-            "contrastive": {"learn_temperature": True, "wire": "bf16"},
+            "contrastive": {"learn_temperature": True, "communication_dtype": "bf16"},
             "link_prediction": {"weight": 1.0},
             "dual": {"weight": 1.0, "layers": 1, "duality": 0.1, "dropout": 0.0},
         },
-        "batch": {"passages": 16, "chunks": 2},
+        "batch": {"passages": 16, "micro_batches": 2},
     },
     "frozen": {
         "text_encoder": {"pooling": "first", "frozen_embeddings": True, "frozen_layers": 1},
@@ -22,12 +22,12 @@ VARIANTS: dict[str, dict] = {
         "graph_encoder": {"kind": "compgcn", "names": "cached", "refresh_every": 2},
         "objective": {"link_prediction": {"weight": 1.0, "kind": "rotate"}},
     },
-    "learnt": {
-        "graph_encoder": {"names": "learnt", "layers": 1},
+    "learned": {
+        "graph_encoder": {"names": "learned", "layers": 1},
         "objective": {"graph_infomax": {"weight": 0.1}},
     },
-    "linearised": {
-        "graph_encoder": {"kind": "linearised"},
+    "linearized": {
+        "graph_encoder": {"kind": "linearized"},
         "objective": {
             **ALL,
             "graph_infomax": {"weight": 0.0},

@@ -88,8 +88,8 @@ def test_release_is_well_formed(names):
     assert len({row[7] for row in atoms}) == len(atoms)
     assert Counter(row[0] for row in atoms if row[2] == "P") == dict.fromkeys(concepts, 1)
     assert {row[0] for row in read_rrf("MRSTY.RRF", 6)} == concepts
-    spelt = Counter(name.lower() for group in names.values() for name in group)
-    assert max(spelt.values()) == 1
+    spelled = Counter(name.lower() for group in names.values() for name in group)
+    assert max(spelled.values()) == 1
 
 
 def test_every_fact_is_there_from_both_ends(names):
@@ -146,8 +146,8 @@ def test_dictionary_holds_every_name(names):
 
 def test_queries_are_no_names_and_their_concepts_occur(names, linked_surfaces):
     queries = read_queries()
-    spelt = {name.lower() for group in names.values() for name in group}
-    assert not [query["mention"] for query in queries if query["mention"].lower() in spelt]
+    spelled = {name.lower() for group in names.values() for name in group}
+    assert not [query["mention"] for query in queries if query["mention"].lower() in spelled]
     assert {query["in_dict_exact"] for query in queries} == {"0"}
     assert {query["cui_seen_in_train"] for query in queries} == {"1"}
     assert {query["cui"] for query in queries} <= set(linked_surfaces) & set(names)

@@ -87,10 +87,10 @@ def test_samples_are_what_a_slow_reading_of_the_corpus_says(built, corpora, grap
         document = shards.key(row).rsplit("_", 1)[0]
         for start, end, concept in mentions.tolist():
             found.setdefault(document, []).append((tokens[start:end].tolist(), concept))
-        for concept, relation, neighbour in edges.tolist():
+        for concept, relation, neighbor in edges.tolist():
             whole = slice(graph.edge_offsets[concept], graph.edge_offsets[concept + 1])
             facts = zip(graph.edge_relations[whole].tolist(), graph.edge_targets[whole].tolist(), strict=True)
-            assert (relation, neighbour) in set(facts)
+            assert (relation, neighbor) in set(facts)
         for concept in dict.fromkeys(mentions[:, 2].tolist()):
             degree = int(graph.edge_offsets[concept + 1] - graph.edge_offsets[concept])
             own = edges[edges[:, 0] == concept]

@@ -13,7 +13,7 @@ from bali_ds.shards.build import build_shards
 from bali_ds.shards.lint import lint
 from bali_ds.shards.part import BuildSettings
 from bali_ds.shards.shard_set import ShardSet
-from bali_ds.shards.stored_neighbors import NeighbourChoice
+from bali_ds.shards.stored_neighbors import NeighborChoice
 from bali_ds.shards.subset import merge_shards, sample_shards
 from bali_ds.shards.tar_scanner import reindex
 
@@ -66,11 +66,11 @@ def test_facts_are_stored_by_weight_source_and_degree(built, tmp_path, corpora, 
     has_part = graph.relations.index("has_part") + np.array([0, graph.num_relations])
     found = {}
     for name, choice in {
-        "weights": NeighbourChoice(weights=(("has_part", 0.0),)),
-        "degree": NeighbourChoice(largest_degree=30),
-        "sources": NeighbourChoice(sources=("MADE",)),
+        "weights": NeighborChoice(weights=(("has_part", 0.0),)),
+        "degree": NeighborChoice(largest_degree=30),
+        "sources": NeighborChoice(sources=("MADE",)),
     }.items():
-        settings = replace(SETTINGS, neighbours=choice)
+        settings = replace(SETTINGS, neighbors=choice)
         index = build_shards(*common, tmp_path / name, settings).index
         assert index["neighbours"] == choice.describe() != {}
         assert lint(tmp_path / name, graph_directory) == []
@@ -81,11 +81,11 @@ def test_facts_are_stored_by_weight_source_and_degree(built, tmp_path, corpora, 
     assert (found["degree"][:, 2] != 0).all()
     assert np.isin(found["sources"][:, 1], has_part).any()
     assert "neighbours" not in ShardSet.open(built).index
-    with pytest.raises(InputError, match=r"belongs to another shard set .*: neighbours differs"):
+    with pytest.raises(InputError, match=r"belongs to another shard set .*: neighbors differs"):
         merge_shards([built, tmp_path / "weights"], tmp_path / "mixed")
-    for choice in (NeighbourChoice(weights=(("cures", 2.0),)), NeighbourChoice(sources=("NONE",))):
+    for choice in (NeighborChoice(weights=(("cures", 2.0),)), NeighborChoice(sources=("NONE",))):
         with pytest.raises(InputError, match="has none of this name"):
-            build_shards(*common, tmp_path / "none", replace(SETTINGS, neighbours=choice))
+            build_shards(*common, tmp_path / "none", replace(SETTINGS, neighbors=choice))
     assert not (tmp_path / "none").exists()
 
 

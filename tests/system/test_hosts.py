@@ -98,7 +98,7 @@ def test_the_others_name_a_lost_host_and_go_on_without_it(make_hosts, sample, tm
         steps=100_000,
         deepspeed=REPOSITORY / "ds_configs/zero1.json",
         checkpoints={"every": 1},
-        guards={"host_minutes": 0.5},
+        fault_tolerance={"host_minutes": 0.5},
     )
     config = tmp_path / "recipe.yaml"
     config.write_text(dump_recipe(recipe))

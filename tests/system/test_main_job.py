@@ -38,7 +38,7 @@ def learning(sample, tmp_path_factory):
         tmp_path_factory.mktemp("runs"),
         name="aligned",
         text_encoder={"path": str(sample.encoder)},
-        optimiser={"text_learning_rate": 1e-3, "graph_learning_rate": 1e-3},
+        optimizer={"text_learning_rate": 1e-3, "graph_learning_rate": 1e-3},
         batch={"passages": 64},
         steps=None,
         epochs=5,
@@ -115,7 +115,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(sample, tmp_pat
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optimiser.warmpu=1", "optimiser.warmpu: no such key; did you mean warmup?"),
+        ("optimizer.warmpu=1", "optimizer.warmpu: no such key; did you mean warmup?"),
         ("batch.passages=15", "batch.passages: 15 does not divide by 2 ranks"),
         ("data.shards=nowhere", "nowhere"),
         ("text_encoder.path={other}", "was built with tokenizer"),

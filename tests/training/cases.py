@@ -1,6 +1,6 @@
 """What the ranks run and the tests compare."""
 
 STAGES = (0, 1, 2, 3)
-CHUNKS = (1, 4)
+MICRO_BATCHES = (1, 4)
 WORLD_SIZES = (1, 2)
 DAMAGES = ("truncated", "missing", "flipped", "marker")

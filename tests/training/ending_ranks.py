@@ -220,10 +220,10 @@ def waits(runs: Runs) -> None:
         action = signal_workers(signal.SIGSTOP, runs.out / f"{name}.note")
         return on_rank(1, failing(Loader, "__next__", action, calls=3))
 
-    worker, short = "data.workers=1", "guards.data_minutes=0.1"
+    worker, short = "data.workers=1", "fault_tolerance.data_minutes=0.1"
     runs.run("sigterm", hung("sigterm"), changes=(worker,), meanwhile=terminate_rank_0(runs.out / "sigterm.note"))
     runs.run("deadline", hung("deadline"), changes=(worker, short))
-    runs.run("max-minutes", hung("max-minutes"), changes=(worker, "guards.max_minutes=0.2"))
+    runs.run("max-minutes", hung("max-minutes"), changes=(worker, "fault_tolerance.max_minutes=0.2"))
     runs.run("deadline-in-process", on_rank(1, failing(RankSteps, "take", hang, calls=2)), changes=(short,))
 
 

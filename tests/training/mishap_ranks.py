@@ -79,8 +79,8 @@ def scaled_loss(step: int, factor: float, *, of_rank: int) -> Callable[[], None]
             last[:] = [found.position_after.samples_seen]
             return found
 
-        def scaled(aligner: Aligner, chunks: Any) -> Any:
-            loss, parts = forward(aligner, chunks)
+        def scaled(aligner: Aligner, micro_batches: Any) -> Any:
+            loss, parts = forward(aligner, micro_batches)
             if last == [step * BATCH] and int(os.environ["RANK"]) == of_rank and torch.is_grad_enabled():
                 loss = loss * factor
                 parts["loss"] = loss.detach()
@@ -99,7 +99,7 @@ def fail(error: Exception) -> Callable[[], None]:
 
 
 def full_disk() -> None:
-    """The first file of an optimiser that rank 1 writes does not fit."""
+    """The first file of an optimizer that rank 1 writes does not fit."""
     if os.environ["RANK"] != "1":
         return
     write, writes = TorchCheckpointEngine.save, []
@@ -191,14 +191,14 @@ def numbers(mishaps: Mishaps) -> None:
         (rank,) = fork_ranks(1, replay_again, mishaps.directory("nan"), mishaps.out / f"{name}.json", mishap)
         mishaps.ended[name] = [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1])]
     for stage in STAGES:
-        mishaps.run(f"skip{stage}", poison, stage=stage, guards={"skip_non_finite": 1})
-    mishaps.run("skip-bf16", poison, stage=0, precision="bf16", guards={"skip_non_finite": 1})
+        mishaps.run(f"skip{stage}", poison, stage=stage, fault_tolerance={"skip_non_finite": 1})
+    mishaps.run("skip-bf16", poison, stage=0, precision="bf16", fault_tolerance={"skip_non_finite": 1})
     for later in (4, 6):
         shutil.rmtree(mishaps.directory("skip1") / f"checkpoints/step-{later:08d}")
     shutil.copy(mishaps.directory("skip1") / "metrics.jsonl", mishaps.directory("skip1") / "before.jsonl")
-    mishaps.run("skip1/again", poison, guards={"skip_non_finite": 1})
+    mishaps.run("skip1/again", poison, fault_tolerance={"skip_non_finite": 1})
     spikes._FEWEST = 4
-    mishaps.run("spike", scaled_loss(6, 100.0, of_rank=0), steps=7, guards={"spike": 20})
+    mishaps.run("spike", scaled_loss(6, 100.0, of_rank=0), steps=7, fault_tolerance={"spike": 20})
 
 
 def replay_again(run: Path, out: Path, mishap: Callable[[], None]) -> None:
@@ -295,20 +295,20 @@ def silence(mishaps: Mishaps) -> None:
     freeze = [before_samples(3, lambda: os.kill(os.getpid(), signal.SIGSTOP), of_rank=rank) for rank in range(2)]
     for rank in range(2):
         name = f"frozen{rank}"
-        started = mishaps.start(name, freeze[rank], guards={"host_minutes": 0.2})
+        started = mishaps.start(name, freeze[rank], fault_tolerance={"host_minutes": 0.2})
         status = os.waitstatus_to_exitcode(os.waitpid(started[1 - rank], 0)[1])
         os.kill(started[rank], signal.SIGKILL)
         os.waitpid(started[rank], 0)
         mishaps.ended[name] = [status]
     everybody = before_samples(3, lambda: os.kill(os.getpid(), signal.SIGSTOP))
-    suspended = mishaps.start("suspended", everybody, guards={"host_minutes": 0.1})
+    suspended = mishaps.start("suspended", everybody, fault_tolerance={"host_minutes": 0.1})
     for rank in suspended:
         os.waitpid(rank, os.WUNTRACED)
     time.sleep(12)
     for rank in suspended:
         os.kill(rank, signal.SIGCONT)
     mishaps.ended["suspended"] = [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in suspended]
-    mishaps.run("slow", before_samples(3, lambda: time.sleep(8), of_rank=1), guards={"step_minutes": 0.05})
+    mishaps.run("slow", before_samples(3, lambda: time.sleep(8), of_rank=1), fault_tolerance={"step_minutes": 0.05})
 
 
 def main() -> None:

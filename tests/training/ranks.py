@@ -1,4 +1,4 @@
-"""Run by one or two processes: takes a few steps with every ZeRO stage and number of chunks and saves the weights."""
+"""Run by one or two processes: takes steps with every ZeRO stage and number of micro-batches, saves the weights."""
 
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ from bali_ds.training.engine import build_engine, deepspeed_settings
 from bali_ds.training.joining import joined_ranks
 from bali_ds.training.run_directory import Data
 from tests.leaving import leave
-from tests.training.cases import CHUNKS, STAGES
+from tests.training.cases import MICRO_BATCHES, STAGES
 
 
 class Reductions(TorchDispatchMode):
@@ -45,11 +45,11 @@ def weights_after(
     engine = build_engine(build_aligner(recipe, 2 * data.graph.num_relations), recipe, settings)
     loader = Loader(
         data.shards, data.graph, StreamSettings.of(recipe),
-        global_batch=recipe.batch.passages, chunks=recipe.batch.chunks, rank=rank, world_size=world_size,
+        global_batch=recipe.batch.passages, micro_batches=recipe.batch.micro_batches, rank=rank, world_size=world_size,
     )  # fmt: skip
     losses, reduced = [], []
     for _, step in zip(range(recipe.steps), loader, strict=False):
-        loss, parts = engine(step.chunks)
+        loss, parts = engine(step.micro_batches)
         with Reductions() as reductions:
             engine.backward(loss)
             engine.step()
@@ -69,16 +69,16 @@ def main() -> None:
     data = Data.open(recipe)
     with joined_ranks() as ranks:
         for stage in STAGES:
-            for chunks in CHUNKS:
+            for micro_batches in MICRO_BATCHES:
                 changed = recipe.model_copy(
                     update={
                         "deepspeed": recipe.deepspeed.with_name(f"zero{stage}.json"),
-                        "batch": recipe.batch.model_copy(update={"chunks": chunks}),
+                        "batch": recipe.batch.model_copy(update={"micro_batches": micro_batches}),
                     }
                 )
                 result = weights_after(changed, data, ranks.rank, ranks.world_size)
                 if ranks.is_first:
-                    torch.save(result, out / f"{ranks.world_size}-{stage}-{chunks}.pt")
+                    torch.save(result, out / f"{ranks.world_size}-{stage}-{micro_batches}.pt")
     leave()
 
 

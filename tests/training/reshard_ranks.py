@@ -35,7 +35,7 @@ def go_on(recipe: Recipe, data: Data, ranks: Ranks, *, begin: Path, end: Path | 
     losses = []
     for _, step in zip(range(steps), loader, strict=False):
         set_learning_rates(engine, 1 / (progress.step + 1))
-        loss, parts = engine(step.chunks)
+        loss, parts = engine(step.micro_batches)
         engine.backward(loss)
         engine.step()
         losses.append(float(parts["loss"]))

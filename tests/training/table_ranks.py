@@ -44,7 +44,7 @@ class Run:
     def steps(self, count: int) -> None:
         """Take steps; keep the loss of each and the table after it."""
         for _, step in zip(range(count), self.loader, strict=False):
-            loss, _ = self.engine(step.chunks)
+            loss, _ = self.engine(step.micro_batches)
             self.engine.backward(loss)
             self.engine.step()
             self.progress = Progress(self.progress.step + 1, step.position_after)

@@ -14,13 +14,13 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
+from bali_ds.checkpoint import asynchronous_save
 from bali_ds.checkpoint.manager import Checkpoints, Progress
 from bali_ds.checkpoint.marker import MARKER, checkpoint_step, complete_checkpoints
 from bali_ds.config import Checkpoints as Settings
 from bali_ds.data.sampler import Position
 from bali_ds.distributed import Ranks
 from bali_ds.files import read_json, sha256_file, sync, write_json
-from bali_ds.training import writing
 
 
 class Engine:
@@ -54,7 +54,7 @@ class Disk:
 @pytest.fixture
 def disk(monkeypatch):
     disk = Disk()
-    monkeypatch.setattr(writing, "sync", disk.sync)
+    monkeypatch.setattr(asynchronous_save, "sync", disk.sync)
     yield disk
     disk.ready.set()
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from bali_ds.training import stopwatch
+from bali_ds.training import timers
 from bali_ds.training.timers import Communication, Stopwatch
 
 CPU = torch.device("cpu")
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def ticking(monkeypatch):
     ticks = itertools.count()
-    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(timers.time, "perf_counter", lambda: next(ticks))
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def ended(sample, tiny_encoder, tmp_path_factory, request) -> Ended:
         batch={"passages": 8},
         steps=100_000,
         checkpoints={"every": 100_000},
-        guards={"host_minutes": 0.3},
+        fault_tolerance={"host_minutes": 0.3},
         validation={"passages": 16},
     )
     shards = {"host": sample.shards, "host-without-shards": out / "nowhere"}

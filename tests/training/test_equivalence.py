@@ -1,4 +1,4 @@
-"""DeepSpeed at any stage, world size and number of chunks against a plain loop of one process."""
+"""DeepSpeed at any stage, world size and number of micro-batches against a plain loop of one process."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from bali_ds.model.build_model import build_aligner
 from bali_ds.training.engine import parameter_groups
 from bali_ds.training.run_directory import Data
 from tests.conftest import run_ranks
-from tests.training.cases import CHUNKS, STAGES, WORLD_SIZES
+from tests.training.cases import MICRO_BATCHES, STAGES, WORLD_SIZES
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(1200)
 @pytest.fixture(scope="module")
 def recipe(sample, tmp_path_factory):
     rates = {"text_learning_rate": 1e-3, "graph_learning_rate": 1e-3, "gradient_clipping": 1.0}
-    return sample.recipe(tmp_path_factory.mktemp("runs"), optimiser=rates)
+    return sample.recipe(tmp_path_factory.mktemp("runs"), optimizer=rates)
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +27,16 @@ def plain(recipe):
     """Weights and losses of plain PyTorch on the whole batch, and the gradients of the first step."""
     data = Data.open(recipe)
     aligner = build_aligner(recipe, 2 * data.graph.num_relations)
-    optimiser = torch.optim.AdamW(parameter_groups(aligner, recipe.optimiser), betas=(0.9, 0.98), eps=1e-6)
+    optimizer = torch.optim.AdamW(parameter_groups(aligner, recipe.optimizer), betas=(0.9, 0.98), eps=1e-6)
     loader = Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=recipe.batch.passages)
     losses, gradients = [], {}
     for _, step in zip(range(recipe.steps), loader, strict=False):
-        loss, _ = aligner(step.chunks)
-        optimiser.zero_grad()
+        loss, _ = aligner(step.micro_batches)
+        optimizer.zero_grad()
         loss.backward()
         gradients = gradients or {name: parameter.grad for name, parameter in aligner.named_parameters()}
-        torch.nn.utils.clip_grad_norm_(aligner.parameters(), recipe.optimiser.gradient_clipping)
-        optimiser.step()
+        torch.nn.utils.clip_grad_norm_(aligner.parameters(), recipe.optimizer.gradient_clipping)
+        optimizer.step()
         losses.append(loss.item())
     return dict(aligner.named_parameters()), losses, gradients
 
@@ -50,12 +50,12 @@ def trained(recipe, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("chunks", CHUNKS)
+@pytest.mark.parametrize("micro_batches", MICRO_BATCHES)
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_three_steps_give_the_weights_of_one_process(plain, trained, world_size, stage, chunks):
+def test_three_steps_give_the_weights_of_one_process(plain, trained, world_size, stage, micro_batches):
     expected, expected_losses, _ = plain
-    weights, losses, _ = torch.load(trained / f"{world_size}-{stage}-{chunks}.pt", weights_only=True)
+    weights, losses, _ = torch.load(trained / f"{world_size}-{stage}-{micro_batches}.pt", weights_only=True)
     assert losses == pytest.approx(expected_losses, rel=1e-5)
     assert weights.keys() == expected.keys()
     for name, value in weights.items():
@@ -63,11 +63,11 @@ def test_three_steps_give_the_weights_of_one_process(plain, trained, world_size,
         assert close, f"{name}: off by {(value - expected[name]).abs().max():.1e}"
 
 
-@pytest.mark.parametrize("chunks", CHUNKS)
+@pytest.mark.parametrize("micro_batches", MICRO_BATCHES)
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_step_reduces_each_gradient_once(plain, trained, stage, chunks):
+def test_a_step_reduces_each_gradient_once(plain, trained, stage, micro_batches):
     parameters = sum(parameter.numel() for parameter in plain[0].values())
-    _, _, reduced = torch.load(trained / f"2-{stage}-{chunks}.pt", weights_only=True)
+    _, _, reduced = torch.load(trained / f"2-{stage}-{micro_batches}.pt", weights_only=True)
     for numbers in reduced:
         # Beside the gradients there are norms and overflow flags, and padding to even shards.
         assert parameters <= numbers < 1.02 * parameters

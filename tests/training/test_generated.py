@@ -28,7 +28,7 @@ def recipe(sample, tiny_encoder, tmp_path_factory):
         tmp_path_factory.mktemp("runs"),
         text_encoder={"path": str(tiny_encoder), "dropout": 0.0},
         objective={"dual": {"weight": 1.0, "layers": 1, "dropout": 0.0}},
-        optimiser={"text_learning_rate": 1e-12, "graph_learning_rate": 1e-12},
+        optimizer={"text_learning_rate": 1e-12, "graph_learning_rate": 1e-12},
         batch={"passages": 8},
         validation={"passages": 4},
         steps=2,

@@ -50,7 +50,7 @@ def ended(sample, tiny_encoder, tmp_path_factory, request) -> Ended:
         text_encoder={"path": str(tiny_encoder), "dropout": 0.0},
         batch={"passages": 8},
         steps=6,
-        optimiser={"text_learning_rate": 1e-3, "graph_learning_rate": 1e-3},
+        optimizer={"text_learning_rate": 1e-3, "graph_learning_rate": 1e-3},
         checkpoints={"every": 2},
         validation={"passages": 16},
     )

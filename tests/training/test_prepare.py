@@ -16,7 +16,7 @@ def test_another_recipe_is_refused_and_a_default_that_came_later_is_not(sample, 
     prepare(recipe)
     written = recipe.directory / "recipe.yaml"
     older = yaml.safe_load(written.read_text())
-    del older["guards"], older["objective"]["dual"]
+    del older["fault_tolerance"], older["objective"]["dual"]
     written.write_text(yaml.safe_dump(older))
     prepare(recipe)
     prepare(recipe.model_copy(update={"steps": 5}))

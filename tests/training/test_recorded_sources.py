@@ -44,7 +44,7 @@ def test_training_and_plan_alone_open_what_a_recipe_names():
         for path in package.rglob("*.py")
         if any(name in path.read_text() for name in ("open_mixture", "open_shards"))
     }
-    assert callers == {"training/run.py", "preflight/plan.py", "stream/mixture.py", "stream/remote.py"}
+    assert callers == {"training/run_directory.py", "planning/run_plan.py", "data/mixture.py", "data/remote.py"}
 
 
 def refused_in_one_line(capsys):

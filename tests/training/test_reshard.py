@@ -17,7 +17,7 @@ def test_other_stages_and_ranks_continue_the_straight_run(sample, tiny_encoder, 
         text_encoder={"path": str(tiny_encoder), "dropout": 0.0},
         batch={"passages": 8},
         precision=precision,
-        optimiser={"text_learning_rate": 1e-3, "graph_learning_rate": 1e-3},
+        optimizer={"text_learning_rate": 1e-3, "graph_learning_rate": 1e-3},
     )
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
     run_ranks(1, Path(__file__).with_name("reshard_ranks.py"), tmp_path / "recipe.json", tmp_path, timeout=800)

@@ -51,7 +51,7 @@ def test_equal_inputs_pass(values_of):
     ("changes", "named"),
     [
         ({"seed": 30}, "seed: 30 differs from rank 0's 29"),
-        ({"batch": {"passages": 16, "chunks": 2}}, "batch.chunks: 2 differs from rank 0's 1"),
+        ({"batch": {"passages": 16, "micro_batches": 2}}, "batch.micro_batches: 2 differs from rank 0's 1"),
         ({"config": {"hidden_dropout_prob": 0.3}}, "text_encoder.path: configuration with hash "),
         ({"settings": {"zero_optimization": {"stage": 2}}}, "deepspeed: settings with hash "),
     ],

@@ -21,7 +21,7 @@ def kept(sample, tiny_encoder, tmp_path_factory):
         text_encoder={"path": str(tiny_encoder), "dropout": 0.0},
         graph_encoder={"names": "cached", "refresh_every": 3, "dropout": 0.0},
         batch={"passages": 8},
-        optimiser={"text_learning_rate": 1e-3, "graph_learning_rate": 1e-3},
+        optimizer={"text_learning_rate": 1e-3, "graph_learning_rate": 1e-3},
     )
     (out / "recipe.json").write_text(recipe.model_dump_json())
     run_ranks(2, Path(__file__).with_name("table_ranks.py"), out / "recipe.json", out, timeout=500)

@@ -74,7 +74,7 @@ def fractions(values: Tensor) -> Tensor:
 class NTXent(Kind):
     """Mean over pairs (a, p) of softplus(z_a - s_ap): one positive against all negatives at a time.
 
-    Sohn, NIPS 2016; over views of both modalities, labelled, as in Sakhovskiy and Tutubalina, SIGIR 2025.
+    Sohn, NIPS 2016; over views of both modalities, labeled, as in Sakhovskiy and Tutubalina, SIGIR 2025.
     """
 
     joint = True

@@ -23,23 +23,23 @@ class Encoder(torch.nn.Module):
 class Passages:
     """What of a batch is counted."""
 
-    def __init__(self, count: int, length: int, labelled: int) -> None:
+    def __init__(self, count: int, length: int, labeled: int) -> None:
         draw = torch.Generator().manual_seed(1)
         ids = torch.randint(500, (count, length), generator=draw)
         self.passages = (TokenBlock(ids, torch.full((count,), length)),)
         self.names = ()
-        self.labels = torch.zeros(labelled)
+        self.labels = torch.zeros(labeled)
         self.node_names = torch.zeros(0)
 
 
-@pytest.mark.parametrize(("count", "length", "labelled"), [(4, 16, 10), (2, 100, 30)])
-def test_counts_what_torch_counts(count, length, labelled):
-    model, batch = Encoder(), Passages(count, length, labelled)
+@pytest.mark.parametrize(("count", "length", "labeled"), [(4, 16, 10), (2, 100, 30)])
+def test_counts_what_torch_counts(count, length, labeled):
+    model, batch = Encoder(), Passages(count, length, labeled)
     tokens, operations = StepFlops.of(model).count(batch)
     assert tokens == count * length
     with FlopCounterMode(display=False) as counter:
         hidden = model.text.flat_hidden_states(batch.passages)
-        model.text.head(hidden[:labelled]).sum().backward()
+        model.text.head(hidden[:labeled]).sum().backward()
     assert operations == pytest.approx(counter.get_total_flops(), rel=0.03)
 
 

@@ -27,13 +27,13 @@ def test_parameters_are_those_of_the_built_model(recipe):
 
 def test_plan_of_the_sample(recipe):
     two = plan(recipe, ranks=2, on_gpu=False, samples_per_second=32.0)
-    assert two.arithmetic.passages_per_chunk == 8
+    assert two.arithmetic.passages_per_micro_batch == 8
     assert two.stage == 2
     assert two.seconds == pytest.approx(20 * 16 / 32)
     assert [memory.stage for memory in two.memory] == [0, 1, 2, 3]
-    assert two.memory[1].optimiser * 2 == pytest.approx(two.memory[0].optimiser, rel=0.01)
+    assert two.memory[1].optimizer * 2 == pytest.approx(two.memory[0].optimizer, rel=0.01)
     halves = plan(
-        recipe.model_copy(update={"batch": recipe.batch.model_copy(update={"chunks": 4})}), ranks=2, on_gpu=False
+        recipe.model_copy(update={"batch": recipe.batch.model_copy(update={"micro_batches": 4})}), ranks=2, on_gpu=False
     )
     assert halves.memory[0].activations < 0.6 * two.memory[0].activations
     assert halves.seconds is None
@@ -51,7 +51,7 @@ def test_command_for_a_hostfile_of_thousands(recipe, tmp_path, capsys):
     assert main([*arguments, "batch.passages=2001"]) == 2
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
-    assert "does not divide by 2000 ranks x 1 chunks; use 2000 or 4000" in captured.err
+    assert "does not divide by 2000 ranks x 1 micro_batches; use 2000 or 4000" in captured.err
 
 
 def test_text_shows_every_stage_and_marks_the_recipes_own(recipe, tmp_path, capsys):
@@ -59,7 +59,7 @@ def test_text_shows_every_stage_and_marks_the_recipes_own(recipe, tmp_path, caps
     file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     assert main(["plan", "--config", str(file), "--ranks", "2", "--samples-per-second", "3"]) == 0
     printed = capsys.readouterr().out
-    assert "16 passages = 2 ranks x 1 chunks x 8" in printed
+    assert "16 passages = 2 ranks x 1 micro-batches x 8" in printed
     assert "*2" in printed
 
 

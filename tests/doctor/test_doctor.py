@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from bali_ds.cli import main
+from bali_ds.doctor import hosts, machine
 from bali_ds.doctor.check_result import findings_text
 from bali_ds.doctor.hostfile import Host
-from bali_ds.planning import hosts, machine
 
 FAKE_SSH = f"""#!{sys.executable}
 import subprocess, sys

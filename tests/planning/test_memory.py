@@ -21,7 +21,7 @@ RUN = Run(
 def test_states_follow_the_zero_paper():
     """2 + 2 + 12 bytes a parameter, of which stages 1, 2 and 3 share out 12, 14 and 16 (ZeRO, figure 1)."""
     rows = [rank_memory(RUN, stage) for stage in range(4)]
-    states = [row.weights + row.gradients + row.master + row.optimiser for row in rows]
+    states = [row.weights + row.gradients + row.master + row.optimizer for row in rows]
     assert states == [16_000, 4000 + 12_000 // 4, 2000 + 14_000 // 4, 16_000 // 4]
 
 
@@ -32,7 +32,7 @@ def test_peaks_are_sums_that_exist_at_one_time():
     assert third.peak == 4000 + 500 * 2 + 9 * 10**5 + 2000
 
 
-def test_the_optimiser_step_decides_where_activations_are_few():
+def test_the_optimizer_step_decides_where_activations_are_few():
     quiet = replace(RUN, activations=PassMemory(0, 0), on_gpu=False, weight_bytes=4)
     # between steps 4 + 8; during it gradients 4 and AdamW's two temporaries of the largest parameter
     assert rank_memory(quiet, 0).peak == 12_000 + max(4000 + 4000, 4000 + 2 * 4 * 400)

@@ -182,6 +182,6 @@ def test_contradictions_with_the_recipe_are_refused(values, settings, message):
 def test_without_contradiction_nothing_is_refused():
     check_recipe({"zero_optimization": {"stage": 3, "zero_quantized_gradients": True}}, recipe(precision="fp16"))
     check_recipe(
-        {"zero_optimization": {"stage": 1, "compute_grad_norm": False}}, recipe(optimiser={"gradient_clipping": 0})
+        {"zero_optimization": {"stage": 1, "compute_grad_norm": False}}, recipe(optimizer={"gradient_clipping": 0})
     )
     check_recipe({"data_types": {"grad_accum_dtype": "fp32"}}, recipe(precision="fp32"))

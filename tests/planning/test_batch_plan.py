@@ -14,8 +14,8 @@ def recipe(**values):
 
 def test_numbers_of_the_method():
     """BALI's own run: 1.5 M sentences, 256 a step, 65,000 steps are 11.1 epochs."""
-    numbers = arithmetic(recipe(batch={"passages": 256, "chunks": 2}, steps=65_000), 8, 1_500_000)
-    assert (numbers.passages_per_rank, numbers.passages_per_chunk) == (32, 16)
+    numbers = arithmetic(recipe(batch={"passages": 256, "micro_batches": 2}, steps=65_000), 8, 1_500_000)
+    assert (numbers.passages_per_rank, numbers.passages_per_micro_batch) == (32, 16)
     assert numbers.steps_per_epoch == 5859
     assert numbers.left_out == 1_500_000 - 5859 * 256
     assert numbers.epochs == pytest.approx(11.09, abs=0.01)
@@ -28,18 +28,18 @@ def test_epochs_become_whole_steps(epochs, passages, steps):
 
 
 @settings(deadline=None)
-@given(batch=st.integers(1, 5000), ranks=st.integers(1, 3000), chunks=st.integers(1, 8))
-def test_a_batch_divides_or_is_refused_with_sizes_that_do(batch, ranks, chunks):
-    told = recipe(batch={"passages": batch, "chunks": chunks}, steps=5)
+@given(batch=st.integers(1, 5000), ranks=st.integers(1, 3000), micro_batches=st.integers(1, 8))
+def test_a_batch_divides_or_is_refused_with_sizes_that_do(batch, ranks, micro_batches):
+    told = recipe(batch={"passages": batch, "micro_batches": micro_batches}, steps=5)
     try:
         numbers = arithmetic(told, ranks, 100_000)
     except InputError as error:
-        assert batch % (ranks * chunks)
+        assert batch % (ranks * micro_batches)
         for size in str(error).rsplit("use ", 1)[1].split(" or "):
             other = told.model_copy(update={"batch": told.batch.model_copy(update={"passages": int(size)})})
             assert arithmetic(other, ranks, 100_000).passages_per_step == int(size)
     else:
-        assert numbers.passages_per_chunk * chunks * ranks == batch
+        assert numbers.passages_per_micro_batch * micro_batches * ranks == batch
 
 
 def test_more_than_the_data_is_refused():
