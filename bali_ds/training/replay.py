@@ -43,7 +43,8 @@ def replay(run: Path, step: int, overrides: Sequence[str] = ()) -> dict[str, Any
     """
     path = failure_path(run, step)
     if not path.is_file():
-        there = ", ".join(str(int(each.stem.partition("-")[2])) for each in sorted(path.parent.glob("step-*.json")))
+        numbers = [each.stem.removeprefix("step-") for each in path.parent.glob("step-*.json")]
+        there = ", ".join(map(str, sorted(int(each) for each in numbers if each.isdecimal())))
         raise InputError(f"{path}: does not exist; steps that were refused: {there or 'none'}")
     failure = read_json(path)
     recipe = load_recipe(run / "recipe.yaml", overrides)

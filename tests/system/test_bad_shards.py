@@ -5,6 +5,7 @@ Every run is started by `deepspeed` and under a watchdog: a launcher that does n
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -221,7 +222,7 @@ def test_a_server_that_fails_for_good_stops_the_run_with_a_checkpoint(sample, ma
     status, said, everything = ended(launch(config, BALI_DS_CACHE=str(tmp_path / "cache")))
     assert status == 2, everything
     assert len(said) == 1
-    assert said[0].startswith(f"train: {server.url}/{next(iter(server.gone))}")
+    assert re.match(rf"train: rank [01] on host \S+: {server.url}/{next(iter(server.gone))}", said[0])
     [checkpoint] = complete_checkpoints(recipe.directory / "checkpoints")
     assert checkpoint.name == f"step-{steps_of(recipe.directory)[-1]:08d}"
     check_cache(tmp_path / "cache", many)

@@ -9,11 +9,15 @@ from tests.forked import run_forked
 from tests.training.cases import STAGES
 
 
+def job(recipe: Recipe) -> None:
+    train(recipe)
+
+
 def main() -> None:
     recipe = Recipe.model_validate_json(Path(sys.argv[1]).read_text())
     for stage in STAGES:
         changes = {"name": f"stage-{stage}", "deepspeed": recipe.deepspeed.with_name(f"zero{stage}.json")}
-        run_forked(2, train, recipe.model_copy(update=changes))
+        run_forked(2, job, recipe.model_copy(update=changes))
 
 
 main()
