@@ -10,7 +10,7 @@ from typing import Any
 
 from bali_ds.errors import InputError
 from bali_ds.files import read_json, resolved, sync
-from bali_ds.workspace import PREFIX, replace_directory, workspace
+from bali_ds.working_directory import PREFIX, replace_directory, workspace
 
 
 @dataclass(frozen=True)

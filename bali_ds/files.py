@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bali_ds.errors import InputError
-from bali_ds.workspace import temporary_name
+from bali_ds.working_directory import temporary_name
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from bali_ds.data.loader import Loader
 from bali_ds.data.settings import StreamSettings
 from bali_ds.files import write_json
 from bali_ds.model.build_model import build_aligner
-from bali_ds.training.run_directory import Data
+from bali_ds.training.run_directory import RunData
 
 ROOT = Path(__file__).parents[1]
 CASES = {
@@ -48,7 +48,7 @@ def main() -> None:
 
 def _measured(options: argparse.Namespace, changes: list[str]) -> dict[str, Any]:
     recipe = load_recipe(options.recipe, [*options.overrides, *changes])
-    data = Data.open(recipe)
+    data = RunData.open(recipe)
     aligner = build_aligner(recipe, 2 * data.graph.num_relations, data.shards).train()
     loader = Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=options.passages)
     table_seconds = 0.0

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "bali_ds"
 FLOORS = {
-    "errors": -4, "workspace": -3, "files": -2, "directories": -1, "locations": -1, "randomness": -1,
+    "errors": -4, "working_directory": -3, "files": -2, "directories": -1, "locations": -1, "randomness": -1,
     "distributed": -1,
     "graph": 0, "losses": 0, "config": 0,
     "corpus": 1,
@@ -25,7 +25,7 @@ FLOORS = {
 }  # fmt: skip
 WITHOUT = {
     "torch": (
-        "errors", "workspace", "files", "directories", "locations", "randomness", "graph", "config", "corpus",
+        "errors", "working_directory", "files", "directories", "locations", "randomness", "graph", "config", "corpus",
         "shards", "cli",
     ),
     "deepspeed": (
@@ -71,6 +71,23 @@ def test_rooms_import_only_from_floors_below(path):
         if parts[0] == "bali_ds" and len(parts) > 1:
             other = parts[1]
             assert other == own or FLOORS[other] < FLOORS[own], f"{own} imports {other}"
+
+
+def test_no_two_modules_share_a_file_name():
+    folders = {}
+    for path in SOURCES:
+        if path.stem != "__init__":
+            folders.setdefault(path.name, []).append(path.parent.name)
+    assert {name: where for name, where in folders.items() if len(where) > 1} == {}
+
+
+def test_no_two_public_classes_share_a_name():
+    modules = {}
+    for path in SOURCES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                modules.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    assert {name: where for name, where in modules.items() if len(where) > 1} == {}
 
 
 @pytest.mark.parametrize(("library", "rooms"), WITHOUT.items())

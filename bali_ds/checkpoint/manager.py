@@ -20,7 +20,7 @@ from bali_ds.checkpoint.marker import (
     read_marker,
     write_marker,
 )
-from bali_ds.config import Checkpoints as Settings
+from bali_ds.config import CheckpointConfig
 from bali_ds.data.sampler import Position
 from bali_ds.distributed import Ranks
 from bali_ds.errors import NOT_SAVED, InputError, RunEnded
@@ -32,7 +32,7 @@ _LAYOUT = ("world size", "ZeRO stage")
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """How far a run has come; with the recipe and the data it says everything that follows."""
 
     step: int
@@ -45,14 +45,14 @@ class NotSaved(RunEnded):
     status = NOT_SAVED
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints of one run, `checkpoints/step-00000123/`, each with a marker that lists its files.
 
     A checkpoint is written beside, brought to the disk and hashed while training goes on, marked and renamed at a step
     boundary; only then do older ones go.
     """
 
-    def __init__(self, directory: Path, ranks: Ranks, settings: Settings, *, identity: dict[str, Any]) -> None:
+    def __init__(self, directory: Path, ranks: Ranks, settings: CheckpointConfig, *, identity: dict[str, Any]) -> None:
         """Manage the checkpoints below `directory`.
 
         Args:
@@ -68,8 +68,8 @@ class Checkpoints:
         self.settings = settings
         self.identity = identity
         self._failed: tuple[int, str] | None = None
-        self._saved: Progress | None = None
-        self._begun: tuple[Progress, Writing] | None = None
+        self._saved: RunProgress | None = None
+        self._begun: tuple[RunProgress, Writing] | None = None
 
     def any(self) -> bool:
         """Return whether there is one to return to."""
@@ -81,7 +81,7 @@ class Checkpoints:
         again = self._failed is not None and step >= self._failed[0] + max(1, self.settings.every // 10)
         return again or step % self.settings.every == 0
 
-    def save(self, engine: deepspeed.DeepSpeedEngine, progress: Progress) -> None:
+    def save(self, engine: deepspeed.DeepSpeedEngine, progress: RunProgress) -> None:
         """Begin a checkpoint; every rank calls this after the same step. Before the first step there is none.
 
         `advance` or `finish` publish it.
@@ -128,7 +128,7 @@ class Checkpoints:
         """Why the newest attempt to save failed; None if it did not."""
         return self._failed[1] if self._failed else None
 
-    def _concluded(self, progress: Progress, writing: Writing) -> str | None:
+    def _concluded(self, progress: RunProgress, writing: Writing) -> str | None:
         """Mark and publish what all ranks have written; return the first failure of any, the same on every rank."""
         shares = self.ranks.all_gather_object((writing.fault, writing.files))
         fault = next((fault for fault, _ in shares if fault), None)
@@ -175,7 +175,7 @@ class Checkpoints:
         os.rename(path, self._scratch / path.name)
         shutil.rmtree(self._scratch / path.name)
 
-    def restore(self, engine: deepspeed.DeepSpeedEngine) -> Progress | None:
+    def restore(self, engine: deepspeed.DeepSpeedEngine) -> RunProgress | None:
         """Load the newest sound checkpoint into the engine; None where the run has none.
 
         One of another world size or ZeRO stage is taken over: the same samples follow.
@@ -204,7 +204,7 @@ class Checkpoints:
                 f"{sound}: was saved with data {made_with.get('data')}, this run has {self.identity['data']}; "
                 "resume with the same data or start another run"
             )
-        progress = Progress(marker.progress.step, marker.position)
+        progress = RunProgress(marker.progress.step, marker.position)
         if any(made_with.get(key) != self.identity[key] for key in _LAYOUT):
             before, now = (
                 ", ".join(f"{key} {each.get(key)}" for key in _LAYOUT) for each in (made_with, self.identity)

@@ -1,17 +1,24 @@
 """The recipe of a run: its sections, and how it is read and written."""
 
-from bali_ds.config.objectives import Objective
+from bali_ds.config.objectives import ObjectiveConfig
 from bali_ds.config.reading import dump_recipe, load_recipe, parse_recipe, recorded_recipe
-from bali_ds.config.recipe import Checkpoints, Linking, Lora, Optimizer, Recipe, TextEncoder
+from bali_ds.config.recipe import (
+    CheckpointConfig,
+    LinkingConfig,
+    LoraConfig,
+    OptimizerConfig,
+    Recipe,
+    TextEncoderConfig,
+)
 
 __all__ = [
-    "Checkpoints",
-    "Linking",
-    "Lora",
-    "Objective",
-    "Optimizer",
+    "CheckpointConfig",
+    "LinkingConfig",
+    "LoraConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
     "Recipe",
-    "TextEncoder",
+    "TextEncoderConfig",
     "dump_recipe",
     "load_recipe",
     "parse_recipe",

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from bali_ds.config.section import Section
 
 
-class Contrastive(Section):
+class ContrastiveConfig(Section):
     """The alignment loss over text and graph views of all ranks."""
 
     weight: float = Field(default=1.0, ge=0)
@@ -20,26 +20,26 @@ class Contrastive(Section):
     """In which views travel between ranks; bf16 halves the traffic and rounds them before they are compared."""
 
 
-class MaskedLanguageModel(Section):
+class MaskedLanguageModelConfig(Section):
     """Cross-entropy of the masked tokens."""
 
     weight: float = Field(default=1.0, ge=0)
 
 
-class GraphLanguageModel(Section):
+class GraphLanguageModelConfig(Section):
     """Cross-entropy of masked tokens of linearized neighborhoods."""
 
     weight: float = Field(default=0.0, ge=0)
 
 
-class LinkPrediction(Section):
+class LinkPredictionConfig(Section):
     """The other concept of a fact, told by the graph vectors of the two."""
 
     weight: float = Field(default=0.0, ge=0)
     kind: Literal["distmult", "transe", "rotate"] = "distmult"
 
 
-class SynonymAlignment(Section):
+class SynonymAlignmentConfig(Section):
     """Two names of one concept attract each other, as in SapBERT."""
 
     weight: float = Field(default=0.0, ge=0)
@@ -48,13 +48,13 @@ class SynonymAlignment(Section):
     kind: Literal["multi_similarity", "ntxent"] = "multi_similarity"
 
 
-class GraphInfomax(Section):
+class GraphInfomaxConfig(Section):
     """Node vectors tell the graph from one with shuffled features (deep graph infomax)."""
 
     weight: float = Field(default=0.0, ge=0)
 
 
-class Dual(Section):
+class DualConfig(Section):
     """A decoder that writes a passage's facts from its text, and its text from the graph."""
 
     weight: float = Field(default=0.0, ge=0)
@@ -65,16 +65,16 @@ class Dual(Section):
     """Weight of the squared duality gap."""
 
 
-class Objective(Section):
+class ObjectiveConfig(Section):
     """The total loss is the weighted sum of its parts; one of weight 0 is not computed."""
 
-    contrastive: Contrastive = Contrastive()
-    masked_language_model: MaskedLanguageModel = MaskedLanguageModel()
-    graph_language_model: GraphLanguageModel = GraphLanguageModel()
-    link_prediction: LinkPrediction = LinkPrediction()
-    synonym_alignment: SynonymAlignment = SynonymAlignment()
-    graph_infomax: GraphInfomax = GraphInfomax()
-    dual: Dual = Dual()
+    contrastive: ContrastiveConfig = ContrastiveConfig()
+    masked_language_model: MaskedLanguageModelConfig = MaskedLanguageModelConfig()
+    graph_language_model: GraphLanguageModelConfig = GraphLanguageModelConfig()
+    link_prediction: LinkPredictionConfig = LinkPredictionConfig()
+    synonym_alignment: SynonymAlignmentConfig = SynonymAlignmentConfig()
+    graph_infomax: GraphInfomaxConfig = GraphInfomaxConfig()
+    dual: DualConfig = DualConfig()
 
     def weight(self, name: str) -> float:
         """Return the weight of the part of that name."""

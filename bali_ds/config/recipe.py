@@ -5,11 +5,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from bali_ds.config.objectives import Objective
+from bali_ds.config.objectives import ObjectiveConfig
 from bali_ds.config.section import Section
 
 
-class Data(Section):
+class DataConfig(Section):
     """Where graph and shards lie and how samples are drawn from them."""
 
     graph: Path
@@ -25,7 +25,7 @@ class Data(Section):
     """Loader processes of each rank; 0 loads in the training process."""
 
 
-class Masking(Section):
+class MaskingConfig(Section):
     """Probabilities of the three maskings (BALI, section 2.3)."""
 
     tokens: float = Field(default=0.15, ge=0, le=1)
@@ -33,7 +33,7 @@ class Masking(Section):
     names: float = Field(default=0.15, ge=0, le=1)
 
 
-class Lora(Section):
+class LoraConfig(Section):
     """Low-rank updates of the encoder's linear layers (Hu et al., ICLR 2022); needs the package peft."""
 
     rank: int = Field(default=8, ge=1)
@@ -43,7 +43,7 @@ class Lora(Section):
     """Names of the linear layers to update, as the architecture calls them."""
 
 
-class TextEncoder(Section):
+class TextEncoderConfig(Section):
     """The language model: a Hugging Face directory or hub name.
 
     A directory with config.json and no weights is initialized from the recipe's seed.
@@ -68,11 +68,11 @@ class TextEncoder(Section):
     """Layers, from the first on, that do not learn."""
     gradient_checkpointing: bool = False
     """Compute each layer's activations again in the backward pass instead of keeping them."""
-    lora: Lora | None = None
+    lora: LoraConfig | None = None
     """Learn low-rank updates instead of the encoder's own weights."""
 
 
-class GraphEncoder(Section):
+class GraphEncoderConfig(Section):
     """The encoder of the star of a concept and its neighbors."""
 
     kind: Literal["gatv2", "graphsage", "compgcn", "linearized"] = "gatv2"
@@ -90,7 +90,7 @@ class GraphEncoder(Section):
     """Optimizer steps after which cached name vectors are made again."""
 
 
-class Optimizer(Section):
+class OptimizerConfig(Section):
     """AdamW with one learning rate for the text encoder and one for everything else."""
 
     text_learning_rate: float = Field(default=2e-5, gt=0)
@@ -102,7 +102,7 @@ class Optimizer(Section):
     """Largest global gradient norm; 0 switches clipping off."""
 
 
-class Batch(Section):
+class BatchConfig(Section):
     """Passages of one optimizer step, over all ranks, and how they are cut to fit into memory."""
 
     passages: int = Field(default=256, ge=1)
@@ -110,7 +110,7 @@ class Batch(Section):
     """Parts into which each rank cuts its share; only one part's activations live at a time."""
 
 
-class Checkpoints(Section):
+class CheckpointConfig(Section):
     """When to save and what to keep."""
 
     every: int = Field(default=500, ge=1)
@@ -123,7 +123,7 @@ class Checkpoints(Section):
     """A checkpoint of the last step that cannot be written, to a full disk for example, is tried again for so long."""
 
 
-class FaultTolerance(Section):
+class FaultToleranceConfig(Section):
     """What is done about steps and machines that go wrong."""
 
     skip_non_finite: int = Field(default=0, ge=0)
@@ -140,7 +140,7 @@ class FaultTolerance(Section):
     """The run saves itself and stops after so long."""
 
 
-class Validation(Section):
+class ValidationConfig(Section):
     """Text-graph retrieval on held-out passages while training runs."""
 
     every: int = Field(default=0, ge=0)
@@ -148,17 +148,17 @@ class Validation(Section):
     passages: int = Field(default=512, ge=1)
 
 
-class Linking(Section):
+class LinkingConfig(Section):
     """Zero-shot linking before and after training."""
 
     dictionary: Path
     queries: Path
 
 
-class Evaluation(Section):
+class EvaluationConfig(Section):
     """What is measured when training is done."""
 
-    linking: Linking | None = None
+    linking: LinkingConfig | None = None
 
 
 class Recipe(Section):
@@ -168,23 +168,23 @@ class Recipe(Section):
     runs: Path = Path("runs")
     """The run is written to `runs`/`name`."""
     seed: int = Field(default=29, ge=0)
-    data: Data
-    masking: Masking = Masking()
-    text_encoder: TextEncoder
-    graph_encoder: GraphEncoder = GraphEncoder()
-    objective: Objective = Objective()
-    optimizer: Optimizer = Optimizer()
-    batch: Batch = Batch()
+    data: DataConfig
+    masking: MaskingConfig = MaskingConfig()
+    text_encoder: TextEncoderConfig
+    graph_encoder: GraphEncoderConfig = GraphEncoderConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    batch: BatchConfig = BatchConfig()
     steps: int | None = Field(default=None, ge=1)
     """Optimizer steps of the run; name either this or `epochs`."""
     epochs: float | None = Field(default=None, gt=0)
     """Visits of every passage."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     deepspeed: Path = Path("ds_configs/zero1.json")
-    checkpoints: Checkpoints = Checkpoints()
-    fault_tolerance: FaultTolerance = FaultTolerance()
-    validation: Validation = Validation()
-    evaluation: Evaluation = Evaluation()
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    fault_tolerance: FaultToleranceConfig = FaultToleranceConfig()
+    validation: ValidationConfig = ValidationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     log_every: int = Field(default=10, ge=1)
     """Optimizer steps between progress lines."""
 

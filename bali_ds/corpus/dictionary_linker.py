@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bali_ds.corpus.abbreviations import find_abbreviations
 from bali_ds.corpus.disambiguation import Candidates, Senses
 from bali_ds.corpus.document import Document, Mention
-from bali_ds.corpus.name_index import Dictionary
+from bali_ds.corpus.name_index import NameIndex
 from bali_ds.corpus.normalization import WordHasher, split_words
 from bali_ds.corpus.word_cache import PieceTable
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
@@ -46,7 +46,7 @@ class DictionaryLinker:
     means; where that is no name of the graph, the abbreviation is not linked.
     """
 
-    def __init__(self, dictionary: Dictionary, graph: KnowledgeGraph) -> None:
+    def __init__(self, dictionary: NameIndex, graph: KnowledgeGraph) -> None:
         self._dictionary = dictionary
         self._graph = graph
         self._hasher = WordHasher()

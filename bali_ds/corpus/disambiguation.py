@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from bali_ds.corpus.name_index import Dictionary
+from bali_ds.corpus.name_index import NameIndex
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 
 Candidates = tuple[int, ...]
@@ -18,7 +18,7 @@ class Senses:
     most facts. Types count where all candidates have one: a vocabulary that gives none would lose every choice.
     """
 
-    def __init__(self, dictionary: Dictionary, graph: KnowledgeGraph) -> None:
+    def __init__(self, dictionary: NameIndex, graph: KnowledgeGraph) -> None:
         self._dictionary = dictionary
         self._graph = graph
         self._candidates: dict[tuple[int, bool], Candidates] = {}

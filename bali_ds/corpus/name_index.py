@@ -37,7 +37,7 @@ class Matches(NamedTuple):
     entries: NDArray[np.int64]
 
 
-class Dictionary:
+class NameIndex:
     """The names of a graph by their folded words.
 
     Attributes:
@@ -106,14 +106,14 @@ def extend(paths: _Hashes, words: _Hashes) -> _Hashes:
     return mixed ^ (mixed >> np.uint64(29))
 
 
-def open_dictionary(path: Path, graph: KnowledgeGraph) -> Dictionary:
+def open_dictionary(path: Path, graph: KnowledgeGraph) -> NameIndex:
     """Open the dictionary of a graph; where there is none yet, make and publish it."""
     if not (path / "dictionary.json").is_file():
         with published_directory(path, DICTIONARY) as directory:
             for name, column in _columns(graph).items():
                 np.save(directory / f"{name}.npy", column, allow_pickle=False)
             write_json(directory / "dictionary.json", _description(graph))
-    return Dictionary(path, graph)
+    return NameIndex(path, graph)
 
 
 def _description(graph: KnowledgeGraph) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from bali_ds.data.ego_graphs import Stars, Views, find_views
-from bali_ds.data.length_buckets import Block, PackedTexts, pack, pack_texts
+from bali_ds.data.ego_graphs import ConceptViews, Stars, find_views
+from bali_ds.data.length_buckets import LengthBucket, PackedTexts, pack, pack_texts
 from bali_ds.data.linearized import Strings, part_of
 from bali_ds.data.masking import Vocabulary, mark_mentions, visit_keys
 from bali_ds.data.mixture import Mixture
@@ -23,7 +23,7 @@ from bali_ds.errors import InputError
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.shards.shard_set import ShardSet
 
-BatchArrays = Mapping[str, NDArray[np.int64] | tuple[Block, ...]]
+BatchArrays = Mapping[str, NDArray[np.int64] | tuple[LengthBucket, ...]]
 """The fields of `bali_ds.data.batch.Batch` by name, as numpy arrays."""
 
 _ATTEMPTS = 20
@@ -144,7 +144,7 @@ class Collator:
             self.vocabulary,
         )
 
-    def _read(self, visits: Visits) -> tuple[Samples, Views, dict[int, Replacement]]:
+    def _read(self, visits: Visits) -> tuple[Samples, ConceptViews, dict[int, Replacement]]:
         """Read samples, and others in place of the bad ones, until all are sound; what was replaced, by place."""
         settings, (rows, occasions) = self.settings, visits
         chosen, reasons = rows, np.zeros_like(rows)
@@ -163,7 +163,7 @@ class Collator:
             chosen = np.where(faults, others, chosen)
         raise InputError(f"{self.shards.name}: hardly any sample can be used; see: bali-ds shards lint")
 
-    def _names(self, names: Ints, hidden: NDArray[np.bool_], spelled: Strings) -> tuple[tuple[Block, ...], Ints]:
+    def _names(self, names: Ints, hidden: NDArray[np.bool_], spelled: Strings) -> tuple[tuple[LengthBucket, ...], Ints]:
         """Encode each distinct name once, then what is spelled out; return the blocks and the rows of both.
 
         Names hidden behind equally many [MASK]s are one name. A concept without a name, or whose name has no token,

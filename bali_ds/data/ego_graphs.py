@@ -13,7 +13,7 @@ from bali_ds.randomness import Keys, below, choose, derive
 _ID_RANGE = 1 << 32
 
 
-class Views(NamedTuple):
+class ConceptViews(NamedTuple):
     """The distinct concepts of each sample, by sample, then by order of first mention.
 
     Attributes:
@@ -43,7 +43,7 @@ def concept_keys(sample_numbers: Ints, concepts: NDArray[np.int32]) -> Ints:
     return sample_numbers * _ID_RANGE + concepts
 
 
-def find_views(samples: Samples) -> Views:
+def find_views(samples: Samples) -> ConceptViews:
     """Return the views of samples, sound or not: each concept of each passage once."""
     sample_of_mention = np.repeat(np.arange(samples.rows.size), samples.mention_counts)
     mentions = concept_keys(sample_of_mention, samples.mentions[:, 2])
@@ -65,7 +65,7 @@ def find_views(samples: Samples) -> Views:
     begins, counts = np.zeros(distinct.size, np.int64), np.zeros(distinct.size, np.int64)
     begins[views], counts[views] = heads[known], sizes[known]
     ordered = first[by_first_mention]
-    return Views(
+    return ConceptViews(
         sample_of_mention[ordered],
         samples.mentions[ordered, 2].astype(np.int64),
         view_of_distinct[inverse],
@@ -75,7 +75,7 @@ def find_views(samples: Samples) -> Views:
     )
 
 
-def mention_tokens(samples: Samples, views: Views, *, each: bool = False) -> tuple[Ints, Ints, Ints]:
+def mention_tokens(samples: Samples, views: ConceptViews, *, each: bool = False) -> tuple[Ints, Ints, Ints]:
     """Return the flat token positions of mentions, int64 [P], the text view of each, and the view of each text view.
 
     A text view is all mentions of a view, and a token inside two of them counts once; with `each`, every mention is

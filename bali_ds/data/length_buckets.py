@@ -9,7 +9,7 @@ from bali_ds.data.masking import Vocabulary
 from bali_ds.data.ragged import Ints, ranges, starts, within
 
 
-class Block(NamedTuple):
+class LengthBucket(NamedTuple):
     """A padded block as numpy arrays: input_ids int64 [n, L] and lengths int64 [n]."""
 
     input_ids: NDArray[np.int64]
@@ -25,7 +25,7 @@ class Packed(NamedTuple):
         origins: int64 [n], the flat position of each sequence's first token, counted through the blocks.
     """
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[LengthBucket, ...]
     rows: Ints
     origins: Ints
 
@@ -53,10 +53,10 @@ def pack(tokens: Ints, lengths: Ints, count: int, pad_id: int, dummy: tuple[int,
     flat[ranges(origins, lengths)] = tokens
     sorted_lengths = lengths[order]
     blocks = [
-        Block(flat[at : at + height * width].reshape(height, width), sorted_lengths[row : row + height])
+        LengthBucket(flat[at : at + height * width].reshape(height, width), sorted_lengths[row : row + height])
         for at, row, height, width in zip(first_positions, first_rows, heights, widths, strict=True)
     ]
-    left_over = [Block(np.array([dummy], np.int64), np.array([2], np.int64))] * (count - len(blocks))
+    left_over = [LengthBucket(np.array([dummy], np.int64), np.array([2], np.int64))] * (count - len(blocks))
     return Packed((*blocks, *left_over), rows, origins)
 
 
@@ -86,7 +86,7 @@ def cut_lengths(lengths: Ints, count: int) -> Ints:
     return distinct[widths[::-1]]
 
 
-def padding_share(blocks: tuple[Block, ...]) -> float:
+def padding_share(blocks: tuple[LengthBucket, ...]) -> float:
     """Return the share of positions in blocks that hold no token."""
     positions = sum(block.input_ids.size for block in blocks)
     return 1 - sum(int(block.lengths.sum()) for block in blocks) / positions
@@ -124,7 +124,7 @@ class PackedTexts(NamedTuple):
         labels: int64 [K'], what stood there.
     """
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[LengthBucket, ...]
     rows: Ints
     origins: Ints
     positions: Ints

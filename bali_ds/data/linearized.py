@@ -36,7 +36,7 @@ def part_of(strings: Strings, first: int, last: int) -> Strings:
     return Strings(strings.tokens[begin : begin + int(lengths.sum())], lengths)
 
 
-class Facts(NamedTuple):
+class FactTexts(NamedTuple):
     """F facts between nodes, each in the direction in which the graph states it.
 
     Attributes:
@@ -81,7 +81,7 @@ def name_strings(names: Ints, hidden: NDArray[np.bool_], table: Names, mask_id: 
     return Strings(tokens, lengths)
 
 
-def facts_of(stars: Stars, num_relations: int, groups_of_views: Ints) -> Facts:
+def facts_of(stars: Stars, num_relations: int, groups_of_views: Ints) -> FactTexts:
     """Return the drawn facts of stars in their order.
 
     Args:
@@ -93,7 +93,7 @@ def facts_of(stars: Stars, num_relations: int, groups_of_views: Ints) -> Facts:
     neighbors, centers = stars.edge_index[:, :count]
     relations = stars.edge_relations[:count]
     inverse = relations >= num_relations
-    return Facts(
+    return FactTexts(
         np.where(inverse, neighbors, centers),
         relations % num_relations,
         np.where(inverse, centers, neighbors),
@@ -102,7 +102,7 @@ def facts_of(stars: Stars, num_relations: int, groups_of_views: Ints) -> Facts:
 
 
 def linearize(
-    facts: Facts,
+    facts: FactTexts,
     names: Strings,
     relations: Strings,
     titles: Ints | None,

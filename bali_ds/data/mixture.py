@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bali_ds.data.ragged import Ints
 from bali_ds.data.remote import open_shards
 from bali_ds.errors import InputError
-from bali_ds.shards.shard_set import Names, Shard, ShardSet, Source
+from bali_ds.shards.shard_set import Names, Shard, ShardSet, ShardSource
 
 # The order computes with these numbers; proportions as fine as this are none that anybody could tell.
 _LARGEST_PROPORTION = 10_000
@@ -132,7 +132,7 @@ def open_mixture(shards: str | Path | Mapping[str, int]) -> Mixture:
     return Mixture([open_shards(location) for location in shards], tuple(shards.values()))
 
 
-def parts_of(mixture: Mixture) -> list[tuple[str, Source | None, int]]:
+def parts_of(mixture: Mixture) -> list[tuple[str, ShardSource | None, int]]:
     """Return the directory, source and proportion of each set: what another process of the node opens it with."""
     return [
         (str(each.path), each.source, proportion)
@@ -142,7 +142,7 @@ def parts_of(mixture: Mixture) -> list[tuple[str, Source | None, int]]:
 
 def open_parts(parts: Sequence[tuple[str, Sequence[Any] | None, int]]) -> Mixture:
     """Open again what `parts_of` returned, perhaps through JSON."""
-    sets = [ShardSet.open(path, Source(*source) if source else None) for path, source, _ in parts]
+    sets = [ShardSet.open(path, ShardSource(*source) if source else None) for path, source, _ in parts]
     return Mixture(sets, [proportion for *_, proportion in parts])
 
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bali_ds.data.ego_graphs import Stars, Views
-from bali_ds.data.length_buckets import Block, PackedTexts, pack
+from bali_ds.data.ego_graphs import ConceptViews, Stars
+from bali_ds.data.length_buckets import LengthBucket, PackedTexts, pack
 from bali_ds.data.linearized import NO_STRINGS, Strings
 from bali_ds.data.masking import Vocabulary
 from bali_ds.data.ragged import Ints, ranges, starts
@@ -52,7 +52,7 @@ def draw_synonyms(concepts: Ints, keys: Keys, name_offsets: NDArray[np.int64]) -
 
 
 def draw_named_mentions(
-    samples: Samples, views: Views, keys: Keys, name_offsets: NDArray[np.int64], longest: int
+    samples: Samples, views: ConceptViews, keys: Keys, name_offsets: NDArray[np.int64], longest: int
 ) -> Synonyms:
     """Draw a name of each concept that has one, and one of its mentions in the passage, both uniformly.
 
@@ -88,7 +88,7 @@ def hold_out(stars: Stars, keys: Keys) -> NDArray[np.bool_]:
 
 def side_by_side(
     original: Strings, triples: Strings, passages: PackedTexts, nodes: Ints, vocabulary: Vocabulary
-) -> dict[str, NDArray[np.int64] | tuple[Block, ...]]:
+) -> dict[str, NDArray[np.int64] | tuple[LengthBucket, ...]]:
     """Return what a decoder reads and writes of each passage.
 
     Args:
@@ -115,7 +115,7 @@ def side_by_side(
     }
 
 
-def nothing_side_by_side() -> dict[str, NDArray[np.int64] | tuple[Block, ...]]:
+def nothing_side_by_side() -> dict[str, NDArray[np.int64] | tuple[LengthBucket, ...]]:
     """Return the same fields where no decoder is trained."""
     empty = np.empty((0, 0), np.int64)
     return {"originals": (), "triples": (), "original_positions": empty, "passage_nodes": empty}

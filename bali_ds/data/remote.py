@@ -21,7 +21,7 @@ from bali_ds.data.remote_io import address, open_remote
 from bali_ds.errors import InputError
 from bali_ds.files import read_json, sha256_file
 from bali_ds.locations import is_remote
-from bali_ds.shards.shard_set import Shard, ShardSet, Source, read_index
+from bali_ds.shards.shard_set import Shard, ShardSet, ShardSource, read_index
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def open_shards(location: str | Path, *, cache: Path | None = None, limit_bytes:
         "%s: each tar is fetched whole and checked before it is read; %s may take %.1f GiB; order and resume are exact",
         url, home, limit_bytes / 2**30,
     )  # fmt: skip
-    shards = ShardSet.open(home, Source(url, limit_bytes))
+    shards = ShardSet.open(home, ShardSource(url, limit_bytes))
     largest = max((shard.bytes for shard in shards.shards), default=0)
     if largest > limit_bytes:
         raise InputError(f"{url}: its largest shard has {largest} bytes, the cache may take {limit_bytes}; allow more")

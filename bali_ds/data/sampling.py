@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bali_ds.data.ego_graphs import NO_STARS, Stars, Views, draw_names, draw_stars, mention_tokens
+from bali_ds.data.ego_graphs import NO_STARS, ConceptViews, Stars, draw_names, draw_stars, mention_tokens
 from bali_ds.data.length_buckets import NO_TEXTS, Texts
 from bali_ds.data.linearized import (
     NO_STRINGS,
@@ -46,7 +46,7 @@ class Drawn(NamedTuple):
     """
 
     samples: Samples
-    views: Views
+    views: ConceptViews
     passages: Texts
     mention_tokens: Ints
     mention_views: Ints
@@ -77,7 +77,7 @@ class Drawing:
         relations = relation_strings(graph, settings.tokenizer) if verbal else NO_STRINGS
         return cls(shards, graph, settings, vocabulary, relations)
 
-    def draw(self, samples: Samples, views: Views, visits: Keys) -> Drawn:
+    def draw(self, samples: Samples, views: ConceptViews, visits: Keys) -> Drawn:
         """Return the draws of samples.
 
         Args:
@@ -112,7 +112,7 @@ class Drawing:
             triples = self._triples(stars, views.samples[seen], samples.rows.size)
         return Drawn(samples, views, passages, *mentions, stars, names, hidden, neighborhoods, held, synonyms, triples)
 
-    def _synonyms(self, samples: Samples, views: Views, keys: Keys) -> Synonyms:
+    def _synonyms(self, samples: Samples, views: ConceptViews, keys: Keys) -> Synonyms:
         """Return the pairs of names that the settings ask for."""
         offsets = self.graph.name_offsets
         if self.settings.synonyms == "names":

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bali_ds.data.batch_sampler import StepArrays
 from bali_ds.data.collator import BLOCK_FIELDS, BatchArrays
-from bali_ds.data.length_buckets import Block
+from bali_ds.data.length_buckets import LengthBucket
 from bali_ds.data.sample_validation import Replacement
 from bali_ds.data.sampler import Position
 from bali_ds.errors import InputError
@@ -92,6 +92,6 @@ def _chunk(named: Iterable[Named]) -> BatchArrays:
     for name, array in named:
         fields.setdefault(name, []).append(array)
     return {
-        name: tuple(map(Block, arrays[::2], arrays[1::2])) if name in BLOCK_FIELDS else arrays[0]
+        name: tuple(map(LengthBucket, arrays[::2], arrays[1::2])) if name in BLOCK_FIELDS else arrays[0]
         for name, arrays in fields.items()
     }

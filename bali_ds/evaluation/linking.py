@@ -9,14 +9,14 @@ from bali_ds.errors import InputError
 from bali_ds.evaluation.bootstrap import intervals, paired_difference
 from bali_ds.evaluation.encodes import Encodes
 from bali_ds.evaluation.linking_data import Queries
-from bali_ds.inference.concept_dictionary import Dictionary
+from bali_ds.inference.concept_dictionary import ConceptDictionary
 
 SCORE_BYTES = 256 * 2**20
 NOT_FOUND = np.iinfo(np.int64).max
 
 
 def evaluate_linking(
-    encoder: Encodes, dictionary: Dictionary, queries: Queries, *, seed: int = 0, progress: bool = False
+    encoder: Encodes, dictionary: ConceptDictionary, queries: Queries, *, seed: int = 0, progress: bool = False
 ) -> dict[str, Any]:
     """Return Acc@1, Acc@5, Acc@20 and MRR with 95 % bootstrap intervals, by subset.
 
@@ -29,7 +29,9 @@ def evaluate_linking(
     return summarize(rank_queries(encoder, dictionary, queries, progress=progress), dictionary, queries, seed=seed)
 
 
-def summarize(ranks: NDArray[np.int64], dictionary: Dictionary, queries: Queries, *, seed: int = 0) -> dict[str, Any]:
+def summarize(
+    ranks: NDArray[np.int64], dictionary: ConceptDictionary, queries: Queries, *, seed: int = 0
+) -> dict[str, Any]:
     """Return the table of `evaluate_linking` from the rank of each query."""
     return {
         name: {"n": len(rows), **intervals(measures(ranks[rows]), seed)}
@@ -39,7 +41,7 @@ def summarize(ranks: NDArray[np.int64], dictionary: Dictionary, queries: Queries
 
 
 def compare_linking(
-    first: NDArray[np.int64], second: NDArray[np.int64], dictionary: Dictionary, queries: Queries, seed: int = 0
+    first: NDArray[np.int64], second: NDArray[np.int64], dictionary: ConceptDictionary, queries: Queries, seed: int = 0
 ) -> dict[str, Any]:
     """Return the paired bootstrap difference of two models' ranks, `second - first`, by subset and measure."""
     table: dict[str, Any] = {}
@@ -57,7 +59,12 @@ def measures(ranks: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
 
 
 def rank_queries(
-    encoder: Encodes, dictionary: Dictionary, queries: Queries, *, in_context: bool = False, progress: bool = False
+    encoder: Encodes,
+    dictionary: ConceptDictionary,
+    queries: Queries,
+    *,
+    in_context: bool = False,
+    progress: bool = False,
 ) -> NDArray[np.int64]:
     """Return the rank of the best gold concept of each mention, int64 [n], NOT_FOUND where the dictionary lacks it.
 
@@ -88,7 +95,7 @@ def concept_ranks(
     mentions: NDArray[np.float32],
     rows: NDArray[np.int64],
     names: NDArray[np.float32],
-    dictionary: Dictionary,
+    dictionary: ConceptDictionary,
     gold: Any,
 ) -> NDArray[np.int64]:
     """Rank concepts by inner product of their best name, exactly, in bounded memory.
@@ -122,7 +129,7 @@ def concept_ranks(
     return ranks
 
 
-def _rank(scores: NDArray[np.float32], own: NDArray[np.int64], gold: list[int], dictionary: Dictionary) -> int:
+def _rank(scores: NDArray[np.float32], own: NDArray[np.int64], gold: list[int], dictionary: ConceptDictionary) -> int:
     best = scores[own].max()
     place = own[scores[own] == best].min()
     before = np.flatnonzero(scores >= best)
@@ -133,14 +140,14 @@ def _rank(scores: NDArray[np.float32], own: NDArray[np.int64], gold: list[int], 
     return 1 + len(np.setdiff1d(dictionary.concepts[flat], gold))
 
 
-def _names_by_concept(dictionary: Dictionary) -> list[NDArray[np.int64]]:
+def _names_by_concept(dictionary: ConceptDictionary) -> list[NDArray[np.int64]]:
     name_of = np.repeat(np.arange(len(dictionary.names)), np.diff(dictionary.offsets))
     order = np.argsort(dictionary.concepts, kind="stable")
     sizes = np.bincount(dictionary.concepts, minlength=len(dictionary.cuis))
     return np.split(name_of[order], np.cumsum(sizes)[:-1])
 
 
-def subsets(dictionary: Dictionary, queries: Queries) -> dict[str, NDArray[np.int64]]:
+def subsets(dictionary: ConceptDictionary, queries: Queries) -> dict[str, NDArray[np.int64]]:
     """Return the rows of each subset.
 
     `all`; `unique`: each pair of lower-cased mention and gold once; of those, `unique_not_exact`: the mention is no
@@ -162,7 +169,7 @@ def subsets(dictionary: Dictionary, queries: Queries) -> dict[str, NDArray[np.in
     return found
 
 
-def _exact(dictionary: Dictionary, queries: Queries) -> NDArray[np.bool_]:
+def _exact(dictionary: ConceptDictionary, queries: Queries) -> NDArray[np.bool_]:
     cuis_of: dict[str, set[str]] = {}
     for row, name in enumerate(dictionary.names):
         cuis_of.setdefault(name.lower(), set()).update(dictionary.concepts_of(row))

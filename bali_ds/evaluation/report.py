@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from bali_ds.config import Objective
+from bali_ds.config import ObjectiveConfig
 from bali_ds.errors import InputError
 from bali_ds.evaluation.charts import Points, forest_chart, line_chart, number, scatter_chart
 from bali_ds.evaluation.generated_text import FILE, generated_table
@@ -98,7 +98,7 @@ def _summary(metrics: list[dict[str, float]], evaluation: dict[str, Any]) -> lis
 def _training(metrics: list[dict[str, float]]) -> Iterator[tuple[str, str]]:
     if not metrics:
         return
-    losses = {name.replace("_", " "): _series(metrics, name) for name in Objective.model_fields}
+    losses = {name.replace("_", " "): _series(metrics, name) for name in ObjectiveConfig.model_fields}
     yield "Loss", line_chart({"total": _series(metrics, "loss"), **losses}, x_label="step", y_label="loss")
     for title, unit, names in (
         ("Decoder", "loss, nats a token", DUAL),

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bali_ds.config import Linking, Recipe, dump_recipe
+from bali_ds.config import LinkingConfig, Recipe, dump_recipe
 from bali_ds.errors import InputError
 from bali_ds.evaluation.embedding_map import describe_embedding
 from bali_ds.evaluation.linking import compare_linking, rank_queries, summarize
@@ -75,7 +75,7 @@ def _encoders(recipe: Recipe) -> dict[str, Encoder]:
     return {"untrained": Encoder(untrained, tokenizer), "trained": trained}
 
 
-def _linking(encoders: dict[str, Encoder], data: Linking) -> dict[str, Any]:
+def _linking(encoders: dict[str, Encoder], data: LinkingConfig) -> dict[str, Any]:
     dictionary, queries = read_dictionary(data.dictionary), read_queries(data.queries)
     before, after = (rank_queries(encoder, dictionary, queries) for encoder in encoders.values())
     return {

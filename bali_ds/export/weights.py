@@ -8,7 +8,7 @@ from typing import IO
 import torch
 
 from bali_ds.checkpoint.lazy_tensor import LazyTensor
-from bali_ds.config import Lora
+from bali_ds.config import LoraConfig
 from bali_ds.errors import InputError
 
 SHARD_BYTES = 5 * 10**9
@@ -130,7 +130,7 @@ def _bytes(tensor: LazyTensor, dtype: torch.dtype) -> int:
 _BASE, _DOWN, _UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 
 
-def merge_lora(tensors: Mapping[str, LazyTensor], lora: Lora | None) -> dict[str, LazyTensor]:
+def merge_lora(tensors: Mapping[str, LazyTensor], lora: LoraConfig | None) -> dict[str, LazyTensor]:
     """Return the tensors under their names without adapters: W + alpha / rank * B A (Hu et al., ICLR 2022).
 
     Only what was updated is read into memory.

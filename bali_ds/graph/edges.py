@@ -26,7 +26,7 @@ class Codebook(dict[str, int]):
 
 
 @dataclass
-class Facts:
+class FactTable:
     """E facts: int32 columns heads, labels, tails, sources; labels and sources are numbers of codebooks."""
 
     heads: NDArray[np.int32]
@@ -35,10 +35,10 @@ class Facts:
     sources: NDArray[np.int32]
 
     @staticmethod
-    def join(parts: "list[Facts]") -> "Facts":
+    def join(parts: "list[FactTable]") -> "FactTable":
         """Return the facts of all parts."""
         nothing = [np.zeros(0, np.int32)]
-        return Facts(
+        return FactTable(
             *(
                 np.concatenate([getattr(part, name) for part in parts] or nothing)
                 for name in ("heads", "labels", "tails", "sources")
@@ -60,11 +60,11 @@ class FactCollector:
         self.sources = Codebook()
         self.inverses: dict[str, str] = {}
         self._index = index
-        self._parts: list[Facts] = []
+        self._parts: list[FactTable] = []
 
     def add(self, source: Source, counts: Counter[str]) -> None:
         """Read every fact of a source; count those dropped because an end is unknown or both are the same."""
-        facts = Facts.join([self._encoded(frame, counts) for frame in source.relations()])
+        facts = FactTable.join([self._encoded(frame, counts) for frame in source.relations()])
         if source.mirrored:
             names = list(self.labels)
             present = {names[label] for label in np.unique(facts.labels)}
@@ -74,7 +74,7 @@ class FactCollector:
             self._fold(facts, pairs)
         self._parts.append(facts)
 
-    def finish(self, held_out: NDArray[np.int32]) -> tuple[Facts, int]:
+    def finish(self, held_out: NDArray[np.int32]) -> tuple[FactTable, int]:
         """Return all facts and how many were held out.
 
         What one source calls by a name and another by its inverse is the same fact.
@@ -82,7 +82,7 @@ class FactCollector:
         Args:
             held_out: int32 [n, 2], pairs of concepts; facts between the two are left out, in either direction.
         """
-        facts = self._parts.pop() if len(self._parts) == 1 else Facts.join(self._parts)
+        facts = self._parts.pop() if len(self._parts) == 1 else FactTable.join(self._parts)
         self._parts.clear()
         pairs = pair_up(self.labels)
         self._fold(facts, {name: partner for name, partner in pairs.items() if name != partner})
@@ -90,9 +90,9 @@ class FactCollector:
             return facts, 0
         kept = ~np.isin(_pairs(facts.heads, facts.tails), _pairs(held_out[:, 0], held_out[:, 1]))
         columns = (facts.heads, facts.labels, facts.tails, facts.sources)
-        return Facts(*(column[kept] for column in columns)), int((~kept).sum())
+        return FactTable(*(column[kept] for column in columns)), int((~kept).sum())
 
-    def _encoded(self, frame: pl.DataFrame, counts: Counter[str]) -> Facts:
+    def _encoded(self, frame: pl.DataFrame, counts: Counter[str]) -> FactTable:
         heads, tails = (self._index.find(frame[end]) for end in ("head", "tail"))
         unknown = (heads < 0) | (tails < 0)
         loops = (heads == tails) & ~unknown
@@ -100,9 +100,9 @@ class FactCollector:
         counts["self-relations"] += int(loops.sum())
         kept = ~(unknown | loops)
         labels, sources = self.labels.encode(frame["relation"]), self.sources.encode(frame["source"])
-        return Facts(heads[kept], labels[kept], tails[kept], sources[kept])
+        return FactTable(heads[kept], labels[kept], tails[kept], sources[kept])
 
-    def _mirrored(self, facts: Facts, names: set[str]) -> dict[str, str]:
+    def _mirrored(self, facts: FactTable, names: set[str]) -> dict[str, str]:
         """Pair relations whose facts, source for source, are each other's facts turned around.
 
         Sets of facts are compared by the sum of their hashes modulo 2**64, forwards and backwards.
@@ -124,7 +124,7 @@ class FactCollector:
                 waiting.setdefault(sums, []).append(name)
         return pairs
 
-    def _fold(self, facts: Facts, pairs: dict[str, str]) -> None:
+    def _fold(self, facts: FactTable, pairs: dict[str, str]) -> None:
         """Turn facts around in place, so that of two inverse names only the canonical one remains."""
         new = np.arange(len(self.labels), dtype=np.int32)
         symmetric = np.zeros(len(self.labels), bool)
@@ -170,7 +170,7 @@ class NeighborLists:
     source_names: list[str]
 
 
-def neighbor_lists(facts: Facts, labels: Codebook, sources: Codebook, num_concepts: int) -> NeighborLists:
+def neighbor_lists(facts: FactTable, labels: Codebook, sources: Codebook, num_concepts: int) -> NeighborLists:
     """Return the neighbor lists of distinct facts; a row is sorted by relation, source and neighbor.
 
     Raises:

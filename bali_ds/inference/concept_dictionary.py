@@ -17,7 +17,7 @@ COMPOSITE = re.compile(r"[|+]")
 
 
 @dataclass(frozen=True)
-class Dictionary:
+class ConceptDictionary:
     """Names and the concepts that bear them.
 
     Attributes:
@@ -33,7 +33,7 @@ class Dictionary:
     concepts: NDArray[np.int64]
 
     @classmethod
-    def of(cls, pairs: Iterable[tuple[str, Sequence[str]]]) -> "Dictionary":
+    def of(cls, pairs: Iterable[tuple[str, Sequence[str]]]) -> "ConceptDictionary":
         """Return the dictionary of (name, concept identifiers) pairs; a name that comes again joins its first."""
         of_name: dict[str, dict[int, None]] = {}
         of_cui: dict[str, int] = {}
@@ -54,7 +54,7 @@ class Dictionary:
         return [self.cuis[concept] for concept in self.concepts[self.offsets[name] : self.offsets[name + 1]]]
 
 
-def read_dictionary(path: Path) -> Dictionary:
+def read_dictionary(path: Path) -> ConceptDictionary:
     """Read `CUI||name` lines, plain or gzip; a composite of CUIs is joined by | or +.
 
     Raises:
@@ -68,15 +68,15 @@ def read_dictionary(path: Path) -> Dictionary:
                 raise InputError(f"{path}:{number}: expected CUI||name, found {line[:60]!r}")
             yield name, COMPOSITE.split(identifiers)
 
-    dictionary = Dictionary.of(pairs())
+    dictionary = ConceptDictionary.of(pairs())
     if not dictionary.names:
         raise InputError(f"{path}: holds no name")
     return dictionary
 
 
-def graph_dictionary(graph: KnowledgeGraph) -> Dictionary:
+def graph_dictionary(graph: KnowledgeGraph) -> ConceptDictionary:
     """Return every name of a graph."""
-    return Dictionary.of(
+    return ConceptDictionary.of(
         (name, [graph.cui(concept)]) for concept in range(graph.num_concepts) for name in graph.names(concept)
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bali_ds.corpus.name_index import Dictionary
+from bali_ds.corpus.name_index import NameIndex
 from bali_ds.corpus.normalization import WordHasher, split_words
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.inference.encoder import Encoder
@@ -67,7 +67,7 @@ class Context:
 class ContextFinder:
     """Finds context in a graph for one question after another."""
 
-    def __init__(self, encoder: Encoder, graph: KnowledgeGraph, dictionary: Dictionary) -> None:
+    def __init__(self, encoder: Encoder, graph: KnowledgeGraph, dictionary: NameIndex) -> None:
         self.encoder = encoder
         self.graph = graph
         self.dictionary = dictionary

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bali_ds.directories import Output, published_directory
 from bali_ds.errors import InputError
 from bali_ds.files import read_json
-from bali_ds.inference.concept_dictionary import Dictionary
+from bali_ds.inference.concept_dictionary import ConceptDictionary
 from bali_ds.inference.encoder import Encoder
 from bali_ds.inference.search import InvertedFile, nearest
 
@@ -39,7 +39,12 @@ class Linker:
     """Ranks the concepts of a dictionary by their name nearest to a mention."""
 
     def __init__(
-        self, encoder: Encoder, dictionary: Dictionary, vectors: NDArray[np.float32], *, approximate: bool = False
+        self,
+        encoder: Encoder,
+        dictionary: ConceptDictionary,
+        vectors: NDArray[np.float32],
+        *,
+        approximate: bool = False,
     ) -> None:
         self.encoder = encoder
         self.dictionary = dictionary
@@ -50,7 +55,7 @@ class Linker:
     def build(
         cls,
         encoder: Encoder,
-        dictionary: Dictionary,
+        dictionary: ConceptDictionary,
         *,
         index: Path | None = None,
         approximate: bool = False,
@@ -91,7 +96,7 @@ class Linker:
         return list(best.values())[:top]
 
 
-def _identity(dictionary: Dictionary, encoder: Encoder) -> dict[str, object]:
+def _identity(dictionary: ConceptDictionary, encoder: Encoder) -> dict[str, object]:
     digest = hashlib.sha256("\n".join(dictionary.names).encode()).hexdigest()
     weights = next(iter(encoder.model.parameters())).detach().float().cpu().numpy()
     return {
@@ -102,13 +107,13 @@ def _identity(dictionary: Dictionary, encoder: Encoder) -> dict[str, object]:
     }
 
 
-def _write(index: Path, dictionary: Dictionary, encoder: Encoder, vectors: NDArray[np.float32]) -> None:
+def _write(index: Path, dictionary: ConceptDictionary, encoder: Encoder, vectors: NDArray[np.float32]) -> None:
     with published_directory(index, VECTORS) as working:
         np.save(working / "vectors.npy", vectors)
         (working / "index.json").write_text(json.dumps(_identity(dictionary, encoder), indent=2) + "\n")
 
 
-def _read(index: Path, dictionary: Dictionary, encoder: Encoder) -> NDArray[np.float32]:
+def _read(index: Path, dictionary: ConceptDictionary, encoder: Encoder) -> NDArray[np.float32]:
     if read_json(index / "index.json") != _identity(dictionary, encoder):
         raise InputError(f"{index}: holds the vectors of other names or of another model; remove it to encode again")
     try:

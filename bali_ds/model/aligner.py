@@ -10,14 +10,14 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from bali_ds.config import Objective
+from bali_ds.config import ObjectiveConfig
 from bali_ds.data.batch import Batch, TokenBlock
 from bali_ds.distributed import Ranks
 from bali_ds.losses.contrastive import contrastive_loss
 from bali_ds.losses.masked_language_model import mean_over_ranks, summed_cross_entropy
 from bali_ds.losses.mutual_information import info_nce_bound
-from bali_ds.model.dual_decoder import FACTS, PASSAGES, Dual
-from bali_ds.model.encoded_views import Sums, Views
+from bali_ds.model.dual_decoder import FACTS, PASSAGES, DualDecoder
+from bali_ds.model.encoded_views import EncodedViews, Sums
 from bali_ds.model.graph_encoders import GraphEncoder, LinearizedGraph
 from bali_ds.model.name_table import NameTable
 from bali_ds.model.pooling import MentionPooling, mean_of_inner_tokens
@@ -41,7 +41,7 @@ class Aligner(nn.Module):
         self,
         text: TextEncoder,
         graph: GraphEncoder | LinearizedGraph,
-        objective: Objective,
+        objective: ObjectiveConfig,
         *,
         pooling: str = "mean",
         names: str = "gradient",
@@ -129,7 +129,7 @@ class Aligner(nn.Module):
         }
         return loss, {name: value.detach() for name, value in parts.items()}
 
-    def encode(self, batch: Batch) -> Views:
+    def encode(self, batch: Batch) -> EncodedViews:
         """Return both views of every concept of one micro-batch, and what else its tokens tell."""
         sums: Sums = {}
         hidden = self.text.flat_hidden_states(batch.passages)
@@ -145,7 +145,7 @@ class Aligner(nn.Module):
                 graph = self._read_views(batch, sums)
         # taken also where there are none: gradients must reach the same modules on every rank
         synonyms = names[batch.synonyms]
-        return Views(text, graph, batch.text_views, batch.concept_ids, synonyms, batch.synonym_ids, sums)
+        return EncodedViews(text, graph, batch.text_views, batch.concept_ids, synonyms, batch.synonym_ids, sums)
 
     @torch.no_grad()
     def written(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -155,7 +155,7 @@ class Aligner(nn.Module):
         that are called depend on the batch's shape alone.
         """
         dual, (passages,), (facts,) = self.objectives["dual"], batch.originals, batch.triples
-        assert isinstance(dual, Dual)
+        assert isinstance(dual, DualDecoder)
         start = int(passages.input_ids[0, 0])
         hidden = self.text.flat_hidden_states(batch.passages)
         features = self._features(self._name_vectors(batch), batch)
@@ -211,7 +211,7 @@ class Aligner(nn.Module):
     def _predicted(self, hidden: torch.Tensor, tokens: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, int]:
         return summed_cross_entropy(self.text.head(hidden[tokens]), labels), int(labels.shape[0])
 
-    def _contrastive(self, encoded: Sequence[Views]) -> torch.Tensor:
+    def _contrastive(self, encoded: Sequence[EncodedViews]) -> torch.Tensor:
         loss = contrastive_loss(
             torch.cat([views.text for views in encoded]),
             torch.cat([views.graph for views in encoded]),
@@ -231,7 +231,7 @@ class Aligner(nn.Module):
             return None
         return dist.new_subgroups(1)[0]
 
-    def _synonyms(self, encoded: Sequence[Views]) -> torch.Tensor:
+    def _synonyms(self, encoded: Sequence[EncodedViews]) -> torch.Tensor:
         """SapBERT's loss (Liu et al., NAACL 2021), or NT-Xent, over pairs of names."""
         kind = self.objective.synonym_alignment.kind
         ids = torch.cat([views.synonym_ids for views in encoded])
@@ -239,7 +239,7 @@ class Aligner(nn.Module):
         scale = SYNONYM_SCALE if kind == "multi_similarity" else 1.0 / self.objective.contrastive.temperature
         return contrastive_loss(first, second, scale, query_ids=ids, key_ids=ids, kind=kind)
 
-    def _information(self, encoded: Sequence[Views]) -> dict[str, torch.Tensor]:
+    def _information(self, encoded: Sequence[EncodedViews]) -> dict[str, torch.Tensor]:
         """What the two views are known to tell of each other, in nats, where the decoder's estimates are logged too."""
         if "dual" not in self.objectives or not self.training:
             return {}

@@ -4,20 +4,19 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from bali_ds.config import Lora, Recipe
-from bali_ds.config import TextEncoder as Settings
+from bali_ds.config import LoraConfig, Recipe, TextEncoderConfig
 from bali_ds.data.mixture import Mixture
 from bali_ds.errors import InputError
 from bali_ds.losses.graph_infomax import GraphInfomax
 from bali_ds.losses.link_prediction import LinkPrediction
 from bali_ds.model.aligner import Aligner
-from bali_ds.model.dual_decoder import Dual
+from bali_ds.model.dual_decoder import DualDecoder
 from bali_ds.model.graph_encoders import build_graph_encoder
 from bali_ds.model.name_table import NameTable
 from bali_ds.model.text_encoder import TextEncoder, load_text_encoder
 
 
-def adapt(text: TextEncoder, settings: Settings) -> None:
+def adapt(text: TextEncoder, settings: TextEncoderConfig) -> None:
     """Freeze, add low-rank updates, and recompute activations, as a recipe says.
 
     Raises:
@@ -46,7 +45,7 @@ def _layers(encoder: PreTrainedModel) -> nn.ModuleList:
     return found[0]
 
 
-def _add_lora(encoder: PreTrainedModel, lora: Lora) -> None:
+def _add_lora(encoder: PreTrainedModel, lora: LoraConfig) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ModuleNotFoundError as error:
@@ -103,7 +102,7 @@ def _objectives(recipe: Recipe, text: TextEncoder, num_relations: int) -> dict[s
         found["graph_infomax"] = GraphInfomax(text.width)
     if objective.dual.weight:
         longest = max(int(text.encoder.config.max_position_embeddings), recipe.graph_encoder.tokens)
-        found["dual"] = Dual(objective.dual, text, longest)
+        found["dual"] = DualDecoder(objective.dual, text, longest)
     return found
 
 

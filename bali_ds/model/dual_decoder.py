@@ -100,7 +100,7 @@ PARTS = 8
 Sum = tuple[torch.Tensor, int]
 
 
-class Dual(nn.Module):
+class DualDecoder(nn.Module):
     """Cross-entropies of a passage's facts g and of its tokens t, each given the other modality and by itself.
 
     The facts are written from the states of the masked passage, the passage from the nodes of its concepts' stars,
@@ -111,7 +111,7 @@ class Dual(nn.Module):
     equation 3), and so the second; as the decoder's own marginal is an upper bound of the entropy, they are estimates.
     """
 
-    def __init__(self, settings: objectives.Dual, text: TextEncoder, longest: int) -> None:
+    def __init__(self, settings: objectives.DualConfig, text: TextEncoder, longest: int) -> None:
         super().__init__()
         width = text.width
         if text.encoder.get_input_embeddings().embedding_dim != width:

@@ -9,7 +9,7 @@ Sums = dict[str, tuple[torch.Tensor, int]]
 
 
 @dataclass(frozen=True)
-class Views:
+class EncodedViews:
     """What one micro-batch contributes to the losses; V views, T text views.
 
     Attributes:

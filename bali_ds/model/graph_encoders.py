@@ -98,7 +98,7 @@ class LinearizedGraph(nn.Module):
 
 
 def build_graph_encoder(
-    settings: recipe.GraphEncoder, width: int, num_relations: int, num_concepts: int
+    settings: recipe.GraphEncoderConfig, width: int, num_relations: int, num_concepts: int
 ) -> GraphEncoder | LinearizedGraph:
     """Return the graph encoder of a recipe, fresh, for a graph of so many relations (both directions) and concepts."""
     if settings.kind == "linearized":

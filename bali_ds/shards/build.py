@@ -20,11 +20,11 @@ from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.shards.assembly import Assembly, ShardPlan, plan_shards
 from bali_ds.shards.layout import FORMAT_VERSION
 from bali_ds.shards.part import BuildSettings, Corpus, PartTask, make_part
-from bali_ds.shards.pools import Pool, Progress, open_pool
+from bali_ds.shards.pools import BuildProgress, Pool, open_pool
 from bali_ds.shards.shard_set import Shard
 from bali_ds.shards.summary import build_report
 from bali_ds.shards.writer import SHARDS, write_index, write_names, write_sample_table, write_shard
-from bali_ds.workspace import remove_directory
+from bali_ds.working_directory import remove_directory
 
 UNFINISHED = Output(
     "an unfinished build",
@@ -214,7 +214,7 @@ def _make_parts(
 ) -> tuple[list[tuple[Corpus, Path]], list[str]]:
     """Make the parts that are not there yet; return those that could be made, and why the others could not."""
     targets = [working / "parts" / task.key(graph.fingerprint, tokenizer.fingerprint) for task in tasks]
-    progress = Progress([task.corpus.path.stat().st_size for task in tasks])
+    progress = BuildProgress([task.corpus.path.stat().st_size for task in tasks])
     failures: dict[int, str] = {}
     for number, failure in run(_attempt, list(zip(tasks, targets, strict=True))):
         if failure:

@@ -127,7 +127,7 @@ def _end_after(wait_for: Callable[[], None]) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-class Progress:
+class BuildProgress:
     """A bar over the bytes of the inputs, with documents a second; updated as parts are done."""
 
     def __init__(self, sizes: Sequence[int]) -> None:

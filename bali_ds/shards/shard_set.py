@@ -38,7 +38,7 @@ class Shard:
     sha256: str
 
 
-class Source(NamedTuple):
+class ShardSource(NamedTuple):
     """Where the tars of a shard set come from that are not all in its directory.
 
     Attributes:
@@ -77,7 +77,7 @@ class ShardSet:
         token_dtype: dtype of token ids in the tars and the names.
     """
 
-    def __init__(self, path: Path, index: dict[str, Any], source: Source | None = None) -> None:
+    def __init__(self, path: Path, index: dict[str, Any], source: ShardSource | None = None) -> None:
         self.path = path
         self.source = source
         self.index = index
@@ -88,7 +88,7 @@ class ShardSet:
         self.samples = _column(path / "samples.npy", SAMPLE_DTYPE, int(self.starts[-1]))
 
     @classmethod
-    def open(cls, path: Path | str, source: Source | None = None) -> "ShardSet":
+    def open(cls, path: Path | str, source: ShardSource | None = None) -> "ShardSet":
         """Open a directory of shards; with a source, its tars need not be there.
 
         Raises:

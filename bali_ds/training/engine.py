@@ -7,7 +7,7 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from bali_ds.config import Optimizer, Recipe
+from bali_ds.config import OptimizerConfig, Recipe
 from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config
 from bali_ds.model.aligner import Aligner
 from bali_ds.planning.batch_plan import Arithmetic
@@ -50,7 +50,7 @@ def deepspeed_settings(recipe: Recipe, numbers: Arithmetic) -> dict[str, Any]:
     return settings
 
 
-def parameter_groups(aligner: Aligner, optimizer: Optimizer) -> list[dict[str, Any]]:
+def parameter_groups(aligner: Aligner, optimizer: OptimizerConfig) -> list[dict[str, Any]]:
     """Return AdamW's groups: what is pretrained and what is fresh, each with and without weight decay.
 
     The text encoder and its pretrained head learn at the text encoder's rate, the graph encoder and a fresh head at

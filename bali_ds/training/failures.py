@@ -12,7 +12,7 @@ from bali_ds.data.loader import Step
 from bali_ds.data.sampler import Position
 from bali_ds.distributed import Ranks
 from bali_ds.files import write_json
-from bali_ds.training.run_directory import Data
+from bali_ds.training.run_directory import RunData
 
 _NAMED = 5
 
@@ -25,7 +25,7 @@ def failure_path(run: Path, step: int) -> Path:
 def write_failure(
     run: Path,
     ranks: Ranks,
-    data: Data,
+    data: RunData,
     *,
     step: int,
     start: Position,

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
-from bali_ds.checkpoint.manager import Progress
+from bali_ds.checkpoint.manager import RunProgress
 from bali_ds.data.loader import Step
 from bali_ds.distributed import Ranks
 from bali_ds.planning.flops import StepFlops, peak_of
@@ -140,7 +140,7 @@ class Telemetry:
 
     def record(
         self,
-        progress: Progress,
+        progress: RunProgress,
         parts: dict[str, torch.Tensor],
         learning_rate: float,
         *,

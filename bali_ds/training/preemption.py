@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from bali_ds.config.recipe import FaultTolerance
+from bali_ds.config.recipe import FaultToleranceConfig
 from bali_ds.data.loader import Loader, Step, WorkerKilledError
 from bali_ds.data.serialization import WorkerFailedError
 from bali_ds.distributed import Ranks
@@ -63,7 +63,7 @@ class StopRequest:
     Handlers only take note. Touching `stop` in the run's directory stops it too.
     """
 
-    def __init__(self, ranks: Ranks, stop_file: Path, settings: FaultTolerance) -> None:
+    def __init__(self, ranks: Ranks, stop_file: Path, settings: FaultToleranceConfig) -> None:
         self._ranks = ranks
         self._stop_file = stop_file
         self._settings = settings

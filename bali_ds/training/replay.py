@@ -19,7 +19,7 @@ from bali_ds.files import read_json
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.build_model import build_aligner
 from bali_ds.training.failures import failure_path
-from bali_ds.training.run_directory import Data
+from bali_ds.training.run_directory import RunData
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -48,7 +48,7 @@ def replay(run: Path, step: int, overrides: Sequence[str] = ()) -> dict[str, Any
         raise InputError(f"{path}: does not exist; steps that were refused: {there or 'none'}")
     failure = read_json(path)
     recipe = load_recipe(run / "recipe.yaml", overrides)
-    data = Data.open(recipe)
+    data = RunData.open(recipe)
     taken, aligner = _aligner(recipe, data, run / "checkpoints", step)
     micro_batches = _samples(recipe, data, failure)
     found: dict[str, str] = {}
@@ -69,7 +69,7 @@ def replay(run: Path, step: int, overrides: Sequence[str] = ()) -> dict[str, Any
     }
 
 
-def _aligner(recipe: Recipe, data: Data, checkpoints: Path, step: int) -> tuple[int, Aligner]:
+def _aligner(recipe: Recipe, data: RunData, checkpoints: Path, step: int) -> tuple[int, Aligner]:
     complete = [(checkpoint_step(path), path) for path in complete_checkpoints(checkpoints)]
     before = [(taken, path) for taken, path in complete if taken < step]
     if not before:
@@ -81,7 +81,7 @@ def _aligner(recipe: Recipe, data: Data, checkpoints: Path, step: int) -> tuple[
     return taken, aligner.to(_DTYPES[recipe.precision]).eval()
 
 
-def _samples(recipe: Recipe, data: Data, failure: dict[str, Any]) -> list[Batch]:
+def _samples(recipe: Recipe, data: RunData, failure: dict[str, Any]) -> list[Batch]:
     """The micro-batches of all ranks, as they were."""
     micro_batches: list[Batch] = []
     for rank in failure["ranks"]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from bali_ds.checkpoint.manager import Progress
+from bali_ds.checkpoint.manager import RunProgress
 from bali_ds.config import Recipe, dump_recipe, recorded_recipe
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.data.mixture import Mixture, open_mixture
@@ -49,14 +49,14 @@ COMPLETE = "complete.json"
 
 
 @dataclass(frozen=True)
-class Data:
+class RunData:
     """The opened inputs of a run."""
 
     graph: KnowledgeGraph
     shards: Mixture
 
     @classmethod
-    def open(cls, recipe: Recipe) -> "Data":
+    def open(cls, recipe: Recipe) -> "RunData":
         """Open graph and shards and check that they and the encoder's tokenizer belong together.
 
         Raises:
@@ -130,7 +130,7 @@ def _compare(before: Recipe, recipe: Recipe, written: Path) -> None:
             )
 
 
-def announcement(recipe: Recipe, data: Data, aligner: Aligner, numbers: Arithmetic, progress: Progress) -> str:
+def announcement(recipe: Recipe, data: RunData, aligner: Aligner, numbers: Arithmetic, progress: RunProgress) -> str:
     """Return every derived number of a run, to be read before its first step."""
     text = sum(_size(parameter) for parameter in aligner.text.parameters())
     graph = sum(_size(parameter) for parameter in aligner.graph.parameters())

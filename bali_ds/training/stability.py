@@ -13,7 +13,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from bali_ds.checkpoint.manager import Checkpoints, Progress
+from bali_ds.checkpoint.manager import CheckpointManager, RunProgress
 from bali_ds.config import Recipe
 from bali_ds.data.loader import Step
 from bali_ds.data.sampler import Position
@@ -22,7 +22,7 @@ from bali_ds.errors import DIVERGED, RunEnded
 from bali_ds.model.aligner import Aligner
 from bali_ds.training.failures import write_failure
 from bali_ds.training.rank_errors import LEAVING
-from bali_ds.training.run_directory import Data
+from bali_ds.training.run_directory import RunData
 
 
 class GradientWatch:
@@ -162,7 +162,12 @@ class Guard:
     """Refuses steps whose loss or gradient is no number, and those whose loss jumped."""
 
     def __init__(
-        self, recipe: Recipe, ranks: Ranks, data: Data, engine: deepspeed.DeepSpeedEngine, checkpoints: Checkpoints
+        self,
+        recipe: Recipe,
+        ranks: Ranks,
+        data: RunData,
+        engine: deepspeed.DeepSpeedEngine,
+        checkpoints: CheckpointManager,
     ) -> None:
         """Guard the steps of a run.
 
@@ -184,7 +189,7 @@ class Guard:
         """Return whether the run has left these samples out before."""
         return batch.position_after in self._left_out
 
-    def verdict(self, progress: Progress, batch: Step, parts: dict[str, torch.Tensor]) -> Verdict:
+    def verdict(self, progress: RunProgress, batch: Step, parts: dict[str, torch.Tensor]) -> Verdict:
         """Judge the step after `progress`, whose backward pass is done; the same on every rank.
 
         Raises:
@@ -208,7 +213,7 @@ class Guard:
         else:
             self._engine.optimizer.zero_grad(set_to_none=True)
 
-    def _refuse(self, progress: Progress, batch: Step, parts: dict[str, torch.Tensor]) -> None:
+    def _refuse(self, progress: RunProgress, batch: Step, parts: dict[str, torch.Tensor]) -> None:
         line = write_failure(
             self._recipe.directory,
             self._ranks,
@@ -228,7 +233,7 @@ class Guard:
         self._left_out.add(batch.position_after, NON_FINITE)
         self._say(f"{line}; left out, {self._left_out.count(NON_FINITE)} of at most {allowed}")
 
-    def _note_spike(self, progress: Progress, positions: list[Position | None], loss: float) -> None:
+    def _note_spike(self, progress: RunProgress, positions: list[Position | None], loss: float) -> None:
         # the samples before may be what made these look bad
         for position in positions:
             if position is not None and position not in self._left_out:

@@ -18,7 +18,7 @@ from bali_ds.training.engine import deepspeed_settings
 from bali_ds.training.heartbeat import HostWatch
 from bali_ds.training.joining import joined_ranks
 from bali_ds.training.rank_errors import LEAVING, raise_on_every_rank
-from bali_ds.training.run_directory import Data
+from bali_ds.training.run_directory import RunData
 
 _PACKAGES = ("bali-ds", "torch", "deepspeed", "transformers")
 
@@ -27,7 +27,7 @@ class Started(NamedTuple):
     """What every rank has before it builds the model."""
 
     ranks: Ranks
-    data: Data
+    data: RunData
     numbers: Arithmetic
     settings: dict[str, Any]
 
@@ -45,7 +45,7 @@ def started(recipe: Recipe) -> Iterator[Started]:
     with joined_ranks() as ranks:
         # The first collective call of every rank, also of one that calls `raise_after_joining` instead.
         with raise_on_every_rank(ranks):
-            data = Data.open(recipe)
+            data = RunData.open(recipe)
             numbers = arithmetic(recipe, ranks.world_size, len(data.shards.split("train")))
             settings = deepspeed_settings(recipe, numbers)
             inputs = input_values(recipe, data, settings)
@@ -54,7 +54,7 @@ def started(recipe: Recipe) -> Iterator[Started]:
             yield Started(ranks, data, numbers, settings)
 
 
-def input_values(recipe: Recipe, data: Data, settings: dict[str, Any]) -> dict[str, str]:
+def input_values(recipe: Recipe, data: RunData, settings: dict[str, Any]) -> dict[str, str]:
     """Return all that must be equal on every rank, by what an error message calls it; package versions come first."""
     encoder = read_configuration(recipe.text_encoder.path).to_json_string(use_diff=False)
     return {

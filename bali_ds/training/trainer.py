@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import deepspeed
 import torch
 
-from bali_ds.checkpoint.manager import Checkpoints, NotSaved, Progress
+from bali_ds.checkpoint.manager import CheckpointManager, NotSaved, RunProgress
 from bali_ds.config import Recipe
 from bali_ds.data.evaluation_batches import evaluation_batches
 from bali_ds.data.loader import Loader, Step
@@ -25,7 +25,7 @@ from bali_ds.training.heartbeat import Watchdog
 from bali_ds.training.metrics import Meter, Telemetry
 from bali_ds.training.preemption import StopRequest
 from bali_ds.training.rank_errors import raise_on_every_rank
-from bali_ds.training.run_directory import Data, announcement, discard_run, prepare
+from bali_ds.training.run_directory import RunData, announcement, discard_run, prepare
 from bali_ds.training.run_lock import locked_run
 from bali_ds.training.stability import Guard, Verdict
 from bali_ds.training.startup import started
@@ -67,7 +67,7 @@ def train(recipe: Recipe, *, resume: bool = True) -> int:
             aligner = build_aligner(recipe, 2 * data.graph.num_relations, data.shards)
         flops = StepFlops.of(aligner)
         engine = build_engine(aligner, recipe, settings)
-        checkpoints = Checkpoints(
+        checkpoints = CheckpointManager(
             recipe.directory / "checkpoints",
             ranks,
             recipe.checkpoints,
@@ -77,7 +77,7 @@ def train(recipe: Recipe, *, resume: bool = True) -> int:
                 "ZeRO stage": engine.zero_optimization_stage(),
             },
         )
-        progress = checkpoints.restore(engine) or Progress(0, Position())
+        progress = checkpoints.restore(engine) or RunProgress(0, Position())
         if ranks.is_first:
             print(announcement(recipe, data, engine.module, numbers, progress), flush=True)
         guard = Guard(recipe, ranks, data, engine, checkpoints)
@@ -105,9 +105,9 @@ class _Training:
     recipe: Recipe
     numbers: Arithmetic
     ranks: Ranks
-    data: Data
+    data: RunData
     engine: deepspeed.DeepSpeedEngine
-    checkpoints: Checkpoints
+    checkpoints: CheckpointManager
 
     guard: Guard
     meter: Meter
@@ -115,14 +115,14 @@ class _Training:
     stop: StopRequest
     watchdog: Watchdog
 
-    def run(self, progress: Progress) -> int:
+    def run(self, progress: RunProgress) -> int:
         """Take all steps from `progress` on, save the last and return its number."""
         while progress.step < self.numbers.steps:
             progress = self._steps(progress) or self._rewound()
         self._save_last(progress)
         return progress.step
 
-    def _rewound(self) -> Progress:
+    def _rewound(self) -> RunProgress:
         """Load the newest checkpoint into the engine, whose weights cannot be trained any further."""
         progress = self.checkpoints.restore(self.engine)
         if progress is None:
@@ -132,7 +132,7 @@ class _Training:
             )
         return progress
 
-    def _save_last(self, progress: Progress) -> None:
+    def _save_last(self, progress: RunProgress) -> None:
         """Save the last step; where that fails, try again for `checkpoints.retry_minutes`. No step is taken again.
 
         Raises:
@@ -159,14 +159,14 @@ class _Training:
             self.watchdog.begins(progress.step)
             self.checkpoints.save(self.engine, progress)
 
-    def _pause(self, seconds: float, progress: Progress) -> None:
+    def _pause(self, seconds: float, progress: RunProgress) -> None:
         """Wait, and leave where a reason to stop comes up; every rank calls this."""
         for _ in range(math.ceil(seconds / _POLL_SECONDS)):
             if reason := self.stop.agreed():
                 self.stop.leave(reason, step=progress.step, saved=False)
             time.sleep(min(seconds, _POLL_SECONDS))
 
-    def _steps(self, progress: Progress) -> Progress | None:
+    def _steps(self, progress: RunProgress) -> RunProgress | None:
         """Take all steps from `progress` to the last; None where the loss jumps and only a checkpoint is good."""
         recipe, ranks, stop = self.recipe, self.ranks, self.stop
         held_out = self._held_out()
@@ -183,13 +183,13 @@ class _Training:
                     stop.leave(str(reason), step=progress.step, saved=self.checkpoints.finish())
                 self.checkpoints.advance()
                 if self.guard.leaves_out(batch):
-                    progress = Progress(progress.step, batch.position_after)
+                    progress = RunProgress(progress.step, batch.position_after)
                     continue
 
                 verdict, facts = self._step(progress, batch)
                 if verdict is Verdict.RETURN:
                     return None
-                progress = Progress(progress.step + (verdict is Verdict.SOUND), batch.position_after)
+                progress = RunProgress(progress.step + (verdict is Verdict.SOUND), batch.position_after)
                 if verdict is Verdict.LEAVE_OUT:
                     continue
 
@@ -202,7 +202,7 @@ class _Training:
                     self.checkpoints.save(self.engine, progress)
         return progress
 
-    def _step(self, progress: Progress, batch: Step) -> tuple[Verdict, tuple[dict[str, torch.Tensor], float]]:
+    def _step(self, progress: RunProgress, batch: Step) -> tuple[Verdict, tuple[dict[str, torch.Tensor], float]]:
         """Take one optimizer step if it is sound; return the model's facts and the text encoder's rate too."""
         step = progress.step
         factor = learning_rate_factor(step, steps=self.numbers.steps, warmup_steps=self.numbers.warmup_steps)
@@ -219,7 +219,7 @@ class _Training:
             self.engine.step()
         return verdict, (parts, self.recipe.optimizer.text_learning_rate * factor)
 
-    def _due(self, progress: Progress, every: int) -> bool:
+    def _due(self, progress: RunProgress, every: int) -> bool:
         return progress.step == self.numbers.steps or bool(every and progress.step % every == 0)
 
     def _loader(self, start: Position) -> Loader:
@@ -238,7 +238,7 @@ class _Training:
             quarantine=recipe.directory / f"quarantine-{ranks.rank}.jsonl",
         )
 
-    def _telemetry(self, progress: Progress) -> Telemetry:
+    def _telemetry(self, progress: RunProgress) -> Telemetry:
         return Telemetry(
             self.recipe.directory,
             self.ranks,

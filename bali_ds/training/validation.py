@@ -14,7 +14,7 @@ from bali_ds.evaluation.generated_text import FILE, fact_texts, passage_text
 from bali_ds.evaluation.retrieval import evaluate_retrieval
 from bali_ds.files import write_json
 from bali_ds.training.preemption import StopRequest
-from bali_ds.training.run_directory import Data
+from bali_ds.training.run_directory import RunData
 
 
 def validate(
@@ -54,7 +54,7 @@ def validate(
 _PASSAGES = 4
 
 
-def write_generated(engine: deepspeed.DeepSpeedEngine, recipe: Recipe, data: Data, ranks: Ranks) -> None:
+def write_generated(engine: deepspeed.DeepSpeedEngine, recipe: Recipe, data: RunData, ranks: Ranks) -> None:
     """Let the decoder write facts from text and text from the graph; rank 0 keeps both beside the true ones.
 
     Every rank computes the same passages, so that all call the same modules equally often at every ZeRO stage. Nothing

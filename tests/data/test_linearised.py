@@ -5,7 +5,7 @@ import pytest
 
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.data.collator import Collator
-from bali_ds.data.linearized import Facts, Strings, linearize, name_strings
+from bali_ds.data.linearized import FactTexts, Strings, linearize, name_strings
 from bali_ds.data.loader import as_batch
 from bali_ds.data.masking import Vocabulary
 from bali_ds.data.sampler import Visits
@@ -19,7 +19,7 @@ VOCABULARY = Vocabulary(CLS, SEP, 0, MASK, np.arange(100) < 5, np.arange(5, 100)
 # nodes 0 to 3 are called 10, 20 21, 30 and 40 41 42; relations 0 and 1 are called 70 and 80 81
 NAMES = Strings(np.array([10, 20, 21, 30, 40, 41, 42]), np.array([1, 2, 1, 3]))
 RELATIONS = Strings(np.array([70, 80, 81]), np.array([1, 2]))
-FACTS = Facts(*(np.array(column) for column in ([0, 2, 3], [0, 1, 1], [1, 0, 3], [0, 0, 2])))
+FACTS = FactTexts(*(np.array(column) for column in ([0, 2, 3], [0, 1, 1], [1, 0, 3], [0, 0, 2])))
 
 
 def sequences(strings):
@@ -51,7 +51,7 @@ def test_without_titles_the_end_is_marked():
         [CLS, SEP],
         [CLS, 40, 41, 42, 80, 81, 40, 41, 42, SEP, SEP],
     ]
-    nothing = Facts(*[np.empty(0, np.int64)] * 4)
+    nothing = FactTexts(*[np.empty(0, np.int64)] * 4)
     assert linearize(nothing, NAMES, RELATIONS, None, 0, 40, VOCABULARY).tokens.size == 0
 
 

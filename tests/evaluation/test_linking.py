@@ -11,7 +11,7 @@ from bali_ds.errors import InputError
 from bali_ds.evaluation import linking
 from bali_ds.evaluation.linking import NOT_FOUND, concept_ranks, evaluate_linking, rank_queries, subsets
 from bali_ds.evaluation.linking_data import Queries, read_queries
-from bali_ds.inference.concept_dictionary import Dictionary, read_dictionary
+from bali_ds.inference.concept_dictionary import ConceptDictionary, read_dictionary
 from bali_ds.inference.encoder import load
 
 
@@ -82,7 +82,7 @@ def test_ranks_equal_the_plain_scorer(made, seed, block, monkeypatch):
 
 
 def test_a_hand_made_ranking():
-    dictionary = Dictionary(
+    dictionary = ConceptDictionary(
         names=["a", "b", "c", "d"], cuis=["C1", "C2", "C3", "C4"],
         offsets=np.array([0, 2, 3, 4, 5]), concepts=np.array([0, 1, 0, 2, 3]),
     )  # fmt: skip

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 import pytest
 
 from bali_ds.cli import main
-from bali_ds.config import Objective
+from bali_ds.config import ObjectiveConfig
 from bali_ds.errors import InputError
 from bali_ds.evaluation.charts import COLORS, line_chart, number, thinned, ticks
 from bali_ds.evaluation.page import page
@@ -115,7 +115,7 @@ def test_numbers_and_long_series():
 
 def test_every_objective_and_their_total_have_a_color_of_the_page():
     """The decoder's losses stand in a chart of their own."""
-    names = {"total", *Objective.model_fields} - {"dual"}
+    names = {"total", *ObjectiveConfig.model_fields} - {"dual"}
     drawn = line_chart({name: [(0, 1.0), (1, 2.0)] for name in names}, x_label="step", y_label="loss")
     for number_of_line in range(len(names)):
         assert f'class="line c{number_of_line}"' in drawn

@@ -7,7 +7,7 @@ import deepspeed
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from bali_ds.config import Objective
+from bali_ds.config import ObjectiveConfig
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.graph_encoders import GraphEncoder
 from bali_ds.model.text_encoder import TextEncoder
@@ -27,7 +27,7 @@ def aligner(seed: int) -> Aligner:
     )  # fmt: skip
     model = BertForMaskedLM(config)
     graph = GraphEncoder(12, 3, layers=1, heads=2, dropout=0.0)
-    objective = Objective.model_validate({"contrastive": {"learn_temperature": True}})
+    objective = ObjectiveConfig.model_validate({"contrastive": {"learn_temperature": True}})
     return Aligner(TextEncoder(model.bert, model.cls), graph, objective)
 
 

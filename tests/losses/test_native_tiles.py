@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bali_ds.losses.contrastive.native_tiles import NativeExponential, _library, available
-from bali_ds.losses.contrastive.sorted_views import Block
+from bali_ds.losses.contrastive.sorted_views import ViewBlock
 from bali_ds.losses.contrastive.tiles import Tiles
 from tests.losses import dense_contrastive as dense
 from tests.losses.rounding import rounding
@@ -29,7 +29,7 @@ def block(side, seed, count, width, start=0, dtype=torch.float32):
     generator = np.random.default_rng(seed)
     features = torch.from_numpy(generator.standard_normal((count, width)).astype(np.float32))
     features = torch.nn.functional.normalize(features, dim=1).to(dtype)
-    return Block(side, np.sort(generator.integers(0, 50, count)), start, features)
+    return ViewBlock(side, np.sort(generator.integers(0, 50, count)), start, features)
 
 
 def swept(rows, columns, triangle, size=64, budget=0):
@@ -103,7 +103,7 @@ def test_what_holds_torch_to_older_instructions_switches_them_off(capability, th
 def test_exponentials_over_their_whole_range():
     """One view of width 1 against many whose cosines are 1 and -1: shifts then choose the exponent."""
     ids = np.arange(2)
-    rows, columns = (Block(side, ids + side * 2, 0, torch.tensor([[1.0], [-1.0]])) for side in (0, 1))
+    rows, columns = (ViewBlock(side, ids + side * 2, 0, torch.tensor([[1.0], [-1.0]])) for side in (0, 1))
     for exponent in (*np.linspace(-86.0, 87.0, 60), -103.9, -500.0):
         negatives = NativeExponential(Tiles(0.0, -exponent, 64, torch.float32, torch.float32, 0, CPU))
         sums = torch.zeros(2, dtype=torch.float64)

@@ -6,11 +6,11 @@ from bali_ds.config import Recipe
 from bali_ds.data.loader import Loader
 from bali_ds.data.settings import StreamSettings
 from bali_ds.model.build_model import build_aligner
-from bali_ds.training.run_directory import Data
+from bali_ds.training.run_directory import RunData
 
 
 def loss_and_gradients(recipe: Recipe, rank: int, world_size: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    data = Data.open(recipe)
+    data = RunData.open(recipe)
     aligner = build_aligner(recipe, 2 * data.graph.num_relations)
     loader = Loader(
         data.shards, data.graph, StreamSettings.of(recipe),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
-from bali_ds.config import TextEncoder as Settings
+from bali_ds.config import TextEncoderConfig
 from bali_ds.data.batch import TokenBlock
 from bali_ds.errors import InputError
 from bali_ds.model.build_model import adapt
@@ -23,7 +23,7 @@ def checkpoint(request, tmp_path):
 
 def adapted(checkpoint, **settings):
     text = load_text_encoder(checkpoint, seed=0, dropout=0.0).train()
-    adapt(text, Settings(path=checkpoint, **settings))
+    adapt(text, TextEncoderConfig(path=checkpoint, **settings))
     return text
 
 

@@ -8,7 +8,7 @@ from bali_ds.data.evaluation_batches import evaluation_batches
 from bali_ds.data.loader import Loader
 from bali_ds.data.settings import StreamSettings
 from bali_ds.model.build_model import build_aligner
-from bali_ds.training.run_directory import Data
+from bali_ds.training.run_directory import RunData
 from tests.conftest import run_ranks
 from tests.losses.dense_contrastive import dense_loss
 from tests.model.gradients import loss_and_gradients
@@ -24,7 +24,7 @@ def recipe(sample, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def parts(recipe):
-    data = Data.open(recipe)
+    data = RunData.open(recipe)
     loader = Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=recipe.batch.passages)
     return build_aligner(recipe, 2 * data.graph.num_relations), next(loader).micro_batches[0]
 
@@ -92,7 +92,7 @@ def test_a_batch_without_mentions_has_a_finite_loss_and_all_gradients(parts):
 def test_linearized_views_are_the_means_of_the_neighborhoods_as_text(sample, tmp_path):
     weights = {"graph_language_model": {"weight": 0.5}}
     recipe = sample.recipe(tmp_path, graph_encoder={"kind": "linearized"}, objective=weights)
-    data = Data.open(recipe)
+    data = RunData.open(recipe)
     loader = Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=recipe.batch.passages)
     aligner, batch = build_aligner(recipe, 2 * data.graph.num_relations), next(loader).micro_batches[0]
     loss, losses = aligner([batch])
@@ -116,7 +116,7 @@ def test_linearized_views_are_the_means_of_the_neighborhoods_as_text(sample, tmp
 def test_what_an_objective_of_weight_0_needs_is_frozen_and_not_called(sample, tmp_path, alone):
     weights = {name: {"weight": float(name == alone)} for name in ("contrastive", "masked_language_model")}
     recipe = sample.recipe(tmp_path, objective=weights)
-    data = Data.open(recipe)
+    data = RunData.open(recipe)
     loader = Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=recipe.batch.passages)
     aligner, batch = build_aligner(recipe, 2 * data.graph.num_relations).train(), next(loader).micro_batches[0]
     called = []

@@ -8,7 +8,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from bali_ds.config import objectives
 from bali_ds.data.batch import TokenBlock
-from bali_ds.model.dual_decoder import FACTS, PASSAGES, Dual
+from bali_ds.model.dual_decoder import FACTS, PASSAGES, DualDecoder
 from bali_ds.model.text_encoder import TextEncoder
 
 CLS, SEP = 2, 3
@@ -23,7 +23,7 @@ def parts():
     sizes |= {"intermediate_size": 64, "max_position_embeddings": 24}
     model = BertForMaskedLM(BertConfig(**sizes, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
     text = TextEncoder(model.bert, model.cls)
-    dual = Dual(objectives.Dual(weight=1.0, layers=1, duality=0.5, dropout=0.0), text, 24)
+    dual = DualDecoder(objectives.DualConfig(weight=1.0, layers=1, duality=0.5, dropout=0.0), text, 24)
     lengths = torch.randint(4, 11, (2, PAIRS))
 
     def block(length):

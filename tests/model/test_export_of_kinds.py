@@ -18,7 +18,7 @@ from bali_ds.inference.aligned_model import load_aligned
 from bali_ds.inference.encoder import load
 from bali_ds.model.build_model import build_aligner
 from bali_ds.planning.run_plan import plan
-from bali_ds.training.run_directory import Data, prepare
+from bali_ds.training.run_directory import RunData, prepare
 from tests.model.variants import VARIANTS, variant
 
 KINDS = {kind: {"graph_encoder": {"kind": kind, "dropout": 0.0}} for kind in ("gatv2", "graphsage", "linearized")}
@@ -42,7 +42,7 @@ def write_run(recipe, aligner) -> None:
 
 
 def test_a_loaded_export_gives_the_views_of_the_trained_model(recipe, tmp_path):
-    data = Data.open(recipe)
+    data = RunData.open(recipe)
     aligner = build_aligner(recipe, 2 * data.graph.num_relations, data.shards).eval()
     for parameter in aligner.parameters():
         parameter.data += 0.01 * torch.randn_like(parameter)
@@ -66,7 +66,7 @@ def test_a_loaded_export_gives_the_views_of_the_trained_model(recipe, tmp_path):
 @pytest.mark.parametrize("kind", ["mean", "first", "attention"])
 def test_a_loaded_encoder_pools_mentions_as_in_training(sample, tmp_path, kind):
     recipe = sample.recipe(tmp_path / "runs", text_encoder={"path": str(sample.encoder), "pooling": kind})
-    data = Data.open(recipe)
+    data = RunData.open(recipe)
     aligner = build_aligner(recipe, 2 * data.graph.num_relations).eval()
     write_run(recipe, aligner)
     export_run(recipe.directory, tmp_path / "export", "float32")
@@ -96,7 +96,7 @@ def test_a_loaded_encoder_pools_mentions_as_in_training(sample, tmp_path, kind):
 
 def test_learned_embeddings_are_refused_for_another_graph(sample, graph_directory, tmp_path):
     recipe = variant(sample, tmp_path / "runs", "learned")
-    data = Data.open(recipe)
+    data = RunData.open(recipe)
     write_run(recipe, build_aligner(recipe, 2 * data.graph.num_relations, data.shards))
     export_run(recipe.directory, tmp_path / "export")
     aligner, _ = load_aligned(tmp_path / "export", graph=data.graph)
@@ -107,7 +107,7 @@ def test_learned_embeddings_are_refused_for_another_graph(sample, graph_director
 
 def test_the_plan_counts_its_parameters(recipe):
     planned = plan(recipe, ranks=2, on_gpu=False)
-    data = Data.open(recipe)
+    data = RunData.open(recipe)
     built = build_aligner(recipe, 2 * data.graph.num_relations, data.shards)
     parts = [parameter for name, parameter in built.named_parameters() if "." in name]
     assert sum(planned.parameters.values()) == sum(parameter.numel() for parameter in parts)

@@ -11,7 +11,7 @@ from bali_ds.model.build_model import build_aligner
 from bali_ds.model.name_table import NameTable
 from bali_ds.model.text_encoder import TextEncoder
 from bali_ds.shards.shard_set import Names
-from bali_ds.training.run_directory import Data
+from bali_ds.training.run_directory import RunData
 from tests.model.variants import variant
 
 CLS, SEP, PAD, MASK = 2, 3, 0, 4
@@ -90,7 +90,7 @@ def test_ranks_share_the_rows_and_make_equally_many_calls(table, world_size):
 
 def test_learned_embeddings_take_the_place_of_names(sample, tmp_path):
     recipe = variant(sample, tmp_path, "learned")
-    data = Data.open(recipe)
+    data = RunData.open(recipe)
     aligner = build_aligner(recipe, 2 * data.graph.num_relations, data.shards).eval()
     batch = next(Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=16)).micro_batches[0]
     encoded = []

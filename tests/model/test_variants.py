@@ -10,7 +10,7 @@ import torch
 from bali_ds.data.loader import Loader
 from bali_ds.data.settings import StreamSettings
 from bali_ds.model.build_model import build_aligner
-from bali_ds.training.run_directory import Data
+from bali_ds.training.run_directory import RunData
 from tests.conftest import run_ranks
 from tests.model.calls import calls
 from tests.model.odd_batches import with_hub, without_mentions
@@ -22,7 +22,7 @@ STAGES = "0123"
 @pytest.fixture(params=VARIANTS)
 def parts(request, sample, tmp_path):
     recipe = variant(sample, tmp_path, request.param)
-    data = Data.open(recipe)
+    data = RunData.open(recipe)
     aligner = build_aligner(recipe, 2 * data.graph.num_relations, data.shards).train()
     loader = Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=16)
     return aligner, next(loader).micro_batches[0]
@@ -71,7 +71,7 @@ def test_modules_are_called_and_driven_back_in_the_same_order_whatever_a_batch_h
 
 def test_chunks_give_the_gradients_of_the_views_together(sample, tmp_path):
     recipe = variant(sample, tmp_path, "linearized")
-    data = Data.open(recipe)
+    data = RunData.open(recipe)
     found = []
     for micro_batches in (1, 2):
         aligner = build_aligner(recipe, 2 * data.graph.num_relations).train()

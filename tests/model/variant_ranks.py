@@ -11,12 +11,12 @@ from bali_ds.model.build_model import build_aligner
 from bali_ds.planning.batch_plan import arithmetic
 from bali_ds.training.engine import build_engine, deepspeed_settings
 from bali_ds.training.joining import joined_ranks
-from bali_ds.training.run_directory import Data
+from bali_ds.training.run_directory import RunData
 from tests.leaving import leave
 from tests.model.odd_batches import with_hub, without_mentions
 
 
-def losses(recipe: Recipe, data: Data, rank: int) -> list[float]:
+def losses(recipe: Recipe, data: RunData, rank: int) -> list[float]:
     settings = deepspeed_settings(recipe, arithmetic(recipe, 2, len(data.shards.split("train"))))
     settings["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
     engine = build_engine(build_aligner(recipe, 2 * data.graph.num_relations, data.shards), recipe, settings)
@@ -41,7 +41,7 @@ def losses(recipe: Recipe, data: Data, rank: int) -> list[float]:
 
 def main() -> None:
     recipes = [Recipe.model_validate(values) for values in json.loads(Path(sys.argv[1]).read_text())]
-    data = Data.open(recipes[0])
+    data = RunData.open(recipes[0])
     found = {}
     with joined_ranks() as ranks:
         for recipe in recipes:

@@ -21,7 +21,7 @@ import bali_ds.training.trainer as loop
 from bali_ds.data.batch_sampler import RankSteps
 from bali_ds.data.loader import Loader
 from bali_ds.model.aligner import Aligner
-from bali_ds.training.run_directory import Data
+from bali_ds.training.run_directory import RunData
 from tests.conftest import REPOSITORY
 from tests.forked import fork_ranks
 
@@ -185,7 +185,7 @@ def start_up(runs: Runs) -> None:
     runs.run("engine", on_rank(1, failing(loop, "build_engine", raise_value_error)))
     runs.run("engine0", on_rank(0, failing(loop, "build_engine", raise_value_error)))
     runs.run("signal", on_rank(1, failing(loop, "build_aligner", signal_self(signal.SIGTERM))))
-    runs.run("killed-early", on_rank(1, failing(Data, "open", signal_self(signal.SIGKILL))))
+    runs.run("killed-early", on_rank(1, failing(RunData, "open", signal_self(signal.SIGKILL))))
     for rank in range(2):
         runs.run(f"absent{rank}", absent(rank))
     # a directory that only rank 0 looks at, made by the run before

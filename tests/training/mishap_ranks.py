@@ -16,9 +16,8 @@ import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
 import bali_ds.training.stability as spikes
-from bali_ds.checkpoint.manager import Checkpoints
-from bali_ds.config import Checkpoints as Settings
-from bali_ds.config import Recipe
+from bali_ds.checkpoint.manager import CheckpointManager
+from bali_ds.config import CheckpointConfig, Recipe
 from bali_ds.data.loader import Loader, WorkerKilledError
 from bali_ds.errors import InputError, RunEnded, exit_status
 from bali_ds.model.aligner import Aligner
@@ -27,7 +26,7 @@ from bali_ds.planning.batch_plan import arithmetic
 from bali_ds.training.engine import build_engine, deepspeed_settings
 from bali_ds.training.joining import joined_ranks
 from bali_ds.training.replay import replay
-from bali_ds.training.run_directory import Data
+from bali_ds.training.run_directory import RunData
 from bali_ds.training.trainer import train
 from tests.forked import fork_ranks
 from tests.training.cases import DAMAGES, STAGES
@@ -253,7 +252,7 @@ def twins(mishaps: Mishaps) -> None:
 
 def restore_damaged(recipe: Recipe, run: Path, out: Path) -> None:
     """Damage the newest checkpoint in many ways and write down to which one a restore falls back."""
-    data = Data.open(recipe)
+    data = RunData.open(recipe)
     draw = random.Random(7)
     results = []
     with joined_ranks() as ranks:
@@ -268,7 +267,7 @@ def restore_damaged(recipe: Recipe, run: Path, out: Path) -> None:
             for newest in sorted(copy.iterdir())[-1 - number % 3 :]:
                 damage(newest, kind, draw)
             said: list[str] = []
-            checkpoints = Checkpoints(copy, ranks, Settings(), identity=identity)
+            checkpoints = CheckpointManager(copy, ranks, CheckpointConfig(), identity=identity)
             checkpoints.warn = said.append  # type: ignore[method-assign]
             progress = checkpoints.restore(engine)
             results.append([kind, number % 3, progress.step if progress else None, said])

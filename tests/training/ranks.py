@@ -14,7 +14,7 @@ from bali_ds.model.build_model import build_aligner
 from bali_ds.planning.batch_plan import arithmetic
 from bali_ds.training.engine import build_engine, deepspeed_settings
 from bali_ds.training.joining import joined_ranks
-from bali_ds.training.run_directory import Data
+from bali_ds.training.run_directory import RunData
 from tests.leaving import leave
 from tests.training.cases import MICRO_BATCHES, STAGES
 
@@ -35,7 +35,7 @@ class Reductions(TorchDispatchMode):
 
 
 def weights_after(
-    recipe: Recipe, data: Data, rank: int, world_size: int
+    recipe: Recipe, data: RunData, rank: int, world_size: int
 ) -> tuple[dict[str, torch.Tensor], list[float], list[int]]:
     """The whole weights after the recipe's steps, the loss of each, and how many numbers each reduced over ranks."""
     settings = deepspeed_settings(recipe, arithmetic(recipe, world_size, len(data.shards.split("train"))))
@@ -66,7 +66,7 @@ def weights_after(
 def main() -> None:
     recipe = Recipe.model_validate_json(Path(sys.argv[1]).read_text())
     out = Path(sys.argv[2])
-    data = Data.open(recipe)
+    data = RunData.open(recipe)
     with joined_ranks() as ranks:
         for stage in STAGES:
             for micro_batches in MICRO_BATCHES:

@@ -9,7 +9,7 @@ from bali_ds.data.loader import Loader
 from bali_ds.data.settings import StreamSettings
 from bali_ds.model.build_model import build_aligner
 from bali_ds.training.engine import parameter_groups
-from bali_ds.training.run_directory import Data
+from bali_ds.training.run_directory import RunData
 from tests.conftest import run_ranks
 from tests.training.cases import MICRO_BATCHES, STAGES, WORLD_SIZES
 
@@ -25,7 +25,7 @@ def recipe(sample, tmp_path_factory):
 @pytest.fixture(scope="module")
 def plain(recipe):
     """Weights and losses of plain PyTorch on the whole batch, and the gradients of the first step."""
-    data = Data.open(recipe)
+    data = RunData.open(recipe)
     aligner = build_aligner(recipe, 2 * data.graph.num_relations)
     optimizer = torch.optim.AdamW(parameter_groups(aligner, recipe.optimizer), betas=(0.9, 0.98), eps=1e-6)
     loader = Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=recipe.batch.passages)

@@ -14,7 +14,7 @@ from bali_ds.evaluation.generated_text import fact_texts, passage_text
 from bali_ds.files import read_json
 from bali_ds.model.build_model import build_aligner
 from bali_ds.model.dual_decoder import FACTS, PASSAGES
-from bali_ds.training.run_directory import Data
+from bali_ds.training.run_directory import RunData
 from tests.conftest import run_ranks
 from tests.training.cases import STAGES
 
@@ -38,7 +38,7 @@ def recipe(sample, tiny_encoder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(recipe):
     """Of each of the first held-out passages: its key, and the tokens that are true and written, by direction."""
-    data = Data.open(recipe)
+    data = RunData.open(recipe)
     aligner = build_aligner(recipe, 2 * data.graph.num_relations).eval()
     dual, text = aligner.objectives["dual"], aligner.text
     settings = StreamSettings.of(recipe)

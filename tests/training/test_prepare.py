@@ -8,7 +8,7 @@ import yaml
 
 from bali_ds.data.settings import StreamSettings
 from bali_ds.errors import InputError
-from bali_ds.training.run_directory import Data, prepare
+from bali_ds.training.run_directory import RunData, prepare
 
 
 def test_another_recipe_is_refused_and_a_default_that_came_later_is_not(sample, tmp_path):
@@ -33,7 +33,7 @@ def test_passages_longer_than_the_encoder_reads_are_refused(sample, tmp_path):
 
     def opened(positions, **changes):
         (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": positions}))
-        return Data.open(sample.recipe(tmp_path / "runs", text_encoder={"path": str(short), **changes}))
+        return RunData.open(sample.recipe(tmp_path / "runs", text_encoder={"path": str(short), **changes}))
 
     shards = opened(512).shards
     assert shards.index["max_tokens"] == 128

@@ -7,7 +7,7 @@ import pytest
 
 import bali_ds.training.startup as startup
 from bali_ds.errors import InputError
-from bali_ds.training.run_directory import Data
+from bali_ds.training.run_directory import RunData
 
 
 class Gathered:
@@ -16,7 +16,7 @@ class Gathered:
     def __init__(self, *values):
         self.values = [(f"node-{rank}", each) for rank, each in enumerate(values)]
 
-    def collect(self, _):
+    def all_gather_object(self, _):
         return self.values
 
 
@@ -31,7 +31,7 @@ def values_of(sample, tmp_path):
             given = json.loads((encoder / "config.json").read_text())
             (encoder / "config.json").write_text(json.dumps(given | config))
         recipe = sample.recipe(tmp_path, **{"text_encoder": {"path": str(encoder)}, **changes})
-        return startup.input_values(recipe, Data.open(recipe), settings or {"zero_optimization": {"stage": 1}})
+        return startup.input_values(recipe, RunData.open(recipe), settings or {"zero_optimization": {"stage": 1}})
 
     return values
 

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from bali_ds.distributed import Ranks
-from bali_ds.losses.contrastive.sorted_views import Block, Side
+from bali_ds.losses.contrastive.sorted_views import Side, ViewBlock
 
 GATHERED_BYTES = 1 << 30  # what `auto` is ready to spend on views and gradients of other ranks
 
 # (rows, columns, for the rows, for the columns or None, whether rows and columns are the same views): adds in place.
-Sweep = Callable[[Block, Block, Tensor, Tensor | None, bool], None]
+Sweep = Callable[[ViewBlock, ViewBlock, Tensor, Tensor | None, bool], None]
 
 
 class Visit(NamedTuple):
@@ -112,14 +112,16 @@ class Exchange:
     def _count(self, owner: int) -> int:
         return self.sides[-1].counts[owner]
 
-    def _run(self, sweep: Sweep, visit: Visit, rows: Block, visitor: Block, owed: Tensor, across: Tensor) -> None:
+    def _run(
+        self, sweep: Sweep, visit: Visit, rows: ViewBlock, visitor: ViewBlock, owed: Tensor, across: Tensor
+    ) -> None:
         first, last, _ = visit.rows.indices(len(rows))
         left, right, _ = visit.columns.indices(len(visitor))
         sweep(rows.part(first, last), visitor.part(left, right), owed[first:last], across[left:right], False)
 
     # Everything at hand: blocks are gathered once, and what visitors are owed is exchanged at the end.
 
-    def _visitor(self, side: int, owner: int, features: bool) -> Block:
+    def _visitor(self, side: int, owner: int, features: bool) -> ViewBlock:
         if not self._gathered and features:
             for each, own in zip(self.sides, self.own, strict=True):
                 self._gathered.append(list(self.ranks.all_gather_rows(own, each.counts).split(each.counts)))
@@ -128,7 +130,7 @@ class Exchange:
     def _meet(
         self,
         sweep: Sweep,
-        rows: Block,
+        rows: ViewBlock,
         owed: Tensor,
         fresh: Callable[[int], Tensor],
         _combine: Callable[[Tensor, Tensor], Tensor],
@@ -155,7 +157,7 @@ class Exchange:
     def _ring(
         self,
         sweep: Sweep,
-        rows: Block,
+        rows: ViewBlock,
         owed: Tensor,
         fresh: Callable[[int], Tensor],
         combine: Callable[[Tensor, Tensor], Tensor],

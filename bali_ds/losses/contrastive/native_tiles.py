@@ -14,7 +14,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from bali_ds.losses.contrastive.sorted_views import Block
+from bali_ds.losses.contrastive.sorted_views import ViewBlock
 from bali_ds.losses.contrastive.tiles import Exponential, Tiles
 
 _GRAIN = 64  # rows that stand still come in panels of 32, columns in panels of 8, and a tile has half as many of them
@@ -72,7 +72,7 @@ class NativeExponential(Exponential):
             )
         self._library = library
 
-    def sums(self, rows: Block, columns: Block, into: Tensor, across: Tensor | None, triangle: bool) -> None:
+    def sums(self, rows: ViewBlock, columns: ViewBlock, into: Tensor, across: Tensor | None, triangle: bool) -> None:
         """Add the sums of exponentials of each row to `into` [rows] and of each column to `across` [columns]."""
         if not (len(rows) and len(columns)):
             return
@@ -84,7 +84,9 @@ class NativeExponential(Exponential):
             self.tiles.kept[_key(rows, columns)] = torch.empty(number, values)
         self._call("bali_sums", sweep, rows, columns, row_sums=into, column_sums=across)
 
-    def gradients(self, rows: Block, columns: Block, into: Tensor, across: Tensor | None, triangle: bool) -> None:
+    def gradients(
+        self, rows: ViewBlock, columns: ViewBlock, into: Tensor, across: Tensor | None, triangle: bool
+    ) -> None:
         """Add derivatives by the rows, divided by the scale, to `into` [rows, d], by the columns to `across`."""
         if not (len(rows) and len(columns)):
             return
@@ -95,7 +97,7 @@ class NativeExponential(Exponential):
         self._call("bali_gradients", sweep, rows, columns, row_gradient=into, column_gradient=across)
         self.tiles.kept.pop(_key(rows, columns), None)
 
-    def _sweep(self, rows: Block, columns: Block, triangle: bool) -> _Sweep:
+    def _sweep(self, rows: ViewBlock, columns: ViewBlock, triangle: bool) -> _Sweep:
         assert rows.features is not None
         assert columns.features is not None
         size = _GRAIN * ceil(min(self.tiles.size, max(len(rows), len(columns))) / _GRAIN)
@@ -107,7 +109,7 @@ class NativeExponential(Exponential):
             triangle=triangle, threads=min(torch.get_num_threads(), _tiles_across(len(columns), size)),
         )  # fmt: skip
 
-    def _call(self, function: str, sweep: _Sweep, rows: Block, columns: Block, **into: Tensor | None) -> None:
+    def _call(self, function: str, sweep: _Sweep, rows: ViewBlock, columns: ViewBlock, **into: Tensor | None) -> None:
         kept = self.tiles.kept.get(_key(rows, columns))
         if kept is not None:
             sweep.kept, sweep.num_kept = kept.data_ptr(), len(kept)
@@ -118,7 +120,7 @@ class NativeExponential(Exponential):
         getattr(self._library, function)(ctypes.byref(sweep))
 
 
-def _key(rows: Block, columns: Block) -> tuple[int, int, int]:
+def _key(rows: ViewBlock, columns: ViewBlock) -> tuple[int, int, int]:
     return rows.side, rows.start, columns.start
 
 

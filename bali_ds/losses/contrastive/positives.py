@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bali_ds.losses.contrastive.sorted_views import Block
+from bali_ds.losses.contrastive.sorted_views import ViewBlock
 from bali_ds.losses.contrastive.workspace import Scratch
 
 _HEIGHT, _WIDTH = 16, 32  # rows and columns from which on an id is frequent
@@ -69,12 +69,12 @@ class Positives:
     budget: int = 1 << 26
     kept: dict[tuple[int, ...], list[Rectangles]] = field(default_factory=dict)
 
-    def keep(self, rows: Block, columns: Block) -> None:
+    def keep(self, rows: ViewBlock, columns: ViewBlock) -> None:
         """Compute the cosines of all pairs of two blocks while their features are here, and keep them."""
         for _ in self.rectangles(rows, columns):
             pass
 
-    def rectangles(self, rows: Block, columns: Block) -> Iterator[Rectangles]:
+    def rectangles(self, rows: ViewBlock, columns: ViewBlock) -> Iterator[Rectangles]:
         """Yield what pairs up."""
         key = (rows.side, rows.start, len(rows), columns.start, len(columns))
         kept = self.kept.setdefault(key, [])
@@ -93,7 +93,7 @@ class Positives:
             yield made
 
     def _made(
-        self, rows: Block, columns: Block, upper: NDArray[np.int64], left: NDArray[np.int64], scratch: Scratch
+        self, rows: ViewBlock, columns: ViewBlock, upper: NDArray[np.int64], left: NDArray[np.int64], scratch: Scratch
     ) -> Rectangles:
         assert rows.features is not None
         assert columns.features is not None
@@ -113,7 +113,9 @@ class Positives:
         numbers, pairs = others[:2], others[2:]
         return Rectangles(here, there, numbers[0], numbers[1], pairs[0], pairs[1], cosines)
 
-    def sums(self, function: PairFunction, rows: Block, columns: Block, into: Tensor, across: Tensor | None) -> None:
+    def sums(
+        self, function: PairFunction, rows: ViewBlock, columns: ViewBlock, into: Tensor, across: Tensor | None
+    ) -> None:
         """Add the sums over positives of each value of `function` to `into` [rows, values] and `across`."""
 
         def add(owed: Tensor, anchors: Tensor, values: tuple[Tensor, ...], pairs: Tensor) -> None:
@@ -126,7 +128,7 @@ class Positives:
                 values = function(each.cosines.mT, columns.side, each.column_numbers)
                 add(across, each.columns, values, each.for_columns)
 
-    def farthest(self, rows: Block, columns: Block, into: Tensor, across: Tensor | None) -> None:
+    def farthest(self, rows: ViewBlock, columns: ViewBlock, into: Tensor, across: Tensor | None) -> None:
         """Raise `into` [rows] and `across` [columns] to the largest negated cosine of an anchor's positives."""
 
         def lift(owed: Tensor, anchors: Tensor, cosines: Tensor, pairs: Tensor) -> None:
@@ -139,7 +141,7 @@ class Positives:
                 lift(across, each.columns, each.cosines.mT, each.for_columns)
 
     def gradients(
-        self, function: PairFunction, rows: Block, columns: Block, into: Tensor, across: Tensor | None
+        self, function: PairFunction, rows: ViewBlock, columns: ViewBlock, into: Tensor, across: Tensor | None
     ) -> None:
         """Add derivatives by the rows, divided by the scale, to `into` [rows, d], by the columns to `across`.
 

@@ -47,14 +47,14 @@ class Side:
         """Return int64 [total], where each view stands when the ranks' inputs follow each other."""
         return np.concatenate([order + first for order, first in zip(self.orders, self.starts, strict=False)])
 
-    def block(self, rank: int, features: Tensor | None) -> "Block":
+    def block(self, rank: int, features: Tensor | None) -> "ViewBlock":
         """Return the views of one rank."""
         start, stop = self.starts[rank], self.starts[rank + 1]
-        return Block(self.number, self.ids[start:stop], start, features)
+        return ViewBlock(self.number, self.ids[start:stop], start, features)
 
 
 @dataclass(frozen=True)
-class Block:
+class ViewBlock:
     """Consecutive views of one side, sorted by id.
 
     Attributes:
@@ -72,12 +72,12 @@ class Block:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def part(self, first: int, last: int) -> "Block":
+    def part(self, first: int, last: int) -> "ViewBlock":
         """Return views first to last - 1."""
         features = None if self.features is None else self.features[first:last]
         return replace(self, ids=self.ids[first:last], start=self.start + first, features=features)
 
-    def within(self, whole: "Block") -> slice:
+    def within(self, whole: "ViewBlock") -> slice:
         """Return where this part of a block stands in an array over that block."""
         return slice(self.start - whole.start, self.start - whole.start + len(self))
 

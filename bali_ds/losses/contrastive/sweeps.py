@@ -12,7 +12,7 @@ from bali_ds.losses.contrastive.communication import Exchange
 from bali_ds.losses.contrastive.kinds import Anchors, Kind, MultiSimilarity, Sigmoid
 from bali_ds.losses.contrastive.native_tiles import NativeExponential, available
 from bali_ds.losses.contrastive.positives import Positives
-from bali_ds.losses.contrastive.sorted_views import Block, Side
+from bali_ds.losses.contrastive.sorted_views import Side, ViewBlock
 from bali_ds.losses.contrastive.tiles import FLOOR, HEADROOM, Exponential, Logistic, Mined, Tiles
 
 _RANGE = 85.0  # float32 exponentials below exp(-87) are lost
@@ -149,7 +149,7 @@ class Computation:
                 for anchors, each in zip(self.anchors, nearest, strict=True)
             ]
 
-        def sums(rows: Block, columns: Block, into: Tensor, across: Tensor | None, same: bool) -> None:
+        def sums(rows: ViewBlock, columns: ViewBlock, into: Tensor, across: Tensor | None, same: bool) -> None:
             if not self.positives.resident:
                 self.positives.keep(rows, columns)
             negatives.sums(rows, columns, into, across, same)
@@ -215,7 +215,7 @@ class Computation:
         def slopes(cosines: Tensor, side: int, numbers: Tensor) -> tuple[Tensor, ...]:
             return (self.kind.pair_gradients(cosines * self.scale, self.anchors[side].at(numbers)) / unit,)
 
-        def gradients(rows: Block, columns: Block, into: Tensor, across: Tensor | None, same: bool) -> None:
+        def gradients(rows: ViewBlock, columns: ViewBlock, into: Tensor, across: Tensor | None, same: bool) -> None:
             negatives.gradients(rows, columns, into, across, same)
             self.positives.gradients(slopes, rows, columns, into, None if same else across)
 

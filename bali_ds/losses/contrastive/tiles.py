@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bali_ds.losses.contrastive.sorted_views import Block
+from bali_ds.losses.contrastive.sorted_views import ViewBlock
 from bali_ds.losses.contrastive.workspace import Scratch
 
 HEADROOM = 50.0  # log of the largest exponential: float32 ends at 88, and a sum of 2**40 of them still fits
@@ -48,14 +48,16 @@ class Tiles:
     def __post_init__(self) -> None:
         self.scratch = Scratch(self.device)
 
-    def between(self, rows: Block, columns: Block, triangle: bool) -> Iterator[tuple[Block, Block, bool]]:
+    def between(
+        self, rows: ViewBlock, columns: ViewBlock, triangle: bool
+    ) -> Iterator[tuple[ViewBlock, ViewBlock, bool]]:
         """Yield (rows, columns, whether they are the same views); of a triangle the upper half."""
         for first in range(0, len(rows), self.size):
             upper = rows.part(first, first + self.size)
             for second in range(first if triangle else 0, len(columns), self.size):
                 yield upper, columns.part(second, second + self.size), triangle and first == second
 
-    def similarities(self, rows: Block, columns: Block, into: Tensor) -> Tensor:
+    def similarities(self, rows: ViewBlock, columns: ViewBlock, into: Tensor) -> Tensor:
         """Return scale * cosine - shift, and -inf between views of one id, in `into` unless precision differs."""
         torch.addmm(into, rows.wide(self.dtype), columns.wide(self.dtype).T, beta=0, alpha=self.scale, out=into)
         tile = into.to(self.precision)
@@ -64,7 +66,7 @@ class Tiles:
         _mask_equal_ids(tile, rows.ids, columns.ids)
         return tile
 
-    def exponentials(self, rows: Block, columns: Block, *, last: bool) -> Tensor:
+    def exponentials(self, rows: ViewBlock, columns: ViewBlock, *, last: bool) -> Tensor:
         """Return exp(similarities), the caller's to overwrite if this is the `last` use of the tile."""
         key = (rows.side, rows.start, columns.start)
         if key in self.kept:
@@ -107,18 +109,18 @@ class Exponential:
         self.tiles = tiles
         self.factors: list[Tensor] = []
 
-    def sums(self, rows: Block, columns: Block, into: Tensor, across: Tensor | None, triangle: bool) -> None:
+    def sums(self, rows: ViewBlock, columns: ViewBlock, into: Tensor, across: Tensor | None, triangle: bool) -> None:
         """Add the sums of exponentials of each row to `into` [rows] and of each column to `across` [columns]."""
         self._reduce(rows, columns, into, across, triangle, lambda tile, dim, _: tile.sum(dim), torch.add)
 
     def _reduce(
         self,
-        rows: Block,
-        columns: Block,
+        rows: ViewBlock,
+        columns: ViewBlock,
         into: Tensor,
         across: Tensor | None,
         triangle: bool,
-        summary: Callable[[Tensor, int, Block], Tensor],
+        summary: Callable[[Tensor, int, ViewBlock], Tensor],
         combine: Callable[..., Tensor],
     ) -> None:
         for upper, left, same in self.tiles.between(rows, columns, triangle):
@@ -129,7 +131,9 @@ class Exponential:
                 there = across[left.within(columns)]
                 combine(there, summary(tile, 0, left).to(across.dtype), out=there)
 
-    def gradients(self, rows: Block, columns: Block, into: Tensor, across: Tensor | None, triangle: bool) -> None:
+    def gradients(
+        self, rows: ViewBlock, columns: ViewBlock, into: Tensor, across: Tensor | None, triangle: bool
+    ) -> None:
         """Add derivatives by the rows, divided by the scale, to `into` [rows, d], by the columns to `across`."""
         for upper, left, same in self.tiles.between(rows, columns, triangle):
             tile = self._derivatives(upper, left, across is not None)
@@ -137,7 +141,7 @@ class Exponential:
             if across is not None and not same:
                 across[left.within(columns)].addmm_(tile.T, upper.wide(tile.dtype))
 
-    def _derivatives(self, rows: Block, columns: Block, _both: bool) -> Tensor:
+    def _derivatives(self, rows: ViewBlock, columns: ViewBlock, _both: bool) -> Tensor:
         tile = self.tiles.exponentials(rows, columns, last=True)
         memory = self.tiles.scratch.get("factors", (len(rows), len(columns)), tile.dtype)
         by_row, by_column = self.factors[rows.side][rows.span, None], self.factors[columns.side][columns.span]
@@ -155,24 +159,24 @@ class Mined(Exponential):
         super().__init__(tiles)
         self.floors: list[Tensor] = []
 
-    def maxima(self, rows: Block, columns: Block, into: Tensor, across: Tensor | None, triangle: bool) -> None:
+    def maxima(self, rows: ViewBlock, columns: ViewBlock, into: Tensor, across: Tensor | None, triangle: bool) -> None:
         """Raise `into` [rows] and `across` [columns] to the largest exponential of each row and column."""
         self._reduce(rows, columns, into, across, triangle, lambda tile, dim, _: tile.amax(dim), torch.maximum)
 
-    def sums(self, rows: Block, columns: Block, into: Tensor, across: Tensor | None, triangle: bool) -> None:
+    def sums(self, rows: ViewBlock, columns: ViewBlock, into: Tensor, across: Tensor | None, triangle: bool) -> None:
         """Add the sums of e and of e * log(e), e the exponentials, to `into` [rows, 2] and `across` [columns, 2]."""
         self._reduce(rows, columns, into, across, triangle, self._entropy_sums, torch.add)
 
-    def _entropy_sums(self, tile: Tensor, dim: int, anchors: Block) -> Tensor:
+    def _entropy_sums(self, tile: Tensor, dim: int, anchors: ViewBlock) -> Tensor:
         # In float64: the entropy is the small difference of two large logarithms where one negative outdoes the rest.
         counted = (tile * self._counts(tile, dim, anchors)).double()
         return torch.stack([counted.sum(dim), torch.xlogy(counted, counted).sum(dim)], dim=-1)
 
-    def _counts(self, tile: Tensor, dim: int, anchors: Block) -> Tensor:
+    def _counts(self, tile: Tensor, dim: int, anchors: ViewBlock) -> Tensor:
         floor = self.floors[anchors.side][anchors.span]
         return tile >= (floor[:, None] if dim == 1 else floor)
 
-    def _derivatives(self, rows: Block, columns: Block, _both: bool) -> Tensor:
+    def _derivatives(self, rows: ViewBlock, columns: ViewBlock, _both: bool) -> Tensor:
         tile = self.tiles.exponentials(rows, columns, last=True)
         by_row, by_column = self.factors[rows.side][rows.span, None], self.factors[columns.side][columns.span]
         factors = by_row * self._counts(tile, 1, rows) + by_column * self._counts(tile, 0, columns)
@@ -192,7 +196,7 @@ class Logistic(Exponential):
         self.loss = torch.zeros((), dtype=torch.float64, device=tiles.device)
         self.bias_gradient = torch.zeros((), dtype=torch.float64, device=tiles.device)
 
-    def _derivatives(self, rows: Block, columns: Block, both: bool) -> Tensor:
+    def _derivatives(self, rows: ViewBlock, columns: ViewBlock, both: bool) -> Tensor:
         into = self.tiles.scratch.get("tile", (len(rows), len(columns)), self.tiles.dtype)
         tile = self.tiles.similarities(rows, columns, into)
         by_row, by_column = self.factors[rows.side][rows.span, None], self.factors[columns.side][columns.span]

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bali_ds.losses.contrastive.sorted_views import Block
+from bali_ds.losses.contrastive.sorted_views import ViewBlock
 from bali_ds.losses.contrastive.tiles import Exponential
 
 _ROWS, _COLUMNS, _DEPTH = 64, 64, 32
@@ -148,7 +148,7 @@ def tile_derivatives(
 class TritonExponential(Exponential):
     """Negatives whose tiles live on a GPU; tiles are made twice, never kept."""
 
-    def sums(self, rows: Block, columns: Block, into: Tensor, across: Tensor | None, triangle: bool) -> None:
+    def sums(self, rows: ViewBlock, columns: ViewBlock, into: Tensor, across: Tensor | None, triangle: bool) -> None:
         """Add the sums of exponentials of each row to `into` [rows] and of each column to `across` [columns]."""
         for upper, left, same in self.tiles.between(rows, columns, triangle):
             by_row, by_column = tile_sums(*_operands(upper, left), self.tiles.scale, self.tiles.shift)
@@ -156,12 +156,12 @@ class TritonExponential(Exponential):
             if across is not None and not same:
                 across[left.within(columns)] += by_column
 
-    def _derivatives(self, rows: Block, columns: Block, _both: bool) -> Tensor:
+    def _derivatives(self, rows: ViewBlock, columns: ViewBlock, _both: bool) -> Tensor:
         factors = self.factors[rows.side][rows.span], self.factors[columns.side][columns.span]
         return tile_derivatives(*_operands(rows, columns), *factors, self.tiles.scale, self.tiles.shift)
 
 
-def _operands(rows: Block, columns: Block) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _operands(rows: ViewBlock, columns: ViewBlock) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     assert rows.features is not None
     assert columns.features is not None
     ids = (torch.from_numpy(block.ids).to(rows.features.device) for block in (rows, columns))

@@ -4,9 +4,8 @@ import json
 import sys
 from pathlib import Path
 
-from bali_ds.checkpoint.manager import Checkpoints, Progress
-from bali_ds.config import Checkpoints as Settings
-from bali_ds.config import Recipe
+from bali_ds.checkpoint.manager import CheckpointManager, RunProgress
+from bali_ds.config import CheckpointConfig, Recipe
 from bali_ds.data.loader import Loader
 from bali_ds.data.sampler import Position
 from bali_ds.data.settings import StreamSettings
@@ -15,19 +14,19 @@ from bali_ds.model.build_model import build_aligner
 from bali_ds.planning.batch_plan import arithmetic
 from bali_ds.training.engine import build_engine, deepspeed_settings, set_learning_rates
 from bali_ds.training.joining import joined_ranks
-from bali_ds.training.run_directory import Data
+from bali_ds.training.run_directory import RunData
 from tests.forked import run_forked
 from tests.training.cases import STAGES
 
 
-def go_on(recipe: Recipe, data: Data, ranks: Ranks, *, begin: Path, end: Path | None, steps: int) -> list[float]:
+def go_on(recipe: Recipe, data: RunData, ranks: Ranks, *, begin: Path, end: Path | None, steps: int) -> list[float]:
     """Take steps from the checkpoint in `begin`, if there is one, and save one in `end`; return their losses."""
     settings = deepspeed_settings(recipe, arithmetic(recipe, ranks.world_size, len(data.shards.split("train"))))
     settings["zero_optimization"] |= {"stage3_param_persistence_threshold": 600, "stage3_max_reuse_distance": 0}
     engine = build_engine(build_aligner(recipe, 2 * data.graph.num_relations), recipe, settings)
     identity = {"data": "same", "world size": ranks.world_size, "ZeRO stage": engine.zero_optimization_stage()}
-    restored = Checkpoints(begin, ranks, Settings(), identity=identity).restore(engine)
-    progress = restored or Progress(0, Position())
+    restored = CheckpointManager(begin, ranks, CheckpointConfig(), identity=identity).restore(engine)
+    progress = restored or RunProgress(0, Position())
     loader = Loader(
         data.shards, data.graph, StreamSettings.of(recipe), global_batch=recipe.batch.passages,
         rank=ranks.rank, world_size=ranks.world_size, start=progress.position,
@@ -39,9 +38,9 @@ def go_on(recipe: Recipe, data: Data, ranks: Ranks, *, begin: Path, end: Path | 
         engine.backward(loss)
         engine.step()
         losses.append(float(parts["loss"]))
-        progress = Progress(progress.step + 1, step.position_after)
+        progress = RunProgress(progress.step + 1, step.position_after)
     if end:
-        saved = Checkpoints(end, ranks, Settings(), identity=identity)
+        saved = CheckpointManager(end, ranks, CheckpointConfig(), identity=identity)
         saved.save(engine, progress)
         assert saved.finish()
     engine.destroy()
@@ -50,7 +49,7 @@ def go_on(recipe: Recipe, data: Data, ranks: Ranks, *, begin: Path, end: Path | 
 
 def job(recipe: Recipe, out: Path, turns: list[tuple[str, str, str | None, int]]) -> None:
     """Take turns: configuration, name of the checkpoint to begin with, name of the one to end with, steps."""
-    data = Data.open(recipe)
+    data = RunData.open(recipe)
     with joined_ranks() as ranks:
         for stage, begin, end, steps in turns:
             changed = recipe.model_copy(update={"deepspeed": recipe.deepspeed.with_name(f"zero{stage}.json")})

@@ -20,7 +20,7 @@ def test_other_stages_and_ranks_continue_the_straight_run(sample, tiny_encoder, 
         optimizer={"text_learning_rate": 1e-3, "graph_learning_rate": 1e-3},
     )
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
-    run_ranks(1, Path(__file__).with_name("reshard_ranks.py"), tmp_path / "recipe.json", tmp_path, timeout=800)
+    run_ranks(1, Path(__file__).with_name("load_state_ranks.py"), tmp_path / "recipe.json", tmp_path, timeout=800)
     turns = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
     straight = next(losses for _, _, _, losses in turns if len(losses) == 6)
     first_step = {"none": 0, "1-1": 4}

@@ -15,9 +15,9 @@ import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
 from bali_ds.checkpoint import asynchronous_save
-from bali_ds.checkpoint.manager import Checkpoints, Progress
+from bali_ds.checkpoint.manager import CheckpointManager, RunProgress
 from bali_ds.checkpoint.marker import MARKER, checkpoint_step, complete_checkpoints
-from bali_ds.config import Checkpoints as Settings
+from bali_ds.config import CheckpointConfig
 from bali_ds.data.sampler import Position
 from bali_ds.distributed import Ranks
 from bali_ds.files import read_json, sha256_file, sync, write_json
@@ -62,10 +62,10 @@ def disk(monkeypatch):
 @pytest.fixture
 def checkpoints(tmp_path):
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    found = Checkpoints(
+    found = CheckpointManager(
         tmp_path / "checkpoints",
-        Ranks(0, 1, torch.device("cpu")),
-        Settings(every=20, keep=2),
+        Ranks(0, 1),
+        CheckpointConfig(every=20, keep=2),
         identity={"data": "same", "world size": 1, "ZeRO stage": 0},
     )
     found.said = []
@@ -75,7 +75,7 @@ def checkpoints(tmp_path):
 
 
 def at(step):
-    return Progress(step, Position(0, 8 * step))
+    return RunProgress(step, Position(0, 8 * step))
 
 
 def steps_of(checkpoints):
@@ -256,7 +256,7 @@ def weights_of(path):
 @pytest.mark.parametrize("again", [40, 60], ids=["the same step", "another step"])
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new_checkpoint(checkpoints, disk, again):
     disk.ready.set()
-    checkpoints.settings = Settings(every=20, keep=1)
+    checkpoints.settings = CheckpointConfig(every=20, keep=1)
     outcomes = []
     for calls in itertools.count():
         shutil.rmtree(checkpoints.directory, ignore_errors=True)
@@ -266,7 +266,7 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_checkpoint(checkpoints, 
         with pytest.MonkeyPatch.context() as patch:
             killed_after(calls, patch)
             try:
-                checkpoints.save(new, Progress(again, Position(1, 8)))
+                checkpoints.save(new, RunProgress(again, Position(1, 8)))
                 checkpoints.finish()
                 survived = True
             except Killed:
