@@ -14,9 +14,9 @@ from typing import Any
 
 from bali_ds.config import load_recipe
 from bali_ds.data.loader import Loader
-from bali_ds.data.settings import StreamSettings
 from bali_ds.files import write_json
 from bali_ds.model.build_model import build_aligner
+from bali_ds.objectives.registry import stream_settings
 from bali_ds.training.run_directory import RunData
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +50,7 @@ def _measured(options: argparse.Namespace, changes: list[str]) -> dict[str, Any]
     recipe = load_recipe(options.recipe, [*options.overrides, *changes])
     data = RunData.open(recipe)
     aligner = build_aligner(recipe, 2 * data.graph.num_relations, data.shards).train()
-    loader = Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=options.passages)
+    loader = Loader(data.shards, data.graph, stream_settings(recipe), global_batch=options.passages)
     table_seconds = 0.0
     if aligner.table is not None:
         begin = time.process_time()

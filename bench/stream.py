@@ -28,7 +28,7 @@ from peers import loaders
 from peers.plain import PlainCollator
 
 from bali_ds.cli import main as bali_ds
-from bali_ds.data.batch_sampler import RankSteps, Share
+from bali_ds.data.batch_sampler import BatchSampler, RankSlice
 from bali_ds.data.length_buckets import padding_share
 from bali_ds.data.loader import Loader
 from bali_ds.data.sampler import EpochOrder, Position
@@ -87,7 +87,7 @@ def worker_rate(shards: ShardSet, graph: KnowledgeGraph, size: int) -> dict[str,
 
 def padding(shards: ShardSet, graph: KnowledgeGraph, size: int) -> float:
     """Share of token positions, passages and names together, that are padding."""
-    steps = RankSteps(shards, graph, SETTINGS, Share(size), Position())
+    steps = BatchSampler(shards, graph, SETTINGS, RankSlice(size), Position())
     blocks = [
         block
         for number in range(10)
@@ -142,7 +142,7 @@ def start_up_seconds(
     begin = time.monotonic()
     large = ShardSet.open(path)
     opened = time.monotonic()
-    RankSteps(large, graph, SETTINGS, Share(size), Position(0, samples // 2))
+    BatchSampler(large, graph, SETTINGS, RankSlice(size), Position(0, samples // 2))
     sizes = [shard.samples for shard in large.shards]
     rows = EpochOrder(sizes, large.fingerprint, 0, 0).rows(np.arange(samples // 2, samples // 2 + size))
     assert np.unique(rows).size == size

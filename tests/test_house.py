@@ -15,13 +15,14 @@ FLOORS = {
     "corpus": 1,
     "shards": 2,
     "data": 3,
-    "model": 4,
-    "inference": 5, "doctor": 5,
-    "planning": 6, "evaluation": 6,
-    "checkpoint": 7,
-    "training": 8,
-    "export": 9,
-    "cli": 10, "__main__": 11, "__init__": 11,
+    "objectives": 4,
+    "model": 5,
+    "inference": 6, "doctor": 6,
+    "planning": 7, "evaluation": 7,
+    "checkpoint": 8,
+    "training": 9,
+    "export": 10,
+    "cli": 11, "__main__": 12, "__init__": 12,
 }  # fmt: skip
 WITHOUT = {
     "torch": (
@@ -29,7 +30,7 @@ WITHOUT = {
         "shards", "cli",
     ),
     "deepspeed": (
-        "distributed", "losses", "data", "model", "inference", "planning", "doctor", "evaluation",
+        "distributed", "losses", "data", "objectives", "model", "inference", "planning", "doctor", "evaluation",
     ),
 }  # fmt: skip
 

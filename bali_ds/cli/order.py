@@ -31,7 +31,7 @@ def add_order(shards: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 def _order(options: argparse.Namespace) -> None:
     from bali_ds.data.mixture import Mixture
-    from bali_ds.data.sampler import Position, Schedule, VisitOrder, rank_share
+    from bali_ds.data.sampler import Position, SampleOrder, Schedule, rank_offsets
     from bali_ds.data.settings import StreamSettings
     from bali_ds.shards.shard_set import ShardSet
 
@@ -40,13 +40,13 @@ def _order(options: argparse.Namespace) -> None:
     parts = [_proportion(text) for text in options.shards]
     mixture = Mixture([ShardSet.open(path) for path, _ in parts], [proportion for _, proportion in parts])
     settings = StreamSettings(seed=options.seed, window=options.window, temperature=options.temperature)
-    order = VisitOrder(mixture, settings)
-    share = rank_share(options.global_batch, 1, options.rank, options.world_size)
+    order = SampleOrder(mixture, settings)
+    offsets = rank_offsets(options.global_batch, 1, options.rank, options.world_size)
     schedule = Schedule(order.size, options.global_batch, Position(options.epoch, options.start))
     steps = (order.size - options.start) // options.global_batch if options.steps is None else options.steps
     for step in range(steps):
         begin = schedule.begin(step)
-        rows = order.visits(begin.epoch * order.size + begin.samples_seen + share).rows
+        rows = order.indices(begin.epoch * order.size + begin.samples_seen + offsets).sample_rows
         print(json.dumps([mixture.key(row) for row in rows.tolist()]))
 
 

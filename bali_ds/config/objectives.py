@@ -1,63 +1,81 @@
-"""The parts of the total loss and their weights."""
+"""Recipe sections of the objectives: weights and settings of the terms of the total loss, and what each needs.
 
-from typing import Literal, Self
+This is one of three places that a new objective touches: its section here, its class in a file of
+`bali_ds/objectives/`, and its line in `bali_ds.objectives.registry.OBJECTIVES`.
+"""
+
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from bali_ds.config.section import Section
 
+Need = Literal["text_views", "graph_views", "nodes", "masked_graph_text", "head", "name_gradients"]
+"""What an objective needs in training: text views, graph views of any form, nodes of ego graphs, linearized
+neighborhoods with masks, the masked-language-model head, gradients through name vectors. Modules that no objective
+needs are not trained."""
 
-class ContrastiveConfig(Section):
+
+class ObjectiveSection(Section):
+    """Settings of one objective; with weight 0 it is not computed."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    weight: float = Field(default=0.0, ge=0)
+
+
+class ContrastiveConfig(ObjectiveSection):
     """The alignment loss over text and graph views of all ranks."""
 
+    needs = frozenset({"text_views", "graph_views"})
     weight: float = Field(default=1.0, ge=0)
     kind: Literal["ntxent", "clip", "supcon", "marginal", "multi_similarity", "sigmoid"] = "ntxent"
     temperature: float = Field(default=0.07, gt=0)
     learn_temperature: bool = False
     negatives: Literal["all", "rank"] = "all"
-    """Views of all ranks, or of each rank alone, so that the loss depends on their number."""
+    """Views of all ranks, or of each rank alone, so that the loss depends on the number of ranks."""
     communication_dtype: Literal["fp32", "bf16"] = "fp32"
-    """In which views travel between ranks; bf16 halves the traffic and rounds them before they are compared."""
+    """Precision of views sent between ranks; bf16 halves the traffic and rounds views before they are compared."""
 
 
-class MaskedLanguageModelConfig(Section):
+class MaskedLanguageModelConfig(ObjectiveSection):
     """Cross-entropy of the masked tokens."""
 
+    needs = frozenset({"head"})
     weight: float = Field(default=1.0, ge=0)
 
 
-class GraphLanguageModelConfig(Section):
+class GraphLanguageModelConfig(ObjectiveSection):
     """Cross-entropy of masked tokens of linearized neighborhoods."""
 
-    weight: float = Field(default=0.0, ge=0)
+    needs = frozenset({"masked_graph_text", "head"})
 
 
-class LinkPredictionConfig(Section):
-    """The other concept of a fact, told by the graph vectors of the two."""
+class LinkPredictionConfig(ObjectiveSection):
+    """Predict the other concept of a fact from the graph vectors of both."""
 
-    weight: float = Field(default=0.0, ge=0)
+    needs = frozenset({"nodes"})
     kind: Literal["distmult", "transe", "rotate"] = "distmult"
 
 
-class SynonymAlignmentConfig(Section):
+class SynonymAlignmentConfig(ObjectiveSection):
     """Two names of one concept attract each other, as in SapBERT."""
 
-    weight: float = Field(default=0.0, ge=0)
+    needs = frozenset({"name_gradients"})
     pairs: Literal["names", "mentions"] = "names"
-    """Of two names in the graph, or of a name and the words of one of the concept's mentions, out of context."""
+    """Two names in the graph, or a name and the words of one of the concept's mentions, out of context."""
     kind: Literal["multi_similarity", "ntxent"] = "multi_similarity"
 
 
-class GraphInfomaxConfig(Section):
-    """Node vectors tell the graph from one with shuffled features (deep graph infomax)."""
+class GraphInfomaxConfig(ObjectiveSection):
+    """Deep graph infomax: distinguish node vectors of the graph from those of one with shuffled features."""
 
-    weight: float = Field(default=0.0, ge=0)
+    needs = frozenset({"nodes"})
 
 
-class DualConfig(Section):
+class DualConfig(ObjectiveSection):
     """A decoder that writes a passage's facts from its text, and its text from the graph."""
 
-    weight: float = Field(default=0.0, ge=0)
+    needs = frozenset({"nodes", "head"})
     layers: int = Field(default=2, ge=1)
     heads: int = Field(default=4, ge=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -66,7 +84,7 @@ class DualConfig(Section):
 
 
 class ObjectiveConfig(Section):
-    """The total loss is the weighted sum of its parts; one of weight 0 is not computed."""
+    """The total loss is the weighted sum of its terms."""
 
     contrastive: ContrastiveConfig = ContrastiveConfig()
     masked_language_model: MaskedLanguageModelConfig = MaskedLanguageModelConfig()
@@ -76,23 +94,48 @@ class ObjectiveConfig(Section):
     graph_infomax: GraphInfomaxConfig = GraphInfomaxConfig()
     dual: DualConfig = DualConfig()
 
-    def weight(self, name: str) -> float:
-        """Return the weight of the part of that name."""
-        return float(getattr(self, name).weight)
+    def section(self, name: str) -> ObjectiveSection:
+        """Return the settings of the objective of that name."""
+        section: ObjectiveSection = getattr(self, name)
+        return section
+
+    @property
+    def active(self) -> list[str]:
+        """Names of the objectives with a weight above 0."""
+        return [name for name in type(self).model_fields if self.section(name).weight]
+
+    def needs(self, *any_of: Need) -> bool:
+        """Return whether any active objective needs any of these."""
+        return any(not self.section(name).needs.isdisjoint(any_of) for name in self.active)
 
     @property
     def needs_graph(self) -> bool:
         """Whether training computes graph views."""
-        names = ("contrastive", "graph_language_model", "link_prediction", "graph_infomax", "dual")
-        return any(self.weight(name) for name in names)
+        return self.needs("graph_views", "nodes", "masked_graph_text")
 
-    @property
-    def needs_head(self) -> bool:
-        """Whether training calls the masked-language-model head."""
-        return any(self.weight(name) for name in ("masked_language_model", "graph_language_model", "dual"))
+    def check_needs(self, *, linearized: bool, name_gradients: bool) -> None:
+        """Check the needs of all active objectives against the graph encoder.
+
+        Args:
+            linearized: whether neighborhoods are text instead of graphs.
+            name_gradients: whether gradients flow through name vectors.
+
+        Raises:
+            ValueError: an objective needs what the graph encoder does not give.
+        """
+        missing: dict[Need, str] = {}
+        if linearized:
+            missing["nodes"] = "needs nodes; take another graph_encoder.kind than linearized"
+        else:
+            missing["masked_graph_text"] = "reads text; set graph_encoder.kind to linearized"
+        if not name_gradients:
+            missing["name_gradients"] = "trains name vectors; set graph_encoder.names to gradient"
+        for name in self.active:
+            for need in self.section(name).needs & missing.keys():
+                raise ValueError(f"objective.{name}: {missing[need]}")
 
     @model_validator(mode="after")
     def _something_to_minimize(self) -> Self:
-        if not any(self.weight(name) for name in type(self).model_fields):
+        if not self.active:
             raise ValueError("every objective has weight 0; give one a positive weight")
         return self

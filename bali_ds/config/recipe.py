@@ -196,18 +196,12 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
-        if self.objective.graph_language_model.weight and self.graph_encoder.kind != "linearized":
-            raise ValueError("objective.graph_language_model: reads text; set graph_encoder.kind to linearized")
-        if self.graph_encoder.kind == "linearized":
-            for name in ("link_prediction", "graph_infomax", "dual"):
-                if self.objective.weight(name):
-                    raise ValueError(f"objective.{name}: needs nodes; take another graph_encoder.kind than linearized")
-            if self.graph_encoder.names in ("cached", "learned"):
-                raise ValueError("graph_encoder.names: a linearized graph is text; take gradient or no_gradient")
+        linearized, names = self.graph_encoder.kind == "linearized", self.graph_encoder.names
+        self.objective.check_needs(linearized=linearized, name_gradients=names == "gradient")
+        if linearized and names in ("cached", "learned"):
+            raise ValueError("graph_encoder.names: a linearized graph is text; take gradient or no_gradient")
         if self.text_encoder.attention == "flash_attention_2" and self.precision == "fp32":
             raise ValueError("text_encoder.attention: flash_attention_2 needs half precision; set precision to bf16")
-        if self.graph_encoder.names != "gradient" and self.objective.synonym_alignment.weight:
-            raise ValueError("objective.synonym_alignment: teaches name vectors; set graph_encoder.names to gradient")
         return self
 
     @property

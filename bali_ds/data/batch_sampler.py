@@ -1,4 +1,7 @@
-"""The steps of one rank: which samples each takes and the arrays they become. A worker holds one, or the loader."""
+"""Batch sampler: the steps of one rank, from positions in the order to collated arrays.
+
+Each loader worker has one; without workers the loader has it.
+"""
 
 import itertools
 import queue
@@ -10,38 +13,39 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bali_ds.data.collator import BatchArrays, Collator
+from bali_ds.data.batch import Batch
+from bali_ds.data.collator import Collator
 from bali_ds.data.mixture import Mixture
-from bali_ds.data.ragged import Ints
 from bali_ds.data.reader import SampleReader
 from bali_ds.data.sample_validation import Replacement
-from bali_ds.data.sampler import Position, Schedule, VisitOrder, Visits, rank_share
+from bali_ds.data.sampler import Position, SampleIndices, SampleOrder, Schedule, rank_offsets
+from bali_ds.data.sequences import Ints
 from bali_ds.data.settings import StreamSettings
 from bali_ds.errors import InputError
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.shards.shard_set import ShardSet
 
-# Far enough for a shard to arrive while these steps are taken, near enough for the cache to hold what lies between.
+# Far enough for a shard to arrive while these steps are taken, near enough for the cache to hold the shards between.
 _STEPS_AHEAD = 32
-# What an operation on arrays costs, however short they are, is paid once for so many samples.
+# Numpy's overhead per operation is paid once for this many samples.
 _SAMPLES_AT_ONCE = 256
 
 
 class StepArrays(NamedTuple):
-    """One step of one rank: where the data stand after it, its micro-batches, and the bad samples it met."""
+    """One step of one rank: the position after it, its micro-batches, and the bad samples that were replaced."""
 
     position_after: Position
-    micro_batches: tuple[BatchArrays, ...]
+    micro_batches: tuple[Batch[Ints], ...]
     replaced: tuple[Replacement, ...] = ()
 
 
 @dataclass(frozen=True)
-class Share:
-    """The part of every global batch that falls to one rank.
+class RankSlice:
+    """One rank's slice of every global batch.
 
     Attributes:
         global_batch: samples of a step over all ranks.
-        micro_batches: micro-batches that the rank's part is split into.
+        micro_batches: micro-batches that the slice is split into.
         rank: of this process.
         world_size: number of ranks.
     """
@@ -52,18 +56,23 @@ class Share:
     world_size: int = 1
 
 
-class RankSteps:
+class BatchSampler:
     """Any step of a rank in constant time; steps count from `start`."""
 
     def __init__(
-        self, shards: ShardSet | Mixture, graph: KnowledgeGraph, settings: StreamSettings, share: Share, start: Position
+        self,
+        shards: ShardSet | Mixture,
+        graph: KnowledgeGraph,
+        settings: StreamSettings,
+        own: RankSlice,
+        start: Position,
     ) -> None:
-        mixture, self._chunks = Mixture.of(shards), share.micro_batches
-        self._offsets = rank_share(share.global_batch, share.micro_batches, share.rank, share.world_size)
+        mixture, self._micro_batches = Mixture.of(shards), own.micro_batches
+        self._offsets = rank_offsets(own.global_batch, own.micro_batches, own.rank, own.world_size)
         self._collator = Collator.of(mixture, graph, settings)
-        self._order = VisitOrder(mixture, settings)
-        self.schedule = Schedule(self._order.size, share.global_batch, start)
-        self._ahead = _Ahead(self._collator.reader) if self._collator.reader.remote else None
+        self._order = SampleOrder(mixture, settings)
+        self.schedule = Schedule(self._order.size, own.global_batch, start)
+        self._prefetcher = _ShardPrefetcher(self._collator.reader) if self._collator.reader.remote else None
 
     def __getitem__(self, step: int) -> StepArrays:
         """Return a step.
@@ -74,7 +83,7 @@ class RankSteps:
         return self.take([step])[0]
 
     def run(self, first: int = 0, stride: int = 1) -> Iterator[StepArrays]:
-        """Yield the steps `first`, `first + stride`, ... without end; steps of few samples are made several at once.
+        """Yield the steps `first`, `first + stride`, ... without end; several at once where they have few samples.
 
         Raises:
             InputError: the shards cannot be read.
@@ -84,49 +93,50 @@ class RankSteps:
             yield from self.take(range(begin, begin + together * stride, stride))
 
     def take(self, numbers: Sequence[int]) -> list[StepArrays]:
-        """Return some steps, made together.
+        """Return some steps, collated together.
 
         Raises:
             InputError: the shards cannot be read.
         """
-        if self._ahead:
+        if self._prefetcher:
             distance = numbers[-1] - numbers[0] + _STEPS_AHEAD
-            self._ahead.fetch(self._visits([number + distance for number in numbers]).rows)
-        made = self._collator.collate(self._visits(numbers), self._chunks * len(numbers))
+            self._prefetcher.fetch(self._indices([number + distance for number in numbers]).sample_rows)
+        count = self._micro_batches
+        collated = self._collator.collate(self._indices(numbers), count * len(numbers))
         steps = []
         for place, number in enumerate(numbers):
-            batches, replaced = zip(*made[place * self._chunks : (place + 1) * self._chunks], strict=True)
+            batches, replaced = zip(*collated[place * count : (place + 1) * count], strict=True)
             steps.append(StepArrays(self.schedule.begin(number + 1), batches, tuple(itertools.chain(*replaced))))
         return steps
 
     def close(self) -> None:
-        """Fetch nothing more ahead."""
-        if self._ahead:
-            self._ahead.close()
+        """Stop prefetching."""
+        if self._prefetcher:
+            self._prefetcher.close()
 
-    def _visits(self, numbers: Sequence[int]) -> Visits:
+    def _indices(self, numbers: Sequence[int]) -> SampleIndices:
         begins = [self.schedule.begin(number) for number in numbers]
         firsts = np.array([begin.epoch * self._order.size + begin.samples_seen for begin in begins], np.int64)
-        return self._order.visits((firsts[:, None] + self._offsets).ravel())
+        return self._order.indices((firsts[:, None] + self._offsets).ravel())
 
 
-class _Ahead:
-    """A thread that fetches shards before they are read; what it cannot fetch, the reader meets and reports."""
+class _ShardPrefetcher:
+    """Background thread that fetches shards before they are read; its errors are left to the reader to meet again."""
 
     def __init__(self, reader: SampleReader) -> None:
         self._reader = reader
-        self._wanted: queue.Queue[Ints | None] = queue.Queue()
+        self._requests: queue.Queue[Ints | None] = queue.Queue()
         threading.Thread(target=self._run, name="bali-ds fetch", daemon=True).start()
 
-    def fetch(self, rows: Ints) -> None:
-        self._wanted.put(rows)
+    def fetch(self, sample_rows: Ints) -> None:
+        self._requests.put(sample_rows)
 
     def close(self) -> None:
-        while not self._wanted.empty():
-            self._wanted.get_nowait()
-        self._wanted.put(None)
+        while not self._requests.empty():
+            self._requests.get_nowait()
+        self._requests.put(None)
 
     def _run(self) -> None:
-        while (rows := self._wanted.get()) is not None:
+        while (sample_rows := self._requests.get()) is not None:
             with suppress(InputError):
-                self._reader.fetch(rows)
+                self._reader.fetch(sample_rows)

@@ -1,184 +1,195 @@
-"""From sample rows to the arrays of a batch, all samples at once."""
+"""From sample indices to the arrays of batches, all samples at once."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bali_ds.data.ego_graphs import ConceptViews, Stars, find_views
-from bali_ds.data.length_buckets import LengthBucket, PackedTexts, pack, pack_texts
-from bali_ds.data.linearized import Strings, part_of
-from bali_ds.data.masking import Vocabulary, mark_mentions, visit_keys
+from bali_ds.data.batch import Batch, LengthBucket
+from bali_ds.data.batch_part import BatchSlice, NamesToEncode, SampledInputs, SampleSource
+from bali_ds.data.ego_graphs import ConceptViews, find_views
+from bali_ds.data.length_buckets import bucket, bucket_masked
+from bali_ds.data.masking import mark_mentions, sample_keys
 from bali_ds.data.mixture import Mixture
-from bali_ds.data.objective_inputs import nothing_side_by_side, side_by_side
-from bali_ds.data.ragged import Ints, ranges, starts
 from bali_ds.data.reader import SampleReader, Samples
 from bali_ds.data.sample_validation import REASONS, Replacement, find_faults, substitutes
-from bali_ds.data.sampler import Visits
-from bali_ds.data.sampling import Drawing, Drawn
+from bali_ds.data.sampler import SampleIndices
+from bali_ds.data.sampling import open_source, sample_inputs
+from bali_ds.data.sequences import Flags, Ints, TokenSequences, ranges, starts
 from bali_ds.data.settings import StreamSettings
 from bali_ds.errors import InputError
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.shards.shard_set import ShardSet
 
-BatchArrays = Mapping[str, NDArray[np.int64] | tuple[LengthBucket, ...]]
-"""The fields of `bali_ds.data.batch.Batch` by name, as numpy arrays."""
-
 _ATTEMPTS = 20
-
-BLOCK_FIELDS = ("passages", "names", "neighborhoods", "originals", "triples")
 
 Replacements = tuple[Replacement, ...]
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes batches of one shard set, its graph and its settings."""
+    """Makes batches from one mixture of shard sets, its graph and its settings."""
 
-    shards: Mixture
-    graph: KnowledgeGraph
+    source: SampleSource
     settings: StreamSettings
-    vocabulary: Vocabulary
     reader: SampleReader
-    drawing: Drawing
 
     @classmethod
     def of(cls, shards: ShardSet | Mixture, graph: KnowledgeGraph, settings: StreamSettings) -> "Collator":
         """Return a collator.
 
         Raises:
-            InputError: the graph is not the one that the shards were built from, or their index counts otherwise.
+            InputError: the graph is not the one that the shards were built from, or their index has other counts.
         """
         mixture = Mixture.of(shards)
         for each in mixture.sets:
             each.check_graph(graph)
-        vocabulary = Vocabulary.from_index(mixture.index["tokenizer"], settings.markers or ())
-        drawing = Drawing.of(mixture, graph, settings, vocabulary)
-        return cls(mixture, graph, settings, vocabulary, SampleReader(mixture), drawing)
+        return cls(open_source(mixture, graph, settings), settings, SampleReader(mixture))
 
-    def collate(self, visits: Visits, micro_batches: int = 1) -> list[tuple[BatchArrays, Replacements]]:
-        """Return the batches of visited samples, each with the samples in it that others had to replace.
+    def collate(self, indices: SampleIndices, micro_batches: int = 1) -> list[tuple[Batch[Ints], Replacements]]:
+        """Return batches of samples, each with its bad samples and what replaced them.
 
-        Whatever does not depend on the other samples of a batch is done for all batches at once.
+        Whatever does not depend on the other samples of a batch is computed for all batches at once.
 
         Args:
-            visits: n samples.
-            micro_batches: batches of n / micro_batches samples each, in the order of the visits.
+            indices: of n samples.
+            micro_batches: batches of n / micro_batches samples each, in the order of the indices.
 
         Raises:
             InputError: a tar cannot be read, or hardly any sample can be used.
         """
-        samples, views, replaced = self._read(visits)
-        if self.settings.markers:
-            samples = mark_mentions(samples, *self.settings.markers)
-        drawn = self.drawing.draw(samples, views, visit_keys(self.settings.seed, visits.occasions, samples.rows))
-        bounds = pairwise(range(0, samples.rows.size + 1, samples.rows.size // micro_batches))
+        settings = self.settings
+        samples, views, replaced = self._read(indices)
+        if settings.markers:
+            samples = mark_mentions(samples, *settings.markers)
+        keys = sample_keys(settings.seed, indices.repeats, samples.sample_rows)
+        inputs = sample_inputs(samples, views, keys, self.source, settings)
+        parts = [part.sample(inputs) for part in settings.parts]
+        count = samples.sample_rows.size
         return [
-            (self._batch(drawn, first, last), tuple(replaced[at] for at in range(first, last) if at in replaced))
-            for first, last in bounds
+            (
+                self._batch(inputs, parts, first, last),
+                tuple(replaced[at] for at in range(first, last) if at in replaced),
+            )
+            for first, last in pairwise(range(0, count + 1, count // micro_batches))
         ]
 
-    def _batch(self, drawn: Drawn, first: int, last: int) -> BatchArrays:
-        """Pack the samples from `first` to before `last`."""
-        stars, settings, vocabulary = drawn.stars, self.settings, self.vocabulary
-        passages = pack_texts(drawn.passages, first, last, settings.passage_blocks, vocabulary)
-        views = slice(*np.searchsorted(drawn.views.samples, (first, last)).tolist())
-        texts = slice(*np.searchsorted(drawn.text_views, (views.start, views.stop)).tolist())
-        mentions = slice(*np.searchsorted(drawn.mention_views, (texts.start, texts.stop)))
-        nodes = slice(*np.searchsorted(stars.views, (views.start, views.stop)).tolist())
-        # Each star has one node more than facts; all messages of one direction precede those of the other.
+    def _batch(self, inputs: SampledInputs, sampled: Sequence[Any], first: int, last: int) -> Batch[Ints]:
+        """Collate the samples from `first` to before `last`; `sampled` is what each part sampled."""
+        ego_graphs, settings, vocabulary = inputs.ego_graphs, self.settings, self.source.vocabulary
+        passages = bucket_masked(inputs.passages, first, last, settings.passage_buckets, vocabulary)
+        views = _range(inputs.views.samples, first, last)
+        texts = _range(inputs.text_views, views.start, views.stop)
+        mentions = _range(inputs.mention_views, texts.start, texts.stop)
+        nodes = _range(ego_graphs.views, views.start, views.stop)
+        # each ego graph has one node more than facts
         facts = np.arange(nodes.start - views.start, nodes.stop - views.stop)
-        kept, held = facts[~drawn.held[facts]], facts[drawn.held[facts]]
-        messages = np.concatenate([kept, kept + stars.edge_relations.size // 2])
-        pairs = slice(*np.searchsorted(drawn.synonyms.views, (views.start, views.stop)).tolist())
-        named = np.concatenate([drawn.names[nodes], drawn.synonyms.first[pairs], drawn.synonyms.second[pairs]])
-        masked = np.zeros(named.size, bool)
-        masked[: nodes.stop - nodes.start] = drawn.hidden[nodes]
-        spelled = part_of(drawn.synonyms.mentions, pairs.start, pairs.stop)
-        names, name_rows = self._names(named, masked, spelled)
-        node_names, synonyms = np.split(name_rows, [nodes.stop - nodes.start])
-        if settings.concept_rows:
-            node_names = np.where(drawn.hidden[nodes], self.graph.num_concepts, stars.concepts[nodes])
-        blocks = settings.passage_blocks * (settings.with_graph and settings.graph_view == "linearized")
-        neighborhoods = pack_texts(drawn.neighborhoods, views.start, views.stop, blocks, vocabulary)
-        return {
-            "passages": passages.blocks,
-            "names": names,
-            "labeled_tokens": passages.labeled,
-            "labels": passages.labels,
-            "mention_tokens": passages.positions[drawn.mention_tokens[mentions] - passages.first_token],
-            "mention_views": drawn.mention_views[mentions] - texts.start,
-            "text_views": drawn.text_views[texts] - views.start,
-            "concept_ids": drawn.views.concepts[views],
-            "node_names": node_names,
-            "edge_index": stars.edge_index[:, messages] - nodes.start,
-            "edge_relations": stars.edge_relations[messages],
-            "targets": stars.targets[views] - nodes.start,
-            "sample_ids": drawn.samples.rows[first:last],
-            "neighborhoods": neighborhoods.blocks,
-            "neighborhood_rows": neighborhoods.rows,
-            "graph_labeled_tokens": neighborhoods.labeled,
-            "graph_labels": neighborhoods.labels,
-            "held_out": self._held_out(stars, held, nodes.start),
-            "synonyms": synonyms.reshape(2, -1),
-            "synonym_ids": drawn.views.concepts[drawn.synonyms.views[pairs]],
-            **self._side_by_side(drawn, first, last, passages, nodes),
-        }
-
-    def _held_out(self, stars: Stars, held: Ints, first_node: int) -> NDArray[np.int64]:
-        neighbors, centers = stars.edge_index[:, held]
-        concepts = stars.concepts[neighbors]
-        return np.stack([centers - first_node, stars.edge_relations[held], neighbors - first_node, concepts])
-
-    def _side_by_side(self, drawn: Drawn, first: int, last: int, passages: PackedTexts, nodes: slice) -> BatchArrays:
-        if not self.settings.triples:
-            return nothing_side_by_side()
-        owners = drawn.views.samples[drawn.stars.views[nodes]] - first
-        return side_by_side(
-            part_of(Strings(drawn.samples.tokens, drawn.samples.lengths), first, last),
-            part_of(drawn.triples, first, last),
-            passages,
-            np.bincount(owners, minlength=last - first),
-            self.vocabulary,
+        piece = BatchSlice(inputs, slice(first, last), views, nodes, facts, passages, name_rows=facts[:0])
+        passing = facts[~self._withheld(inputs, sampled)[facts]]
+        messages = np.concatenate([passing, passing + ego_graphs.num_facts])
+        wanted = [part.names(own, views) for part, own in zip(settings.parts, sampled, strict=True)]
+        names, node_names, rows_of_parts = self._names(piece, wanted)
+        buckets = settings.passage_buckets * (settings.with_graph and settings.graph_view == "linearized")
+        neighborhoods = bucket_masked(inputs.neighborhoods, views.start, views.stop, buckets, vocabulary)
+        return Batch(
+            passages=passages.buckets,
+            names=names,
+            labeled_tokens=passages.labeled,
+            labels=passages.labels,
+            mention_tokens=passages.positions[inputs.mention_tokens[mentions] - passages.first_token],
+            mention_views=inputs.mention_views[mentions] - texts.start,
+            text_views=inputs.text_views[texts] - views.start,
+            concept_ids=inputs.views.concept_ids[views],
+            node_names=node_names,
+            edge_index=ego_graphs.edge_index[:, messages] - nodes.start,
+            edge_relations=ego_graphs.edge_relations[messages],
+            targets=ego_graphs.targets[views] - nodes.start,
+            sample_rows=inputs.samples.sample_rows[first:last],
+            neighborhoods=neighborhoods.buckets,
+            neighborhood_rows=neighborhoods.rows,
+            graph_labeled_tokens=neighborhoods.labeled,
+            graph_labels=neighborhoods.labels,
+            parts={
+                part.name: part.collate(own, piece._replace(name_rows=rows))
+                for part, own, rows in zip(settings.parts, sampled, rows_of_parts, strict=True)
+            },
         )
 
-    def _read(self, visits: Visits) -> tuple[Samples, ConceptViews, dict[int, Replacement]]:
-        """Read samples, and others in place of the bad ones, until all are sound; what was replaced, by place."""
-        settings, (rows, occasions) = self.settings, visits
-        chosen, reasons = rows, np.zeros_like(rows)
+    def _withheld(self, inputs: SampledInputs, sampled: Sequence[Any]) -> Flags:
+        """Return which facts any part keeps from passing messages, bool [F]."""
+        withheld = np.zeros(inputs.ego_graphs.num_facts, bool)
+        for part, own in zip(self.settings.parts, sampled, strict=True):
+            facts = part.withheld_facts(own)
+            if facts is not None:
+                withheld |= facts
+        return withheld
+
+    def _read(self, indices: SampleIndices) -> tuple[Samples, ConceptViews, dict[int, Replacement]]:
+        """Read samples, and others in place of bad ones, until all are valid; return replacements by position."""
+        settings, shards = self.settings, self.source.shards
+        wanted, repeats = indices
+        sample_rows, reasons = wanted, np.zeros_like(wanted)
         for attempt in range(_ATTEMPTS):
-            samples = self.reader.read(chosen)
+            samples = self.reader.read(sample_rows)
             views = find_views(samples)
-            faults = find_faults(samples, views.stray_edges, self.shards)
+            faults = find_faults(samples, views.misordered, shards)
             if not faults.any():
                 replaced = {
-                    at: Replacement(int(rows[at]), int(chosen[at]), REASONS[reasons[at]])
+                    at: Replacement(int(wanted[at]), int(sample_rows[at]), REASONS[reasons[at]])
                     for at in np.flatnonzero(reasons).tolist()
                 }
                 return samples, views, replaced
             reasons = np.where(reasons, reasons, faults)
-            others = substitutes(settings.seed, occasions, rows, attempt, self.shards, settings.split)
-            chosen = np.where(faults, others, chosen)
-        raise InputError(f"{self.shards.name}: hardly any sample can be used; see: bali-ds shards lint")
+            others = substitutes(settings.seed, repeats, wanted, attempt, shards, settings.split)
+            sample_rows = np.where(faults, others, sample_rows)
+        raise InputError(
+            f"{shards.name}: hardly any sample can be used, {_ATTEMPTS} replacements in a row were bad; "
+            "check the shards with: bali-ds shards lint"
+        )
 
-    def _names(self, names: Ints, hidden: NDArray[np.bool_], spelled: Strings) -> tuple[tuple[LengthBucket, ...], Ints]:
-        """Encode each distinct name once, then what is spelled out; return the blocks and the rows of both.
-
-        Names hidden behind equally many [MASK]s are one name. A concept without a name, or whose name has no token,
-        is one [MASK].
-        """
-        vocabulary, table = self.vocabulary, self.shards.names
-        num_names = table.offsets.size - 1
-        sizes = np.where(names < 0, 0, table.offsets[names + 1] - table.offsets[names])
-        codes = np.where(hidden | (sizes == 0), num_names + np.maximum(sizes, 1), names)
-        settings = self.settings
+    def _names(
+        self, piece: BatchSlice, wanted: Sequence[NamesToEncode | None]
+    ) -> tuple[tuple[LengthBucket[Ints], ...], Ints, list[Ints]]:
+        """Return the buckets of names, what the nodes refer to, and the rows of the names of each part."""
+        settings, inputs, nodes = self.settings, piece.inputs, piece.nodes
+        extra = [names or NamesToEncode(piece.facts[:0]) for names in wanted]
+        ids = np.concatenate([inputs.node_names[nodes], *(names.name_ids for names in extra)])
+        hidden = np.zeros(ids.size, bool)
+        count = nodes.stop - nodes.start
+        hidden[:count] = inputs.hidden[nodes]
+        codes = self._name_codes(ids, hidden)
         if settings.name_rows or settings.concept_rows:
-            return (), codes
-        wanted = (settings.with_graph and settings.graph_view == "star") or settings.synonyms
-        blocks = settings.name_blocks if wanted else 0
-        distinct, of_node = np.unique(codes, return_inverse=True)
+            concept_ids = np.where(hidden[:count], self.source.graph.num_concepts, inputs.ego_graphs.concept_ids[nodes])
+            return (), concept_ids if settings.concept_rows else codes[:count], [codes[:0]] * len(extra)
+        spelled = TokenSequences.join([names.spelled for names in extra])
+        buckets, rows, spelled_rows = self._bucket_names(codes, spelled)
+        ends = count + np.cumsum([0, *(names.name_ids.size for names in extra)])
+        spelled_ends = np.cumsum([0, *(names.spelled.lengths.size for names in extra)])
+        rows_of_parts = [
+            np.concatenate([rows[begin:end], spelled_rows[first:last]])
+            for (begin, end), (first, last) in zip(pairwise(ends), pairwise(spelled_ends), strict=True)
+        ]
+        return buckets, rows[:count], rows_of_parts
+
+    def _name_codes(self, name_ids: Ints, hidden: Flags) -> Ints:
+        """Return the row of each name in a table of all names followed by those of 0, 1, 2, ... masks.
+
+        A hidden name is as many masks as it has tokens. A concept without a name, or whose name has no token, is one
+        mask.
+        """
+        offsets = self.source.shards.names.offsets
+        sizes = np.where(name_ids < 0, 0, offsets[name_ids + 1] - offsets[name_ids])
+        return np.where(hidden | (sizes == 0), offsets.size - 1 + np.maximum(sizes, 1), name_ids)
+
+    def _bucket_names(self, codes: Ints, spelled: TokenSequences) -> tuple[tuple[LengthBucket[Ints], ...], Ints, Ints]:
+        """Put each distinct name once, and all spelled ones, into buckets; return the rows of codes and of spelled."""
+        settings, vocabulary, table = self.settings, self.source.vocabulary, self.source.shards.names
+        ego_graphs = settings.with_graph and settings.graph_view == "ego_graph"
+        any_names = ego_graphs or any(part.encodes_names for part in settings.parts)
+        num_names = table.offsets.size - 1
+        distinct, of_code = np.unique(codes, return_inverse=True)
         shown = distinct[distinct < num_names]
         begins_in_table = table.offsets[shown]
         masks = distinct[shown.size :] - num_names
@@ -189,5 +200,10 @@ class Collator:
         lengths_shown = lengths[: shown.size]
         tokens[ranges(begins[: shown.size] + 1, lengths_shown)] = table.tokens[ranges(begins_in_table, lengths_shown)]
         tokens[ranges(begins[distinct.size :] + 1, spelled.lengths)] = spelled.tokens
-        packed = pack(tokens, lengths + 2, blocks, vocabulary.pad_id, (vocabulary.cls_id, vocabulary.sep_id))
-        return packed.blocks, packed.rows[np.concatenate([of_node, np.arange(distinct.size, lengths.size)])]
+        bucketed = bucket(tokens, lengths + 2, settings.name_buckets if any_names else 0, vocabulary)
+        return bucketed.buckets, bucketed.rows[of_code], bucketed.rows[distinct.size :]
+
+
+def _range(ascending: Ints, first: int, last: int) -> slice:
+    """Return where the values from `first` to before `last` are."""
+    return slice(*np.searchsorted(ascending, (first, last)).tolist())

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from bali_ds.data.batch import Batch
+from bali_ds.data.batch import Batch, as_tensors
+from bali_ds.data.batch_part import BatchPart
 from bali_ds.data.collator import Collator
-from bali_ds.data.loader import as_batch
 from bali_ds.data.mixture import Mixture
-from bali_ds.data.ragged import Ints
-from bali_ds.data.sampler import Visits
+from bali_ds.data.sampler import SampleIndices
+from bali_ds.data.sequences import Ints
 from bali_ds.data.settings import StreamSettings
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.shards.shard_set import ShardSet
@@ -25,24 +25,24 @@ def evaluation_batches(
     split: str = "validation",
     batch_size: int = 64,
     limit: int | None = None,
-    triples: bool = False,
+    parts: tuple[BatchPart, ...] = (),
 ) -> Iterator[Batch]:
-    """Yield unmasked batches of a split in the order of the sample table, the last one perhaps smaller.
+    """Yield unmasked batches of a split in the order of the sample table; the last one may be smaller.
 
-    Neighbors and synonyms are those of epoch 0, so every call yields the same batches. Another sample stands in for
-    a bad one.
+    Neighbors and names are those of epoch 0, so every call yields the same batches. A bad sample is replaced by
+    another.
 
     Args:
         shards: the samples.
         graph: the graph that the shards were built from.
-        settings: seed, fan-out, blocks and the kind of graph view, which is always there; masking does not matter.
+        settings: seed, fan-out, buckets and kind of graph view; there always are graph views and no masks.
         split: "train" or "validation".
         batch_size: samples a batch.
-        limit: samples in all, from the begin of every set in proportion to its size; None takes the whole split.
-        triples: give the facts of each passage as text, too.
+        limit: samples in all, from the start of every set in proportion to its size; None takes the whole split.
+        parts: what is added to each batch, instead of the parts of the settings.
 
     Raises:
-        InputError: the graph is another one, or a shard cannot be read.
+        InputError: the shards were built from another graph, or a shard cannot be read.
     """
     plain = replace(
         settings,
@@ -52,17 +52,15 @@ def evaluation_batches(
         name_masking=0.0,
         graph_masking=0.0,
         with_graph=True,
-        hold_out=False,
-        synonyms="",
-        triples=triples,
+        parts=parts,
     )
     mixture = Mixture.of(shards)
     collator = Collator.of(mixture, graph, plain)
-    rows = _first_rows(mixture, split, limit)
-    for begin in range(0, rows.size, batch_size):
-        block = rows[begin : begin + batch_size]
-        [(arrays, _)] = collator.collate(Visits(block, np.zeros_like(block)))
-        yield as_batch(arrays)
+    sample_rows = _first_rows(mixture, split, limit)
+    for begin in range(0, sample_rows.size, batch_size):
+        rows = sample_rows[begin : begin + batch_size]
+        [(arrays, _)] = collator.collate(SampleIndices(rows, np.zeros_like(rows)))
+        yield as_tensors(arrays)
 
 
 def _first_rows(mixture: Mixture, split: str, limit: int | None) -> Ints:

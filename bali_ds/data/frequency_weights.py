@@ -4,9 +4,9 @@ Each passage of n has the weight mean(f_c ** (temperature - 1)) over its concept
 that mention c: 1 takes passages as they are, 0 makes up for the frequency of concepts in full (the smoothing of
 Mikolov et al., "Distributed Representations of Words and Phrases", 2013, 2.2, and of multilingual language models).
 
-An epoch stays n visits long. The weights, scaled to a sum of n, lie end to end on a line; visit k takes the passage at
-point k + u, where u in [0, 1) is drawn for the epoch (systematic sampling, Madow 1949). A passage of weight 2.3 is
-thus visited 2 or 3 times, 2.3 times on average, and each visit is found in logarithmic time.
+An epoch still has n positions. The weights, scaled to a sum of n, lie end to end on a line; position k takes the
+passage at point k + u, where u in [0, 1) is sampled for the epoch (systematic sampling, Madow 1949). A passage of
+weight 2.3 is thus taken 2 or 3 times, 2.3 times on average; the passage of a position is found in logarithmic time.
 """
 
 from pathlib import Path
@@ -14,21 +14,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bali_ds.data.ego_graphs import concept_keys
+from bali_ds.data.ego_graphs import sample_concept_keys
 from bali_ds.data.mixture import Mixture
-from bali_ds.data.ragged import Ints
 from bali_ds.data.reader import SampleReader
 from bali_ds.data.remote import cache_home, locked
+from bali_ds.data.sequences import Ints
 from bali_ds.files import published_file
 from bali_ds.randomness import Keys, uniform
 
 # Whole numbers, so that sums of millions are exact and the same on every machine.
 _UNIT = 1 << 20
-_BLOCK = 4096
+_ROWS_AT_ONCE = 4096
 
 
-class WeightedVisits:
-    """Which passage each visit of an epoch takes.
+class FrequencySampler:
+    """The passage of each position of an epoch, sampled by weight.
 
     Args:
         ends: int64 [n], where the weight of each passage ends on the line.
@@ -38,23 +38,23 @@ class WeightedVisits:
         self._ends = ends
         self._scale = int(ends[-1]) / ends.size
 
-    def take(self, visits: Ints, key: Keys) -> tuple[Ints, Ints]:
-        """Return the passage of each visit, counted from the first, and how often the epoch took it before.
+    def take(self, positions: Ints, key: Keys) -> tuple[Ints, Ints]:
+        """Return the passage of each position, counted from the first, and how often the epoch took it before.
 
         Args:
-            visits: int64 [m], each in [0, n); int64 [m] and int64 [m] are returned.
+            positions: int64 [m], each in [0, n); int64 [m] and int64 [m] are returned.
             key: uint64 [1], of the epoch.
         """
         offset = float(uniform(key)[0])
-        points = ((visits + offset) * self._scale).astype(np.int64)
+        points = ((positions + offset) * self._scale).astype(np.int64)
         passages = np.minimum(np.searchsorted(self._ends, points, side="right"), self._ends.size - 1)
         begins = np.where(passages > 0, self._ends[passages - 1], 0)
-        earlier = visits - np.ceil(begins / self._scale - offset).astype(np.int64)
+        earlier = positions - np.ceil(begins / self._scale - offset).astype(np.int64)
         return passages, np.maximum(earlier, 0)
 
 
-def weighted_visits(mixture: Mixture, number: int, split: str, temperature: float) -> WeightedVisits:
-    """Return the weighted visits of one set of a mixture; its passages are read once, and the weights kept.
+def frequency_sampler(mixture: Mixture, number: int, split: str, temperature: float) -> FrequencySampler:
+    """Return the weighted sampler of one set of a mixture; the weights are computed once and cached on disk.
 
     Raises:
         InputError: the shards cannot be read.
@@ -65,38 +65,38 @@ def weighted_visits(mixture: Mixture, number: int, split: str, temperature: floa
     with locked(path.with_suffix(".lock")):
         if not path.exists():
             _write(path, passage_weights(mixture, mixture.rows_of(number, split), temperature))
-    return WeightedVisits(np.load(path, mmap_mode="r", allow_pickle=False))
+    return FrequencySampler(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
-def passage_weights(mixture: Mixture, rows: Ints, temperature: float) -> NDArray[np.float64]:
+def passage_weights(mixture: Mixture, sample_rows: Ints, temperature: float) -> NDArray[np.float64]:
     """Return the weight of each passage, float64 [n], in any unit; one without concepts has the mean weight."""
-    concepts, counts = _concepts(mixture, rows)
-    frequencies = np.bincount(concepts, minlength=1)
-    rarities = frequencies[concepts] ** (temperature - 1.0)
-    numbers = np.repeat(np.arange(rows.size), counts)
-    sums = np.bincount(numbers, rarities, minlength=rows.size)
+    concept_ids, counts = _concept_ids(mixture, sample_rows)
+    frequencies = np.bincount(concept_ids, minlength=1)
+    rarities = frequencies[concept_ids] ** (temperature - 1.0)
+    passages = np.repeat(np.arange(sample_rows.size), counts)
+    sums = np.bincount(passages, rarities, minlength=sample_rows.size)
     some = counts > 0
-    weights = np.full(rows.size, (sums[some] / counts[some]).mean() if some.any() else 1.0)
+    weights = np.full(sample_rows.size, (sums[some] / counts[some]).mean() if some.any() else 1.0)
     weights[some] = sums[some] / counts[some]
     return weights
 
 
-def _concepts(mixture: Mixture, rows: Ints) -> tuple[NDArray[np.int32], Ints]:
-    """The distinct concepts of all passages, int32 [views], and how many each has, int64 [n]."""
+def _concept_ids(mixture: Mixture, sample_rows: Ints) -> tuple[NDArray[np.int32], Ints]:
+    """Return the distinct concepts of all passages, int32 [views], and how many each has, int64 [n]."""
     reader, num_concepts = SampleReader(mixture), int(mixture.index["graph"]["concepts"])
-    concepts, counts = [np.empty(0, np.int32)], [np.empty(0, np.int64)]
-    for begin in range(0, rows.size, _BLOCK):
-        samples = reader.read(rows[begin : begin + _BLOCK])
-        mentioned = samples.mentions[:, 2]
-        passages = np.repeat(np.arange(samples.rows.size), samples.mention_counts)
+    concept_ids, counts = [np.empty(0, np.int32)], [np.empty(0, np.int64)]
+    for begin in range(0, sample_rows.size, _ROWS_AT_ONCE):
+        samples = reader.read(sample_rows[begin : begin + _ROWS_AT_ONCE])
+        size, mentioned = samples.sample_rows.size, samples.mention_concept_ids
+        passages = np.repeat(np.arange(size), samples.mention_counts)
         known = np.flatnonzero((mentioned >= 0) & (mentioned < num_concepts) & samples.found[passages])
-        _, first = np.unique(concept_keys(passages[known], mentioned[known]), return_index=True)
-        concepts.append(mentioned[known[first]])
-        counts.append(np.bincount(passages[known[first]], minlength=samples.rows.size))
-    return np.concatenate(concepts), np.concatenate(counts)
+        _, first = np.unique(sample_concept_keys(passages[known], mentioned[known]), return_index=True)
+        concept_ids.append(mentioned[known[first]])
+        counts.append(np.bincount(passages[known[first]], minlength=size))
+    return np.concatenate(concept_ids), np.concatenate(counts)
 
 
 def _write(path: Path, weights: NDArray[np.float64]) -> None:
-    parts = np.maximum(np.rint(weights / weights.mean() * _UNIT), 1).astype(np.int64)
+    units = np.maximum(np.rint(weights / weights.mean() * _UNIT), 1).astype(np.int64)
     with published_file(path) as stream:
-        np.save(stream, np.cumsum(parts), allow_pickle=False)
+        np.save(stream, np.cumsum(units), allow_pickle=False)

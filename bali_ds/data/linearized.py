@@ -3,37 +3,14 @@
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bali_ds.corpus.tokenizer import Tokenizer
-from bali_ds.data.ego_graphs import Stars
-from bali_ds.data.masking import Vocabulary
-from bali_ds.data.ragged import Ints, ranges, starts, within
+from bali_ds.data.ego_graphs import EgoGraphs
+from bali_ds.data.sequences import Flags, Ints, TokenSequences, Vocabulary, ranges, starts, within
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.shards.shard_set import Names
 
 LONGEST_RELATION = 16
-
-
-class Strings(NamedTuple):
-    """Token sequences one after the other.
-
-    Attributes:
-        tokens: int64 [T], flat.
-        lengths: int64 [n], tokens of each.
-    """
-
-    tokens: Ints
-    lengths: Ints
-
-
-NO_STRINGS = Strings(np.empty(0, np.int64), np.empty(0, np.int64))
-
-
-def part_of(strings: Strings, first: int, last: int) -> Strings:
-    """Return the sequences from `first` to before `last`."""
-    begin, lengths = int(strings.lengths[:first].sum()), strings.lengths[first:last]
-    return Strings(strings.tokens[begin : begin + int(lengths.sum())], lengths)
 
 
 class FactTexts(NamedTuple):
@@ -41,7 +18,7 @@ class FactTexts(NamedTuple):
 
     Attributes:
         heads, relations, tails: int64 [F]: node, relation id below R, node.
-        groups: int64 [F], ascending: which sequence each is part of.
+        groups: int64 [F], ascending, the sequence that each fact is part of.
     """
 
     heads: Ints
@@ -50,7 +27,7 @@ class FactTexts(NamedTuple):
     groups: Ints
 
 
-def relation_strings(graph: KnowledgeGraph, tokenizer: str) -> Strings:
+def relation_sequences(graph: KnowledgeGraph, tokenizer: str) -> TokenSequences:
     """Return the tokens of every relation's name, its underscores read as spaces, cut to LONGEST_RELATION.
 
     Raises:
@@ -59,68 +36,68 @@ def relation_strings(graph: KnowledgeGraph, tokenizer: str) -> Strings:
     names = [graph.relation_name(relation).replace("_", " ") for relation in range(graph.num_relations)]
     rows = [row[:LONGEST_RELATION] for row in Tokenizer.load(tokenizer).encode_ids(names)]
     lengths = np.array([len(row) for row in rows], np.int64)
-    return Strings(np.array([token for row in rows for token in row], np.int64), lengths)
+    return TokenSequences(np.array([token for row in rows for token in row], np.int64), lengths)
 
 
-def name_strings(names: Ints, hidden: NDArray[np.bool_], table: Names, mask_id: int) -> Strings:
+def name_sequences(name_ids: Ints, hidden: Flags, table: Names, mask_id: int) -> TokenSequences:
     """Return the tokens of names; a hidden one is as many masks, a missing or empty one a single mask.
 
     Args:
-        names: int64 [n], name ids, -1 for a concept without names.
+        name_ids: int64 [n], -1 for a concept without names.
         hidden: bool [n].
         table: the tokens of all names.
-        mask_id: the token that hides.
+        mask_id: the mask token.
     """
-    begins = np.where(names < 0, 0, table.offsets[names])
-    sizes = np.where(names < 0, 0, table.offsets[names + 1] - begins)
+    begins = np.where(name_ids < 0, 0, table.offsets[name_ids])
+    sizes = np.where(name_ids < 0, 0, table.offsets[name_ids + 1] - begins)
     lengths = np.maximum(sizes, 1)
     tokens = np.full(int(lengths.sum()), mask_id, np.int64)
     shown = ~hidden & (sizes > 0)
     places = ranges(starts(lengths)[shown], lengths[shown])
     tokens[places] = table.tokens[ranges(begins[shown], lengths[shown])]
-    return Strings(tokens, lengths)
+    return TokenSequences(tokens, lengths)
 
 
-def facts_of(stars: Stars, num_relations: int, groups_of_views: Ints) -> FactTexts:
-    """Return the drawn facts of stars in their order.
+def facts_of(ego_graphs: EgoGraphs, num_relations: int, groups_of_views: Ints) -> FactTexts:
+    """Return the sampled facts of ego graphs in their order.
 
     Args:
-        stars: with their messages.
+        ego_graphs: with their messages.
         num_relations: R; relation r + R read from a concept is fact r read from its neighbor.
-        groups_of_views: int64 [V], ascending, the sequence that each star's facts are part of.
+        groups_of_views: int64 [V], ascending, the sequence that each ego graph's facts are part of.
     """
-    count = stars.edge_relations.size // 2
-    neighbors, centers = stars.edge_index[:, :count]
-    relations = stars.edge_relations[:count]
+    count = ego_graphs.num_facts
+    neighbors, centers = ego_graphs.edge_index[:, :count]
+    relations = ego_graphs.edge_relations[:count]
     inverse = relations >= num_relations
     return FactTexts(
         np.where(inverse, neighbors, centers),
         relations % num_relations,
         np.where(inverse, centers, neighbors),
-        groups_of_views[stars.views[neighbors]],
+        groups_of_views[ego_graphs.views[neighbors]],
     )
 
 
 def linearize(
     facts: FactTexts,
-    names: Strings,
-    relations: Strings,
+    names: TokenSequences,
+    relations: TokenSequences,
     titles: Ints | None,
     count: int,
     limit: int,
     vocabulary: Vocabulary,
-) -> Strings:
+) -> TokenSequences:
     """Return `[CLS] title [SEP] head relation tail [SEP] head relation tail [SEP] ...` for each group of facts.
 
-    Facts are whole: of each group those from the first that would exceed the limit on are dropped. Without titles
-    the sequence is `[CLS] head relation tail [SEP] ... [SEP]`, so that its end can be told.
+    Facts are never cut: where one would exceed the limit, it and all later facts of its group are dropped. Without
+    titles the sequence is `[CLS] head relation tail [SEP] ... [SEP]`, so that a decoder can predict its end.
 
     Args:
-        facts: grouped.
+        facts: in groups.
         names: of the nodes.
-        relations: of the relation ids below R.
-        titles: int64 [count], the node that each sequence is about; None for sequences without one.
-        count: number of groups, some perhaps without facts.
+        relations: names of the relation ids below R.
+        titles: int64 [count], the node that each sequence is about; None for sequences without a title.
+        count: number of groups; a group may have no facts.
         limit: most tokens of a sequence; the title is never cut.
         vocabulary: of the shard set.
 
@@ -156,4 +133,4 @@ def linearize(
     ):
         begins[at + place], lengths[at + place] = place_begins[ids[kept]], place_lengths[ids[kept]]
     totals = np.add.reduceat(lengths, first) if count else first
-    return Strings(pool[ranges(begins, lengths)], totals)
+    return TokenSequences(pool[ranges(begins, lengths)], totals)

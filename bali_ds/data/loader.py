@@ -1,4 +1,4 @@
-"""The loader: an endless stream of one rank's steps, made in worker processes ahead of time."""
+"""Loader: an endless iterator over one rank's steps, made in worker processes ahead of time."""
 
 import os
 import queue
@@ -13,40 +13,37 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import torch
-
-from bali_ds.data.batch import Batch, TokenBlock
-from bali_ds.data.batch_sampler import RankSteps, Share, StepArrays
-from bali_ds.data.collator import BatchArrays
+from bali_ds.data.batch import Batch, as_tensors
+from bali_ds.data.batch_part import BatchPart
+from bali_ds.data.batch_sampler import BatchSampler, RankSlice, StepArrays
 from bali_ds.data.mixture import Mixture
 from bali_ds.data.sample_validation import Quarantine, Replacement
 from bali_ds.data.sampler import Position
-from bali_ds.data.serialization import WorkerFailedError, receive_step
 from bali_ds.data.settings import StreamSettings
-from bali_ds.data.worker import description
+from bali_ds.data.worker import WorkerFailedError, description, receive_step
 from bali_ds.errors import InputError
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.shards.shard_set import ShardSet
 
 _PREFETCHED_STEPS = 2
-# Signals that a program raises by its own fault: it would do so again.
+# Signals that a program raises by its own fault, and would raise again.
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 # A process that hangs in the kernel, on a file server that is gone, does not die before the server is back.
 _SECONDS_TO_DIE = 5.0
 
 
 class WorkerKilledError(RuntimeError):
-    """A loader worker was killed by somebody else, for want of memory perhaps: trying again may help."""
+    """A loader worker was killed from outside, for example by the kernel for lack of memory; a retry may help."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step takes.
+    """The data of one optimizer step.
 
     Attributes:
-        position_after: where the data stand once this step is done; all that a checkpoint needs to keep.
+        position_after: the position in the data after this step; all that a checkpoint needs to keep.
         micro_batches: the micro-batches of this rank.
-        replaced: the bad samples it met, and what stands in for them.
+        replaced: the bad samples of the step, and what replaced them.
     """
 
     position_after: Position
@@ -55,7 +52,7 @@ class Step:
 
 
 class Loader:
-    """Iterates over the steps of one rank, without end, from epoch to epoch.
+    """Endless iterator over the steps of one rank, from epoch to epoch.
 
     Every rank computes the same number of steps, and every global batch holds the same samples whatever the
     world size, the number of workers and the interruptions.
@@ -63,22 +60,22 @@ class Loader:
     Args:
         shards: the samples.
         graph: the graph that the shards were built from.
-        settings: of order, masking and padding.
+        settings: of order, masking and padding, with the parts of the objectives.
         global_batch: samples of a step over all ranks.
         micro_batches: micro-batches of a step on each rank.
         rank: of this process.
         world_size: number of ranks.
-        workers: processes that make batches ahead; 0 makes them in this process.
-        start: where to go on.
-        pin_memory: hand out batches in page-locked memory.
+        workers: processes that make batches ahead of time; 0 makes them in this process.
+        start: position to resume from.
+        pin_memory: put batches into page-locked memory.
         quarantine: file to which each bad sample is appended as one line of JSON; one for each rank.
 
     Attributes:
         steps_per_epoch: whole steps of an epoch.
 
     Raises:
-        InputError: the graph is another one or the batch cannot be split evenly; while iterating, a shard cannot be
-            read or too many samples are bad.
+        InputError: the shards were built from another graph or the batch cannot be split evenly; while iterating, a
+            shard cannot be read or too many samples are bad.
     """
 
     def __init__(
@@ -96,14 +93,15 @@ class Loader:
         pin_memory: bool = False,
         quarantine: Path | None = None,
     ) -> None:
-        share, start = Share(global_batch, micro_batches, rank, world_size), start or Position()
+        own, start = RankSlice(global_batch, micro_batches, rank, world_size), start or Position()
         mixture = Mixture.of(shards)
         self._pin_memory = pin_memory
         self._quarantine = Quarantine(mixture, quarantine, settings.bad_samples)
         self._next = 0
-        self._steps = RankSteps(mixture, graph, settings, share, start)
+        self._steps = BatchSampler(mixture, graph, settings, own, start)
         self._workers = [
-            _Worker(description(mixture, graph, settings, share, start, number, workers)) for number in range(workers)
+            _Worker(description(mixture, graph, settings, own, start, number, workers), settings.parts)
+            for number in range(workers)
         ]
         self._sources: list[_Worker | _InProcess] = [*self._workers] or [_InProcess(self._steps.run())]
         self.steps_per_epoch = self._steps.schedule.steps_per_epoch
@@ -113,7 +111,7 @@ class Loader:
 
     @property
     def source(self) -> str:
-        """What makes the next step, for messages."""
+        """The worker or process that makes the next step, for messages."""
         return str(self._source)
 
     @property
@@ -121,14 +119,14 @@ class Loader:
         return self._sources[self._next % len(self._sources)]
 
     def ready(self, seconds: float) -> bool:
-        """Wait for the next step, but not for longer than some seconds; return whether `next` returns at once."""
+        """Wait for the next step for at most some seconds; return whether `next` would return at once."""
         return self._source.ready(seconds)
 
     def __next__(self) -> Step:
         arrays = self._source.take()
         number, self._next = self._next, self._next + 1
-        micro_batches = tuple(as_batch(micro_batch) for micro_batch in arrays.micro_batches)
-        samples = sum(batch.sample_ids.shape[0] for batch in micro_batches)
+        micro_batches = tuple(as_tensors(micro_batch) for micro_batch in arrays.micro_batches)
+        samples = sum(batch.sample_rows.shape[0] for batch in micro_batches)
         self._quarantine.record(number, samples, arrays.replaced)
         if self._pin_memory:
             micro_batches = tuple(batch.pin_memory() for batch in micro_batches)
@@ -150,27 +148,16 @@ class Loader:
         self.close()
 
 
-def as_batch(arrays: BatchArrays) -> Batch:
-    """Return the arrays of a batch as tensors that share their memory."""
-
-    def tensors(value):  # type: ignore[no-untyped-def]
-        if isinstance(value, tuple):
-            return tuple(TokenBlock(torch.from_numpy(ids), torch.from_numpy(lengths)) for ids, lengths in value)
-        return torch.from_numpy(value)
-
-    return Batch(**{name: tensors(value) for name, value in arrays.items()})
-
-
 class _Worker:
-    """A worker process, and the thread that empties its pipe ahead of need."""
+    """A worker process, and the thread that reads its pipe ahead of time."""
 
-    def __init__(self, work: str) -> None:
+    def __init__(self, work: str, parts: tuple[BatchPart, ...]) -> None:
         package = str(Path(__file__).parents[2])
         environment = os.environ | {
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
-        # The child inherits the mask for life: signals to all processes are for the training process to answer.
+        # The worker keeps this mask: signals that all processes receive are for the training process to handle.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
         try:
             self._process = subprocess.Popen(
@@ -182,6 +169,7 @@ class _Worker:
         assert self._process.stdin is not None
         with self._process.stdin as stream:
             stream.write(work.encode() + b"\n")
+        self._parts = parts
         self._ready: queue.Queue[StepArrays | Exception] = queue.Queue(_PREFETCHED_STEPS)
         self._item: StepArrays | Exception | None = None
         self._closing = threading.Event()
@@ -192,14 +180,14 @@ class _Worker:
         return f"a loader worker (process {self._process.pid})"
 
     def ready(self, seconds: float | None) -> bool:
-        """Wait for the worker's next step or its end, without limit if None; return whether it is there."""
+        """Wait for the worker's next step or its end, without limit if None; return whether there is one."""
         if self._item is None:
             with suppress(queue.Empty):
                 self._item = self._ready.get(timeout=seconds)
         return self._item is not None
 
     def take(self) -> StepArrays:
-        """Return the worker's next step; raise what ended the worker."""
+        """Return the worker's next step; raise the error that ended the worker."""
         self.ready(None)
         item = self._item
         assert item is not None
@@ -227,7 +215,7 @@ class _Worker:
         with self._process.stdout as stream:
             while not self._closing.is_set():
                 try:
-                    step = receive_step(stream)
+                    step = receive_step(stream, self._parts)
                 except Exception as error:
                     self._ready.put(error)
                     return
@@ -238,10 +226,10 @@ class _Worker:
 
 
 class _InProcess:
-    """The steps of a loader without workers. Only a wait with a limit needs a thread, one for each step."""
+    """The steps of a loader without workers. Only a wait with a time limit needs a thread, one for each step."""
 
-    def __init__(self, made: Iterator[StepArrays]) -> None:
-        self._made = made
+    def __init__(self, steps: Iterator[StepArrays]) -> None:
+        self._steps = steps
         self._thread: threading.Thread | None = None
         self._item: StepArrays | Exception | None = None
 
@@ -249,7 +237,7 @@ class _InProcess:
         return "the loader in the training process"
 
     def ready(self, seconds: float) -> bool:
-        """Begin to make the next step, and wait for it."""
+        """Start to make the next step, and wait for it."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._make, name="bali-ds stream", daemon=True)
             self._thread.start()
@@ -257,9 +245,9 @@ class _InProcess:
         return not self._thread.is_alive()
 
     def take(self) -> StepArrays:
-        """Return the next step; raise what it met."""
+        """Return the next step; raise the error met while making it."""
         if self._thread is None:
-            return next(self._made)
+            return next(self._steps)
         self._thread.join()
         self._thread, item, self._item = None, self._item, None
         assert item is not None
@@ -269,14 +257,14 @@ class _InProcess:
 
     def _make(self) -> None:
         try:
-            self._item = next(self._made)
+            self._item = next(self._steps)
         except Exception as error:
             self._item = error
 
 
 def _end_of_worker(status: int) -> Exception:
     if status == -signal.SIGBUS:
-        return InputError("a loader worker lost a shard under its hands: cut short while in use, or its disk failed")
+        return InputError("a loader worker got SIGBUS: a shard was truncated while in use, or its disk failed")
     if status < 0 and -status not in _CRASHES:
-        return WorkerKilledError(f"a loader worker ended with status {status}: killed, for want of memory perhaps")
-    return WorkerFailedError(f"a loader worker ended with status {status}; its last words are above")
+        return WorkerKilledError(f"a loader worker ended with status {status}: killed, perhaps for lack of memory")
+    return WorkerFailedError(f"a loader worker ended with status {status}; see its output above")

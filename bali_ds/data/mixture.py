@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bali_ds.data.ragged import Ints
 from bali_ds.data.remote import open_shards
+from bali_ds.data.sequences import Ints
 from bali_ds.errors import InputError
 from bali_ds.shards.shard_set import Names, Shard, ShardSet, ShardSource
 
-# The order computes with these numbers; proportions as fine as this are none that anybody could tell.
+# The order of samples repeats in rounds of the sum of the proportions; finer ones would make no visible difference.
 _LARGEST_PROPORTION = 10_000
 
 
@@ -28,7 +28,7 @@ class Mixture:
         sets, proportions: as given.
         name: where the sets lie.
         fingerprint: that of a single set, otherwise a hash over all sets and proportions.
-        index: the index of the first set; what a stream reads in it is the same in all.
+        index: the index of the first set; the entries that the loader reads are the same in all.
         names: the table of tokenized names, which all share.
         shards: the tars of all sets.
         starts: int64 [sets + 1], the first sample row of each set.

@@ -1,4 +1,4 @@
-"""Many samples at once out of memory-mapped tars, every array found by arithmetic from the sample table."""
+"""Reader of samples: many at once from memory-mapped tars; the sample table gives the offset of every array."""
 
 import logging
 import time
@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bali_ds.data.mixture import Mixture
-from bali_ds.data.ragged import Ints, ranges, starts
 from bali_ds.data.remote import Mirror
+from bali_ds.data.sequences import Ints, ranges, starts
 from bali_ds.errors import InputError
 from bali_ds.shards.layout import BLOCK, NPY_HEADER, member_offsets
 
@@ -27,7 +27,7 @@ class Samples(NamedTuple):
     """Samples as they are stored, in flat arrays.
 
     Attributes:
-        rows: int64 [n], where they stand in the sample table.
+        sample_rows: int64 [n], their rows in the sample table.
         tokens: int64 [T], all their tokens.
         lengths: int64 [n], tokens of each.
         mentions: int32 [M, 3]: first token within the sample, one past the last, concept id.
@@ -37,7 +37,7 @@ class Samples(NamedTuple):
         found: bool [n], whether the arrays are where the sample table says.
     """
 
-    rows: Ints
+    sample_rows: Ints
     tokens: Ints
     lengths: Ints
     mentions: NDArray[np.int32]
@@ -46,10 +46,15 @@ class Samples(NamedTuple):
     edge_counts: Ints
     found: NDArray[np.bool_]
 
+    @property
+    def mention_concept_ids(self) -> NDArray[np.int32]:
+        """Int32 [M], the concept id of each mention."""
+        return self.mentions[:, 2]
+
 
 @dataclass(frozen=True)
 class _Part:
-    """One ragged array of all samples while it is collected, tar by tar; all counts are of elements."""
+    """One ragged array of all samples, gathered tar by tar; all counts are of elements."""
 
     begins: Ints
     lengths: Ints
@@ -76,17 +81,17 @@ class SampleReader:
         self._tar_bytes = np.array([shard.bytes for shard in shards.shards], np.int64)
         self._tars: dict[int, NDArray[np.uint8]] = {}
 
-    def read(self, rows: Ints) -> Samples:
-        """Return the samples at rows of the sample table, in the order asked for.
+    def read(self, sample_rows: Ints) -> Samples:
+        """Return the samples at rows of the sample table, in that order.
 
-        A sample whose row of the table is impossible, or whose arrays do not begin where it says, comes back as not
-        found; in the first case it is empty.
+        A sample whose entry in the table is impossible, or whose arrays do not begin where the entry says, is returned
+        as not found; in the first case it is empty.
 
         Raises:
             InputError: a tar is missing or not of the size that the index gives.
         """
-        numbers = self._shards.shard_numbers(rows)
-        table, possible = self._table(rows, numbers)
+        numbers = self._shards.shard_numbers(sample_rows)
+        table, possible = self._table(sample_rows, numbers)
         dtype = self._token_dtype
         at = member_offsets(table, dtype.itemsize)
         marks = np.stack([at.tokens, at.mentions, at.edges]) - NPY_HEADER
@@ -104,8 +109,8 @@ class SampleReader:
                 part.gather(tar, group)
         tokens, mention_rows, edge_rows = (part.gathered for part in parts)
         return Samples(
-            rows, tokens.astype(np.int64), lengths, mention_rows.reshape(-1, 3), mentions, edge_rows.reshape(-1, 3),
-            edges, possible,
+            sample_rows, tokens.astype(np.int64), lengths, mention_rows.reshape(-1, 3), mentions,
+            edge_rows.reshape(-1, 3), edges, possible,
         )  # fmt: skip
 
     @property
@@ -113,23 +118,23 @@ class SampleReader:
         """Whether tars have to be fetched before they are read."""
         return any(each.source for each in self._shards.sets)
 
-    def fetch(self, rows: Ints) -> None:
-        """Fetch the tars of samples that are soon to be read.
+    def fetch(self, sample_rows: Ints) -> None:
+        """Fetch the tars of samples that will be read soon.
 
         Raises:
             InputError: a tar cannot be fetched.
         """
-        for number in np.unique(self._shards.shard_numbers(rows)).tolist():
+        for number in np.unique(self._shards.shard_numbers(sample_rows)).tolist():
             self._fetch(number)
 
     def _fetch(self, number: int) -> None:
         if mirror := Mirror.of(self._shards.set_of_tar(number)):
             mirror.fetch(self._shards.shards[number])
 
-    def _table(self, rows: Ints, numbers: Ints) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
-        """Rows of the sample table, and which of them can be true; those that cannot are emptied."""
-        table = self._shards.samples(rows)
-        longest = self._longest[self._shards.set_numbers(rows)]
+    def _table(self, sample_rows: Ints, numbers: Ints) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
+        """Return entries of the sample table, and which of them are possible; the others are emptied."""
+        table = self._shards.samples(sample_rows)
+        longest = self._longest[self._shards.set_numbers(sample_rows)]
         at = member_offsets(table, self._token_dtype.itemsize)
         positive = (table["offset"] >= 0) & (table["mentions"] >= 0) & (table["edges"] >= 0)
         fitting = (table["tokens"] >= 2) & (table["tokens"] <= longest)
@@ -143,7 +148,7 @@ class SampleReader:
         return table, possible
 
     def _tar(self, number: int) -> NDArray[np.uint8]:
-        """Return a tar, mapped; those used last stay mapped, but not beyond their eviction from a cache."""
+        """Return a tar, mapped; the tars used last stay mapped, unless they were evicted from a cache."""
         tar = self._tars.pop(number, None)
         if tar is None:
             tar = self._map(number)
@@ -155,7 +160,7 @@ class SampleReader:
         return tar
 
     def _map(self, number: int) -> NDArray[np.uint8]:
-        """Map a tar, with patience: a file server may be away for a moment, a cache may have had to let it go."""
+        """Map a tar; try again for a while, as a file server may be away or a cache may have evicted the tar."""
         shard = self._shards.shards[number]
         path = self._shards.tar(number)
         for wait in (*_WAITS, None):

@@ -1,4 +1,4 @@
-"""Samples that cannot be used: how they are told, and what takes their place."""
+"""Sample validation: finds samples that cannot be used, replaces them and keeps count."""
 
 import json
 import logging
@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bali_ds.data.mixture import Mixture
-from bali_ds.data.ragged import Ints
 from bali_ds.data.reader import Samples
+from bali_ds.data.sequences import Ints
 from bali_ds.errors import InputError
 from bali_ds.randomness import below, derive
 
@@ -34,27 +34,27 @@ class Replacement(NamedTuple):
     reason: str
 
 
-def find_faults(samples: Samples, stray_edges: Ints, shards: Mixture) -> NDArray[np.int64]:
-    """Return what is wrong with each sample, int64 [n], as a place in `REASONS`; 0 where nothing is.
+def find_faults(samples: Samples, misordered: Ints, shards: Mixture) -> NDArray[np.int64]:
+    """Return what is wrong with each sample, int64 [n], as an index into `REASONS`; 0 for a valid sample.
 
-    It follows from the sample alone, whatever samples are read with it: ranks that read others must not differ.
+    The result for a sample depends on that sample alone: ranks that read it with other samples must come to the same.
 
     Args:
         samples: as read.
-        stray_edges: int64, the samples whose edges do not follow the order of their concepts.
+        misordered: int64, the samples whose edges do not follow the order of their concepts.
         shards: gives the bounds of all ids.
     """
-    counts, numbers = shards.index["graph"], np.arange(samples.rows.size)
+    counts, numbers = shards.index["graph"], np.arange(samples.sample_rows.size)
     sample_of_mention = np.repeat(numbers, samples.mention_counts)
     sample_of_edge = np.repeat(numbers, samples.edge_counts)
-    begins, ends, concepts = samples.mentions.T
+    begins, ends, concept_ids = samples.mentions.T
     _, relations, neighbors = samples.edges.T
-    faults = np.zeros(samples.rows.size, np.int64)
-    # From the last reason to the first: where several hold, the one that explains the others stays.
+    faults = np.zeros(samples.sample_rows.size, np.int64)
+    # from the last reason to the first, so that of several the one that explains the others stays
     outside = _outside(relations, 2 * counts["relations"]) | _outside(neighbors, counts["concepts"])
     faults[sample_of_edge[outside]] = 5
-    faults[stray_edges] = 5
-    faults[sample_of_mention[_outside(concepts, counts["concepts"])]] = 4
+    faults[misordered] = 5
+    faults[sample_of_mention[_outside(concept_ids, counts["concepts"])]] = 4
     last = samples.lengths[sample_of_mention] - 1
     faults[sample_of_mention[(begins < 1) | (ends <= begins) | (ends > last)]] = 3
     outside = _outside(samples.tokens, shards.index["tokenizer"]["vocab_size"])
@@ -68,23 +68,23 @@ def _outside(ids: NDArray[np.integer], count: int) -> NDArray[np.bool_]:
     return (ids < 0) | (ids >= count)
 
 
-def substitutes(seed: int, occasions: Ints, rows: Ints, attempt: int, shards: Mixture, split: str) -> Ints:
-    """Return what to try in place of bad samples, int64 [n]: random rows of the same set, the same wherever drawn."""
-    sets = shards.set_numbers(rows)
+def substitutes(seed: int, repeats: Ints, sample_rows: Ints, attempt: int, shards: Mixture, split: str) -> Ints:
+    """Return rows to try in place of bad samples, int64 [n]: random ones of the same set, the same on every rank."""
+    sets = shards.set_numbers(sample_rows)
     splits = [each.split(split) for each in shards.sets]
     begins = shards.starts[:-1] + np.array([rows_of_set.start for rows_of_set in splits], np.int64)
     sizes = np.array([len(rows_of_set) for rows_of_set in splits])
-    return begins[sets] + below(derive("substitute", seed, occasions, rows, attempt), sizes[sets])
+    return begins[sets] + below(derive("substitute", seed, repeats, sample_rows, attempt), sizes[sets])
 
 
 logger = logging.getLogger(__name__)
 
-# A share means nothing among a handful of samples: so many are taken as seen from the start.
+# A share of a few samples is too noisy for a limit, so that many samples count as seen from the start.
 _FIRST_SAMPLES = 1000
 
 
 class Quarantine:
-    """Counts the bad samples of one rank and writes them down.
+    """Count of the bad samples of one rank, with a log file and a limit.
 
     Args:
         shards: where they come from.
@@ -98,7 +98,7 @@ class Quarantine:
         self._seen = self._bad = 0
 
     def record(self, step: int, samples: int, replaced: Sequence[Replacement]) -> None:
-        """Take note of a step's samples.
+        """Count a step's samples and log the bad ones.
 
         Raises:
             InputError: too many samples so far were bad.
@@ -109,7 +109,7 @@ class Quarantine:
         self._bad += len(replaced)
         entries = [self._entry(step, replacement) for replacement in replaced]
         for entry in entries:
-            logger.warning("%(shard)s: sample %(row)s (%(key)s) is left out: %(reason)s", entry)
+            logger.warning("%(shard)s: sample %(row)s (%(key)s) is skipped: %(reason)s", entry)
         if self._path:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with open(self._path, "a", encoding="utf-8") as stream:

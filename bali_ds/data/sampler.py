@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bali_ds.data.frequency_weights import WeightedVisits, weighted_visits
+from bali_ds.data.frequency_weights import FrequencySampler, frequency_sampler
 from bali_ds.data.mixture import Mixture
-from bali_ds.data.ragged import Ints, starts
+from bali_ds.data.sequences import Ints, starts
 from bali_ds.data.settings import StreamSettings
 from bali_ds.errors import InputError
 from bali_ds.randomness import derive, permute
@@ -29,10 +29,10 @@ LANES = 96
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands in its data; all that a loader needs to go on.
+    """Position of a run in its data: all that a loader needs to resume.
 
     Attributes:
-        epoch: epochs begun before this one.
+        epoch: number of epochs completed.
         samples_seen: samples that all ranks together took from this epoch.
     """
 
@@ -78,7 +78,7 @@ class EpochOrder:
         return self._first_rows[shards] + places - self._begins[shards]
 
     def _places(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where positions of the epoch lie in the sequence of permuted shards."""
+        """Return the places of positions of the epoch in the sequence of permuted shards."""
         lanes, entries = positions % LANES, positions // LANES
         shortest, longer = divmod(self.size, LANES)
         lane_sizes = shortest + (lanes < longer)
@@ -90,15 +90,15 @@ class EpochOrder:
 
 
 class Schedule:
-    """Which positions each step takes, from a starting position on, over as many epochs as wanted.
+    """The positions that each step takes, from a starting position on, over any number of epochs.
 
-    An epoch has `size // global_batch` steps; its tail of fewer than `global_batch` samples is left out, on all ranks
-    alike, and another tail in the next epoch, whose order differs.
+    An epoch has `size // global_batch` steps; its tail of fewer than `global_batch` samples is dropped, the same on all
+    ranks. The next epoch, in another order, drops other samples.
 
     Args:
         size: samples of an epoch.
         global_batch: samples of a step over all ranks.
-        start: where the first step begins; another global batch than before may go on from there.
+        start: where the first step begins; the global batch may differ from the one before it.
 
     Raises:
         InputError: an epoch is shorter than one step, or the start lies outside it.
@@ -127,14 +127,14 @@ class Schedule:
         return Position(self._start.epoch + 1 + epochs, within * self._global_batch)
 
 
-def rank_share(global_batch: int, micro_batches: int, rank: int, world_size: int) -> NDArray[np.int64]:
-    """Return the offsets into each global batch that a rank takes: every `world_size`-th, from `rank` on.
+def rank_offsets(global_batch: int, micro_batches: int, rank: int, world_size: int) -> NDArray[np.int64]:
+    """Return the offsets of a rank's slice in each global batch: every `world_size`-th, from `rank` on.
 
     Raises:
-        InputError: the global batch cannot be split evenly over ranks and micro_batches.
+        InputError: the global batch cannot be split evenly over ranks and micro-batches.
     """
     if world_size < 1 or micro_batches < 1 or not 0 <= rank < world_size:
-        raise InputError(f"rank {rank} of {world_size}, {micro_batches} micro-batches: no such slice of a batch")
+        raise InputError(f"rank {rank} of {world_size}, {micro_batches} micro-batches: is not a slice of a batch")
     if global_batch % (world_size * micro_batches):
         raise InputError(
             f"global batch {global_batch}: is not a multiple of {world_size} ranks x {micro_batches} micro-batches; "
@@ -149,26 +149,26 @@ def epoch_order(shards: ShardSet, split: str, seed: int, epoch: int, window: int
     return EpochOrder(sizes, shards.fingerprint, seed, epoch, window=window)
 
 
-# Proportions hold exactly in rounds of at least so many positions, few enough to hold in every batch nearly.
+# Proportions hold exactly in rounds of at least so many positions, and nearly in every batch.
 _ROUND = 256
-# A weighted epoch may visit a sample again; what is drawn for it then must differ.
+# A weighted epoch may take a sample again, which then needs other random draws.
 _AGAIN = 1 << 32
 
 
-class Visits(NamedTuple):
-    """Samples, and what tells one visit of a sample from another.
+class SampleIndices(NamedTuple):
+    """Samples to collate, with a number that tells repeated uses of a sample apart.
 
     Attributes:
-        rows: int64 [n], rows of the mixture.
-        occasions: int64 [n]: the epoch of the sample's set, plus 2**32 for each earlier visit in that epoch.
+        sample_rows: int64 [n], rows in the sample table of the mixture.
+        repeats: int64 [n], the epoch of the sample's set, plus 2**32 for each earlier use in that epoch.
     """
 
-    rows: Ints
-    occasions: Ints
+    sample_rows: Ints
+    repeats: Ints
 
 
-class VisitOrder:
-    """The visits of a run, a function of the fingerprints, the seed and the proportions.
+class SampleOrder:
+    """The order of samples of a run, a function of the fingerprints, the seed and the proportions.
 
     Args:
         mixture: the sets.
@@ -183,47 +183,47 @@ class VisitOrder:
         self._sizes = [len(each.split(settings.split)) for each in mixture.sets]
         self.size = sum(self._sizes)
         self._check_sizes()
-        repeats = -(-_ROUND // sum(mixture.proportions))
-        self._shares = np.array(mixture.proportions, np.int64) * repeats
+        multiple = -(-_ROUND // sum(mixture.proportions))
+        self._per_round = np.array(mixture.proportions, np.int64) * multiple
         self._key = derive(mixture.fingerprint, settings.seed, "mixture")
         self._order = lru_cache(4 * len(mixture.sets))(self._epoch_order)
-        self._weighted: tuple[WeightedVisits, ...] = ()
+        self._weighted: tuple[FrequencySampler, ...] = ()
         if settings.temperature != 1:
             self._weighted = tuple(
-                weighted_visits(mixture, number, settings.split, settings.temperature)
+                frequency_sampler(mixture, number, settings.split, settings.temperature)
                 for number in range(len(mixture.sets))
             )
 
-    def visits(self, positions: Ints) -> Visits:
-        """Return the visits at positions of the run, int64 [n]: epoch * size + samples seen in the epoch."""
+    def indices(self, positions: Ints) -> SampleIndices:
+        """Return the samples at positions of the run, int64 [n]: epoch * size + samples seen in the epoch."""
         if len(self._sizes) == 1:
-            return self._visits_of_set(0, positions)
+            return self._indices_in_set(0, positions)
         numbers, places = self._mixed(positions)
-        rows, occasions = np.empty_like(positions), np.empty_like(positions)
+        sample_rows, repeats = np.empty_like(positions), np.empty_like(positions)
         for number in np.unique(numbers).tolist():
             held = numbers == number
-            rows[held], occasions[held] = self._visits_of_set(number, places[held])
-        return Visits(rows, occasions)
+            sample_rows[held], repeats[held] = self._indices_in_set(number, places[held])
+        return SampleIndices(sample_rows, repeats)
 
     def _mixed(self, positions: Ints) -> tuple[Ints, Ints]:
-        """Which set each position takes, and how many positions before took the same."""
-        length = int(self._shares.sum())
+        """Return the set of each position, and how many earlier positions take the same set."""
+        length = int(self._per_round.sum())
         rounds, within = np.divmod(positions, length)
         slots = permute(within, length, derive(self._key, rounds))
-        numbers = np.searchsorted(np.cumsum(self._shares), slots, side="right")
-        return numbers, rounds * self._shares[numbers] + slots - starts(self._shares)[numbers]
+        numbers = np.searchsorted(np.cumsum(self._per_round), slots, side="right")
+        return numbers, rounds * self._per_round[numbers] + slots - starts(self._per_round)[numbers]
 
-    def _visits_of_set(self, number: int, places: Ints) -> Visits:
+    def _indices_in_set(self, number: int, places: Ints) -> SampleIndices:
         epochs, entries = np.divmod(places, self._sizes[number])
-        rows, occasions = np.empty_like(places), epochs.copy()
+        rows, repeats = np.empty_like(places), epochs.copy()
         for epoch in np.unique(epochs).tolist():
             held = epochs == epoch
             rows[held] = self._order(number, epoch).rows(entries[held])
             if self._weighted:
                 key = derive(self._mixture.sets[number].fingerprint, self._settings.seed, epoch, "weights")
                 rows[held], earlier = self._weighted[number].take(rows[held], key)
-                occasions[held] += _AGAIN * earlier
-        return Visits(rows + self._first_row(number), occasions)
+                repeats[held] += _AGAIN * earlier
+        return SampleIndices(rows + self._first_row(number), repeats)
 
     def _first_row(self, number: int) -> int:
         each = self._mixture.sets[number]

@@ -1,140 +1,93 @@
-"""What is drawn for samples, whatever batch they come into: masks, neighbors, names, pairs of names, facts as text."""
+"""Sampling for each passage alone, whatever its batch: masks, neighbors, names and linearized neighborhoods."""
 
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bali_ds.data.ego_graphs import NO_STARS, ConceptViews, Stars, draw_names, draw_stars, mention_tokens
-from bali_ds.data.length_buckets import NO_TEXTS, Texts
-from bali_ds.data.linearized import (
-    NO_STRINGS,
-    Strings,
-    facts_of,
-    linearize,
-    name_strings,
-    relation_strings,
+from bali_ds.data.batch_part import SampledInputs, SampleSource
+from bali_ds.data.ego_graphs import (
+    NO_EGO_GRAPHS,
+    ConceptViews,
+    EgoGraphs,
+    mention_tokens,
+    sample_ego_graphs,
+    sample_names,
 )
-from bali_ds.data.masking import Vocabulary, mask_names, mask_passages
+from bali_ds.data.linearized import facts_of, linearize, name_sequences, relation_sequences
+from bali_ds.data.masking import mask_names, mask_passages
 from bali_ds.data.mixture import Mixture
-from bali_ds.data.objective_inputs import NO_SYNONYMS, Synonyms, draw_named_mentions, draw_synonyms, hold_out
-from bali_ds.data.ragged import Ints
 from bali_ds.data.reader import Samples
+from bali_ds.data.sequences import NO_MASKED_SEQUENCES, NO_SEQUENCES, Flags, Ints, MaskedSequences, Vocabulary
 from bali_ds.data.settings import StreamSettings
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.randomness import Keys, derive
 
 
-class Drawn(NamedTuple):
-    """Samples with all that is drawn for them alone; positions count through all their tokens, nodes and views.
+def open_source(shards: Mixture, graph: KnowledgeGraph, settings: StreamSettings) -> SampleSource:
+    """Return the source of samples, with the tokens of relation names where facts are written as text.
 
-    Attributes:
-        samples: as stored, and marked.
-        views: their distinct concepts.
-        passages: their masked tokens.
-        mention_tokens: int64 [P], positions of tokens of mentions.
-        mention_views: int64 [P], the text view of each, ascending.
-        text_views: int64, the view of each text view, ascending.
-        stars: the drawn neighborhoods.
-        names: int64 [N], the drawn name of each node.
-        hidden: bool [N], whether that name is masked.
-        neighborhoods: the masked tokens of each view's linearized neighborhood; none where views are stars.
-        held: bool [F], facts of the stars that are no messages.
-        synonyms: pairs of names.
-        triples: the facts of each sample as text.
+    Raises:
+        InputError: the tokenizer cannot be loaded.
     """
-
-    samples: Samples
-    views: ConceptViews
-    passages: Texts
-    mention_tokens: Ints
-    mention_views: Ints
-    text_views: Ints
-    stars: Stars
-    names: Ints
-    hidden: NDArray[np.bool_]
-    neighborhoods: Texts
-    held: NDArray[np.bool_]
-    synonyms: Synonyms
-    triples: Strings
+    writes_facts = settings.graph_view == "linearized" or any(part.writes_facts for part in settings.parts)
+    return SampleSource(
+        shards,
+        graph,
+        Vocabulary.from_index(shards.index["tokenizer"], settings.markers or ()),
+        relation_sequences(graph, settings.tokenizer) if writes_facts else NO_SEQUENCES,
+        settings.graph_tokens,
+    )
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """Draws from one shard set, its graph and its settings."""
+def sample_inputs(
+    samples: Samples, views: ConceptViews, keys: Keys, source: SampleSource, settings: StreamSettings
+) -> SampledInputs:
+    """Return samples with masks, sampled neighborhoods and names.
 
-    shards: Mixture
-    graph: KnowledgeGraph
-    settings: StreamSettings
-    vocabulary: Vocabulary
-    relations: Strings
+    Args:
+        samples: as stored, with entity markers where the settings ask for them.
+        views: their distinct concepts.
+        keys: uint64 [n], the key of each sample, from which everything random about it follows.
+        source: their shards and graph.
+        settings: what to sample.
+    """
+    mentions = mention_tokens(samples, views, each=settings.each_mention)
+    mentioned = np.zeros(samples.tokens.size, bool)
+    mentioned[mentions[0]] = True
+    masked = mask_passages(samples.tokens, samples.lengths, mentioned, keys, settings, source.vocabulary)
+    passages = MaskedSequences(samples.tokens, samples.lengths, *masked)
+    view_keys = derive(keys[views.samples], views.concept_ids)
+    with_graph = slice(None if settings.with_graph else 0)
+    graph_keys, counts = view_keys[with_graph], views.edge_counts[with_graph]
+    ego_graphs = sample_ego_graphs(
+        views.concept_ids[with_graph],
+        graph_keys,
+        samples.edges,
+        views.edge_begins[with_graph],
+        counts,
+        settings.fan_out + sum(part.extra_neighbors for part in settings.parts),
+        source.graph.num_relations,
+    )
+    hidden = np.zeros(ego_graphs.concept_ids.size, bool)
+    hidden[ego_graphs.targets] = mask_names(graph_keys, counts, settings)
+    names = sample_names(ego_graphs, graph_keys, source.graph.name_offsets)
+    neighborhoods = NO_MASKED_SEQUENCES
+    if settings.graph_view == "linearized":
+        neighborhoods = _linearized(ego_graphs, names, hidden, derive(graph_keys, "linearised"), source, settings)
+        ego_graphs, names, hidden = NO_EGO_GRAPHS, names[:0], hidden[:0]
+    return SampledInputs(
+        source, samples, views, view_keys, passages, *mentions, ego_graphs, names, hidden, neighborhoods
+    )
 
-    @classmethod
-    def of(cls, shards: Mixture, graph: KnowledgeGraph, settings: StreamSettings, vocabulary: Vocabulary) -> "Drawing":
-        """Return what draws, with the names of relations in tokens where facts become text."""
-        verbal = settings.graph_view == "linearized" or settings.triples
-        relations = relation_strings(graph, settings.tokenizer) if verbal else NO_STRINGS
-        return cls(shards, graph, settings, vocabulary, relations)
 
-    def draw(self, samples: Samples, views: ConceptViews, visits: Keys) -> Drawn:
-        """Return the draws of samples.
-
-        Args:
-            samples: as stored, and marked.
-            views: their distinct concepts.
-            visits: uint64 [n], the key of each sample's visit, from which all of its draws follow.
-        """
-        settings = self.settings
-        mentions = mention_tokens(samples, views, each=settings.each_mention)
-        mentioned = np.zeros(samples.tokens.size, bool)
-        mentioned[mentions[0]] = True
-        masked = mask_passages(samples.tokens, samples.lengths, mentioned, visits, settings, self.vocabulary)
-        passages = Texts(samples.tokens, samples.lengths, *masked)
-        seen = slice(None if settings.with_graph else 0)
-        concepts, counts = views.concepts[seen], views.edge_counts[seen]
-        keys = derive(visits[views.samples[seen]], concepts)
-        stars = draw_stars(
-            concepts, keys, samples.edges, views.edge_begins[seen], counts, settings.fan_out + settings.hold_out,
-            self.graph.num_relations,
-        )  # fmt: skip
-        hidden = np.zeros(stars.concepts.size, bool)
-        hidden[stars.targets] = mask_names(keys, counts, settings)
-        names = draw_names(stars, keys, self.graph.name_offsets)
-        neighborhoods = NO_TEXTS
-        if settings.graph_view == "linearized":
-            neighborhoods = self._linearized(stars, names, hidden, derive(keys, "linearised"))
-            stars, names, hidden = NO_STARS, names[:0], hidden[:0]
-        held = hold_out(stars, keys) if settings.hold_out else np.zeros(stars.edge_relations.size // 2, bool)
-        synonyms = self._synonyms(samples, views, derive(visits[views.samples], views.concepts))
-        triples = NO_STRINGS
-        if settings.triples:
-            triples = self._triples(stars, views.samples[seen], samples.rows.size)
-        return Drawn(samples, views, passages, *mentions, stars, names, hidden, neighborhoods, held, synonyms, triples)
-
-    def _synonyms(self, samples: Samples, views: ConceptViews, keys: Keys) -> Synonyms:
-        """Return the pairs of names that the settings ask for."""
-        offsets = self.graph.name_offsets
-        if self.settings.synonyms == "names":
-            return draw_synonyms(views.concepts, keys, offsets)
-        if self.settings.synonyms == "mentions":
-            return draw_named_mentions(samples, views, keys, offsets, self.shards.index["max_name_tokens"])
-        return NO_SYNONYMS
-
-    def _triples(self, stars: Stars, owners: Ints, count: int) -> Strings:
-        """Return the facts of each sample as text, every concept by its preferred name."""
-        begins, ends = (self.graph.name_offsets[stars.concepts + end].astype(np.int64) for end in (0, 1))
-        preferred = np.where(begins < ends, begins, -1)
-        nodes = name_strings(preferred, np.zeros(preferred.size, bool), self.shards.names, self.vocabulary.mask_id)
-        facts = facts_of(stars, self.graph.num_relations, owners)
-        return linearize(facts, nodes, self.relations, None, count, self.settings.graph_tokens, self.vocabulary)
-
-    def _linearized(self, stars: Stars, names: Ints, hidden: NDArray[np.bool_], keys: Keys) -> Texts:
-        """Return the masked neighborhoods of all views as text."""
-        facts = facts_of(stars, self.graph.num_relations, np.arange(stars.targets.size))
-        nodes = name_strings(names, hidden, self.shards.names, self.vocabulary.mask_id)
-        count, limit = stars.targets.size, self.settings.graph_tokens
-        texts = linearize(facts, nodes, self.relations, stars.targets, count, limit, self.vocabulary)
-        settings = replace(self.settings, token_masking=self.settings.graph_masking)
-        nowhere = np.zeros(texts.tokens.size, bool)
-        return Texts(*texts, *mask_passages(*texts, nowhere, keys, settings, self.vocabulary))
+def _linearized(
+    ego_graphs: EgoGraphs, names: Ints, hidden: Flags, keys: Keys, source: SampleSource, settings: StreamSettings
+) -> MaskedSequences:
+    """Return the masked neighborhoods of all views as text."""
+    count, vocabulary = ego_graphs.targets.size, source.vocabulary
+    facts = facts_of(ego_graphs, source.graph.num_relations, np.arange(count))
+    nodes = name_sequences(names, hidden, source.shards.names, vocabulary.mask_id)
+    texts = linearize(facts, nodes, source.relation_names, ego_graphs.targets, count, source.graph_tokens, vocabulary)
+    settings = replace(settings, token_masking=settings.graph_masking)
+    no_mentions = np.zeros(texts.tokens.size, bool)
+    return MaskedSequences(*texts, *mask_passages(*texts, no_mentions, keys, settings, vocabulary))

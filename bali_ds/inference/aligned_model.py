@@ -10,7 +10,6 @@ from torch import nn
 
 from bali_ds.config import Recipe, parse_recipe
 from bali_ds.data.evaluation_batches import evaluation_batches
-from bali_ds.data.settings import StreamSettings
 from bali_ds.errors import InputError
 from bali_ds.files import read_json
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
@@ -19,6 +18,7 @@ from bali_ds.inference.module_weights import fill
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.graph_encoders import GraphEncoder, build_graph_encoder
 from bali_ds.model.text_encoder import TextEncoder
+from bali_ds.objectives.registry import stream_settings
 from bali_ds.shards.shard_set import ShardSet
 
 
@@ -64,7 +64,7 @@ def held_out_views(
     aligner: Aligner, recipe: Recipe, graph: KnowledgeGraph, shards: ShardSet, *, split: str, passages: int | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
     """Return text views [V, d], graph views [V, d] and concept ids [V] of the unmasked passages of a split."""
-    settings = replace(StreamSettings.of(recipe), name_rows=False)
+    settings = replace(stream_settings(recipe), name_rows=False)
     device = next(aligner.parameters()).device
     text, nodes, concepts = [], [], []
     with torch.inference_mode():
@@ -72,7 +72,7 @@ def held_out_views(
             views = aligner.encode(batch.to(device))
             text.append(views.text.cpu().numpy())
             nodes.append(views.paired_graph.cpu().numpy())
-            concepts.append(views.text_ids.cpu().numpy())
+            concepts.append(views.text_concept_ids.cpu().numpy())
     if not concepts:
         raise InputError(f"{shards.path}: has no passage in the split {split!r}; build with --validation")
     return np.concatenate(text), np.concatenate(nodes), np.concatenate(concepts)

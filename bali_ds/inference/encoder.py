@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bali_ds.data.ragged import ranges
+from bali_ds.data.sequences import ranges
 from bali_ds.directories import Output
 from bali_ds.errors import InputError
 from bali_ds.files import read_json

@@ -1,4 +1,4 @@
-"""The model that a recipe describes."""
+"""Builds the model that a recipe describes."""
 
 import torch
 from torch import nn
@@ -7,20 +7,18 @@ from transformers import PreTrainedModel
 from bali_ds.config import LoraConfig, Recipe, TextEncoderConfig
 from bali_ds.data.mixture import Mixture
 from bali_ds.errors import InputError
-from bali_ds.losses.graph_infomax import GraphInfomax
-from bali_ds.losses.link_prediction import LinkPrediction
 from bali_ds.model.aligner import Aligner
-from bali_ds.model.dual_decoder import DualDecoder
 from bali_ds.model.graph_encoders import build_graph_encoder
 from bali_ds.model.name_table import NameTable
 from bali_ds.model.text_encoder import TextEncoder, load_text_encoder
+from bali_ds.objectives.registry import active_objectives
 
 
 def adapt(text: TextEncoder, settings: TextEncoderConfig) -> None:
-    """Freeze, add low-rank updates, and recompute activations, as a recipe says.
+    """Freeze layers, add low-rank updates and switch on gradient checkpointing, as a recipe says.
 
     Raises:
-        InputError: more layers are to be frozen than there are, or peft is missing or refuses.
+        InputError: `frozen_layers` exceeds the number of layers, or peft is missing or fails.
     """
     encoder = text.encoder
     if settings.lora:
@@ -39,7 +37,7 @@ def adapt(text: TextEncoder, settings: TextEncoderConfig) -> None:
 
 
 def _layers(encoder: PreTrainedModel) -> nn.ModuleList:
-    """The transformer layers: the one list of as many modules as the configuration says."""
+    """Return the transformer layers: the first module list of the length that the configuration gives."""
     count = encoder.config.num_hidden_layers
     found = [module for module in encoder.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
     return found[0]
@@ -56,22 +54,23 @@ def _add_lora(encoder: PreTrainedModel, lora: LoraConfig) -> None:
     try:
         inject_adapter_in_model(chosen, encoder)
     except ValueError as error:
-        raise InputError(f"text_encoder.lora: {str(error).splitlines()[0]}") from error
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"text_encoder.lora: {reason}") from error
     for name, parameter in encoder.named_parameters():
         parameter.requires_grad_(".lora_" in name)
 
 
 def build_aligner(recipe: Recipe, num_relations: int, shards: Mixture | None = None) -> Aligner:
-    """Return the model that a recipe describes, its fresh parts drawn from the recipe's seed.
+    """Return the model that a recipe describes; new weights are initialized from the recipe's seed.
 
     Args:
         recipe: the run.
         num_relations: relation ids of the graph, both directions together.
-        shards: hold the tokens of all names and know how many concepts there are; needed where name vectors are cached
-            or concepts have learned embeddings.
+        shards: give the tokens of all names and the number of concepts; needed where name vectors are cached or
+            concepts have learned embeddings.
 
     Raises:
-        InputError: the encoder cannot be loaded, or the recipe asks for what it cannot give.
+        InputError: the encoder cannot be loaded, or does not fit the recipe.
     """
     encoder = recipe.text_encoder
     text = load_text_encoder(
@@ -80,7 +79,9 @@ def build_aligner(recipe: Recipe, num_relations: int, shards: Mixture | None = N
     torch.manual_seed(recipe.seed)
     num_concepts = int(shards.index["graph"]["concepts"]) if shards else 0
     graph = build_graph_encoder(recipe.graph_encoder, text.width, num_relations, num_concepts)
-    objectives = _objectives(recipe, text, num_relations)
+    objectives = active_objectives(recipe.objective)
+    for objective in objectives:
+        objective.module = objective.build(text, num_relations=num_relations, graph_tokens=recipe.graph_encoder.tokens)
     adapt(text, encoder)
     return Aligner(
         text,
@@ -91,19 +92,6 @@ def build_aligner(recipe: Recipe, num_relations: int, shards: Mixture | None = N
         table=_table(recipe, text.width, shards) if shards and recipe.graph_encoder.names == "cached" else None,
         objectives=objectives,
     )
-
-
-def _objectives(recipe: Recipe, text: TextEncoder, num_relations: int) -> dict[str, nn.Module]:
-    """The objectives that have weights of their own."""
-    objective, found = recipe.objective, dict[str, nn.Module]()
-    if objective.link_prediction.weight:
-        found["link_prediction"] = LinkPrediction(objective.link_prediction.kind, text.width, num_relations)
-    if objective.graph_infomax.weight:
-        found["graph_infomax"] = GraphInfomax(text.width)
-    if objective.dual.weight:
-        longest = max(int(text.encoder.config.max_position_embeddings), recipe.graph_encoder.tokens)
-        found["dual"] = DualDecoder(objective.dual, text, longest)
-    return found
 
 
 def _table(recipe: Recipe, width: int, shards: Mixture) -> NameTable:

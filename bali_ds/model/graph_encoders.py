@@ -1,4 +1,7 @@
-"""Graph encoders over the stars of concepts and their neighbors: residual layers around one of several updates."""
+"""Graph encoders over ego graphs of concepts: residual layers around one of several updates.
+
+A new kind is a subclass of `GraphLayer`, a line of `LAYERS`, and its name among the kinds of `GraphEncoderConfig`.
+"""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
@@ -19,11 +22,11 @@ INITIAL_EMBEDDING = 0.02
 
 
 class Messages(NamedTuple):
-    """What passes along the edges, the same in every layer; E messages between N nodes.
+    """E messages between N nodes and N self-loops, the same in every layer.
 
     Attributes:
-        edge_index: int64 [2, E + N], source and target of each message; those of nodes to themselves come last.
-        features: float [E + N, d], the embedding of each message's relation; None where the kind knows no relations.
+        edge_index: int64 [2, E + N], source and target of each message; self-loops come last.
+        features: float [E + N, d], the embedding of each message's relation; None where the kind uses no relations.
         directions: int64 [E + N], 0 along the relation as the graph names it, 1 against it, 2 from a node to itself.
     """
 
@@ -33,11 +36,11 @@ class Messages(NamedTuple):
 
 
 class GraphEncoder(nn.Module):
-    """Node vectors from node features, edges and relations: the one interface of all kinds.
+    """Graph encoder of any kind: node vectors from node features, edges and relations.
 
-    Each layer is h + scale * dropout(GELU(update(LayerNorm(h)))). Every node also sends a message to itself, through
-    a relation of its own: without it a second layer would see the neighbors of a star as empty and give every
-    concept the same vector.
+    Each layer is h + scale * dropout(GELU(update(LayerNorm(h)))). Every node also has a self-loop, with a relation of
+    its own: without self-loops, neighbors would be without effect in a second layer, and every concept would get the
+    same vector.
 
     Args:
         width: size d of node features and outputs; for "gatv2" divisible by `heads`.
@@ -46,8 +49,8 @@ class GraphEncoder(nn.Module):
         layers: number of layers.
         heads: attention heads of each layer.
         dropout: of the update, and of the attention.
-        num_concepts: concepts that have learned embeddings for node features, `concepts`, whose last row stands for a
-            hidden concept; 0 where node features come from elsewhere.
+        num_concepts: concepts with learned embeddings as node features, `concepts`, whose last row is for hidden
+            concepts; 0 where node features are name vectors.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class GraphEncoder(nn.Module):
     ) -> None:
         super().__init__()
         layer = LAYERS[kind]
-        self.relations = nn.Embedding(num_relations + 1, width) if layer.knows_relations else None
+        self.relations = nn.Embedding(num_relations + 1, width) if layer.uses_relations else None
         self.layers = nn.ModuleList(layer(width, heads, dropout) for _ in range(layers))
         self.num_relations = num_relations
         self.concepts = nn.Embedding(num_concepts + 1, width) if num_concepts else None
@@ -94,13 +97,20 @@ class GraphEncoder(nn.Module):
 
 
 class LinearizedGraph(nn.Module):
-    """In place of a graph encoder: the neighborhood is read as text, so there is nothing beside the text encoder."""
+    """Placeholder without weights: the text encoder reads the neighborhood as text, so there is no graph encoder."""
 
 
 def build_graph_encoder(
     settings: recipe.GraphEncoderConfig, width: int, num_relations: int, num_concepts: int
 ) -> GraphEncoder | LinearizedGraph:
-    """Return the graph encoder of a recipe, fresh, for a graph of so many relations (both directions) and concepts."""
+    """Return a newly initialized graph encoder for a graph with these numbers of relations and concepts.
+
+    Args:
+        settings: of the recipe.
+        width: size of node features and outputs.
+        num_relations: relation ids, both directions together.
+        num_concepts: concepts of the graph, for learned embeddings.
+    """
     if settings.kind == "linearized":
         return LinearizedGraph()
     return GraphEncoder(
@@ -114,8 +124,14 @@ def build_graph_encoder(
     )
 
 
-class _Layer(nn.Module, ABC):
-    knows_relations = True
+class GraphLayer(nn.Module, ABC):
+    """Residual layer around the update of one kind of graph encoder.
+
+    Attributes:
+        uses_relations: whether the update reads embeddings of relations.
+    """
+
+    uses_relations = True
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -125,19 +141,20 @@ class _Layer(nn.Module, ABC):
         self.dropout = dropout
 
     def forward(self, nodes: torch.Tensor, messages: Messages) -> torch.Tensor:
+        """Return the nodes' vectors after this layer, [N, d]."""
         update = self.update(self.norm(nodes), messages)
         return nodes + self.scale * F.dropout(F.gelu(update), self.dropout, self.training)
 
     @abstractmethod
     def build(self, width: int, heads: int, dropout: float) -> None:
-        """Make the update's own modules."""
+        """Create the update's own modules."""
 
     @abstractmethod
     def update(self, nodes: torch.Tensor, messages: Messages) -> torch.Tensor:
-        """Return what every node gathers, [N, d]."""
+        """Return the aggregated messages of every node, [N, d]."""
 
 
-class _Attention(_Layer):
+class _Attention(GraphLayer):
     """GATv2 of Brody, Alon and Yahav (ICLR 2022), one weight for both ends, the relation in the score of its edge."""
 
     def build(self, width: int, heads: int, dropout: float) -> None:
@@ -157,21 +174,21 @@ class _Attention(_Layer):
         return self.attention(nodes, messages.edge_index, messages.features)
 
 
-class _Sage(_Layer):
+class _Sage(GraphLayer):
     """GraphSAGE of Hamilton, Ying and Leskovec (NIPS 2017), mean aggregator: W_1 mean(h_u) + W_2 h_v."""
 
-    knows_relations = False
+    uses_relations = False
 
     def build(self, width: int, heads: int, dropout: float) -> None:  # noqa: ARG002
         self.convolution = SAGEConv(width, width)
 
     def update(self, nodes: torch.Tensor, messages: Messages) -> torch.Tensor:
-        # the node's own message is the second term already
+        # the self-loop is the second term
         edges = messages.edge_index.shape[1] - nodes.shape[0]
         return self.convolution(nodes, messages.edge_index[:, :edges])
 
 
-class _Composition(_Layer):
+class _Composition(GraphLayer):
     """CompGCN of Vashishth, Sanyal, Nitin and Talukdar (ICLR 2020) with composition by product.
 
     Sum over the directions l of W_l mean(h_u * V z_r), where z is the embedding of the message's relation: messages
@@ -190,4 +207,4 @@ class _Composition(_Layer):
         return self.combine(means.view(count, 3 * width).to(nodes.dtype))
 
 
-LAYERS: dict[str, type[_Layer]] = {"gatv2": _Attention, "graphsage": _Sage, "compgcn": _Composition}
+LAYERS: dict[str, type[GraphLayer]] = {"gatv2": _Attention, "graphsage": _Sage, "compgcn": _Composition}

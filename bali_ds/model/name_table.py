@@ -1,4 +1,4 @@
-"""A table of the vectors of all names, made again every so many steps."""
+"""Name table: cached vectors of all names, recomputed every so many steps."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from bali_ds.data.batch import TokenBlock
+from bali_ds.data.batch import LengthBucket
 from bali_ds.distributed import Ranks
 from bali_ds.model.text_encoder import TextEncoder
 from bali_ds.shards.shard_set import Names
@@ -17,15 +17,15 @@ NEVER = -1
 
 
 class NameTable(nn.Module):
-    """The vector of every name, and of k masks for names that are hidden.
+    """Vectors of every name, and of 0, 1, ..., `longest` masks for names that are hidden.
 
-    The names are encoded by all ranks together, without gradient and dropout, and stay as they are until the next
-    time. The table takes (names + longest + 1) * d numbers on every rank and is part of a checkpoint.
+    All ranks together encode the names, without gradient and dropout; the vectors are constant until the next refresh.
+    The table takes (names + longest + 1) * d numbers on every rank and is part of a checkpoint.
 
     Args:
         names: the tokens of all names.
         width: d.
-        refresh_every: calls in training after which the table is made again.
+        refresh_every: calls in training after which the vectors are recomputed.
         special: ids of [CLS], [SEP], [PAD] and [MASK].
         longest: most tokens of a name.
     """
@@ -45,7 +45,7 @@ class NameTable(nn.Module):
         self.register_buffer("age", torch.tensor([NEVER]))
 
     def keep_fresh(self, text: TextEncoder) -> None:
-        """Make the table where it is too old or was never made; to be called once a step, by every rank."""
+        """Compute the vectors if they are too old or do not exist; every rank calls this once a step."""
         if self.vectors.is_meta:
             return
         age = int(self.age)
@@ -59,28 +59,28 @@ class NameTable(nn.Module):
         ranks, training = Ranks.of(None), text.training
         text.eval()
         self.vectors.zero_()
-        for rows, block in self._blocks(ranks.rank, ranks.world_size):
-            vectors = text.name_vectors((block.to(self.vectors.device),))
+        for rows, bucket in self._buckets(ranks.rank, ranks.world_size):
+            vectors = text.name_vectors((bucket.to(self.vectors.device),))
             self.vectors[torch.from_numpy(rows).to(self.vectors.device)] = vectors[: rows.size].to(self.vectors.dtype)
         if ranks.world_size > 1:
             dist.all_reduce(self.vectors)
         text.train(training)
 
-    def _blocks(self, rank: int, world_size: int) -> Iterator[tuple[np.ndarray, TokenBlock]]:
-        """Yield rows of the table with their tokens, shortest first; equally many blocks on every rank."""
+    def _buckets(self, rank: int, world_size: int) -> Iterator[tuple[np.ndarray, LengthBucket]]:
+        """Yield rows of the table and their tokens, shortest first; every rank has equally many buckets."""
         cls_id, sep_id, pad_id, mask_id = self.special
         offsets = np.asarray(self.names.offsets)
         count = offsets.size - 1
         lengths = np.concatenate([np.diff(offsets), np.arange(self.longest + 1)])
         order = np.argsort(lengths, kind="stable")
-        blocks = -(-order.size // (_ROWS * world_size)) * world_size
-        for number in range(rank, blocks, world_size):
+        buckets = -(-order.size // (_ROWS * world_size)) * world_size
+        for number in range(rank, buckets, world_size):
             rows = order[number * _ROWS : (number + 1) * _ROWS]
-            wanted = rows if rows.size else order[:1]  # one for the call's sake
+            wanted = rows if rows.size else order[:1]  # every rank must call the encoder equally often
             ids = np.full((wanted.size, int(lengths[wanted].max()) + 2), pad_id, np.int64)
             ids[:, 0] = cls_id
             for line, row in enumerate(wanted.tolist()):
                 end = 1 + int(lengths[row])
                 ids[line, 1:end] = self.names.tokens[offsets[row] : offsets[row + 1]] if row < count else mask_id
                 ids[line, end] = sep_id
-            yield rows, TokenBlock(torch.from_numpy(ids), torch.from_numpy(lengths[wanted] + 2))
+            yield rows, LengthBucket(torch.from_numpy(ids), torch.from_numpy(lengths[wanted] + 2))

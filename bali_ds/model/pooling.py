@@ -1,4 +1,4 @@
-"""One vector of several tokens: of a mention, of a name."""
+"""Pooling of token states to one vector: of mentions, of names."""
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ class MentionPooling(nn.Module):
             numbers = torch.arange(num_segments, device=segments.device)
             return values[torch.searchsorted(segments, numbers)].float()
         if self.score is not None:
-            # takes seconds to import, and an encoder at work seldom needs it
+            # imported here because it takes seconds, and inference rarely needs it
             from torch_geometric.utils import softmax
 
             weights = softmax(self.score(values).float(), segments, num_nodes=num_segments)
@@ -44,7 +44,7 @@ def segment_mean(values: torch.Tensor, segments: torch.Tensor, num_segments: int
     Args:
         values: float [P, d].
         segments: int64 [P], the segment of each row, each in [0, num_segments).
-        num_segments: how many rows the result has; a segment without rows gives zeros.
+        num_segments: rows of the result; a segment without rows gives zeros.
 
     Returns:
         float32 [num_segments, d].

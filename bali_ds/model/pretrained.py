@@ -1,8 +1,8 @@
-"""Loads what others trained through transformers: no code of a model is executed and no pickle is read.
+"""Safe loading of pretrained models and tokenizers through transformers: no model code is executed, no pickle is read.
 
-Every call of `from_pretrained` and `from_config` is in this file. Left to itself, transformers answers a configuration
-with `auto_map` by a question on the standard input and executes the model's code after a "y", which may be a line of
-the user's data.
+Every call of `from_pretrained` and `from_config` is in this file. By default, transformers reacts to a configuration
+with `auto_map` by asking on the standard input, and executes the model's code after a "y", which may be a line of the
+user's data.
 """
 
 from collections.abc import Iterator
@@ -25,9 +25,9 @@ def load_configuration(path: str | Path) -> PretrainedConfig:
     """Return the configuration of a model directory or Hub name.
 
     Raises:
-        InputError: there is none, it cannot be understood, or it needs code of its own.
+        InputError: it does not exist, cannot be parsed, or needs code of its own.
     """
-    with _one_line(path, "is no Hugging Face encoder"):
+    with _one_line(path, "is not a Hugging Face encoder"):
         config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
         return config
 
@@ -36,14 +36,14 @@ def load_tokenizer(path: str | Path) -> Any:
     """Return the tokenizer of a model directory or Hub name.
 
     Raises:
-        InputError: there is none, it cannot be understood, or it needs code of its own.
+        InputError: it does not exist, cannot be parsed, or needs code of its own.
     """
     with _one_line(path, "its tokenizer cannot be loaded", "tokenizer_config.json"):
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
 def load_model(kind: Any, path: str | Path, **options: Any) -> tuple[Any, list[str]]:
-    """Return a model and the names of the weights that its files lack, ascending.
+    """Return a model and the sorted names of the weights that are missing from its files.
 
     Args:
         kind: an auto class of transformers, for example AutoModel.
@@ -62,22 +62,22 @@ def load_model(kind: Any, path: str | Path, **options: Any) -> tuple[Any, list[s
 
 
 def fresh_model(kind: Any, config: PretrainedConfig, path: str | Path) -> Any:
-    """Return a model with weights drawn afresh.
+    """Return a model with newly initialized weights.
 
     Args:
         kind: an auto class of transformers, for example AutoModelForMaskedLM.
         config: what to build.
-        path: where the configuration came from, for the message.
+        path: source of the configuration, for the message.
 
     Raises:
-        InputError: the configuration has no such model, or it needs code of its own.
+        InputError: the auto class has no model for this configuration, or it needs code of its own.
     """
-    with _one_line(path, "is no Hugging Face encoder"):
+    with _one_line(path, "is not a Hugging Face encoder"):
         return kind.from_config(config, trust_remote_code=False)
 
 
 def _check_files(directory: Path) -> None:
-    """Refuse pickled weights before transformers looks for them, and adapters, which name another model to fetch."""
+    """Refuse pickled weights before transformers looks for them, and adapters, which name another model to download."""
     if any((directory / name).is_file() for name in PICKLED_WEIGHTS) and not any(directory.glob("*.safetensors")):
         raise InputError(f"{directory}: {_PICKLE}")
     if (directory / "adapter_config.json").is_file():
@@ -86,14 +86,14 @@ def _check_files(directory: Path) -> None:
 
 @contextmanager
 def _one_line(path: str | Path, summary: str, code_file: str = "config.json") -> Iterator[None]:
-    """Turn whatever transformers raises into one line: a stranger's configuration can be wrong in every way."""
+    """Turn any exception of transformers into an InputError of one line: a configuration can be wrong in any way."""
     try:
         yield
     except Exception as error:
         text = str(error).strip()
         if "trust_remote_code" in text:
             raise InputError(f"{path}: {_CODE.format(code_file)}") from error
-        if "use_safetensors" in text:  # of a name on the Hub
+        if "use_safetensors" in text:  # raised for a name on the Hub
             raise InputError(f"{path}: {_PICKLE}") from error
         reason = text.splitlines()[0] if text else type(error).__name__
         raise InputError(f"{path}: {summary}: {reason}") from error
@@ -101,7 +101,7 @@ def _one_line(path: str | Path, summary: str, code_file: str = "config.json") ->
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence transformers: its report on missing weights is long and alarming; callers say what matters."""
+    """Silence transformers, whose report on missing weights is long; callers log what matters."""
     shown, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
-from bali_ds.data.batch import TokenBlock
+from bali_ds.data.batch import LengthBucket
 from bali_ds.errors import InputError
 from bali_ds.model.pooling import mean_of_inner_tokens
 from bali_ds.model.pretrained import fresh_model, load_configuration, load_model
@@ -19,7 +19,7 @@ WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin
 
 
 class TextEncoder(nn.Module):
-    """A pretrained encoder and its head, both called by blocks of similar length.
+    """A pretrained encoder and its masked-language-model head; sequences come in length buckets.
 
     Attributes:
         encoder: the Hugging Face base model.
@@ -38,17 +38,17 @@ class TextEncoder(nn.Module):
         """The hidden size d."""
         return int(self.encoder.config.hidden_size)
 
-    def hidden_states(self, block: TokenBlock) -> torch.Tensor:
-        """Return the last layer's hidden states of one block, [n, L, d]."""
-        return self.encoder(input_ids=block.input_ids, attention_mask=block.attention_mask).last_hidden_state
+    def hidden_states(self, bucket: LengthBucket) -> torch.Tensor:
+        """Return the last layer's hidden states of one bucket, [n, L, d]."""
+        return self.encoder(input_ids=bucket.input_ids, attention_mask=bucket.attention_mask).last_hidden_state
 
-    def flat_hidden_states(self, blocks: tuple[TokenBlock, ...]) -> torch.Tensor:
-        """Return the hidden states of all blocks along one token axis, padding included: [sum of n * L, d]."""
-        return torch.cat([self.hidden_states(block).flatten(0, 1) for block in blocks])
+    def flat_hidden_states(self, buckets: tuple[LengthBucket, ...]) -> torch.Tensor:
+        """Return the hidden states of all buckets along one token axis, padding included: [sum of n * L, d]."""
+        return torch.cat([self.hidden_states(bucket).flatten(0, 1) for bucket in buckets])
 
-    def name_vectors(self, blocks: tuple[TokenBlock, ...]) -> torch.Tensor:
-        """Return one float32 vector a row, the mean over its tokens without the special ones: [sum of n, d]."""
-        return torch.cat([mean_of_inner_tokens(self.hidden_states(block), block.lengths) for block in blocks])
+    def name_vectors(self, buckets: tuple[LengthBucket, ...]) -> torch.Tensor:
+        """Return one float32 vector per row, the mean over its tokens without the special ones: [sum of n, d]."""
+        return torch.cat([mean_of_inner_tokens(self.hidden_states(bucket), bucket.lengths) for bucket in buckets])
 
 
 def load_text_encoder(
@@ -56,25 +56,25 @@ def load_text_encoder(
 ) -> TextEncoder:
     """Load a Hugging Face encoder with its masked-language-model head.
 
-    Where the checkpoint holds no head, the architecture's own is made afresh, tied to the embeddings, and the log
-    says so. A directory without any weights is initialized from its configuration. Both draw from `seed`.
+    Where the checkpoint has no head, a new one is initialized, tied to the embeddings, and the log says so. A directory
+    without any weights is initialized from its configuration. Both use `seed`.
 
     Args:
         path: a directory or hub name.
-        seed: of fresh weights.
-        dropout: in place of the checkpoint's own.
+        seed: of new weights.
+        dropout: overrides the checkpoint's own.
         layer: the layer after which the encoder ends, counted from 1; None keeps all.
         attention: "sdpa", torch's fused attention where the architecture has it, "flash_attention_2" or "eager".
 
     Raises:
-        InputError: no such directory or hub name, an architecture without a masked-language-model head, fewer layers,
-            or no such attention here.
+        InputError: the directory or hub name does not exist, the architecture has no masked-language-model head or
+            fewer layers, or the attention is not available here.
     """
     torch.manual_seed(seed)
     config = read_configuration(path, dropout=dropout, layer=layer)
     directory = Path(path)
     if directory.is_dir() and not any(any(directory.glob(pattern)) for pattern in WEIGHT_FILES):
-        logger.info("%s: holds no weights, initialized from its configuration with seed %d", path, seed)
+        logger.info("%s: has no weights; initialized from its configuration with seed %d", path, seed)
         model, fresh_head = fresh_model(AutoModelForMaskedLM, config, path), True
     else:
         model, fresh_head = _pretrained(path, config)
@@ -84,10 +84,10 @@ def load_text_encoder(
 
 
 def read_configuration(path: str, *, dropout: float | None = None, layer: int | None = None) -> PretrainedConfig:
-    """Return the configuration of an encoder with another dropout, and cut after a layer.
+    """Return the configuration of an encoder, with another dropout or fewer layers where asked for.
 
     Raises:
-        InputError: no such directory or hub name, or fewer layers.
+        InputError: the directory or hub name does not exist, or the encoder has fewer layers.
     """
     config = load_configuration(path)
     if dropout is not None:
@@ -104,16 +104,16 @@ def read_configuration(path: str, *, dropout: float | None = None, layer: int | 
 
 
 def positions_of(config: Any) -> int:
-    """Return how many tokens an architecture reads at once, special tokens included."""
+    """Return the longest sequence that an architecture reads, special tokens included."""
     positions = getattr(config, "max_position_embeddings", None) or 512
     offset = (config.pad_token_id or 0) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
     return int(positions) - offset
 
 
 def _choose_attention(model: PreTrainedModel, attention: str) -> None:
-    """Set how attention is computed, after the head was tried out on a CPU in float32."""
+    """Set the attention implementation; call it after `_head`, which runs the model on a CPU in float32."""
     flash = attention == "flash_attention_2"
-    # a plan on shapes counts the memory of fused attention by itself
+    # on the meta device, the planner accounts for fused attention itself
     if attention == "sdpa" or (flash and model.device.type == "meta"):
         return
     reason = "needs a GPU" if flash and not torch.cuda.is_available() else ""
@@ -121,7 +121,7 @@ def _choose_attention(model: PreTrainedModel, attention: str) -> None:
         try:
             model.set_attn_implementation(attention)
         except (ImportError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).partition("\n")[0] or type(error).__name__
     if not reason and model.config._attn_implementation != attention:
         reason = f"{type(model).__name__} does not have it"
     if reason:
@@ -129,20 +129,20 @@ def _choose_attention(model: PreTrainedModel, attention: str) -> None:
 
 
 def _pretrained(path: str, config: PretrainedConfig) -> tuple[PreTrainedModel, bool]:
-    """Return the model, and whether its head is fresh."""
+    """Return the model, and whether its head is newly initialized."""
     model, missing = load_model(AutoModelForMaskedLM, path, config=config, dtype=torch.float32)
     prefix = model.base_model_prefix + "."
     if damaged := [key for key in missing if key.startswith(prefix)]:
         raise InputError(f"{path}: the weights lack {damaged[0]}; the checkpoint is of another architecture")
     if missing:
-        logger.info("%s: holds no pretrained masked-language-model head; a fresh one, tied to the embeddings", path)
+        logger.info("%s: has no pretrained masked-language-model head; a new one is tied to the embeddings", path)
     return model, bool(missing)
 
 
 def _head(model: PreTrainedModel, path: str) -> nn.Module:
-    """Return what follows the base model: one module, or several applied in the order of their definition.
+    """Return the head: the one module after the base model, or several in the order of their definition.
 
-    Whether that is how this architecture computes its logits is tried out, unless the model is shapes without values.
+    The result is checked against the logits of the whole model, except on the meta device.
     """
     modules = [module for name, module in model.named_children() if name != model.base_model_prefix]
     head = modules[0] if len(modules) == 1 else nn.Sequential(*modules)
@@ -155,7 +155,7 @@ def _head(model: PreTrainedModel, path: str) -> nn.Module:
         expected = model(input_ids=tokens).logits
         try:
             same = torch.allclose(head(model.base_model(input_ids=tokens).last_hidden_state), expected, atol=1e-4)
-        except (RuntimeError, TypeError):  # what a head raises that cannot be called alone
+        except (RuntimeError, TypeError):  # raised by a head that cannot be called alone
             same = False
     model.train(training)
     if not same:

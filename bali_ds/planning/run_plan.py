@@ -11,12 +11,12 @@ from bali_ds.config import Recipe
 from bali_ds.data.batch import Batch
 from bali_ds.data.loader import Loader
 from bali_ds.data.mixture import Mixture, open_mixture
-from bali_ds.data.settings import StreamSettings
 from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.build_model import build_aligner
 from bali_ds.model.text_encoder import read_configuration
+from bali_ds.objectives.registry import stream_settings
 from bali_ds.planning.activations import PassMemory, pass_memory
 from bali_ds.planning.batch_plan import Arithmetic, arithmetic
 from bali_ds.planning.memory import Memory, Run, bytes_sent, rank_memory
@@ -123,7 +123,7 @@ def _activations(model: Aligner, batch: Batch, numbers: Arithmetic, *, on_gpu: b
 
     def run() -> torch.Tensor:
         views = model.encode(shapes)
-        vectors = (views.text, views.graph, views.synonyms)
+        vectors = (views.text, views.graph, *(vectors for vectors, _ in views.kept.values()))
         totals = [total for name, (total, _) in views.sums.items() if model.weights[name]]
         return torch.stack([*(each.sum() for each in vectors), *totals]).sum()
 
@@ -141,7 +141,7 @@ def _largest_batch(recipe: Recipe, shards: Mixture, graph: KnowledgeGraph, numbe
         loader = Loader(
             shards,
             graph,
-            StreamSettings.of(recipe),
+            stream_settings(recipe),
             global_batch=numbers.passages_per_step,
             micro_batches=numbers.micro_batches,
             rank=rank,

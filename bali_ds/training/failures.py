@@ -48,7 +48,7 @@ def write_failure(
     concepts: set[int] = set()
     for vectors in (parts[name] for name in ("text_views", "graph_views") if name in parts):
         concepts.update(parts["concept_ids"][~torch.isfinite(vectors).all(1)].tolist())
-    rows = [int(row) for micro_batch in batch.micro_batches for row in micro_batch.sample_ids]
+    rows = [int(row) for micro_batch in batch.micro_batches for row in micro_batch.sample_rows]
     own = {
         "rank": ranks.rank,
         "host": socket.gethostname(),

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from bali_ds.config.recipe import FaultToleranceConfig
 from bali_ds.data.loader import Loader, Step, WorkerKilledError
-from bali_ds.data.serialization import WorkerFailedError
+from bali_ds.data.worker import WorkerFailedError
 from bali_ds.distributed import Ranks
 from bali_ds.errors import FAILED, STOPPED, InputError, RankFailed, RunEnded
 from bali_ds.training.rank_errors import LEAVING, RankError, all_gather_errors

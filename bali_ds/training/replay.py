@@ -13,11 +13,11 @@ from bali_ds.config import Recipe, load_recipe
 from bali_ds.data.batch import Batch
 from bali_ds.data.loader import Loader
 from bali_ds.data.sampler import Position
-from bali_ds.data.settings import StreamSettings
 from bali_ds.errors import InputError
 from bali_ds.files import read_json
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.build_model import build_aligner
+from bali_ds.objectives.registry import stream_settings
 from bali_ds.training.failures import failure_path
 from bali_ds.training.run_directory import RunData
 
@@ -88,7 +88,7 @@ def _samples(recipe: Recipe, data: RunData, failure: dict[str, Any]) -> list[Bat
         with Loader(
             data.shards,
             data.graph,
-            StreamSettings.of(recipe),
+            stream_settings(recipe),
             global_batch=recipe.batch.passages,
             micro_batches=recipe.batch.micro_batches,
             rank=rank["rank"],

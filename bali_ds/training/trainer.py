@@ -13,10 +13,10 @@ from bali_ds.config import Recipe
 from bali_ds.data.evaluation_batches import evaluation_batches
 from bali_ds.data.loader import Loader, Step
 from bali_ds.data.sampler import Position
-from bali_ds.data.settings import StreamSettings
 from bali_ds.distributed import Ranks
 from bali_ds.errors import InputError
 from bali_ds.model.build_model import build_aligner
+from bali_ds.objectives.registry import stream_settings
 from bali_ds.planning.batch_plan import Arithmetic
 from bali_ds.planning.flops import StepFlops
 from bali_ds.randomness import derive
@@ -227,7 +227,7 @@ class _Training:
         return Loader(
             self.data.shards,
             self.data.graph,
-            StreamSettings.of(recipe),
+            stream_settings(recipe),
             global_batch=recipe.batch.passages,
             micro_batches=recipe.batch.micro_batches,
             rank=ranks.rank,
@@ -256,7 +256,7 @@ class _Training:
         batches = evaluation_batches(
             self.data.shards,
             self.data.graph,
-            StreamSettings.of(self.recipe),
+            stream_settings(self.recipe),
             batch_size=32,
             limit=self.recipe.validation.passages,
         )

@@ -6,13 +6,14 @@ import torch
 
 from bali_ds.config import Recipe
 from bali_ds.corpus.tokenizer import Tokenizer
-from bali_ds.data.batch import Batch, TokenBlock
+from bali_ds.data.batch import Batch, LengthBucket
 from bali_ds.data.evaluation_batches import evaluation_batches
-from bali_ds.data.settings import StreamSettings
 from bali_ds.distributed import Ranks
 from bali_ds.evaluation.generated_text import FILE, fact_texts, passage_text
 from bali_ds.evaluation.retrieval import evaluate_retrieval
 from bali_ds.files import write_json
+from bali_ds.objectives.dual import PassagesWithFacts, PassagesWithFactsPart
+from bali_ds.objectives.registry import stream_settings
 from bali_ds.training.preemption import StopRequest
 from bali_ds.training.run_directory import RunData
 
@@ -60,20 +61,25 @@ def write_generated(engine: deepspeed.DeepSpeedEngine, recipe: Recipe, data: Run
     Every rank computes the same passages, so that all call the same modules equally often at every ZeRO stage. Nothing
     is written where nothing was held out.
     """
-    settings = StreamSettings.of(recipe)
-    batches = evaluation_batches(data.shards, data.graph, settings, batch_size=_PASSAGES, limit=_PASSAGES, triples=True)
+    batches = evaluation_batches(
+        data.shards, data.graph, stream_settings(recipe),
+        batch_size=_PASSAGES, limit=_PASSAGES, parts=(PassagesWithFactsPart(),),
+    )  # fmt: skip
     batch = next(batches, None)
     if batch is None:
         return
     engine.eval()
-    facts, passages = engine.module.written(batch.to(ranks.device))
+    aligner = engine.module
+    with torch.no_grad():
+        facts, passages = aligner.terms["dual"].generate(aligner.encode_for_generation(batch.to(ranks.device)))
     engine.train()
     if not ranks.is_first:
         return
     tokenizer = Tokenizer.load(recipe.text_encoder.path)
+    true: PassagesWithFacts = batch.parts["dual"]
     rows = zip(
-        batch.sample_ids.tolist(), _sequences(batch.originals[0]), passages.tolist(),
-        _sequences(batch.triples[0]), facts.tolist(), strict=True,
+        batch.sample_rows.tolist(), _sequences(true.originals), passages.tolist(),
+        _sequences(true.facts), facts.tolist(), strict=True,
     )  # fmt: skip
     found = [
         {
@@ -86,6 +92,6 @@ def write_generated(engine: deepspeed.DeepSpeedEngine, recipe: Recipe, data: Run
     write_json(recipe.directory / FILE, found)
 
 
-def _sequences(block: TokenBlock) -> list[list[int]]:
-    rows: list[torch.Tensor] = list(block.input_ids)
-    return [row[:length].tolist() for row, length in zip(rows, block.lengths.tolist(), strict=True)]
+def _sequences(bucket: LengthBucket) -> list[list[int]]:
+    rows: list[torch.Tensor] = list(bucket.input_ids)
+    return [row[:length].tolist() for row, length in zip(rows, bucket.lengths.tolist(), strict=True)]

@@ -8,9 +8,9 @@ from bali_ds.checkpoint.manager import CheckpointManager, RunProgress
 from bali_ds.config import CheckpointConfig, Recipe
 from bali_ds.data.loader import Loader
 from bali_ds.data.sampler import Position
-from bali_ds.data.settings import StreamSettings
 from bali_ds.distributed import Ranks
 from bali_ds.model.build_model import build_aligner
+from bali_ds.objectives.registry import stream_settings
 from bali_ds.planning.batch_plan import arithmetic
 from bali_ds.training.engine import build_engine, deepspeed_settings, set_learning_rates
 from bali_ds.training.joining import joined_ranks
@@ -28,7 +28,7 @@ def go_on(recipe: Recipe, data: RunData, ranks: Ranks, *, begin: Path, end: Path
     restored = CheckpointManager(begin, ranks, CheckpointConfig(), identity=identity).restore(engine)
     progress = restored or RunProgress(0, Position())
     loader = Loader(
-        data.shards, data.graph, StreamSettings.of(recipe), global_batch=recipe.batch.passages,
+        data.shards, data.graph, stream_settings(recipe), global_batch=recipe.batch.passages,
         rank=ranks.rank, world_size=ranks.world_size, start=progress.position,
     )  # fmt: skip
     losses = []

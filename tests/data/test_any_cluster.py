@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bali_ds.data.batch_sampler import RankSteps, Share
+from bali_ds.data.batch_sampler import BatchSampler, RankSlice
 from bali_ds.data.loader import Loader
 from bali_ds.data.sampler import LANES, Position
 from bali_ds.data.settings import StreamSettings
@@ -23,18 +23,18 @@ LIVES = st.lists(
 
 
 def life(data, settings_, start, steps, world_size, workers):
-    """The global batches of some steps, made by ranks and workers as they share them, and where the data then stand."""
+    """The global batches of some steps, made by ranks and workers, and the position in the data after them."""
     batches = [[None] * BATCH for _ in range(steps)]
     ends = set()
     for rank in range(world_size):
         made = {}
         for worker in range(max(workers, 1)):
-            source = RankSteps(*data, settings_, Share(BATCH, 1, rank, world_size), start)
+            source = BatchSampler(*data, settings_, RankSlice(BATCH, 1, rank, world_size), start)
             made |= {
                 number: source[number] for number in islice(count(worker, max(workers, 1)), steps) if number < steps
             }
         for number, batch in enumerate(batches):
-            batch[rank::world_size] = made[number].micro_batches[0]["sample_ids"].tolist()
+            batch[rank::world_size] = made[number].micro_batches[0].sample_rows.tolist()
         ends.add(made[steps - 1].position_after)
     assert len(ends) == 1
     return batches, ends.pop()
@@ -67,5 +67,5 @@ def test_real_worker_processes_make_the_same_run(data, world_size, workers):
         with Loader(
             *data, chosen, global_batch=BATCH, rank=rank, world_size=world_size, workers=workers, start=start
         ) as loader:
-            found = [step.micro_batches[0].sample_ids.tolist() for step in islice(loader, 7)]
+            found = [step.micro_batches[0].sample_rows.tolist() for step in islice(loader, 7)]
         assert found == [batch[rank::world_size] for batch in expected]

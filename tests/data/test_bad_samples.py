@@ -121,7 +121,7 @@ def test_evaluation_replaces_from_its_own_split(data, shards):
     delivered = [
         row
         for batch in evaluation_batches(shards, data[1], SETTINGS, batch_size=5)
-        for row in batch.sample_ids.tolist()
+        for row in batch.sample_rows.tolist()
     ]
     assert len(delivered) == 17
     assert 103 not in delivered
@@ -155,5 +155,5 @@ def test_a_tar_cut_short_under_a_worker_is_told(data, shards):
         for shard in shards.shards:
             with open(shards.path / shard.name, "r+b") as stream:
                 stream.truncate(512)
-        with pytest.raises(InputError, match=r"cut short|512 bytes"):
+        with pytest.raises(InputError, match=r"truncated|512 bytes"):
             list(islice(loader, 200))

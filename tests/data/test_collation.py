@@ -4,23 +4,23 @@ import numpy as np
 import pytest
 import torch
 
+from bali_ds.data.batch import as_tensors
 from bali_ds.data.collator import Collator
 from bali_ds.data.evaluation_batches import evaluation_batches
-from bali_ds.data.loader import as_batch
-from bali_ds.data.sampler import Visits
+from bali_ds.data.sampler import SampleIndices
 from bali_ds.data.settings import StreamSettings
 from bali_ds.errors import InputError
 from tests.data.oracle import block_starts, expected_sample, found_samples
 from tests.data.test_loader import same
 
 
-def visits_of(rows, epoch):
-    return Visits(np.array(rows, np.int64), np.full(len(rows), epoch))
+def indices_of(rows, epoch):
+    return SampleIndices(np.array(rows, np.int64), np.full(len(rows), epoch))
 
 
 def batch_of(data, settings, rows, epoch=0):
-    [(arrays, _)] = Collator.of(*data, settings).collate(visits_of(rows, epoch))
-    return as_batch(arrays)
+    [(arrays, _)] = Collator.of(*data, settings).collate(indices_of(rows, epoch))
+    return as_tensors(arrays)
 
 
 @pytest.mark.parametrize("rows", [[3], [7, 2, 90, 41, 13, 60, 61, 5], list(range(50, 99)), [4, 4, 4]], ids=len)
@@ -31,7 +31,7 @@ def test_batch_equals_the_slow_plain_collator(data, rows, fan_out, markers):
     batch = batch_of(data, settings, rows, epoch=2)
     expected = [expected_sample(shards, graph, settings, row, 2) for row in rows]
     passages, views = found_samples(batch)
-    assert batch.sample_ids.tolist() == rows
+    assert batch.sample_rows.tolist() == rows
 
     unordered = [(passage["inputs"], passage["labels"]) for passage in passages]
     for sample in expected:
@@ -82,7 +82,7 @@ def test_shapes_dtypes_and_order(data):
 def test_number_of_blocks_is_constant_even_without_a_single_mention(data):
     shards, _ = data
     bare = next(row for row in range(100) if shards.samples[row]["mentions"] == 0)
-    batch = batch_of(data, StreamSettings(passage_blocks=4, name_blocks=3), [bare])
+    batch = batch_of(data, StreamSettings(passage_buckets=4, name_buckets=3), [bare])
     assert (len(batch.passages), len(batch.names)) == (4, 3)
     assert batch.num_views == 0
     assert batch.edge_index.shape == (2, 0)
@@ -104,12 +104,12 @@ def test_evaluation_batches_are_unmasked_and_in_order(data):
     shards, graph = data
     settings = StreamSettings(token_masking=0.9, mention_masking=0.9, name_masking=0.9)
     batches = list(evaluation_batches(shards, graph, settings, batch_size=5))
-    rows = [row for batch in batches for row in batch.sample_ids.tolist()]
+    rows = [row for batch in batches for row in batch.sample_rows.tolist()]
     assert rows == list(shards.split("validation")) == list(range(100, 117))
     plain = replace(settings, token_masking=0.0, mention_masking=0.0, name_masking=0.0)
     for batch in batches:
         passages, views = found_samples(batch)
-        expected = [expected_sample(shards, graph, plain, row, 0) for row in batch.sample_ids.tolist()]
+        expected = [expected_sample(shards, graph, plain, row, 0) for row in batch.sample_rows.tolist()]
         inputs = [passage["inputs"] for passage in passages]
         assert all(shards.arrays(sample["row"])[0].tolist() in inputs for sample in expected)
         assert [view["names"] for view in views] == [view["names"] for sample in expected for view in sample["views"]]
@@ -121,6 +121,6 @@ def test_evaluation_batches_are_unmasked_and_in_order(data):
 def test_batches_made_together_equal_batches_made_alone(data, micro_batches):
     collator = Collator.of(*data, StreamSettings(mention_masking=0.4, name_masking=0.4))
     rows = np.arange(53, 29, -1)
-    together = [batch for batch, _ in collator.collate(visits_of(rows, 1), micro_batches)]
-    alone = [collator.collate(visits_of(part, 1))[0][0] for part in np.split(rows, micro_batches)]
-    assert all(same(as_batch(a), as_batch(b)) for a, b in zip(together, alone, strict=True))
+    together = [batch for batch, _ in collator.collate(indices_of(rows, 1), micro_batches)]
+    alone = [collator.collate(indices_of(part, 1))[0][0] for part in np.split(rows, micro_batches)]
+    assert all(same(as_tensors(a), as_tensors(b)) for a, b in zip(together, alone, strict=True))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bali_ds.data import reader
-from bali_ds.data.batch_sampler import RankSteps
+from bali_ds.data.batch_sampler import BatchSampler
 from bali_ds.data.loader import Loader, WorkerKilledError
 from bali_ds.data.sampler import Position
 from bali_ds.data.settings import StreamSettings
@@ -27,7 +27,7 @@ def steps(data, count, *, settings=SETTINGS, **arguments):
 
 
 def rows(step):
-    return [row for micro_batch in step.micro_batches for row in micro_batch.sample_ids.tolist()]
+    return [row for micro_batch in step.micro_batches for row in micro_batch.sample_rows.tolist()]
 
 
 def global_rows(data, count, world_size, **arguments):
@@ -47,6 +47,8 @@ def same(first, second):
         return len(first) == len(second) and all(map(same, first, second))
     if isinstance(first, torch.Tensor):
         return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(value, second[name]) for name, value in first.items())
     return all(same(value, getattr(second, name)) for name, value in vars(first).items())
 
 
@@ -167,8 +169,8 @@ def test_without_workers_a_wait_has_an_end_too_and_no_step_is_lost(data, monkeyp
     expected = [rows(step) for step in steps(data, 6, global_batch=4, settings=SETTINGS)]
     with closing(Loader(*data, SETTINGS, global_batch=4)) as loader:
         goes_on = threading.Event()
-        take = RankSteps.take
-        monkeypatch.setattr(RankSteps, "take", lambda made, numbers: goes_on.wait() and take(made, numbers))
+        take = BatchSampler.take
+        monkeypatch.setattr(BatchSampler, "take", lambda made, numbers: goes_on.wait() and take(made, numbers))
         assert not loader.ready(0.1)
         assert not loader.ready(0.1)
         goes_on.set()
@@ -184,7 +186,7 @@ from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.shards.shard_set import ShardSet
 from bali_ds.data.loader import Loader, WorkerKilledError
 from bali_ds.data.settings import StreamSettings
-from bali_ds.data.batch_sampler import RankSteps
+from bali_ds.data.batch_sampler import BatchSampler
 import time
 loader = Loader(ShardSet.open({str(shards.path)!r}), KnowledgeGraph.open({str(graph.path)!r}), StreamSettings(),
                 global_batch=4, workers=2)

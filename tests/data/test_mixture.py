@@ -12,7 +12,7 @@ from bali_ds.data.evaluation_batches import evaluation_batches
 from bali_ds.data.frequency_weights import passage_weights
 from bali_ds.data.loader import Loader
 from bali_ds.data.mixture import Mixture, open_mixture
-from bali_ds.data.sampler import Position, VisitOrder, epoch_order
+from bali_ds.data.sampler import Position, SampleOrder, epoch_order
 from bali_ds.data.settings import StreamSettings
 from bali_ds.errors import InputError
 from tests.data.conftest import write_graph, write_shards
@@ -45,13 +45,13 @@ def mixture(sets):
 
 @pytest.mark.parametrize("seed", [0, 9])
 def test_sets_have_their_exact_shares_and_keep_their_own_order(mixture, seed):
-    order = VisitOrder(mixture, StreamSettings(seed=seed))
-    length = int(order._shares.sum())
-    visits = order.visits(np.arange(5 * length))
-    numbers = mixture.set_numbers(visits.rows)
+    order = SampleOrder(mixture, StreamSettings(seed=seed))
+    # a round is the smallest multiple of the proportions with 256 positions or more
+    length, per_round = 43 * sum(PROPORTIONS), [43 * share for share in PROPORTIONS]
+    found_indices = order.indices(np.arange(5 * length))
+    numbers = mixture.set_numbers(found_indices.sample_rows)
     for begin in range(0, 5 * length, length):
-        assert np.bincount(numbers[begin : begin + length]).tolist() == order._shares.tolist()
-    assert order._shares.tolist() == [share * (length // sum(PROPORTIONS)) for share in PROPORTIONS]
+        assert np.bincount(numbers[begin : begin + length]).tolist() == per_round
     for number, shards in enumerate(mixture.sets):
         held = numbers == number
         size = SIZES[number]
@@ -59,17 +59,17 @@ def test_sets_have_their_exact_shares_and_keep_their_own_order(mixture, seed):
             epoch_order(shards, "train", seed, epoch, 1024).rows(np.arange(size)) for epoch in range(600 // size + 1)
         ]
         expected = np.concatenate(orders).tolist()
-        found = (visits.rows[held] - mixture.starts[number]).tolist()[:600]
+        found = (found_indices.sample_rows[held] - mixture.starts[number]).tolist()[:600]
         # a round has an order of its own, so what a set has within it may come in another
-        share = int(order._shares[number])
+        share = per_round[number]
         for begin in range(0, min(len(found), 600) - share, share):
             assert sorted(found[begin : begin + share]) == sorted(expected[begin : begin + share])
-        assert visits.occasions[held][:size].tolist().count(0) >= min(size, held.sum()) - share
+        assert found_indices.repeats[held][:size].tolist().count(0) >= min(size, held.sum()) - share
 
 
 def test_batches_hold_nearly_the_proportions(mixture):
-    order = VisitOrder(mixture, StreamSettings(seed=1))
-    numbers = mixture.set_numbers(order.visits(np.arange(6400)).rows).reshape(-1, 64)
+    order = SampleOrder(mixture, StreamSettings(seed=1))
+    numbers = mixture.set_numbers(order.indices(np.arange(6400)).sample_rows).reshape(-1, 64)
     shares = np.stack([np.bincount(batch, minlength=3) for batch in numbers]) / 64
     assert np.abs(shares.mean(axis=0) - np.array(PROPORTIONS) / 6).max() < 0.005
     assert np.abs(shares - np.array(PROPORTIONS) / 6).max() < 0.25
@@ -106,11 +106,11 @@ def test_real_worker_processes_make_the_same_run(data, mixture, world_size, work
 
 
 def test_a_set_alone_is_in_its_own_order(sets):
-    order = VisitOrder(Mixture(sets[:1], [7]), StreamSettings(seed=2))
+    order = SampleOrder(Mixture(sets[:1], [7]), StreamSettings(seed=2))
     expected = [epoch_order(sets[0], "train", 2, epoch, 1024).rows(np.arange(100)) for epoch in range(3)]
-    visits = order.visits(np.arange(300))
-    assert visits.rows.tolist() == np.concatenate(expected).tolist()
-    assert visits.occasions.tolist() == np.repeat(np.arange(3), 100).tolist()
+    found_indices = order.indices(np.arange(300))
+    assert found_indices.sample_rows.tolist() == np.concatenate(expected).tolist()
+    assert found_indices.repeats.tolist() == np.repeat(np.arange(3), 100).tolist()
 
 
 def plain_weights(shards, temperature):
@@ -130,31 +130,31 @@ def test_passages_come_as_often_as_their_weights_say(data, temperature):
     weights = plain_weights(data[0], temperature)
     found = passage_weights(mixture, mixture.rows_of(0, "train"), temperature)
     assert found == pytest.approx(weights)
-    order = VisitOrder(mixture, StreamSettings(seed=3, temperature=temperature))
+    order = SampleOrder(mixture, StreamSettings(seed=3, temperature=temperature))
     expected = weights / weights.mean()
     counts = np.zeros(100)
     for epoch in range(200):
-        visits = order.visits(np.arange(100 * epoch, 100 * epoch + 100))
-        epoch_counts = np.bincount(visits.rows, minlength=100)
+        found_indices = order.indices(np.arange(100 * epoch, 100 * epoch + 100))
+        epoch_counts = np.bincount(found_indices.sample_rows, minlength=100)
         assert (np.abs(epoch_counts - expected) < 1 + 1e-9).all(), "as near to its weight as whole numbers allow"
-        repeats = Counter(zip(visits.rows.tolist(), visits.occasions.tolist(), strict=True))
-        assert max(repeats.values()) == 1, "visits of one passage differ"
-        assert set((visits.occasions % 2**32).tolist()) == {epoch}
+        repeats = Counter(zip(found_indices.sample_rows.tolist(), found_indices.repeats.tolist(), strict=True))
+        assert max(repeats.values()) == 1, "two uses of one passage differ"
+        assert set((found_indices.repeats % 2**32).tolist()) == {epoch}
         counts += epoch_counts
     assert np.abs(counts / 200 - expected).max() < 0.15
 
 
 def test_weights_are_computed_once_for_all(data, monkeypatch):
     mixture = Mixture.of(data[0])
-    first = VisitOrder(mixture, StreamSettings(temperature=0.7)).visits(np.arange(100))
+    first = SampleOrder(mixture, StreamSettings(temperature=0.7)).indices(np.arange(100))
     monkeypatch.setattr("bali_ds.data.frequency_weights.passage_weights", None)
-    again = VisitOrder(mixture, StreamSettings(temperature=0.7)).visits(np.arange(100))
-    assert again.rows.tolist() == first.rows.tolist()
+    again = SampleOrder(mixture, StreamSettings(temperature=0.7)).indices(np.arange(100))
+    assert again.sample_rows.tolist() == first.sample_rows.tolist()
 
 
 def test_validation_takes_of_every_set_by_its_size(data, mixture):
     batches = list(evaluation_batches(mixture, data[1], StreamSettings(), batch_size=4, limit=9))
-    found = mixture.set_numbers(np.concatenate([batch.sample_ids.numpy() for batch in batches]))
+    found = mixture.set_numbers(np.concatenate([batch.sample_rows.numpy() for batch in batches]))
     assert np.bincount(found).tolist() == [5, 3, 1]
     assert len(list(evaluation_batches(mixture, data[1], StreamSettings(), batch_size=1))) == 17 + 9 + 9
 

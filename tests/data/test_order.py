@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bali_ds.data.sampler import LANES, EpochOrder, Position, Schedule, rank_share
+from bali_ds.data.sampler import LANES, EpochOrder, Position, Schedule, rank_offsets
 from bali_ds.errors import InputError
 
 SIZES = st.lists(st.integers(0, 300), min_size=1, max_size=12).filter(any)
@@ -80,7 +80,7 @@ def test_schedule_counts_whole_steps_of_each_epoch(size, batch, epoch, seen):
 
 
 def test_a_batch_that_cannot_be_split_is_refused():
-    assert rank_share(12, 2, 1, 3).tolist() == [1, 4, 7, 10]
+    assert rank_offsets(12, 2, 1, 3).tolist() == [1, 4, 7, 10]
     for batch, micro_batches, rank, world in [(12, 5, 0, 1), (12, 1, 0, 5), (12, 1, 3, 3), (12, 0, 0, 1)]:
         with pytest.raises(InputError):
-            rank_share(batch, micro_batches, rank, world)
+            rank_offsets(batch, micro_batches, rank, world)

@@ -21,7 +21,7 @@ def test_order_prints_what_the_loader_delivers(data, capsys, rank):
     loader = Loader(
         shards, graph, StreamSettings(seed=8), global_batch=12, rank=rank, world_size=3, start=Position(1, 60)
     )
-    delivered = [[shards.key(row) for row in next(loader).micro_batches[0].sample_ids.tolist()] for _ in range(5)]
+    delivered = [[shards.key(row) for row in next(loader).micro_batches[0].sample_rows.tolist()] for _ in range(5)]
     assert status == 0
     assert printed == delivered
 
@@ -47,5 +47,5 @@ def test_order_of_a_mixture_is_what_the_loader_delivers(data, tmp_path, capsys):
     mixture = Mixture([shards, other], [2, 3])
     loader = Loader(mixture, graph, StreamSettings(seed=8), global_batch=12, start=Position(0, 24))
     assert printed == [
-        [mixture.key(row) for row in next(loader).micro_batches[0].sample_ids.tolist()] for _ in range(4)
+        [mixture.key(row) for row in next(loader).micro_batches[0].sample_rows.tolist()] for _ in range(4)
     ]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bali_ds.data.batch_sampler import RankSteps, Share
+from bali_ds.data.batch_sampler import BatchSampler, RankSlice
 from bali_ds.data.ego_graphs import find_views
 from bali_ds.data.loader import Loader
 from bali_ds.data.mixture import Mixture
@@ -172,8 +172,8 @@ def test_each_sample_is_judged_alone(data, wanted, damages):
         shards = damaged(data[0], Path(directory), damages)
         expected = expected_steps(shards, wanted)
         for world_size in (1, 2, 4, 8):
-            shares = [Share(BATCH, 1, rank, world_size) for rank in range(world_size)]
-            ranks = [RankSteps(shards, data[1], SETTINGS, share, Position()) for share in shares]
+            shares = [RankSlice(BATCH, 1, rank, world_size) for rank in range(world_size)]
+            ranks = [BatchSampler(shards, data[1], SETTINGS, share, Position()) for share in shares]
             for workers in (0, 2):
                 assert made_by(ranks, workers) == expected, f"{world_size} ranks, {workers} workers"
 
@@ -217,7 +217,7 @@ def test_views_of_samples_never_meet_whatever_their_ids(data):
     mentions[:, 2] = np.where(owners % 2, -(2**31), 2**31 - 1)
     views = find_views(samples._replace(mentions=mentions, edges=edges[:0], edge_counts=0 * samples.edge_counts))
     assert views.samples.tolist() == np.flatnonzero(samples.mention_counts).tolist()
-    assert views.concepts.tolist() == [(2**31 - 1, -(2**31))[owner % 2] for owner in views.samples.tolist()]
+    assert views.concept_ids.tolist() == [(2**31 - 1, -(2**31))[owner % 2] for owner in views.samples.tolist()]
 
 
 @pytest.mark.parametrize("name", ["concepts", "names", "relations"])

@@ -4,8 +4,8 @@ import torch
 
 from bali_ds.config import Recipe
 from bali_ds.data.loader import Loader
-from bali_ds.data.settings import StreamSettings
 from bali_ds.model.build_model import build_aligner
+from bali_ds.objectives.registry import stream_settings
 from bali_ds.training.run_directory import RunData
 
 
@@ -13,7 +13,7 @@ def loss_and_gradients(recipe: Recipe, rank: int, world_size: int) -> tuple[torc
     data = RunData.open(recipe)
     aligner = build_aligner(recipe, 2 * data.graph.num_relations)
     loader = Loader(
-        data.shards, data.graph, StreamSettings.of(recipe),
+        data.shards, data.graph, stream_settings(recipe),
         global_batch=recipe.batch.passages, rank=rank, world_size=world_size,
     )  # fmt: skip
     loss, _ = aligner(next(loader).micro_batches)

@@ -1,21 +1,22 @@
-"""Batches that a loader gives now and then: a rank without mentions, an isolated concept, a hub."""
+"""Batches that a loader yields rarely: a rank without mentions, an isolated concept, a hub."""
 
 from dataclasses import replace
 
 import torch
 
-from bali_ds.data.batch import Batch, TokenBlock
+from bali_ds.data.batch import Batch, LengthBucket
+from bali_ds.objectives.dual import PassagesWithFacts
+from bali_ds.objectives.links import HeldOutFacts
+from bali_ds.objectives.synonym_alignment import SynonymPairs
 
 
 def without_mentions(batch: Batch) -> Batch:
-    """The same passages, as if none of them mentioned anything."""
+    """The same passages, without their mentions."""
     nothing = batch.concept_ids[:0]
 
-    def dummies(blocks):
-        return tuple(TokenBlock(block.input_ids[:1, :2], torch.full((1,), 2)) for block in blocks)
+    def dummies(buckets):
+        return tuple(LengthBucket(bucket.input_ids[:1, :2], torch.full((1,), 2)) for bucket in buckets)
 
-    count = len(batch.originals[0].lengths) if batch.originals else 0
-    bare = tuple(TokenBlock(block.input_ids[:, :2], torch.full((count,), 2)) for block in batch.triples)
     return replace(
         batch,
         names=dummies(batch.names),
@@ -31,12 +32,21 @@ def without_mentions(batch: Batch) -> Batch:
         neighborhood_rows=nothing,
         graph_labeled_tokens=nothing,
         graph_labels=nothing,
-        held_out=batch.held_out[:, :0],
-        synonyms=batch.synonyms[:, :0],
-        synonym_ids=nothing,
-        triples=bare,
-        passage_nodes=torch.full((count, min(count, 1)), -1),
+        parts={name: part_without_mentions(part) for name, part in batch.parts.items()},
     )
+
+
+def part_without_mentions(part):
+    """The part of an objective in such a batch."""
+    if isinstance(part, HeldOutFacts):
+        return HeldOutFacts(part.facts[:, :0])
+    if isinstance(part, SynonymPairs):
+        return SynonymPairs(part.rows[:, :0], part.concept_ids[:0])
+    if isinstance(part, PassagesWithFacts):
+        count = len(part.originals.lengths)
+        bare = LengthBucket(part.facts.input_ids[:, :2], torch.full((count,), 2))
+        return replace(part, facts=bare, passage_nodes=torch.full((count, min(count, 1)), -1))
+    return part
 
 
 def with_hub(batch: Batch, neighbors: int = 4000) -> Batch:

@@ -5,13 +5,13 @@ import torch
 from transformers import AutoModelForMaskedLM
 
 from bali_ds.config import TextEncoderConfig
-from bali_ds.data.batch import TokenBlock
+from bali_ds.data.batch import LengthBucket
 from bali_ds.errors import InputError
 from bali_ds.model.build_model import adapt
 from bali_ds.model.text_encoder import load_text_encoder
 from tests.model.test_text import FAMILIES
 
-BLOCK = TokenBlock(torch.arange(5, 19).view(2, 7), torch.tensor([7, 5]))
+BLOCK = LengthBucket(torch.arange(5, 19).view(2, 7), torch.tensor([7, 5]))
 
 
 @pytest.fixture(params=("bert", "roberta", "deberta", "modernbert"))

@@ -6,8 +6,8 @@ import torch
 
 from bali_ds.data.evaluation_batches import evaluation_batches
 from bali_ds.data.loader import Loader
-from bali_ds.data.settings import StreamSettings
 from bali_ds.model.build_model import build_aligner
+from bali_ds.objectives.registry import stream_settings
 from bali_ds.training.run_directory import RunData
 from tests.conftest import run_ranks
 from tests.losses.dense_contrastive import dense_loss
@@ -25,7 +25,7 @@ def recipe(sample, tmp_path_factory):
 @pytest.fixture(scope="module")
 def parts(recipe):
     data = RunData.open(recipe)
-    loader = Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=recipe.batch.passages)
+    loader = Loader(data.shards, data.graph, stream_settings(recipe), global_batch=recipe.batch.passages)
     return build_aligner(recipe, 2 * data.graph.num_relations), next(loader).micro_batches[0]
 
 
@@ -93,7 +93,7 @@ def test_linearized_views_are_the_means_of_the_neighborhoods_as_text(sample, tmp
     weights = {"graph_language_model": {"weight": 0.5}}
     recipe = sample.recipe(tmp_path, graph_encoder={"kind": "linearized"}, objective=weights)
     data = RunData.open(recipe)
-    loader = Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=recipe.batch.passages)
+    loader = Loader(data.shards, data.graph, stream_settings(recipe), global_batch=recipe.batch.passages)
     aligner, batch = build_aligner(recipe, 2 * data.graph.num_relations), next(loader).micro_batches[0]
     loss, losses = aligner([batch])
     graph = aligner.encode(batch).graph
@@ -117,7 +117,7 @@ def test_what_an_objective_of_weight_0_needs_is_frozen_and_not_called(sample, tm
     weights = {name: {"weight": float(name == alone)} for name in ("contrastive", "masked_language_model")}
     recipe = sample.recipe(tmp_path, objective=weights)
     data = RunData.open(recipe)
-    loader = Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=recipe.batch.passages)
+    loader = Loader(data.shards, data.graph, stream_settings(recipe), global_batch=recipe.batch.passages)
     aligner, batch = build_aligner(recipe, 2 * data.graph.num_relations).train(), next(loader).micro_batches[0]
     called = []
     for name, module in (("names", aligner.graph), ("head", aligner.text.head)):
@@ -131,5 +131,5 @@ def test_what_an_objective_of_weight_0_needs_is_frozen_and_not_called(sample, tm
     frozen = {name.split(".")[0] for name, parameter in aligner.named_parameters() if not parameter.requires_grad}
     assert frozen == ({"text"} if alone == "contrastive" else {"graph"})
     aligner.eval()
-    held_out = next(evaluation_batches(data.shards, data.graph, StreamSettings.of(recipe), batch_size=8))
+    held_out = next(evaluation_batches(data.shards, data.graph, stream_settings(recipe), batch_size=8))
     assert aligner.encode(held_out).graph.shape == aligner.encode(held_out).text.shape

@@ -10,13 +10,13 @@ from transformers import AutoTokenizer
 from bali_ds.checkpoint.marker import write_marker
 from bali_ds.data.evaluation_batches import evaluation_batches
 from bali_ds.data.sampler import Position
-from bali_ds.data.settings import StreamSettings
 from bali_ds.errors import InputError
 from bali_ds.export.export_run import export_run
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.inference.aligned_model import load_aligned
 from bali_ds.inference.encoder import load
 from bali_ds.model.build_model import build_aligner
+from bali_ds.objectives.registry import stream_settings
 from bali_ds.planning.run_plan import plan
 from bali_ds.training.run_directory import RunData, prepare
 from tests.model.variants import VARIANTS, variant
@@ -55,7 +55,7 @@ def test_a_loaded_export_gives_the_views_of_the_trained_model(recipe, tmp_path):
     aligner.table = None
     if aligner.names != "learned":
         aligner.names = "gradient"
-    settings = replace(StreamSettings.of(recipe), name_rows=False, each_mention=False)
+    settings = replace(stream_settings(recipe), name_rows=False, each_mention=False)
     batch = next(evaluation_batches(data.shards, data.graph, settings, batch_size=8))
     with torch.no_grad():
         expected, found = aligner.encode(batch), loaded.encode(batch)

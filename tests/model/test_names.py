@@ -6,10 +6,10 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from bali_ds.data.loader import Loader
-from bali_ds.data.settings import StreamSettings
 from bali_ds.model.build_model import build_aligner
 from bali_ds.model.name_table import NameTable
 from bali_ds.model.text_encoder import TextEncoder
+from bali_ds.objectives.registry import stream_settings
 from bali_ds.shards.shard_set import Names
 from bali_ds.training.run_directory import RunData
 from tests.model.variants import variant
@@ -82,7 +82,7 @@ def test_its_age_is_part_of_a_checkpoint(text, table):
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 def test_ranks_share_the_rows_and_make_equally_many_calls(table, world_size):
-    shares = [list(table._blocks(rank, world_size)) for rank in range(world_size)]
+    shares = [list(table._buckets(rank, world_size)) for rank in range(world_size)]
     assert len({len(share) for share in shares}) == 1
     rows = np.concatenate([rows for share in shares for rows, _ in share])
     assert sorted(rows.tolist()) == list(range(707))
@@ -92,7 +92,7 @@ def test_learned_embeddings_take_the_place_of_names(sample, tmp_path):
     recipe = variant(sample, tmp_path, "learned")
     data = RunData.open(recipe)
     aligner = build_aligner(recipe, 2 * data.graph.num_relations, data.shards).eval()
-    batch = next(Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=16)).micro_batches[0]
+    batch = next(Loader(data.shards, data.graph, stream_settings(recipe), global_batch=16)).micro_batches[0]
     encoded = []
     aligner.text.encoder.register_forward_hook(lambda *_: encoded.append(1))
     views = aligner.encode(batch)

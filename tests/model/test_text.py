@@ -13,7 +13,7 @@ from transformers import (
     RobertaConfig,
 )
 
-from bali_ds.data.batch import TokenBlock
+from bali_ds.data.batch import LengthBucket
 from bali_ds.errors import InputError
 from bali_ds.model.text_encoder import load_text_encoder
 
@@ -47,8 +47,8 @@ def test_hidden_states_and_head_are_those_of_the_checkpoint(checkpoint):
     text = load_text_encoder(str(checkpoint), seed=0).eval()
     whole = AutoModelForMaskedLM.from_pretrained(checkpoint).eval()
     blocks = (
-        TokenBlock(torch.randint(4, 50, (2, 7)), torch.tensor([7, 5])),
-        TokenBlock(torch.randint(4, 50, (1, 9)), torch.tensor([9])),
+        LengthBucket(torch.randint(4, 50, (2, 7)), torch.tensor([7, 5])),
+        LengthBucket(torch.randint(4, 50, (1, 9)), torch.tensor([9])),
     )
     hidden = text.flat_hidden_states(blocks)
     expected = [whole(input_ids=block.input_ids, attention_mask=block.attention_mask) for block in blocks]
@@ -60,7 +60,7 @@ def test_hidden_states_and_head_are_those_of_the_checkpoint(checkpoint):
 
 def test_every_parameter_is_used_and_head_and_embeddings_are_tied(checkpoint):
     text = load_text_encoder(str(checkpoint), seed=0, dropout=0.0)
-    block = TokenBlock(torch.randint(4, 50, (2, 7)), torch.tensor([7, 7]))
+    block = LengthBucket(torch.randint(4, 50, (2, 7)), torch.tensor([7, 7]))
     text.head(text.flat_hidden_states((block,))).square().sum().backward()
     assert [name for name, parameter in text.named_parameters() if parameter.grad is None] == []
     embeddings = text.encoder.get_input_embeddings().weight
@@ -70,7 +70,7 @@ def test_every_parameter_is_used_and_head_and_embeddings_are_tied(checkpoint):
 def test_a_layer_is_the_state_after_so_many_layers_of_the_whole(checkpoint):
     cut = load_text_encoder(str(checkpoint), seed=0, layer=1).eval()
     whole = AutoModelForMaskedLM.from_pretrained(checkpoint).eval()
-    block = TokenBlock(torch.randint(4, 50, (2, 7)), torch.tensor([7, 7]))
+    block = LengthBucket(torch.randint(4, 50, (2, 7)), torch.tensor([7, 7]))
     states = whole.base_model(input_ids=block.input_ids, output_hidden_states=True).hidden_states[1]
     if hasattr(whole.base_model, "final_norm"):
         states = whole.base_model.final_norm(states)
@@ -80,7 +80,7 @@ def test_a_layer_is_the_state_after_so_many_layers_of_the_whole(checkpoint):
 
 
 def test_attention_computed_otherwise_gives_the_same_states(checkpoint):
-    block = TokenBlock(torch.randint(4, 50, (2, 7)), torch.tensor([7, 5]))
+    block = LengthBucket(torch.randint(4, 50, (2, 7)), torch.tensor([7, 5]))
     fused, plain = (load_text_encoder(str(checkpoint), seed=0, attention=each).eval() for each in ("sdpa", "eager"))
     assert plain.encoder.config._attn_implementation == "eager"
     real = block.attention_mask.bool()
@@ -110,7 +110,7 @@ def test_flash_attention_needs_its_package_and_an_architecture_that_has_it(check
 
 def test_dropout_of_the_recipe_replaces_that_of_the_checkpoint(checkpoint):
     text = load_text_encoder(str(checkpoint), seed=0, dropout=0.0).train()
-    block = TokenBlock(torch.randint(4, 50, (2, 7)), torch.tensor([7, 7]))
+    block = LengthBucket(torch.randint(4, 50, (2, 7)), torch.tensor([7, 7]))
     assert torch.equal(text.hidden_states(block), text.hidden_states(block))
 
 

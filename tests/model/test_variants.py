@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bali_ds.data.loader import Loader
-from bali_ds.data.settings import StreamSettings
 from bali_ds.model.build_model import build_aligner
+from bali_ds.objectives.registry import stream_settings
 from bali_ds.training.run_directory import RunData
 from tests.conftest import run_ranks
 from tests.model.calls import calls
@@ -24,7 +24,7 @@ def parts(request, sample, tmp_path):
     recipe = variant(sample, tmp_path, request.param)
     data = RunData.open(recipe)
     aligner = build_aligner(recipe, 2 * data.graph.num_relations, data.shards).train()
-    loader = Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=16)
+    loader = Loader(data.shards, data.graph, stream_settings(recipe), global_batch=16)
     return aligner, next(loader).micro_batches[0]
 
 
@@ -76,7 +76,7 @@ def test_chunks_give_the_gradients_of_the_views_together(sample, tmp_path):
     for micro_batches in (1, 2):
         aligner = build_aligner(recipe, 2 * data.graph.num_relations).train()
         step = next(
-            Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=16, micro_batches=micro_batches)
+            Loader(data.shards, data.graph, stream_settings(recipe), global_batch=16, micro_batches=micro_batches)
         )
         loss, _ = aligner(step.micro_batches)
         loss.backward()

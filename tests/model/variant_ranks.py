@@ -6,8 +6,8 @@ from pathlib import Path
 
 from bali_ds.config import Recipe
 from bali_ds.data.loader import Loader
-from bali_ds.data.settings import StreamSettings
 from bali_ds.model.build_model import build_aligner
+from bali_ds.objectives.registry import stream_settings
 from bali_ds.planning.batch_plan import arithmetic
 from bali_ds.training.engine import build_engine, deepspeed_settings
 from bali_ds.training.joining import joined_ranks
@@ -21,7 +21,7 @@ def losses(recipe: Recipe, data: RunData, rank: int) -> list[float]:
     settings["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
     engine = build_engine(build_aligner(recipe, 2 * data.graph.num_relations, data.shards), recipe, settings)
     loader = Loader(
-        data.shards, data.graph, StreamSettings.of(recipe),
+        data.shards, data.graph, stream_settings(recipe),
         global_batch=recipe.batch.passages, micro_batches=recipe.batch.micro_batches, rank=rank, world_size=2,
     )  # fmt: skip
     found = []

@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForMaskedLM
 
-from bali_ds.data.batch import TokenBlock
+from bali_ds.data.batch import LengthBucket
 from bali_ds.model.text_encoder import TextEncoder
 from bali_ds.planning.flops import StepFlops, peak_of
 
@@ -26,7 +26,7 @@ class Passages:
     def __init__(self, count: int, length: int, labeled: int) -> None:
         draw = torch.Generator().manual_seed(1)
         ids = torch.randint(500, (count, length), generator=draw)
-        self.passages = (TokenBlock(ids, torch.full((count,), length)),)
+        self.passages = (LengthBucket(ids, torch.full((count,), length)),)
         self.names = ()
         self.labels = torch.zeros(labeled)
         self.node_names = torch.zeros(0)

@@ -65,5 +65,5 @@ def test_text_shows_every_stage_and_marks_the_recipes_own(recipe, tmp_path, caps
 
 def test_a_missing_encoder_is_named(recipe):
     encoder = recipe.text_encoder.model_copy(update={"path": "/nowhere"})
-    with pytest.raises(InputError, match="/nowhere: is no Hugging Face encoder"):
+    with pytest.raises(InputError, match="/nowhere: is not a Hugging Face encoder"):
         shapes_of_model(recipe.model_copy(update={"text_encoder": encoder}), 10)

@@ -19,7 +19,7 @@ import yaml
 from bali_ds.checkpoint.marker import complete_checkpoints
 from bali_ds.cli import main
 from bali_ds.data.mixture import Mixture
-from bali_ds.data.sampler import VisitOrder
+from bali_ds.data.sampler import SampleOrder
 from bali_ds.data.settings import StreamSettings
 from bali_ds.files import sha256_file
 from bali_ds.randomness import derive, uniform
@@ -114,7 +114,11 @@ def test_a_shard_damaged_beforehand_is_an_error_before_the_first_step(sample, sh
 
 
 def visited(shards, positions):
-    rows = VisitOrder(Mixture.of(ShardSet.open(shards)), StreamSettings(seed=29)).visits(np.arange(positions)).rows
+    rows = (
+        SampleOrder(Mixture.of(ShardSet.open(shards)), StreamSettings(seed=29))
+        .indices(np.arange(positions))
+        .sample_rows
+    )
     return rows.tolist()
 
 

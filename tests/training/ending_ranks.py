@@ -18,7 +18,7 @@ import psutil
 
 import bali_ds.export.finalize
 import bali_ds.training.trainer as loop
-from bali_ds.data.batch_sampler import RankSteps
+from bali_ds.data.batch_sampler import BatchSampler
 from bali_ds.data.loader import Loader
 from bali_ds.model.aligner import Aligner
 from bali_ds.training.run_directory import RunData
@@ -126,12 +126,12 @@ def failing_workers(folder: Path) -> Fault:
             "import sys\n"
             "if 'bali_ds.data.worker' in sys.orig_argv:\n"
             "    import bali_ds.data.batch_sampler as steps\n"
-            "    take = steps.RankSteps.take\n"
+            "    take = steps.BatchSampler.take\n"
             "    def take_or_fail(made, numbers):\n"
             "        if numbers[0]:\n"
             "            raise ValueError('this value was not foreseen')\n"
             "        return take(made, numbers)\n"
-            "    steps.RankSteps.take = take_or_fail\n"
+            "    steps.BatchSampler.take = take_or_fail\n"
         )
         os.environ["PYTHONPATH"] = f"{os.environ['PYTHONPATH']}{os.pathsep}{folder}"
 
@@ -196,7 +196,7 @@ def steps(runs: Runs) -> None:
     """Faults of ranks and loader workers between steps."""
     runs.run("forward", on_rank(1, failing(Aligner, "forward", raise_value_error, calls=3)))
     runs.run("killed", on_rank(1, failing(Aligner, "forward", signal_self(signal.SIGKILL), calls=3)))
-    runs.run("in-process", on_rank(1, failing(RankSteps, "take", raise_value_error, calls=2)))
+    runs.run("in-process", on_rank(1, failing(BatchSampler, "take", raise_value_error, calls=2)))
     with_worker = ("data.workers=1",)
     runs.run("worker-fails", on_rank(1, failing_workers(runs.out / "site")), changes=with_worker)
     for number, name in ((signal.SIGKILL, "worker-killed"), (signal.SIGSEGV, "worker-crashes")):
@@ -224,7 +224,7 @@ def waits(runs: Runs) -> None:
     runs.run("sigterm", hung("sigterm"), changes=(worker,), meanwhile=terminate_rank_0(runs.out / "sigterm.note"))
     runs.run("deadline", hung("deadline"), changes=(worker, short))
     runs.run("max-minutes", hung("max-minutes"), changes=(worker, "fault_tolerance.max_minutes=0.2"))
-    runs.run("deadline-in-process", on_rank(1, failing(RankSteps, "take", hang, calls=2)), changes=(short,))
+    runs.run("deadline-in-process", on_rank(1, failing(BatchSampler, "take", hang, calls=2)), changes=(short,))
 
 
 LOADED = bali_ds.export.finalize

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bali_ds.data.loader import Loader
-from bali_ds.data.settings import StreamSettings
 from bali_ds.model.build_model import build_aligner
+from bali_ds.objectives.registry import stream_settings
 from bali_ds.training.engine import parameter_groups
 from bali_ds.training.run_directory import RunData
 from tests.conftest import run_ranks
@@ -28,7 +28,7 @@ def plain(recipe):
     data = RunData.open(recipe)
     aligner = build_aligner(recipe, 2 * data.graph.num_relations)
     optimizer = torch.optim.AdamW(parameter_groups(aligner, recipe.optimizer), betas=(0.9, 0.98), eps=1e-6)
-    loader = Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=recipe.batch.passages)
+    loader = Loader(data.shards, data.graph, stream_settings(recipe), global_batch=recipe.batch.passages)
     losses, gradients = [], {}
     for _, step in zip(range(recipe.steps), loader, strict=False):
         loss, _ = aligner(step.micro_batches)

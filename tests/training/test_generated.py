@@ -9,11 +9,12 @@ import torch
 from bali_ds.cli import main
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.data.evaluation_batches import evaluation_batches
-from bali_ds.data.settings import StreamSettings
 from bali_ds.evaluation.generated_text import fact_texts, passage_text
 from bali_ds.files import read_json
 from bali_ds.model.build_model import build_aligner
-from bali_ds.model.dual_decoder import FACTS, PASSAGES
+from bali_ds.objectives.dual import PassagesWithFactsPart
+from bali_ds.objectives.dual_decoder import FACTS, PASSAGES
+from bali_ds.objectives.registry import stream_settings
 from bali_ds.training.run_directory import RunData
 from tests.conftest import run_ranks
 from tests.training.cases import STAGES
@@ -41,9 +42,10 @@ def expected(recipe):
     data = RunData.open(recipe)
     aligner = build_aligner(recipe, 2 * data.graph.num_relations).eval()
     dual, text = aligner.objectives["dual"], aligner.text
-    settings = StreamSettings.of(recipe)
-    [batch] = evaluation_batches(data.shards, data.graph, settings, batch_size=4, limit=4, triples=True)
-    (passages,), (facts,) = batch.originals, batch.triples
+    settings, parts = stream_settings(recipe), (PassagesWithFactsPart(),)
+    [batch] = evaluation_batches(data.shards, data.graph, settings, batch_size=4, limit=4, parts=parts)
+    own = batch.parts["dual"]
+    passages, facts = own.originals, own.facts
 
     def written(given, language, block):
         ids = [int(block.input_ids[0, 0])]
@@ -57,16 +59,16 @@ def expected(recipe):
     with torch.no_grad():
         names = text.name_vectors(batch.names)
         nodes = aligner.graph(names[batch.node_names], batch.edge_index, batch.edge_relations)
-        for row, sample in enumerate(batch.sample_ids.tolist()):
+        for row, sample in enumerate(batch.sample_rows.tolist()):
             true_text = passages.input_ids[row, : passages.lengths[row]]
             true_facts = facts.input_ids[row, : facts.lengths[row]]
             states = text.encoder(input_ids=true_text[None]).last_hidden_state[0]
-            own = [node for node in batch.passage_nodes[row].tolist() if node >= 0]
+            nodes_of_row = [node for node in own.passage_nodes[row].tolist() if node >= 0]
             rows.append(
                 {
                     "key": data.shards.key(sample),
                     "facts": (true_facts.tolist(), written(states, FACTS, facts)),
-                    "passage": (true_text.tolist(), written(nodes[own], PASSAGES, passages)),
+                    "passage": (true_text.tolist(), written(nodes[nodes_of_row], PASSAGES, passages)),
                 }
             )
     return rows

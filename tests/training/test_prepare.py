@@ -6,8 +6,8 @@ import shutil
 import pytest
 import yaml
 
-from bali_ds.data.settings import StreamSettings
 from bali_ds.errors import InputError
+from bali_ds.objectives.registry import stream_settings
 from bali_ds.training.run_directory import RunData, prepare
 
 
@@ -46,4 +46,4 @@ def test_passages_longer_than_the_encoder_reads_are_refused(sample, tmp_path):
     with pytest.raises(InputError, match=rf"up to {longest} tokens, markers included, and .* reads {longest - 1};"):
         opened(longest - 1, markers=("(", ")"))
     with pytest.raises(InputError, match=r"'\[M\]' is none of its tokens; name two that are"):
-        StreamSettings.of(sample.recipe(tmp_path, text_encoder={"path": str(short), "markers": ("(", "[M]")}))
+        stream_settings(sample.recipe(tmp_path, text_encoder={"path": str(short), "markers": ("(", "[M]")}))

@@ -1,18 +1,18 @@
 """The decoder of both directions: likelihoods written out, and 32 pairs learned by heart."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from bali_ds.config import objectives
-from bali_ds.data.batch import TokenBlock
-from bali_ds.model.dual_decoder import FACTS, PASSAGES, DualDecoder
+from bali_ds.config.objectives import DualConfig
+from bali_ds.data.batch import LengthBucket
 from bali_ds.model.text_encoder import TextEncoder
+from bali_ds.objectives.dual import PassagesWithFacts
+from bali_ds.objectives.dual_decoder import FACTS, PASSAGES, DualDecoder, loss_weights
 
 CLS, SEP = 2, 3
 PAIRS = 32
+SETTINGS = DualConfig(weight=1.0, layers=1, duality=0.5, dropout=0.0)
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def parts():
     sizes |= {"intermediate_size": 64, "max_position_embeddings": 24}
     model = BertForMaskedLM(BertConfig(**sizes, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
     text = TextEncoder(model.bert, model.cls)
-    dual = DualDecoder(objectives.DualConfig(weight=1.0, layers=1, duality=0.5, dropout=0.0), text, 24)
+    dual = DualDecoder(SETTINGS, text, 24)
     lengths = torch.randint(4, 11, (2, PAIRS))
 
     def block(length):
@@ -31,14 +31,14 @@ def parts():
         ids[:, 0] = CLS
         ids[torch.arange(PAIRS), length - 1] = SEP
         ids[torch.arange(ids.shape[1]) >= length[:, None]] = 0
-        return TokenBlock(ids, length)
+        return LengthBucket(ids, length)
 
     passages = block(lengths[0])
     nodes = torch.arange(3 * PAIRS).view(PAIRS, 3)
     nodes[::4, 2] = -1
-    batch = SimpleNamespace(
-        originals=(passages,),
-        triples=(block(lengths[1]),),
+    batch = PassagesWithFacts(
+        originals=passages,
+        facts=block(lengths[1]),
         original_positions=torch.arange(passages.input_ids.numel()).view_as(passages.input_ids),
         passage_nodes=nodes,
     )
@@ -53,16 +53,16 @@ def test_sums_are_those_of_each_sequence_alone(parts):
     for pair in range(PAIRS):
         alone = {}
         own = [row for row in batch.passage_nodes[pair].tolist() if row >= 0]
-        size = int(batch.originals[0].lengths[pair])
+        size = int(batch.originals.lengths[pair])
         seen = {
-            "text_to_graph": (batch.triples[0], hidden[batch.original_positions[pair, :size]], FACTS),
+            "text_to_graph": (batch.facts, hidden[batch.original_positions[pair, :size]], FACTS),
             "graph_to_text": (
-                batch.originals[0],
+                batch.originals,
                 nodes[own],
                 PASSAGES,
             ),
-            "graph_alone": (batch.triples[0], hidden[:0], FACTS),
-            "text_alone": (batch.originals[0], hidden[:0], PASSAGES),
+            "graph_alone": (batch.facts, hidden[:0], FACTS),
+            "text_alone": (batch.originals, hidden[:0], PASSAGES),
         }
         for name, (block, given, language) in seen.items():
             ids = block.input_ids[pair, : block.lengths[pair]]
@@ -71,21 +71,21 @@ def test_sums_are_those_of_each_sequence_alone(parts):
             likely = text.head(states[0]).log_softmax(-1)
             alone[name] = sum(float(likely[place, ids[place + 1]]) for place in range(len(ids) - 1))
             totals[name] -= alone[name]
-        tokens = int(batch.triples[0].lengths[pair]) + size
+        tokens = int(batch.facts.lengths[pair]) + size
         left, right = alone["text_alone"] + alone["text_to_graph"], alone["graph_alone"] + alone["graph_to_text"]
         gap += ((left - right) / tokens) ** 2
     for name, total in totals.items():
         assert sums[name][0].item() == pytest.approx(total, rel=1e-4)
     assert sums["duality"][0].item() == pytest.approx(gap, rel=1e-3)
-    assert sums["text_to_graph"][1] == int((batch.triples[0].lengths - 1).sum())
+    assert sums["text_to_graph"][1] == int((batch.facts.lengths - 1).sum())
     information = totals["graph_alone"] - totals["text_to_graph"]
     assert sums["information_text_to_graph"][0].item() == pytest.approx(information, rel=1e-3, abs=1e-2)
-    assert sums.keys() == dual.weights.keys()
+    assert sums.keys() == loss_weights(SETTINGS).keys()
 
 
 def test_no_token_sees_those_after_it(parts):
     text, dual, batch, *_ = parts
-    ids = batch.triples[0].input_ids[:2, :6]
+    ids = batch.facts.input_ids[:2, :6]
     changed = ids.clone()
     changed[:, 4] = 7
     given, valid = torch.randn(2, 3, 64), torch.ones(2, 3, dtype=torch.bool)
@@ -105,8 +105,8 @@ def test_it_learns_32_pairs_by_heart_in_both_directions(parts):
         optimizer.step()
     assert loss.item() < 0.05
     for block, seen, language in (
-        (batch.triples[0], dual.seen_text(hidden, batch), FACTS),
-        (batch.originals[0], dual.seen_graph(nodes, batch), PASSAGES),
+        (batch.facts, dual.seen_text(hidden, batch), FACTS),
+        (batch.originals, dual.seen_graph(nodes, batch), PASSAGES),
     ):
         written = dual.generate(text, *seen, language, CLS, block.input_ids.shape[1])
         assert torch.equal(written * block.attention_mask, block.input_ids)

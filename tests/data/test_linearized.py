@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from bali_ds.corpus.tokenizer import Tokenizer
+from bali_ds.data.batch import as_tensors
 from bali_ds.data.collator import Collator
-from bali_ds.data.linearized import FactTexts, Strings, linearize, name_strings
-from bali_ds.data.loader import as_batch
-from bali_ds.data.masking import Vocabulary
-from bali_ds.data.sampler import Visits
+from bali_ds.data.linearized import FactTexts, linearize, name_sequences
+from bali_ds.data.sampler import SampleIndices
+from bali_ds.data.sequences import TokenSequences, Vocabulary
 from bali_ds.data.settings import StreamSettings
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.shards.shard_set import Names, ShardSet
@@ -17,8 +17,8 @@ from tests.data.oracle import expected_sample
 CLS, SEP, MASK = 2, 3, 4
 VOCABULARY = Vocabulary(CLS, SEP, 0, MASK, np.arange(100) < 5, np.arange(5, 100))
 # nodes 0 to 3 are called 10, 20 21, 30 and 40 41 42; relations 0 and 1 are called 70 and 80 81
-NAMES = Strings(np.array([10, 20, 21, 30, 40, 41, 42]), np.array([1, 2, 1, 3]))
-RELATIONS = Strings(np.array([70, 80, 81]), np.array([1, 2]))
+NAMES = TokenSequences(np.array([10, 20, 21, 30, 40, 41, 42]), np.array([1, 2, 1, 3]))
+RELATIONS = TokenSequences(np.array([70, 80, 81]), np.array([1, 2]))
 FACTS = FactTexts(*(np.array(column) for column in ([0, 2, 3], [0, 1, 1], [1, 0, 3], [0, 0, 2])))
 
 
@@ -57,7 +57,7 @@ def test_without_titles_the_end_is_marked():
 
 def test_names_hidden_missing_or_empty_become_masks():
     table = Names(np.array([11, 12, 13]), np.array([0, 2, 2, 3]))
-    found = name_strings(np.array([0, 0, -1, 1, 2]), np.array([False, True, False, True, False]), table, MASK)
+    found = name_sequences(np.array([0, 0, -1, 1, 2]), np.array([False, True, False, True, False]), table, MASK)
     assert sequences(found) == [[11, 12], [MASK, MASK], [MASK], [MASK], [13]]
 
 
@@ -68,8 +68,8 @@ def test_a_batch_reads_as_the_graph_says(sample, masking):
         seed=3, name_masking=0.5, graph_view="linearized", tokenizer=tokenizer, graph_masking=masking, graph_tokens=60
     )
     rows = np.arange(20)
-    [(arrays, _)] = Collator.of(shards, graph, settings).collate(Visits(rows, np.ones_like(rows)))
-    batch = as_batch(arrays)
+    [(arrays, _)] = Collator.of(shards, graph, settings).collate(SampleIndices(rows, np.ones_like(rows)))
+    batch = as_tensors(arrays)
     assert batch.names == ()
     assert batch.node_names.shape == batch.targets.shape == (0,)
     ids = [
@@ -101,8 +101,8 @@ def test_a_batch_reads_as_the_graph_says(sample, masking):
 
 def test_without_a_need_for_graph_views_there_are_none(sample):
     shards, graph = ShardSet.open(sample.shards), KnowledgeGraph.open(sample.graph)
-    visits = Visits(np.arange(20, 40), np.zeros(20, np.int64))
-    [(arrays, _)] = Collator.of(shards, graph, StreamSettings(with_graph=False)).collate(visits)
-    assert arrays["names"] == arrays["neighborhoods"] == ()
-    assert arrays["concept_ids"].size > 20
-    assert arrays["edge_relations"].size == arrays["node_names"].size == arrays["targets"].size == 0
+    indices = SampleIndices(np.arange(20, 40), np.zeros(20, np.int64))
+    [(arrays, _)] = Collator.of(shards, graph, StreamSettings(with_graph=False)).collate(indices)
+    assert arrays.names == arrays.neighborhoods == ()
+    assert arrays.concept_ids.size > 20
+    assert arrays.edge_relations.size == arrays.node_names.size == arrays.targets.size == 0

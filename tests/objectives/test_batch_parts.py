@@ -1,18 +1,19 @@
-"""Held-out facts, synonyms, mentions one by one and passages beside their facts, against a slow plain reading."""
+"""Batch parts of objectives against a slow plain reading: held-out facts, synonyms, passages beside their facts."""
 
 import numpy as np
 import pytest
-import torch
 
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.data.loader import Loader
-from bali_ds.data.objective_inputs import draw_synonyms
 from bali_ds.data.settings import StreamSettings
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
+from bali_ds.objectives.dual import PassagesWithFactsPart
+from bali_ds.objectives.links import HeldOutFactsPart
+from bali_ds.objectives.synonym_alignment import SynonymPart, sample_name_pairs
 from bali_ds.randomness import derive
 from bali_ds.shards.shard_set import ShardSet
 
-CLS, SEP, MASK = 2, 3, 4
+CLS, SEP = 2, 3
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +21,9 @@ def built(sample):
     return ShardSet.open(sample.shards), KnowledgeGraph.open(sample.graph), str(sample.encoder)
 
 
-def batch_of(built, **changes):
+def batch_of(built, *parts):
     shards, graph, tokenizer = built
-    settings = StreamSettings(seed=3, tokenizer=tokenizer, token_masking=0.0, mention_masking=0.0, **changes)
+    settings = StreamSettings(seed=3, tokenizer=tokenizer, token_masking=0.0, mention_masking=0.0, parts=parts)
     return next(Loader(shards, graph, settings, global_batch=24)).micro_batches[0]
 
 
@@ -30,11 +31,11 @@ def rows_of(block):
     return [ids[:length].tolist() for ids, length in zip(block.input_ids, block.lengths, strict=True)]
 
 
-def test_one_fact_of_each_star_of_several_is_held_out_and_no_message(built):
+def test_one_of_several_facts_of_an_ego_graph_is_held_out_and_passes_no_message(built):
     _, graph, _ = built
-    batch = batch_of(built, hold_out=True)
+    batch = batch_of(built, HeldOutFactsPart())
     messages = set(zip(*batch.edge_index.tolist(), batch.edge_relations.tolist(), strict=True))
-    held = batch.held_out.T.tolist()
+    held = batch.parts["link_prediction"].facts.T.tolist()
     assert len(held) > 20
     assert len({head for head, *_ in held}) == len(held)
     concept_of = dict(zip(batch.targets.tolist(), batch.concept_ids.tolist(), strict=True))
@@ -47,37 +48,38 @@ def test_one_fact_of_each_star_of_several_is_held_out_and_no_message(built):
     assert max(sources.count(source) for source in sources) == 1
     per_concept = [sum(target == node for _, target, _ in messages) for node in concept_of]
     assert max(per_concept) == 3
-    without = batch_of(built)
-    assert without.held_out.shape == (4, 0)
+    assert batch_of(built).parts == {}
 
 
 def test_synonyms_are_two_different_names_of_the_concept(built):
     shards, graph, _ = built
-    batch = batch_of(built, synonyms="names")
+    batch = batch_of(built, SynonymPart())
+    own = batch.parts["synonym_alignment"]
     names = [row for block in batch.names for row in rows_of(block)]
     tokens, offsets = shards.names
-    assert batch.synonyms.shape[1] == len(batch.synonym_ids) > 10
-    for first, second, concept in zip(*batch.synonyms.tolist(), batch.synonym_ids.tolist(), strict=True):
+    assert own.rows.shape[1] == len(own.concept_ids) > 10
+    for first, second, concept in zip(*own.rows.tolist(), own.concept_ids.tolist(), strict=True):
         ids = range(*graph.name_offsets[concept : concept + 2].tolist())
-        own = [[CLS, *tokens[offsets[name] : offsets[name + 1]].tolist(), SEP] for name in ids]
-        assert names[first] in own
-        assert names[second] in own
+        known = [[CLS, *tokens[offsets[name] : offsets[name + 1]].tolist(), SEP] for name in ids]
+        assert names[first] in known
+        assert names[second] in known
     several = [concept for concept in batch.concept_ids.tolist() if np.diff(graph.name_offsets)[concept] > 1]
-    assert batch.synonym_ids.tolist() == several
+    assert own.concept_ids.tolist() == several
 
 
 def test_mentions_out_of_context_stand_beside_a_name_of_the_concept(built):
     shards, graph, _ = built
-    batch = batch_of(built, synonyms="mentions")
+    batch = batch_of(built, SynonymPart("mentions"))
+    own = batch.parts["synonym_alignment"]
     names = [row for block in batch.names for row in rows_of(block)]
     table, offsets = shards.names
-    assert batch.synonym_ids.tolist() == batch.concept_ids.tolist()
+    assert own.concept_ids.tolist() == batch.concept_ids.tolist()
     spelled = {}
-    for place, row in enumerate(batch.sample_ids.tolist()):
+    for place, row in enumerate(batch.sample_rows.tolist()):
         tokens, mentions, _ = shards.arrays(row)
         for first, last, concept in mentions.tolist():
             spelled.setdefault((place, concept), []).append([CLS, *tokens[first : min(last, first + 32)].tolist(), SEP])
-    pairs = zip(*batch.synonyms.tolist(), batch.synonym_ids.tolist(), spelled.items(), strict=True)
+    pairs = zip(*own.rows.tolist(), own.concept_ids.tolist(), spelled.items(), strict=True)
     for name, mention, concept, ((_, expected), words) in pairs:
         ids = range(*graph.name_offsets[concept : concept + 2].tolist())
         assert concept == expected
@@ -86,72 +88,31 @@ def test_mentions_out_of_context_stand_beside_a_name_of_the_concept(built):
 
 
 def test_every_pair_of_synonyms_is_equally_likely():
-    found = draw_synonyms(np.zeros(6000, np.int64), derive(1, np.arange(6000)), np.array([0, 3]))
+    found = sample_name_pairs(np.zeros(6000, np.int64), derive(1, np.arange(6000)), np.array([0, 3]))
     assert not (found.first == found.second).any()
     counts = np.bincount(3 * found.first + found.second, minlength=9)[[1, 2, 3, 5, 6, 7]]
     assert counts.sum() == 6000
     assert np.abs(counts - 1000).max() < 150
 
 
-def test_each_mention_is_a_text_view_of_its_own(built):
-    shards, _, _ = built
-    batch = batch_of(built, each_mention=True)
-    mentions = [shards.arrays(row)[1] for row in batch.sample_ids.tolist()]
-    assert len(batch.text_views) == sum(len(each) for each in mentions) > batch.num_views
-    concepts = batch.concept_ids[batch.text_views].tolist()
-    lengths = np.bincount(batch.mention_views.numpy(), minlength=len(concepts)).tolist()
-    expected = []
-    for each in mentions:
-        for concept in dict.fromkeys(each[:, 2].tolist()):
-            expected += [(concept, end - start) for start, end, other in each.tolist() if other == concept]
-    assert list(zip(concepts, lengths, strict=True)) == expected
-
-
-def test_names_as_rows_of_a_table_name_the_same_names(built):
-    shards, _, _ = built
-    spelled, rows = (batch_of(built, name_masking=0.5, name_rows=each) for each in (False, True))
-    assert rows.names == ()
-    names = [row[1:-1] for block in spelled.names for row in rows_of(block)]
-    tokens, offsets = shards.names
-    count = len(offsets) - 1
-    for place, row in zip(spelled.node_names.tolist(), rows.node_names.tolist(), strict=True):
-        expected = [MASK] * (row - count) if row > count else tokens[offsets[row] : offsets[row + 1]].tolist()
-        assert names[place] == expected
-
-
-def test_concepts_as_rows_of_a_table_are_those_of_the_names(built):
-    _, graph, _ = built
-    names, concepts = (
-        batch_of(built, name_masking=0.5, **each) for each in ({"name_rows": True}, {"concept_rows": True})
-    )
-    assert concepts.names == ()
-    assert torch.equal(names.edge_index, concepts.edge_index)
-    hidden = names.node_names > graph.num_names
-    expected = np.searchsorted(graph.name_offsets, names.node_names.numpy(), side="right") - 1
-    expected[hidden.numpy()] = graph.num_concepts
-    assert concepts.node_names.tolist() == expected.tolist()
-    assert 0 < int(hidden.sum()) < len(hidden)
-    shown = ~hidden[concepts.targets]
-    assert torch.equal(concepts.node_names[concepts.targets][shown], concepts.concept_ids[shown])
-
-
 def test_passages_stand_beside_their_facts_and_nodes(built):
     shards, graph, tokenizer = built
-    batch = batch_of(built, triples=True)
+    batch = batch_of(built, PassagesWithFactsPart())
+    dual = batch.parts["dual"]
     relations = Tokenizer.load(tokenizer).encode_ids([name.replace("_", " ") for name in graph.relations])
     flat = np.concatenate([block.input_ids.reshape(-1) for block in batch.passages])
     tokens, offsets = shards.names
     names = [tokens[offsets[first] : offsets[first + 1]].tolist() for first in graph.name_offsets[:-1]]
     messages = list(zip(*batch.edge_index.tolist(), batch.edge_relations.tolist(), strict=True))
     targets, node = batch.targets.tolist(), 0
-    for place, row in enumerate(batch.sample_ids.tolist()):
+    for place, row in enumerate(batch.sample_rows.tolist()):
         passage = shards.arrays(row)[0].tolist()
-        assert rows_of(batch.originals[0])[place] == passage
-        assert flat[batch.original_positions[place][: len(passage)]].tolist() == passage
-        own = [each for each in batch.passage_nodes[place].tolist() if each >= 0]
+        assert rows_of(dual.originals)[place] == passage
+        assert flat[dual.original_positions[place][: len(passage)]].tolist() == passage
+        own = [each for each in dual.passage_nodes[place].tolist() if each >= 0]
         assert own == list(range(node, node + len(own)))
         node += len(own)
-        written = rows_of(batch.triples[0])[place]
+        written = rows_of(dual.facts)[place]
         facts = [(v, r) for u, v, r in messages if v in own and v in targets]
         assert (written[0], written[-1]) == (CLS, SEP)
         assert written.count(SEP) == len(facts) + 1 or len(written) > 128 - 64
