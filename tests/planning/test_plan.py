@@ -27,7 +27,7 @@ def test_parameters_are_those_of_the_built_model(recipe):
 
 def test_plan_of_the_sample(recipe):
     two = plan(recipe, ranks=2, on_gpu=False, samples_per_second=32.0)
-    assert two.arithmetic.passages_per_micro_batch == 8
+    assert two.batch_plan.passages_per_micro_batch == 8
     assert two.stage == 2
     assert two.seconds == pytest.approx(20 * 16 / 32)
     assert [memory.stage for memory in two.memory] == [0, 1, 2, 3]
@@ -45,13 +45,13 @@ def test_command_for_a_hostfile_of_thousands(recipe, tmp_path, capsys):
     file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     arguments = ["plan", "--config", str(file), "--hostfile", str(hostfile), "--device", "cuda"]
     assert main([*arguments, "batch.passages=2000", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["arithmetic"]["ranks"] == 2000
-    assert told["arithmetic"]["passages_per_rank"] == 1
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["batch_plan"]["ranks"] == 2000
+    assert printed["batch_plan"]["passages_per_rank"] == 1
     assert main([*arguments, "batch.passages=2001"]) == 2
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
-    assert "does not divide by 2000 ranks x 1 micro_batches; use 2000 or 4000" in captured.err
+    assert "is not divisible by 2000 ranks x 1 micro-batches; use 2000 or 4000" in captured.err
 
 
 def test_text_shows_every_stage_and_marks_the_recipes_own(recipe, tmp_path, capsys):
