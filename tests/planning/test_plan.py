@@ -5,7 +5,11 @@ import pytest
 import yaml
 
 from bali_ds.cli import main
+from bali_ds.data.loader import Loader
+from bali_ds.data.mixture import open_mixture
+from bali_ds.data.settings import StreamSettings
 from bali_ds.errors import InputError
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.model.build_model import build_aligner
 from bali_ds.planning.run_plan import plan, shapes_of_model
 
@@ -37,6 +41,24 @@ def test_plan_of_the_sample(recipe):
     )
     assert halves.memory[0].activations < 0.6 * two.memory[0].activations
     assert halves.seconds is None
+
+
+def test_the_largest_batch_counts_linearized_neighborhoods(recipe):
+    """The text encoder reads neighborhoods, the longest part of a linearized batch, as well as passages."""
+    linearized = recipe.graph_encoder.model_copy(update={"kind": "linearized", "tokens": 128})
+    recipe = recipe.model_copy(update={"graph_encoder": linearized})
+    graph, shards = KnowledgeGraph.open(recipe.data.graph), open_mixture(recipe.data.shards)
+    with Loader(shards, graph, StreamSettings.of(recipe), global_batch=16) as loader:
+        batches = [next(loader).micro_batches[0] for _ in range(8)]
+
+    def positions(*fields):
+        return [sum(block.input_ids.numel() for field in fields for block in getattr(each, field)) for each in batches]
+
+    everything, passages = positions("passages", "names", "neighborhoods"), positions("passages")
+    assert everything.index(max(everything)) != passages.index(max(passages))
+    made = plan(recipe, ranks=1, on_gpu=False)
+    assert made.positions == max(everything)
+    assert made.views == batches[everything.index(max(everything))].num_views
 
 
 def test_command_for_a_hostfile_of_thousands(recipe, tmp_path, capsys):
