@@ -54,13 +54,13 @@ def _plan(options: argparse.Namespace) -> None:
 def _doctor(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from bali_ds.doctor.check_result import findings_text
+    from bali_ds.doctor.check_result import results_text
     from bali_ds.doctor.hostfile import read_hostfile
-    from bali_ds.doctor.hosts import host_findings
-    from bali_ds.doctor.machine import machine_findings
+    from bali_ds.doctor.hosts import check_hosts
+    from bali_ds.doctor.machine import check_machine
 
     hosts = read_hostfile(options.hostfile) if options.hostfile else []
-    findings = list(machine_findings(options.runs.absolute()))
-    findings += host_findings(hosts, ssh_port=options.ssh_port)
-    emit([asdict(finding) for finding in findings], options.json, lambda: findings_text(findings))
-    return int(any(finding.status == "error" for finding in findings))
+    results = list(check_machine(options.runs.absolute()))
+    results += check_hosts(hosts, ssh_port=options.ssh_port)
+    emit([asdict(result) for result in results], options.json, lambda: results_text(results))
+    return int(any(result.status == "error" for result in results))

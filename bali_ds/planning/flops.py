@@ -21,6 +21,8 @@ PEAKS = {
     "MI300X": 1307e12,
     "MI250X": 383e12,
 }
+ENCODED = ("passages", "names", "neighborhoods")
+"""The fields of a batch whose blocks the text encoder reads."""
 # One multiplication and one addition each in the forward pass, for input gradients and for weight gradients.
 _PER_WEIGHT = 6
 
@@ -70,7 +72,7 @@ class StepFlops:
 
 def text_encoder_blocks(batch: Batch) -> Iterator[TokenBlock]:
     """Yield the blocks of a batch that the text encoder reads."""
-    for field in ("passages", "names", "neighborhoods"):
+    for field in ENCODED:
         yield from getattr(batch, field, ())
 
 
