@@ -13,7 +13,7 @@ from bali_ds.directories import Output, published_directory
 from bali_ds.errors import InputError
 from bali_ds.files import published_file
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
-from bali_ds.inference.encoder import EXPORT, TOKENIZER_FILES
+from bali_ds.inference.exported_directory import EXPORT, TOKENIZER_FILES
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.pretrained import load_tokenizer
 from bali_ds.model.text_encoder import positions_of, read_configuration
