@@ -154,10 +154,10 @@ def _add_questions(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     questions.add_argument("--no-snippets", action="store_true", help="BioASQ: questions without snippets")
     for option, kind, default, text in (
-        ("--epochs", int, 50, "most epochs; training stops early without improvement"),
+        ("--epochs", int, 50, "maximum epochs; training stops early without improvement"),
         ("--learning-rate", float, 1e-5, "learning rate"),
         ("--batch", int, 16, "batch size"),
-        ("--max-tokens", int, 512, "most tokens of an input"),
+        ("--max-tokens", int, 512, "maximum tokens of an input"),
         ("--seed", int, 42, "random seed"),
     ):
         metavar = "RATE" if kind is float else "N"

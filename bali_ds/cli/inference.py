@@ -66,7 +66,7 @@ def _add_context(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     _add_model(context)
     context.add_argument("--graph", type=Path, required=True, metavar="GRAPH", help="graph directory")
     context.add_argument(
-        "--tokens", type=int, default=256, metavar="N", help="most tokens of all facts together (default: %(default)s)"
+        "--tokens", type=int, default=256, metavar="N", help="maximum tokens of all facts (default: %(default)s)"
     )
     context.add_argument(
         "--lowest-score",

@@ -38,7 +38,11 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     sample.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: %(default)s)")
     sample.add_argument("--out", type=Path, required=True, metavar="SHARDS", help="shard directory to write")
     add_overwrite(sample)
-    merge = shards.add_parser("merge", help="merge shard sets with the same graph and tokenizer into one")
+    merge = shards.add_parser(
+        "merge",
+        help="merge shard sets into one",
+        description="Merge shard sets with the same graph and tokenizer into one.",
+    )
     merge.add_argument("shards", type=Path, nargs="+", metavar="SHARDS", help="shard directories")
     merge.add_argument("--out", type=Path, required=True, metavar="SHARDS", help="shard directory to write")
     add_overwrite(merge)
@@ -68,8 +72,9 @@ def _add_build(shards: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     build.add_argument("--graph", type=Path, required=True, metavar="GRAPH", help="graph directory")
     build.add_argument(
-        "--corpus", nargs="+", action="extend", required=True, metavar="FORMAT:PATH", help="documents, in this order"
-    )
+        "--corpus", nargs="+", action="extend", required=True, metavar="FORMAT:PATH",
+        help="documents, in this order; FORMAT is pubtator, medline, jats, bioc-xml, bioc-json, bern2 or jsonl",
+    )  # fmt: skip
     build.add_argument(
         "--text", nargs="+", action="extend", default=[], metavar="FORMAT:PATH",
         help="texts of the --corpus files, one file for each or one for all, joined by document id",
@@ -85,8 +90,8 @@ def _add_build(shards: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     build.add_argument("--out", type=Path, required=True, metavar="SHARDS", help="shard directory to write")
     add_overwrite(build)
     for option, default, text in (
-        ("--max-tokens", 128, "most tokens of a passage, special tokens included"),
-        ("--max-name-tokens", 32, "most tokens of a concept name"),
+        ("--max-tokens", 128, "maximum tokens of a passage, special tokens included"),
+        ("--max-name-tokens", 32, "maximum tokens of a concept name"),
         ("--stored-fan-out", 32, "neighbors stored with each concept"),
         ("--shard-samples", 4096, "samples per tar file"),
     ):

@@ -86,7 +86,7 @@ class ContextFinder:
 
         Args:
             question: the question.
-            token_budget: most tokens of all facts together.
+            token_budget: maximum tokens of all facts together.
             lowest_score: facts below this cosine are dropped.
         """
         concepts = self.concepts(question)

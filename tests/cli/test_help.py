@@ -5,6 +5,7 @@ import argparse
 import pytest
 
 from bali_ds.cli import parser
+from bali_ds.corpus.readers import READERS
 
 
 def commands(top, name="bali-ds"):
@@ -27,6 +28,12 @@ def test_every_option_has_a_help_text_with_its_default(name):
         assert action.help, action.dest
         if action.option_strings and action.default not in (None, False, "", [], argparse.SUPPRESS):
             assert "(default: " in action.help, action.dest
+
+
+def test_the_formats_of_a_corpus_are_listed():
+    text = " ".join(COMMANDS["bali-ds shards build"].format_help().split())
+    *most, last = READERS
+    assert f"FORMAT is {', '.join(most)} or {last}" in text
 
 
 @pytest.mark.parametrize("arguments", [[], ["graph"], ["evaluate", "linking"], ["nonsense"]])
