@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from bali_ds.errors import InputError
-from bali_ds.export.push import push
+from bali_ds.export.export_run import push
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -15,7 +15,7 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_POST(self):
         length = self.headers.get("Content-Length")
-        body = self.rfile.read(int(length)) if length else self.micro_batches()
+        body = self.rfile.read(int(length)) if length else self.read_chunks()
         self.server.asked.append((self.path, body))
         address = f"{self.server.url}/someone/model"
         if self.headers.get("Authorization") != "Bearer good":
@@ -32,7 +32,7 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self):
         self.answer(200, {"id": "someone/model", "sha": "0", "siblings": []})
 
-    def micro_batches(self):
+    def read_chunks(self):
         found = b""
         while size := int(self.rfile.readline(), 16):
             found += self.rfile.read(size)

@@ -116,7 +116,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(sample, tmp_pat
     ("override", "message"),
     [
         ("optimizer.warmpu=1", "optimizer.warmpu: no such key; did you mean warmup?"),
-        ("batch.passages=15", "batch.passages: 15 does not divide by 2 ranks"),
+        ("batch.passages=15", "batch.passages: 15 is not divisible by 2 ranks"),
         ("data.shards=nowhere", "nowhere"),
         ("text_encoder.path={other}", "was built with tokenizer"),
     ],
