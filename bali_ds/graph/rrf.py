@@ -1,4 +1,4 @@
-"""The Rich Release Format of the UMLS (reference manual, chapter 3), whole or in part."""
+"""Reader of the UMLS Rich Release Format (UMLS reference manual, chapter 3)."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from bali_ds.errors import InputError
 from bali_ds.graph.delimited import read_delimited
 from bali_ds.graph.source import Report, Table, keep, split_codes
 
-# Every column in order; each row ends in a bar, so that a last, empty column follows.
+# All columns in order. Each row ends in a bar, so an empty last column follows.
 COLUMNS = {
     "MRCONSO": "CUI LAT TS LUI STT SUI ISPREF AUI SAUI SCUI SDUI SAB TTY CODE STR SRL SUPPRESS CVF",
     "MRREL": "CUI1 AUI1 STYPE1 REL CUI2 AUI2 STYPE2 RELA RUI SRUI SAB SL RG DIR SUPPRESS CVF",
@@ -28,15 +28,15 @@ _UNRELATED = ("XR", "DEL")
 
 @dataclass(frozen=True)
 class RrfFilter:
-    """What to keep of a release.
+    """Which rows of a release to keep.
 
     Attributes:
         languages: LAT codes of the names to keep, the first preferred; () keeps all.
         sources: SABs to keep; () keeps all.
         term_types: TTYs of the names to keep; () keeps all.
-        license: highest SRL (source restriction level, 0 to 9) to keep; of relations and definitions, which carry
-            none, it is that of their source in MRSAB or MRCONSO.
-        suppressed: whether to keep what SUPPRESS marks as obsolete or suppressible.
+        license: highest SRL (source restriction level, 0 to 9) to keep; relations and definitions, which have no SRL,
+            take that of their source in MRSAB or MRCONSO.
+        suppressed: whether to keep rows that SUPPRESS marks as obsolete or suppressible.
     """
 
     languages: tuple[str, ...] = ("ENG",)
@@ -47,12 +47,12 @@ class RrfFilter:
 
 
 class RrfSource:
-    """A folder of RRF files, plain or gzip-compressed.
+    """Reader of a folder of RRF files, plain or gzip-compressed.
 
-    MRCONSO is needed; MRREL, MRSTY, MRDEF, MRRANK, MRSAB, MRCUI and MRDOC are used where they are there.
+    MRCONSO is required; MRREL, MRSTY, MRDEF, MRRANK, MRSAB, MRCUI and MRDOC are used if they exist.
 
     Raises:
-        InputError: the folder has no MRCONSO, or a file twice.
+        InputError: the folder has no MRCONSO, or has a file twice.
     """
 
     mirrored = True  # the UMLS states every relation from both ends
@@ -65,7 +65,7 @@ class RrfSource:
         self._files = {name: path for name in COLUMNS if (path := _find(self.folder, name))}
         if "MRCONSO" not in self._files:
             raise InputError(
-                f"{self.folder}: holds no MRCONSO.RRF or MRCONSO.RRF.gz; name the META folder of a release"
+                f"{self.folder}: contains no MRCONSO.RRF or MRCONSO.RRF.gz; pass the META folder of a release"
             )
 
     def concepts(self) -> Iterator[tuple[Table, pl.DataFrame]]:
@@ -132,7 +132,7 @@ class RrfSource:
             return pl.DataFrame(schema=schema)
         ranks = pl.concat(frames).with_columns(pl.col("rank").cast(pl.Int64, strict=False))
         if ranks["rank"].is_null().any() or ranks["rank"].max() > 9999:  # type: ignore[operator]
-            raise InputError(f"{self._files['MRRANK']}: a rank is no number of up to four digits; fetch the file again")
+            raise InputError(f"{self._files['MRRANK']}: a rank is not a number below 10000; download it again")
         return ranks.select(schema.keys()).unique(["SAB", "TTY", "SUPPRESS"], keep="first", maintain_order=True)
 
     def _atom_filters(self) -> dict[str, pl.Expr]:
@@ -173,7 +173,7 @@ class RrfSource:
 
 
 def _level() -> pl.Expr:
-    """The restriction level of a row; the highest where it is no number."""
+    """Return the restriction level of a row, the highest if it is not a number."""
     return pl.col("SRL").cast(pl.Int64, strict=False).fill_null(9)
 
 
@@ -181,5 +181,5 @@ def _find(folder: Path, name: str) -> Path | None:
     found = [path for base in (folder, folder / "META") for path in sorted(base.glob(f"{name}.RRF*"))]
     found = [path for path in found if path.name in (f"{name}.RRF", f"{name}.RRF.gz")]
     if len(found) > 1:
-        raise InputError(f"{found[0]}: is there twice, also as {found[1]}; remove one")
+        raise InputError(f"{found[0]}: exists twice, also as {found[1]}; remove one")
     return found[0] if found else None

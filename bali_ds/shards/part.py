@@ -24,7 +24,7 @@ from bali_ds.directories import Output, published_directory
 from bali_ds.errors import InputError
 from bali_ds.files import write_json
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
-from bali_ds.graph.neighbor_sampling import Drawn
+from bali_ds.graph.neighbor_sampling import SampledNeighbors
 from bali_ds.randomness import Keys, derive
 from bali_ds.shards.layout import FORMAT_VERSION, npy_bytes, token_dtype
 from bali_ds.shards.sample import Sample, sample_key
@@ -138,7 +138,7 @@ class _Tools:
         return DictionaryLinker(open_dictionary(dictionary, self.graph), self.graph)
 
     @cache  # noqa: B019
-    def sampler(self, neighbors: NeighborChoice) -> Callable[[ArrayLike, int, Keys], Drawn]:
+    def sampler(self, neighbors: NeighborChoice) -> Callable[[ArrayLike, int, Keys], SampledNeighbors]:
         return neighbors.sampler(self.graph)
 
 

@@ -8,8 +8,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
-from bali_ds.graph.neighbor_sampling import Drawn, sample_neighbors
-from bali_ds.graph.neighbor_weights import EdgeFilter, WeightedSampler
+from bali_ds.graph.neighbor_sampling import EdgeFilter, SampledNeighbors, WeightedSampler, sample_neighbors
 from bali_ds.randomness import Keys
 
 
@@ -34,7 +33,7 @@ class NeighborChoice:
         values = {"weights": dict(self.weights), "sources": list(self.sources), "largest_degree": self.largest_degree}
         return {name: value for name, value in values.items() if value}
 
-    def sampler(self, graph: KnowledgeGraph) -> Callable[[ArrayLike, int, Keys], Drawn]:
+    def sampler(self, graph: KnowledgeGraph) -> Callable[[ArrayLike, int, Keys], SampledNeighbors]:
         """Return a function of concepts, fan-out and keys as `sample_neighbors` is one, for this graph.
 
         Raises:
