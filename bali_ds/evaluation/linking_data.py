@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from bali_ds.corpus.document import ReadReport
 from bali_ds.corpus.readers import READERS, read_documents
 from bali_ds.errors import InputError
-from bali_ds.inference.concept_dictionary import COMPOSITE, numbered_lines
+from bali_ds.files import numbered_lines
+from bali_ds.inference.concept_dictionary import COMPOSITE
 
 FLAGS = ("in_dict_exact", "cui_seen_in_train", "pair_seen_in_train")
 

@@ -1,7 +1,6 @@
 """The names that mentions are linked to, and the concepts that bear them."""
 
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bali_ds.errors import InputError
-from bali_ds.files import open_text
+from bali_ds.files import numbered_lines
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 
 COMPOSITE = re.compile(r"[|+]")
@@ -79,19 +78,3 @@ def graph_dictionary(graph: KnowledgeGraph) -> ConceptDictionary:
     return ConceptDictionary.of(
         (name, [graph.cui(concept)]) for concept in range(graph.num_concepts) for name in graph.names(concept)
     )
-
-
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (number, text) of the lines of a plain or gzip file that are not empty.
-
-    Raises:
-        InputError: the file cannot be read or decoded; the line is named.
-    """
-    number = 0
-    try:
-        with open_text(path) as stream:
-            for number, line in enumerate(stream, 1):
-                if text := line.rstrip("\r\n"):
-                    yield number, text
-    except (UnicodeDecodeError, EOFError, zlib.error, OSError) as error:
-        raise InputError(f"{path}:{number + 1}: cannot be read as UTF-8 text or gzip: {error}") from error

@@ -18,7 +18,7 @@ from bali_ds.corpus.document import Document, ReadReport
 from bali_ds.corpus.name_index import FORMAT_VERSION as DICTIONARY_VERSION
 from bali_ds.corpus.name_index import open_dictionary
 from bali_ds.corpus.passages import Passage, cut_passages
-from bali_ds.corpus.readers import join_links, read_documents
+from bali_ds.corpus.readers import join_mentions, read_documents
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.directories import Output, published_directory
 from bali_ds.errors import InputError
@@ -98,7 +98,7 @@ class Corpus:
             return read_documents(self.format, self.path, report)
         if self.format != "pubtator":
             raise InputError(f"{self.path}: --text joins PubTator rows alone; its format is {self.format}")
-        return join_links(read_documents(self.text[0], self.text[1], report), self.path, report)
+        return join_mentions(read_documents(self.text[0], self.text[1], report), self.path, report)
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ def test_a_broken_input_among_others_is_set_aside_and_named(tmp_path, corpora, g
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1|t|Short\n1\t3\t99\tx\ty\tC0000001\n", r"broken.txt:2: .*lies outside"),
+        ("1|t|Short\n1\t3\t99\tx\ty\tC0000001\n", r"broken.txt:2: .*is outside"),
         ("1|t|Short\n1\t0\t5\tShort\ty\tX1\n", r"none of 1 mentions is a concept"),
         ("", r"holds no document; is it pubtator\?"),
         ("1|t|Heart failure\n", r"none of 1 documents has mentions; .* with --link dictionary$"),
