@@ -10,8 +10,7 @@ from bali_ds.cli.order import add_order
 from bali_ds.errors import InputError
 
 if TYPE_CHECKING:
-    from bali_ds.shards.part import Corpus
-    from bali_ds.shards.stored_neighbors import NeighborChoice
+    from bali_ds.shards.build_settings import Corpus, NeighborSettings
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -93,7 +92,7 @@ def _add_build(shards: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 def _build(options: argparse.Namespace) -> int:
     from bali_ds.shards.build import build_shards
-    from bali_ds.shards.part import BuildSettings
+    from bali_ds.shards.build_settings import BuildSettings
     from bali_ds.shards.pools import open_mpi_pool, open_pool
     from bali_ds.shards.summary import readable_report
 
@@ -109,7 +108,7 @@ def _build(options: argparse.Namespace) -> int:
             corpora, options.graph, options.tokenizer, options.out, settings, pool, overwrite=options.overwrite
         )
     for failure in result.failures:
-        print(f"bali-ds: set aside: {failure}", file=sys.stderr)
+        print(f"bali-ds: skipped: {failure}", file=sys.stderr)
     fingerprint = result.index["fingerprint"]
     emit(
         {**result.report, "fingerprint": fingerprint},
@@ -119,8 +118,8 @@ def _build(options: argparse.Namespace) -> int:
     return 1 if result.failures else 0
 
 
-def _neighbors(options: argparse.Namespace) -> "NeighborChoice":
-    from bali_ds.shards.stored_neighbors import NeighborChoice
+def _neighbors(options: argparse.Namespace) -> "NeighborSettings":
+    from bali_ds.shards.build_settings import NeighborSettings
 
     weights = {}
     for entry in options.relation_weight:
@@ -129,11 +128,11 @@ def _neighbors(options: argparse.Namespace) -> "NeighborChoice":
             weights[name] = float(weight)
         except ValueError:
             raise InputError(f"--relation-weight {entry}: is not NAME=WEIGHT, for example has_phenotype=0.1") from None
-    return NeighborChoice(tuple(sorted(weights.items())), tuple(sorted(options.fact_source)), options.largest_degree)
+    return NeighborSettings(tuple(sorted(weights.items())), tuple(sorted(options.fact_source)), options.largest_degree)
 
 
 def _corpora(options: argparse.Namespace) -> "list[Corpus]":
-    from bali_ds.shards.part import Corpus
+    from bali_ds.shards.build_settings import Corpus
 
     files = [_format_and_path(entry) for entry in options.corpus]
     texts = [_format_and_path(entry) for entry in options.text]
