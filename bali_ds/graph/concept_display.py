@@ -74,7 +74,7 @@ def draw_concept(description: dict[str, Any], target: Path, most: int = 24) -> N
     Args:
         description: what `describe_concept` returns.
         target: the .png file to publish.
-        most: the largest number of neighbors to draw, taken round-robin from the relations.
+        most: the largest number of neighbors to plot, taken round-robin from the relations.
 
     Raises:
         InputError: the file cannot be written.

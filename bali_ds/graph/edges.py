@@ -15,19 +15,19 @@ from bali_ds.graph.relations import canonical, inverse_name, pair_up
 from bali_ds.graph.source import Source
 
 
-class Vocabulary(dict[str, int]):
-    """Vocabulary that numbers strings in order of first occurrence."""
+class StringIds(dict[str, int]):
+    """Ids of distinct strings, in order of first occurrence."""
 
     def encode(self, strings: pl.Series) -> NDArray[np.int32]:
-        """Return the number of each string, int32; new strings get the next numbers."""
+        """Return the id of each string, int32; new strings get the next ids."""
         distinct = strings.unique()
-        numbers = pl.Series([self.setdefault(string, len(self)) for string in distinct], dtype=pl.Int32)
-        return strings.replace_strict(distinct, numbers).cast(pl.Int32).to_numpy()
+        ids = pl.Series([self.setdefault(string, len(self)) for string in distinct], dtype=pl.Int32)
+        return strings.replace_strict(distinct, ids).cast(pl.Int32).to_numpy()
 
 
 @dataclass
 class FactTable:
-    """E facts: int32 columns heads, labels, tails, sources; labels and sources are numbers of vocabularies."""
+    """E facts as int32 columns: concept ids of heads and tails, ids of relation names (labels) and of sources."""
 
     heads: NDArray[np.int32]
     labels: NDArray[np.int32]
@@ -50,14 +50,14 @@ class FactCollector:
     """Collects facts between known concepts and merges the two directions of each fact.
 
     Attributes:
-        labels: numbers of relation names.
-        sources: numbers of source names.
+        labels: ids of relation names.
+        sources: ids of source names.
         inverses: inverse names that are inferred from the data alone, by relation name.
     """
 
     def __init__(self, index: IdentifierIndex) -> None:
-        self.labels = Vocabulary()
-        self.sources = Vocabulary()
+        self.labels = StringIds()
+        self.sources = StringIds()
         self.inverses: dict[str, str] = {}
         self._index = index
         self._parts: list[FactTable] = []
@@ -170,7 +170,7 @@ class AdjacencyLists:
     source_names: list[str]
 
 
-def adjacency_lists(facts: FactTable, labels: Vocabulary, sources: Vocabulary, num_concepts: int) -> AdjacencyLists:
+def adjacency_lists(facts: FactTable, labels: StringIds, sources: StringIds, num_concepts: int) -> AdjacencyLists:
     """Return the adjacency lists of distinct facts, each sorted by relation, source and neighbor.
 
     Raises:

@@ -79,7 +79,7 @@ class KnowledgeGraph:
             verify: read every column and compare its SHA-256 with the manifest.
 
         Raises:
-            InputError: the directory does not hold a graph of this format, or the graph is damaged.
+            InputError: the directory is not a graph of this format, or the graph is damaged.
         """
         path = Path(path)
         graph = cls(path, read_manifest(path))

@@ -9,7 +9,7 @@ import polars as pl
 
 from bali_ds.errors import InputError
 from bali_ds.graph.delimited import read_delimited
-from bali_ds.graph.source import Report, Table, keep, split_codes
+from bali_ds.graph.source import Report, Table, apply_filters, split_codes
 
 # All columns in order. Each row ends in a bar, so an empty last column follows.
 COLUMNS = {
@@ -57,9 +57,9 @@ class RrfSource:
 
     mirrored = True  # the UMLS states every relation from both ends
 
-    def __init__(self, folder: Path, kept: RrfFilter | None = None) -> None:
+    def __init__(self, folder: Path, row_filter: RrfFilter | None = None) -> None:
         self.folder = Path(folder)
-        self.kept = kept or RrfFilter()
+        self.filter = row_filter or RrfFilter()
         self.report: Report = {}
         self._restricted: set[str] = set()
         self._files = {name: path for name in COLUMNS if (path := _find(self.folder, name))}
@@ -76,10 +76,10 @@ class RrfSource:
         for frame in self._read("MRSTY", "CUI", "TUI"):
             yield "types", frame.select(cui="CUI", type="TUI")
         for frame in self._read("MRDEF", "CUI", "SAB", "DEF", "SUPPRESS"):
-            frame = keep(frame, self._counts("MRDEF"), {**self._common_filters(), **self._license_filter()})
+            frame = apply_filters(frame, self._counts("MRDEF"), {**self._common_filters(), **self._license_filter()})
             yield "definitions", frame.select(cui="CUI", text="DEF")
         for frame in self._read("MRCUI", "CUI1", "REL", "CUI2"):
-            frame = keep(frame, self._counts("MRCUI"), {"not a synonym": pl.col("REL") == "SY"})
+            frame = apply_filters(frame, self._counts("MRCUI"), {"not a synonym": pl.col("REL") == "SY"})
             yield "retired", frame.select(old="CUI1", cui="CUI2")
 
     def relations(self) -> Iterator[pl.DataFrame]:
@@ -91,7 +91,7 @@ class RrfSource:
                 **self._license_filter(),
             }
             label = pl.when(pl.col("RELA") != "").then("RELA").otherwise("REL")
-            frame = keep(frame, self._counts("MRREL"), filters)
+            frame = apply_filters(frame, self._counts("MRREL"), filters)
             yield frame.select(head="CUI2", relation=label, tail="CUI1", source="SAB")
 
     def inverses(self) -> dict[str, str]:
@@ -107,7 +107,7 @@ class RrfSource:
         wanted = ["CUI", "LAT", "TS", "STT", "ISPREF", "SAB", "TTY", "CODE", "STR", "SRL", "SUPPRESS"]
         for frame in self._read("MRCONSO", *wanted):
             self._note_licenses(frame)
-            frame = keep(frame, self._counts("MRCONSO"), self._atom_filters())
+            frame = apply_filters(frame, self._counts("MRCONSO"), self._atom_filters())
             frame = frame.join(ranks, on=["SAB", "TTY", "SUPPRESS"], how="left", maintain_order="left")
             frame = frame.with_columns(preference=self._preference())
             yield "names", frame.select("preference", cui="CUI", name="STR")
@@ -119,7 +119,7 @@ class RrfSource:
     def _preference(self) -> pl.Expr:
         """Lower is better: language, not suppressed, rank of source and term type, preferred form."""
         languages = pl.col("LAT").replace_strict(
-            list(self.kept.languages), list(range(len(self.kept.languages))), default=99, return_dtype=pl.Int64
+            list(self.filter.languages), list(range(len(self.filter.languages))), default=99, return_dtype=pl.Int64
         )
         form = (pl.col("TS") != "P").cast(pl.Int64) * 4 + (pl.col("STT") != "PF") * 2 + (pl.col("ISPREF") != "Y")
         rank = 9999 - pl.col("rank").fill_null(0)
@@ -137,27 +137,27 @@ class RrfSource:
 
     def _atom_filters(self) -> dict[str, pl.Expr]:
         filters = {"no name": pl.col("STR") != "", **self._common_filters()}
-        if self.kept.languages:
-            filters["language"] = pl.col("LAT").is_in(self.kept.languages)
-        if self.kept.term_types:
-            filters["term type"] = pl.col("TTY").is_in(self.kept.term_types)
-        if self.kept.license < 9:
-            filters["license"] = _level() <= self.kept.license
+        if self.filter.languages:
+            filters["language"] = pl.col("LAT").is_in(self.filter.languages)
+        if self.filter.term_types:
+            filters["term type"] = pl.col("TTY").is_in(self.filter.term_types)
+        if self.filter.license < 9:
+            filters["license"] = _level() <= self.filter.license
         return filters
 
     def _license_filter(self) -> dict[str, pl.Expr]:
         return {"license": ~pl.col("SAB").is_in(sorted(self._restricted))} if self._restricted else {}
 
     def _note_licenses(self, frame: pl.DataFrame) -> None:
-        if self.kept.license < 9:
-            self._restricted |= set(frame.filter(_level() > self.kept.license)["SAB"].unique())
+        if self.filter.license < 9:
+            self._restricted |= set(frame.filter(_level() > self.filter.license)["SAB"].unique())
 
     def _common_filters(self) -> dict[str, pl.Expr]:
         filters = {}
-        if not self.kept.suppressed:
+        if not self.filter.suppressed:
             filters["suppressed"] = pl.col("SUPPRESS") == "N"
-        if self.kept.sources:
-            filters["source"] = pl.col("SAB").is_in(self.kept.sources)
+        if self.filter.sources:
+            filters["source"] = pl.col("SAB").is_in(self.filter.sources)
         return filters
 
     def _read(self, name: str, *wanted: str) -> Iterator[pl.DataFrame]:

@@ -46,7 +46,7 @@ class Source(Protocol):
         """Return the inverses of relations that the source documents."""
 
 
-def keep(frame: pl.DataFrame, counts: Counter[str], filters: Mapping[str, pl.Expr]) -> pl.DataFrame:
+def apply_filters(frame: pl.DataFrame, counts: Counter[str], filters: Mapping[str, pl.Expr]) -> pl.DataFrame:
     """Return the rows that pass every filter; count each dropped row under the first filter that it fails."""
     for reason, passes in filters.items():
         height = frame.height

@@ -11,7 +11,7 @@ import pyarrow.parquet
 from bali_ds.errors import InputError
 from bali_ds.graph.delimited import header, read_delimited
 from bali_ds.graph.identifiers import relation_label, source_abbreviation
-from bali_ds.graph.source import Report, Table, keep, split_codes
+from bali_ds.graph.source import Report, Table, apply_filters, split_codes
 
 
 def table_columns(path: Path) -> list[str]:
@@ -103,7 +103,7 @@ class TableSource:
             counts = self.report.setdefault(self.nodes.name, Counter())
             for frame in _read(self.nodes, self._node_columns):
                 counts["rows"] += frame.height
-                yield from _concept_tables(keep(frame, counts, {"no identifier": pl.col("cui") != ""}))
+                yield from _concept_tables(apply_filters(frame, counts, {"no identifier": pl.col("cui") != ""}))
         for end in ("head", "tail"):
             named = {"cui": f"{end}_cui", "preferred_name": f"{end}_name", "semantic_types": f"{end}_types"}
             if self.nodes is None or named["preferred_name"] in self._edge_columns:

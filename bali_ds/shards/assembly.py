@@ -133,11 +133,12 @@ def _under_cap(parts: _Parts, kept: NDArray[np.bool_], cap: int, dropped: Counte
     """Return bool [samples], whether a concept of each was below the cap, in an order set by the document ids alone."""
     bounds = np.append(0, np.cumsum(parts.sizes["views"]))
     numbers = np.arange(len(parts.sizes))
-    first = np.repeat(np.cumsum(parts.documents["samples"]) - parts.documents["samples"], parts.documents["samples"])
-    order = derive("concept cap", np.repeat(parts.documents["id"], parts.documents["samples"]), numbers - first)
+    counts = parts.documents["samples"]
+    passages = numbers - np.repeat(np.cumsum(counts) - counts, counts)
+    order = np.argsort(derive("concept cap", np.repeat(parts.documents["id"], counts), passages), kind="stable")
     seen: Counter[int] = Counter()
     chosen = np.zeros(len(parts.sizes), np.bool_)
-    for number in np.argsort(order, kind="stable")[kept[np.argsort(order, kind="stable")]].tolist():
+    for number in order[kept[order]].tolist():
         concept_ids = parts.concept_ids[bounds[number] : bounds[number + 1]].tolist()
         if not concept_ids or any(seen[each] < cap for each in concept_ids):
             seen.update(concept_ids)
