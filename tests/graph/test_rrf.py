@@ -202,6 +202,31 @@ def test_dropped_rows_are_counted_by_reason(two):
     assert report["dropped"]["self-relations"] == 1
 
 
+def test_columns_are_those_of_the_reference_manual(tmp_path):
+    """Rows in the documented order of columns, since the other tests write and read with the reader's own lists."""
+    lines = "C0001175|ENG|P|L0001175|PF|S0010339|Y|A0019180||M0000245|D000163|MSH|MH|D000163|AIDS|0|N|256|\n"
+    lines += "C0001175|ENG|S|L0001842|PF|S0011877|Y|A0021055||M0000245|D000163|MSH|ET|D000163|Acquired syndrome|0|N||\n"
+    lines += "C0021051|ENG|P|L0021051|PF|S0049642|Y|A0070885||M0011150|D007153|MSH|MH|D007153|Deficiency|0|N||\n"
+    lines += "C0000001|FRE|P|L1|PF|S1|Y|A1||||MSHFRE|PT|D1|Sida|3|N||\n"
+    write(
+        tmp_path,
+        MRCONSO=lines,
+        MRREL="C0021051|A0070885|AUI|CHD|C0001175|A0019180|AUI|isa|R1||MSH|MSH|||N||\n",
+        MRSTY="C0001175|T047|B2.2.1.2.1|Disease or Syndrome|AT17683839|256|\n",
+        MRDEF="C0001175|A0019180|AT1||MSH|An acquired defect.|N||\n",
+        MRRANK="0400|MSH|MH|N|\n0100|MSH|ET|N|\n",
+    )
+    graph = built(tmp_path)
+    assert [graph.cui(concept_id) for concept_id in range(graph.num_concepts)] == ["C0001175", "C0021051"]
+    assert graph.names(0) == ["AIDS", "Acquired syndrome"]
+    assert graph.semantic_types(0) == ("T047",)
+    assert graph.definitions(0) == ["An acquired defect."]
+    assert graph.code_to_cuis("MSH", "D000163") == ["C0001175"]
+    assert set(plain_rrf.stored_facts(graph)) == {
+        ("C0001175", "isa", "C0021051", "MSH"), ("C0021051", "inverse_isa", "C0001175", "MSH"),
+    }  # fmt: skip
+
+
 BAD = {
     "columns": (b"C1|ENG|\n", "line 4: 3 columns, expected 19"),
     "bar in a name": (atom("C4", "a|b").encode(), "line 4: 20 columns, expected 19"),
