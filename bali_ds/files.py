@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -88,6 +89,36 @@ def open_text(path: Path) -> IO[str]:
     if compressed:
         return gzip.open(path, "rt", encoding="utf-8", newline="")
     return open(path, encoding="utf-8", newline="")
+
+
+LONGEST_LINE = 1 << 26
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, line without its end) for the lines of a text file, plain or gzip, that are not empty.
+
+    A byte-order mark is removed.
+
+    Raises:
+        InputError: the file cannot be opened, is truncated, is not UTF-8, or has a line of more than 64 Mi characters.
+    """
+    number = 0
+    with open_text(path) as stream:
+        try:
+            while line := stream.readline(LONGEST_LINE):
+                number += 1
+                if len(line) == LONGEST_LINE:
+                    raise InputError(f"{path}:{number}: has more than {LONGEST_LINE} characters; check the file format")
+                if text := (line.removeprefix("\ufeff") if number == 1 else line).rstrip("\r\n"):
+                    yield number, text
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}:{number + 1}: is not UTF-8 ({error.reason}); convert the file") from error
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise InputError(
+                f"{path}: the compressed data is truncated or damaged after line {number}; download the file again"
+            ) from error
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def sync(path: Path) -> None:

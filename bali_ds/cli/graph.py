@@ -148,9 +148,9 @@ def _stats(options: argparse.Namespace) -> None:
         from bali_ds.corpus.document import ReadReport
         from bali_ds.corpus.readers import read_documents
 
-        concepts = ConceptResolver(graph).concepts
+        resolve = ConceptResolver(graph).resolve
         documents = (
-            [concepts(mention) for mention in document.mentions]
+            [resolve(mention) for mention in document.mentions]
             for format_name, _, path in (text.partition(":") for text in options.corpus)
             for document in read_documents(format_name, Path(path), ReadReport())
         )

@@ -11,8 +11,7 @@ from bali_ds.cli.common import add_json, add_overwrite, emit
 from bali_ds.errors import InputError
 
 if TYPE_CHECKING:
-    from bali_ds.shards.part import Corpus
-    from bali_ds.shards.stored_neighbors import NeighborChoice
+    from bali_ds.shards.build_settings import Corpus, NeighborSettings
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -128,7 +127,7 @@ def _add_build(shards: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 def _build(options: argparse.Namespace) -> int:
     from bali_ds.shards.build import build_shards
-    from bali_ds.shards.part import BuildSettings
+    from bali_ds.shards.build_settings import BuildSettings
     from bali_ds.shards.pools import open_mpi_pool, open_pool
     from bali_ds.shards.summary import readable_report
 
@@ -154,8 +153,8 @@ def _build(options: argparse.Namespace) -> int:
     return 1 if result.failures else 0
 
 
-def _neighbors(options: argparse.Namespace) -> "NeighborChoice":
-    from bali_ds.shards.stored_neighbors import NeighborChoice
+def _neighbors(options: argparse.Namespace) -> "NeighborSettings":
+    from bali_ds.shards.build_settings import NeighborSettings
 
     weights = {}
     for entry in options.relation_weight:
@@ -164,11 +163,11 @@ def _neighbors(options: argparse.Namespace) -> "NeighborChoice":
             weights[name] = float(weight)
         except ValueError:
             raise InputError(f"--relation-weight {entry}: write NAME=WEIGHT, for example has_phenotype=0.1") from None
-    return NeighborChoice(tuple(sorted(weights.items())), tuple(sorted(options.fact_source)), options.largest_degree)
+    return NeighborSettings(tuple(sorted(weights.items())), tuple(sorted(options.fact_source)), options.largest_degree)
 
 
 def _corpora(options: argparse.Namespace) -> "list[Corpus]":
-    from bali_ds.shards.part import Corpus
+    from bali_ds.shards.build_settings import Corpus
 
     files = [_format_and_path(entry) for entry in options.corpus]
     texts = [_format_and_path(entry) for entry in options.text]

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bali_ds.corpus.text_lines import numbered_lines
 from bali_ds.errors import InputError
+from bali_ds.files import numbered_lines
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 
 COMPOSITE = re.compile(r"[|+]")
@@ -61,7 +61,7 @@ def read_dictionary(path: Path) -> ConceptDictionary:
     """
 
     def pairs() -> Iterator[tuple[str, Sequence[str]]]:
-        for number, line in nonempty_lines(path):
+        for number, line in numbered_lines(path):
             identifiers, bars, name = line.partition("||")
             if not (bars and identifiers and name):
                 raise InputError(f"{path}:{number}: expected CUI||name, found {line[:60]!r}")
@@ -78,12 +78,3 @@ def graph_dictionary(graph: KnowledgeGraph) -> ConceptDictionary:
     return ConceptDictionary.of(
         (name, [graph.cui(concept)]) for concept in range(graph.num_concepts) for name in graph.names(concept)
     )
-
-
-def nonempty_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number, text) of the nonempty lines of a plain or gzip file.
-
-    Raises:
-        InputError: as `numbered_lines`.
-    """
-    return ((number, line) for number, line in numbered_lines(path) if line)

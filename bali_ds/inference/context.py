@@ -110,7 +110,7 @@ class ContextFinder:
             start, last = words.starts[first], first + length - 1
             own = slice(int(self.dictionary.offsets[entry]), int(self.dictionary.offsets[entry + 1]))
             surface = question[start : words.starts[last] + len(words.texts[last])]
-            found.append((surface, self.dictionary.concepts[own].tolist()))
+            found.append((surface, self.dictionary.concept_ids[own].tolist()))
         return found
 
     def _choose(self, question: str, surfaces: Sequence[tuple[str, list[int]]]) -> list[FoundConcept]:

@@ -159,7 +159,7 @@ def test_damaged_gzip_is_one_line(made):
     folder = made[2]
     file = folder / "dictionary.txt.gz"
     file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(InputError, match=r"dictionary\.txt\.gz: "):
+    with pytest.raises(InputError, match="compressed data is truncated or damaged"):
         read_dictionary(file)
 
 
