@@ -59,7 +59,7 @@ def _measured(options: argparse.Namespace, changes: list[str]) -> dict[str, Any]
     seconds = []
     for step in islice(loader, options.steps + 1):
         begin = time.process_time()
-        loss, _ = aligner(step.chunks)
+        loss, _ = aligner(step.micro_batches)
         loss.backward()
         aligner.zero_grad(set_to_none=True)
         seconds.append(time.process_time() - begin)
