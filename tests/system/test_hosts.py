@@ -13,7 +13,7 @@ import pytest
 from bali_ds.config import dump_recipe
 
 REPOSITORY = Path(__file__).parents[2]
-SCRIPT = REPOSITORY / "launch/test_hosts.sh"
+SCRIPT = REPOSITORY / "launch/simulate_hosts.sh"
 SSH_PORT = 2277
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]

@@ -1,11 +1,11 @@
 #!/bin/bash
 # Makes test hosts out of network namespaces: one bridge, one address and one sshd each, all on this file system.
-#   launch/test_hosts.sh check              say in one line what is missing, if anything is
-#   launch/test_hosts.sh up COUNT DIR       make hosts; DIR gets their keys, a hostfile and `environment`
-#   launch/test_hosts.sh run DIR COMMAND..  run a command on the first host with `environment` set
-#   launch/test_hosts.sh cut DIR HOST       pull the cable of one host (1, 2, ...)
-#   launch/test_hosts.sh join DIR HOST      plug it in again
-#   launch/test_hosts.sh down DIR           remove everything
+#   launch/simulate_hosts.sh check              say in one line what is missing, if anything is
+#   launch/simulate_hosts.sh up COUNT DIR       make hosts; DIR gets their keys, a hostfile and `environment`
+#   launch/simulate_hosts.sh run DIR COMMAND..  run a command on the first host with `environment` set
+#   launch/simulate_hosts.sh cut DIR HOST       pull the cable of one host (1, 2, ...)
+#   launch/simulate_hosts.sh join DIR HOST      plug it in again
+#   launch/simulate_hosts.sh down DIR           remove everything
 # Needs root, iproute2, openssh-server and, for pdsh, pdsh.
 set -euo pipefail
 
