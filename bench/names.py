@@ -1,8 +1,9 @@
-"""What a step costs by how names become vectors, and without the parts that an objective of weight 0 needs.
+"""Cost of a step by the setting of `graph_encoder.names`, and without the parts that an objective of weight 0 needs.
 
 python bench/names.py [--recipe FILE] [--passages 16] [--steps 3] [key=value ...]
 
-One process, forward and backward on the same batches, CPU seconds, medians; writes bench/results/names.json.
+Runs forward and backward passes on the same batches in one process. Reports medians of CPU seconds and writes
+bench/results/names.json.
 """
 
 import argparse
