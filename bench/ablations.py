@@ -96,7 +96,7 @@ def _untrained(run: Path) -> Encoder:
     recipe = load_recipe(run / "recipe.yaml")
     settings = recipe.text_encoder
     model = load_text_encoder(settings.path, seed=recipe.seed, layer=settings.layer).encoder
-    return Encoder(model.to(torch.bfloat16), load_tokenizer(settings.path))
+    return Encoder(model.bfloat16(), load_tokenizer(settings.path))
 
 
 def _linking(encoder: Encoder, files: tuple[Path, Path]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def _measured_apart(part: str, graph: Path) -> dict[str, object]:
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def measure_build(rrf: Path, graph: Path) -> tuple[int, dict[str, object]]:
+def measure_build(rrf: Path, graph: Path) -> tuple[int, dict[str, float]]:
     """Build with the command line; return rows of MRREL, wall and processor time and peak resident memory."""
     command = [sys.executable, "-m", "bali_ds", "graph", "build", "--rrf", str(rrf), "--out", str(graph), "--json"]
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()

@@ -14,7 +14,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -121,7 +121,7 @@ def cpu_seconds(before: PartTask, task: PartTask, target: Path) -> float:
 
 def stages(before: PartTask, task: PartTask, target: Path) -> dict[str, float]:
     """Return the CPU seconds of each stage of one part, and of everything else as "rest"."""
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
 
     def timed(stage: str, function: Any) -> Any:
         def run(*arguments: Any) -> Any:
@@ -147,7 +147,7 @@ def stages(before: PartTask, task: PartTask, target: Path) -> dict[str, float]:
         start = time.process_time()
         make_part(task, target)
         total = time.process_time() - start
-    return {"read XML": spent["read XML"], **{stage: spent[stage] for stage in STAGES}, "rest": total - spent.total()}
+    return {"read XML": spent["read XML"], **{stage: spent[stage] for stage in STAGES}, "rest": total - sum(spent.values())}
 
 
 def main() -> None:

@@ -201,13 +201,13 @@ def measure(shards: ShardSet, graph: KnowledgeGraph, folder: Path, size: int, re
     small = own_epoch(shards, graph, 32, 1)
     epochs |= {name: loaders.available(make) for name, make in peers.items()}
     bytes_a_sample = sum(shard.bytes for shard in shards.shards) / len(shards.samples)
-    rates = {name: samples_a_second(epoch, size, repeats) for name, epoch in epochs.items() if epoch}
+    rates = {name: samples_a_second(epoch, size, repeats) for name, epoch in epochs.items() if epoch is not None}
     rates["bali-ds, steps of 32"] = samples_a_second(small, 32, repeats)
     table = {
         name: {"samples_a_second": rate, "megabytes_a_second": rate * bytes_a_sample / 1e6}
         for name, rate in rates.items()
     }
-    table |= {name: {} for name, epoch in epochs.items() if not epoch}
+    table |= {name: {} for name, epoch in epochs.items() if epoch is None}
     return {
         "samples": len(shards.split("train")),
         "batch": size,

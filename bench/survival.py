@@ -88,6 +88,16 @@ def make_recipe(folder: Path, name: str, stage: int, steps: int, retry_minutes: 
     )
 
 
+def fails_sometimes(draw: random.Random) -> Callable[[int], bool]:
+    """Return a function that says for each write whether a temporarily full disk fails it."""
+    return lambda _: draw.random() < FAILING
+
+
+def fails_after(last: int) -> Callable[[int], bool]:
+    """Return a function that says whether a disk is full that has no space for checkpoints after a step."""
+    return lambda step: step > last
+
+
 def failing_disk(fails: Callable[[int], bool]) -> None:
     """Make this process's writes of checkpoint files fail for the steps for which `fails` returns true."""
     write = TorchCheckpointEngine.save
@@ -328,11 +338,11 @@ class Trial:
             last_room, chances = self.draw.randrange(self.steps), random.Random(self.draw.random())
             if now_and_then := turn % 2 == 0:
                 recipe = self.recipe(stage)
-                job = self.start(recipe, lambda _, chances=chances: chances.random() < FAILING)
+                job = self.start(recipe, fails_sometimes(chances))
                 good = job.wait() and job.status == 0
             else:
                 recipe = self.recipe(stage, retry_minutes=0.02)
-                job = self.start(recipe, lambda step, last_room=last_room: step > last_room)
+                job = self.start(recipe, fails_after(last_room))
                 good = job.wait() and job.status == NOT_SAVED and not self.last_checkpoint(recipe).exists()
                 job = self.start(recipe)
                 good = job.wait() and job.status == 0 and good
