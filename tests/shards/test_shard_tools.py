@@ -81,7 +81,7 @@ def test_facts_are_stored_by_weight_source_and_degree(built, tmp_path, corpora, 
     assert (found["degree"][:, 2] != 0).all()
     assert np.isin(found["sources"][:, 1], has_part).any()
     assert "neighbours" not in ShardSet.open(built).index
-    with pytest.raises(InputError, match=r"belongs to another shard set .*: neighbors differs"):
+    with pytest.raises(InputError, match=r"belongs to another shard set .*: neighbours differs"):
         merge_shards([built, tmp_path / "weights"], tmp_path / "mixed")
     for choice in (NeighborChoice(weights=(("cures", 2.0),)), NeighborChoice(sources=("NONE",))):
         with pytest.raises(InputError, match="has none of this name"):
