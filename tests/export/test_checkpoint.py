@@ -41,7 +41,7 @@ def test_chunks_are_the_tensor_in_order(monkeypatch):
     values = torch.arange(15.0)
     stored = LazyTensor((3, 5), (values[:9], values[9:]))
     assert torch.equal(torch.cat(list(stored.chunks())), values)
-    assert max(len(micro_batch) for micro_batch in stored.micro_batches()) == 4
+    assert max(len(chunk) for chunk in stored.chunks()) == 4
     assert torch.equal(stored.tensor(), values.view(3, 5))
 
 
