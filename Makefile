@@ -8,6 +8,8 @@ FREE_PORT = $(shell $(PYTHON) -c 'import socket; s = socket.socket(); s.bind((""
 # Two ranks with one thread each. More threads than cores are many times slower.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+export BALI_TIMEOUT_FACTOR ?= 1
+TEST_WORKERS ?= 2
 
 .PHONY: train test test-all test-instruction-sets check coverage bench install clean
 
@@ -23,9 +25,9 @@ $(SAMPLE)/shards/index.json: $(SAMPLE)/graph/manifest.json shards/sample/corpus.
 	$(BIN)/bali-ds shards build --graph $(SAMPLE)/graph --corpus pubtator:shards/sample/corpus.pubtator \
 		--tokenizer shards/sample/encoder --validation 0.05 --out $(SAMPLE)/shards
 
-# On a busy or slow machine, multiply all time limits: make test BALI_TIMEOUT_FACTOR=3
+# Two tests at a time, for two cores. On a busy or slow machine, multiply all time limits: make test BALI_TIMEOUT_FACTOR=3
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile
 
 test-all: install
 	$(BIN)/python -m pytest

