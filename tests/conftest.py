@@ -72,7 +72,7 @@ def concept_names() -> dict[str, list[str]]:
 
 @pytest.fixture(scope="session")
 def graph_directory(tmp_path_factory, concept_names) -> Path:
-    """A graph of 60 concepts: a hub, a chain, random facts of three relations, one isolated concept."""
+    """A graph of 60 concepts: a hub, a chain, random facts of three relations, and one isolated concept."""
     draw = random.Random(7)
     folder = tmp_path_factory.mktemp("graph")
     cuis = list(concept_names)
@@ -100,7 +100,7 @@ class Sample:
     encoder: Path
 
     def recipe(self, runs: Path, **changes: object) -> Recipe:
-        """A recipe for a run on the sample; keys of `changes` replace whole sections."""
+        """Return a recipe for a run on the sample; `changes` replaces whole sections."""
         values = {
             "name": "run",
             "runs": runs,
