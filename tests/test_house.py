@@ -174,13 +174,27 @@ CHECKED_FOR_WORDS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile", 
 SUFFIXES = {"", ".c", ".h", ".md", ".py", ".sbatch", ".sh", ".yaml"}
 KEPT = {"bali_ds/config/aliases.py", "tests/test_config.py", "tests/test_house.py"}
 """Files that have to hold old spellings."""
+KEPT_WORDS = {
+    # keys of stored files
+    "bali_ds/checkpoint/manager.py": "optimised",
+    "bali_ds/checkpoint/zero_reader.py": "optimised",
+    "bali_ds/shards/build.py": "neighbours",
+    "bali_ds/shards/lint.py": "neighbours",
+    "shards/README.md": "neighbours",
+    "tests/shards/test_shard_tools.py": "neighbours",
+    # words of the sample's passages, of PubMed and of a mistake that a test makes
+    "shards/sample/passages.py": "neighbour",
+    "bali_ds/corpus/pubmed_xml.py": "UNLABELLED",
+    "tests/corpus/test_formats.py": "UNLABELLED",
+    "tests/doctor/test_deepspeed_config.py": "zero_optimisation",
+}
 BRITISH = (
-    r"(?i)\b\w*(?:optimis|normalis|linearis|initialis|serialis|finalis|tokenis|summaris|regularis|organis|recognis|"
+    r"(?i)\b\w*(?:optimis|normalis|linearis|initialis|serialis|finalis|tokenis|summaris|regularis|organis(?!m)|recognis|"
     r"neighbour|behaviour|favour|colour|honour|labell)\w*|\b(?:learnt|centres?|metres?)\b"
 )
 UNCLEAR = (
-    r"(?<!there )\bis no (?!longer\b)|\bno number\b|\b(?:is|are) none\b|\bgoes on\b|\b(?:is|are|was|were) left out\b|"
-    r"\bleaves out\b|\btold by\b"
+    r"(?<!there )\b(?:is no (?!longer\b)|(?:is|are) none\b)|\bno number\b|\bgoes on\b|\bleaves out\b|\btold by\b|"
+    r"\b(?:is|are|was|were) left out\b"
 )
 
 
@@ -196,6 +210,10 @@ def lines_of_text():
 
 @pytest.mark.parametrize("words", [BRITISH, UNCLEAR], ids=["british", "unclear"])
 def test_text_is_plain_american_english(words):
-    # Strings in keys of random draws keep their spelling, because every result follows from them.
-    hits = [(where, re.search(words, line)) for where, line in lines_of_text() if "derive(" not in line]
-    assert [f"{where}: {hit[0]}" for where, hit in hits if hit] == []
+    found = []
+    for where, line in lines_of_text():
+        hit = re.search(words, line)
+        # Strings in keys of random draws keep their spelling, because every result follows from them.
+        if hit and "derive(" not in line and KEPT_WORDS.get(where.partition(":")[0]) != hit[0]:
+            found.append(f"{where}: {hit[0]}")
+    assert found == []
