@@ -7,7 +7,9 @@ if TYPE_CHECKING:
 
     from bali_ds.inference.encoder import Encoder
 
-__all__ = ["load"]
+__all__ = ["__version__", "load"]
+
+__version__ = "0.1.0"
 
 
 def load(path: "Path | str", *, device: str = "cpu") -> "Encoder":

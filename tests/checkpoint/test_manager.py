@@ -8,6 +8,7 @@ import shutil
 import threading
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def disk(monkeypatch):
 @pytest.fixture
 def checkpoints(tmp_path):
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    found = CheckpointManager(
+    found: Any = CheckpointManager(
         tmp_path / "checkpoints",
         Ranks(0, 1),
         CheckpointConfig(every=20, keep=2),

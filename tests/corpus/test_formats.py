@@ -95,7 +95,7 @@ def test_jats(tmp_path):
     assert document == Document("5", "T x One. Two. Three.")
 
 
-BIOC = {
+BIOC: dict = {
     "id": 12,
     "passages": [
         {"offset": 0, "text": "β title", "annotations": [

@@ -40,6 +40,8 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
+    server: "Server"
+
     def do_GET(self):
         path = self.server.directory / self.path.lstrip("/")
         number = self.server.asked[path.name]

@@ -3,6 +3,7 @@
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,8 @@ from bali_ds.export.export_run import push
 
 class Hub(BaseHTTPRequestHandler):
     """Answers what the client asks for when it makes a repository and commits small files."""
+
+    server: Any
 
     def do_POST(self):
         length = self.headers.get("Content-Length")
@@ -54,7 +57,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.asked, server.url = [], f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)

@@ -1,11 +1,11 @@
 #!/bin/bash
-# Makes test hosts out of network namespaces: one bridge, one address and one sshd each, all on this file system.
-#   launch/test_hosts.sh check              say in one line what is missing, if anything is
-#   launch/test_hosts.sh up COUNT DIR       make hosts; DIR gets their keys, a hostfile and `environment`
-#   launch/test_hosts.sh run DIR COMMAND..  run a command on the first host with `environment` set
-#   launch/test_hosts.sh cut DIR HOST       pull the cable of one host (1, 2, ...)
-#   launch/test_hosts.sh join DIR HOST      plug it in again
-#   launch/test_hosts.sh down DIR           remove everything
+# Simulates hosts with network namespaces: one address and one sshd each, joined by a bridge, all on this file system.
+#   launch/simulate_hosts.sh check              print in one line what is missing, if anything
+#   launch/simulate_hosts.sh up COUNT DIR       create hosts; writes their keys, a hostfile and `environment` to DIR
+#   launch/simulate_hosts.sh run DIR COMMAND..  run a command on the first host with `environment` set
+#   launch/simulate_hosts.sh cut DIR HOST       disconnect one host (1, 2, ...)
+#   launch/simulate_hosts.sh join DIR HOST      connect it again
+#   launch/simulate_hosts.sh down DIR           remove everything
 # Needs root, iproute2, openssh-server and, for pdsh, pdsh.
 set -euo pipefail
 
@@ -29,7 +29,7 @@ up() {
     local count=$1 dir=$2 host ns address bridge
     check
     mkdir -p "$dir" /run/sshd
-    # a network of its own for every directory, so that several may be up at once
+    # Every directory has its own network, so that several can be up at once.
     echo $((RANDOM % 5000)) >"$dir/network"
     echo "$count" >"$dir/count"
     bridge=balibr$(cat "$dir/network")
@@ -47,7 +47,7 @@ up() {
         ip -n "$ns" link set lo up
         ip -n "$ns" address add "$address/24" dev eth0
         ip -n "$ns" link set eth0 up
-        # a host name of its own too: OpenMPI tells hosts apart by it
+        # Each host needs its own host name, by which OpenMPI distinguishes hosts.
         # shellcheck disable=SC2016  # expanded by the inner shell
         ip netns exec "$ns" unshare --uts bash -c 'hostname "$0"; exec "$@"' "$ns" /usr/sbin/sshd -f /dev/null \
             -h "$dir/host_key" -o Port=$SSH_PORT -o ListenAddress="$address" -o PidFile="$dir/sshd.$host.pid" \
@@ -55,9 +55,9 @@ up() {
         echo "$address slots=1" >>"$dir/hostfile"
     done
     ssh_options="-i $dir/key -p $SSH_PORT -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
-    # a host that is gone ends its ssh after fifteen seconds
+    # ssh to a lost host ends after fifteen seconds.
     ssh_options+=" -o LogLevel=ERROR -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
-    # what the launcher forwards to every rank; neither blank lines nor comments may stand in it
+    # The launcher forwards these to every rank. It does not accept blank lines or comments.
     printf '%s\n' GLOO_SOCKET_IFNAME=eth0 DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 \
         "DEEPSPEED_TIMEOUT=${DEEPSPEED_TIMEOUT:-5}" >"$dir/forwarded"
     cat >"$dir/environment" <<END
@@ -84,7 +84,7 @@ down() {
     local dir=$1 host ns
     for host in $(seq "$(cat "$dir/count")"); do
         ns=$(name_of "$dir" "$host")
-        # every process of the namespace, its sshd among them; nothing else lives there
+        # Every process of the namespace, including its sshd, belongs to the simulated host.
         # shellcheck disable=SC2046
         kill -9 $(ip netns pids "$ns" 2>/dev/null) 2>/dev/null || true
         ip netns delete "$ns" 2>/dev/null || true
