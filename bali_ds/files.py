@@ -95,7 +95,7 @@ LONGEST_LINE = 1 << 26
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line without its end) for the lines of a text file, plain or gzip, that are not empty.
+    """Yield (line number from 1, line without its end) for all lines of a text file, plain or gzip.
 
     A byte-order mark is removed.
 
@@ -109,8 +109,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
                 number += 1
                 if len(line) == LONGEST_LINE:
                     raise InputError(f"{path}:{number}: has more than {LONGEST_LINE} characters; check the file format")
-                if text := (line.removeprefix("\ufeff") if number == 1 else line).rstrip("\r\n"):
-                    yield number, text
+                yield number, (line.removeprefix("\ufeff") if number == 1 else line).rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise InputError(f"{path}:{number + 1}: is not UTF-8 ({error.reason}); convert the file") from error
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -119,6 +118,15 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
             ) from error
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def nonempty_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield what `numbered_lines` yields, without the empty lines.
+
+    Raises:
+        InputError: as `numbered_lines`.
+    """
+    return ((number, line) for number, line in numbered_lines(path) if line)
 
 
 def sync(path: Path) -> None:

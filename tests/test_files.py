@@ -7,10 +7,12 @@ from bali_ds.errors import InputError
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_numbered_lines_skip_empty_lines_and_the_byte_order_mark(tmp_path, compressed):
+def test_lines_are_numbered_without_the_byte_order_mark(tmp_path, compressed):
     content = "\ufeffone\r\n\n\r\n  \nfive\tβ".encode()
     (tmp_path / "file").write_bytes(gzip.compress(content) if compressed else content)
-    assert list(files.numbered_lines(tmp_path / "file")) == [(1, "one"), (4, "  "), (5, "five\tβ")]
+    lines = [(1, "one"), (2, ""), (3, ""), (4, "  "), (5, "five\tβ")]
+    assert list(files.numbered_lines(tmp_path / "file")) == lines
+    assert list(files.nonempty_lines(tmp_path / "file")) == [lines[0], *lines[3:]]
 
 
 def test_lines_that_are_too_long_are_refused(tmp_path, monkeypatch):

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bali_ds.cli.common import add_device, add_json, emit, name_index_path
-from bali_ds.corpus.text_lines import numbered_lines
 from bali_ds.errors import InputError
+from bali_ds.files import numbered_lines
 
 LINES_AT_ONCE = 16_384
 
@@ -86,20 +86,23 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _encode(options: argparse.Namespace) -> None:
-    import numpy as np
     from tqdm import tqdm
 
     from bali_ds.files import published_file
     from bali_ds.inference.encoder import load
+    from bali_ds.shards.layout import npy_header
 
     encoder = load(options.model, device=options.device)
-    count = sum(len(lines) for lines in _batches_of_lines(options.file))
-    header = {"descr": "<f4", "fortran_order": False, "shape": (count, encoder.width)}
-    with published_file(options.out) as stream, tqdm(total=count, unit=" lines") as bar:
-        np.lib.format.write_array_header_1_0(stream, header)
+    count = 0
+    with published_file(options.out) as stream, tqdm(unit=" lines") as bar:
+        # The number of lines is known at the end: standard input can be read only once.
+        stream.write(npy_header("<f4", (0, encoder.width)))
         for lines in _batches_of_lines(options.file):
             stream.write(encoder.encode(lines).astype("<f4").tobytes())
+            count += len(lines)
             bar.update(len(lines))
+        stream.seek(0)
+        stream.write(npy_header("<f4", (count, encoder.width)))
     print(f"{options.out}: {count:,} vectors of {encoder.width}")
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from bali_ds.corpus.document import ReadReport
 from bali_ds.corpus.readers import READERS, read_documents
 from bali_ds.errors import InputError
-from bali_ds.files import numbered_lines
+from bali_ds.files import nonempty_lines
 from bali_ds.inference.concept_dictionary import COMPOSITE
 
 FLAGS = ("in_dict_exact", "cui_seen_in_train", "pair_seen_in_train")
@@ -73,7 +73,7 @@ def _read_corpus(form: str, path: Path) -> Queries:
 
 
 def _read_table(path: Path) -> Queries:
-    lines = numbered_lines(path)
+    lines = nonempty_lines(path)
     header = next(lines, (0, ""))[1].split("\t")
     for column in ("mention", "cui"):
         if column not in header:
@@ -98,7 +98,7 @@ def _read_concepts(path: Path) -> Queries:
     mentions: list[str] = []
     gold: list[tuple[str, ...]] = []
     for file in files:
-        for number, line in numbered_lines(file):
+        for number, line in nonempty_lines(file):
             fields = line.split("||")
             if len(fields) != 5:
                 raise InputError(f"{file}:{number}: expected document||start|end||type||mention||CUI")

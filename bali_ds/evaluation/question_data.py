@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bali_ds.corpus.text_lines import numbered_lines
 from bali_ds.errors import InputError
-from bali_ds.files import read_json
+from bali_ds.files import nonempty_lines, read_json
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def _bioasq_questions(path: Path) -> Iterator[Any]:
 
 
 def _lines(path: Path) -> Iterator[Any]:
-    for number, line in numbered_lines(path):
+    for number, line in nonempty_lines(path):
         try:
             yield json.loads(line)
         except ValueError as error:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bali_ds.errors import InputError
-from bali_ds.files import numbered_lines
+from bali_ds.files import nonempty_lines
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 
 COMPOSITE = re.compile(r"[|+]")
@@ -61,7 +61,7 @@ def read_dictionary(path: Path) -> ConceptDictionary:
     """
 
     def pairs() -> Iterator[tuple[str, Sequence[str]]]:
-        for number, line in numbered_lines(path):
+        for number, line in nonempty_lines(path):
             identifiers, bars, name = line.partition("||")
             if not (bars and identifiers and name):
                 raise InputError(f"{path}:{number}: expected CUI||name, found {line[:60]!r}")
