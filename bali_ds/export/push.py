@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bali_ds.errors import InputError
+from bali_ds.errors import InputError, first_line
 
 
 def push(directory: Path, repository: str) -> str:
@@ -23,7 +23,6 @@ def push(directory: Path, repository: str) -> str:
         url = hub.create_repo(repository, private=True, exist_ok=True)
         hub.upload_folder(folder_path=directory, repo_id=repository, commit_message="Upload a model by bali-ds")
     except Exception as error:  # the client raises errors of several libraries
-        line = str(error).strip().splitlines()[0]
         remedy = f"{directory} is complete; log in with `hf auth login`, or check name and rights"
-        raise InputError(f"--push {repository}: {line}; {remedy}") from error
+        raise InputError(f"--push {repository}: {first_line(error)}; {remedy}") from error
     return str(url)

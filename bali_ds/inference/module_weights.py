@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from bali_ds.errors import InputError
+from bali_ds.errors import InputError, first_line
 from bali_ds.model.pooling import POOLINGS, MentionPooling
 
 POOLING_FILE = "mention_pooling.safetensors"
@@ -26,7 +26,7 @@ def fill(module: nn.Module, file: Path) -> None:
         missing = {name for name, _ in module.named_parameters()} - set(weights)
         unexpected = module.load_state_dict(weights, strict=False).unexpected_keys
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise InputError(f"{file}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{file}: {first_line(error)}") from error
     if wrong := sorted(missing) + unexpected:
         raise InputError(f"{file}: does not fit the recipe at {wrong[0]}")
 
