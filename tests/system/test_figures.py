@@ -8,8 +8,8 @@ norms may drift. With the figures recorded under AVX-512, the largest relative d
 | AVX2 (`ATEN_CPU_CAPABILITY=avx2`) | 1.5e-7 | 1.7e-6 | 2.7e-5 |
 | SSE4 (`ATEN_CPU_CAPABILITY=default`) | 1.5e-7 | 3.5e-6 | 2.7e-5 |
 
-The tolerances are ten times the largest of these and more, for processors not tried. A different sample in a batch, mask
-or weight of an objective changes the figures by more than 1e-3.
+The tolerances are ten times the largest of these and more, for processors not tried. A different sample, mask or weight
+of an objective changes the figures by more than 1e-3.
 
 To record on purpose: python -m tests.system.figures tests/system/figures.json
 """
