@@ -147,7 +147,8 @@ def stages(before: PartTask, task: PartTask, target: Path) -> dict[str, float]:
         start = time.process_time()
         make_part(task, target)
         total = time.process_time() - start
-    return {"read XML": spent["read XML"], **{stage: spent[stage] for stage in STAGES}, "rest": total - sum(spent.values())}
+    rest = total - sum(spent.values())
+    return {"read XML": spent["read XML"], **{stage: spent[stage] for stage in STAGES}, "rest": rest}
 
 
 def main() -> None:
