@@ -135,8 +135,7 @@ def _timed_ms(path: Path) -> float:
 
 def sampling(path: Path) -> dict[str, object]:
     """Concepts per second of processor time of one process, in batches of random concepts, and its private memory."""
-    from bali_ds.graph.neighbor_sampling import sample_neighbors
-    from bali_ds.graph.neighbor_weights import EdgeFilter, WeightedSampler
+    from bali_ds.graph.neighbor_sampling import EdgeFilter, WeightedSampler, sample_neighbors
 
     before = _private_mib()
     graph = KnowledgeGraph.open(path)

@@ -20,7 +20,7 @@ from unittest.mock import patch
 
 from bali_ds.corpus.concept_resolver import SEMANTIC_TYPES, ConceptResolver
 from bali_ds.corpus.dictionary_linker import DictionaryLinker
-from bali_ds.corpus.disambiguation import Senses
+from bali_ds.corpus.disambiguation import Disambiguator
 from bali_ds.corpus.document import Document, ReadReport
 from bali_ds.corpus.name_index import open_dictionary
 from bali_ds.corpus.readers import read_documents
@@ -108,7 +108,7 @@ def dictionary_linker(linker: DictionaryLinker, resolver: ConceptResolver) -> Li
 
 
 def _links(document: Document, resolver: ConceptResolver) -> set[Link]:
-    return {(m.start, m.end, concept) for m in document.mentions for concept in resolver.concepts(m)}
+    return {(m.start, m.end, concept) for m in document.mentions for concept in resolver.resolve(m)}
 
 
 def score(gold: Sequence[set[Link]], found: Sequence[set[Link]]) -> dict[str, float]:
@@ -153,8 +153,8 @@ def ambiguous_right(
 def shared_spans(linker: DictionaryLinker, documents: Sequence[Document]) -> list[set[tuple[int, int]]]:
     """Return the spans of each document whose name belongs to several concepts."""
     matches = linker._matches([document.text for document in documents])
-    heads, entries = linker._dictionary.offsets, matches.entries
-    many = [heads[entry + 1] - heads[entry] > 1 for entry in entries]
+    heads, rows = linker._name_index.offsets, matches.rows
+    many = [heads[row + 1] - heads[row] > 1 for row in rows]
     spans = list(zip(matches.starts, matches.ends, many, strict=True))
     bounds = matches.documents
     return [{(a, b) for a, b, several in spans[start:end] if several} for start, end in pairwise(bounds)]
@@ -199,12 +199,12 @@ def measure(graph: KnowledgeGraph, linker: DictionaryLinker, data: Path) -> list
         bare = [Document(document.id, document.text) for document in documents]
         shared = shared_spans(linker, bare)
         for system, link, changes in (
-            ("plain match", plain, {"choose": Senses.choose}),
+            ("plain match", plain, {"choose": Disambiguator.choose}),
             ("bali-ds, name alone", whole, {"choose": lambda _, mentions: [candidates[0] for candidates in mentions]}),
             ("bali-ds, without types", whole, {"types": lambda *_: ()}),
-            ("bali-ds", whole, {"choose": Senses.choose}),
+            ("bali-ds", whole, {"choose": Disambiguator.choose}),
         ):
-            with patch.multiple(Senses, **changes):
+            with patch.multiple(Disambiguator, **changes):
                 start = time.process_time()
                 found = link(bare)
                 seconds = time.process_time() - start

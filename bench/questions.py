@@ -14,7 +14,7 @@ from typing import Any
 
 from inputs.medmentions import DATA, FAST, ROOT, bali_ds, build, minilm, train
 
-from bali_ds.evaluation.held_out_facts import draw_held_out
+from bali_ds.evaluation.graph_questions import sample_held_out
 from bali_ds.files import write_json
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 
@@ -35,7 +35,7 @@ def main() -> None:
     if not whole.exists():
         bali_ds("graph", "build", "--rrf", options.data / "kg/kg_ext_umls_rrf", "--out", whole)
     if not HELD_OUT.exists():
-        draw_held_out(KnowledgeGraph.open(whole), HELD_OUT, share=0.05, seed=0)
+        sample_held_out(KnowledgeGraph.open(whole), HELD_OUT, fraction=0.05, seed=0)
     build(options.data, options.encoder, BUILT, held_out=HELD_OUT)
     models = {"untrained": options.encoder, "aligned": _aligned(options)}
     results: dict[str, Any] = {"epochs": options.epochs}

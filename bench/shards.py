@@ -37,7 +37,8 @@ from bali_ds.graph.builder import build_graph
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.tables import TableSource
 from bali_ds.shards import part
-from bali_ds.shards.part import BuildSettings, Corpus, PartTask, make_part
+from bali_ds.shards.build_settings import BuildSettings, Corpus
+from bali_ds.shards.part import PartTask, build_part
 from bali_ds.shards.sample import Sample
 
 ROOT = Path(__file__).parents[1]
@@ -113,9 +114,9 @@ def _new_names(draw: random.Random, words: list[str], taken: set[str], count: in
 def cpu_seconds(before: PartTask, task: PartTask, target: Path) -> float:
     """Return the cost of one part in a process that has made only the part before."""
     part._tools.cache_clear()
-    make_part(before, target)
+    build_part(before, target)
     start = time.process_time()
-    make_part(task, target)
+    build_part(task, target)
     return time.process_time() - start
 
 
@@ -142,13 +143,16 @@ def stages(before: PartTask, task: PartTask, target: Path) -> dict[str, float]:
         for stage, (owner, name) in STAGES.items():
             patches.enter_context(patch.object(owner, name, timed(stage, getattr(owner, name))))
         part._tools.cache_clear()
-        make_part(before, target)
+        build_part(before, target)
         spent.clear()
         start = time.process_time()
-        make_part(task, target)
+        build_part(task, target)
         total = time.process_time() - start
-    rest = total - sum(spent.values())
-    return {"read XML": spent["read XML"], **{stage: spent[stage] for stage in STAGES}, "rest": rest}
+    return {
+        "read XML": spent["read XML"],
+        **{stage: spent[stage] for stage in STAGES},
+        "rest": total - sum(spent.values()),
+    }
 
 
 def main() -> None:

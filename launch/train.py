@@ -66,7 +66,7 @@ def _job(options: argparse.Namespace, *, first: bool) -> None:
         # Heavy imports wait until the recipe is known to be valid.
         from transformers.utils import logging as transformers_logging
 
-        from bali_ds.export.finalize import conclude, concluded, results
+        from bali_ds.export.finalize import finalize, is_finalized, results_table
         from bali_ds.training.preemption import Stopped
         from bali_ds.training.rank_errors import LEAVING
         from bali_ds.training.trainer import train
@@ -88,14 +88,14 @@ def _job(options: argparse.Namespace, *, first: bool) -> None:
     # The loop takes these over, and takes its time; before and after it nothing would be lost.
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, leave)
-    if options.resume == "never" or not concluded(recipe):
+    if options.resume == "never" or not is_finalized(recipe):
         step = train(recipe, resume=options.resume == "auto")
         if first:
-            conclude(recipe, step)
+            finalize(recipe, step)
     elif first:
         print(f"{recipe.directory} is complete; --resume never trains it afresh\n")
     if first:
-        print(results(recipe), flush=True)
+        print(results_table(recipe), flush=True)
 
 
 def _status() -> int:

@@ -15,6 +15,9 @@ from bali_ds.model.graph_encoders import build_graph_encoder
 from bali_ds.model.name_table import NameTable
 from bali_ds.model.text_encoder import TextEncoder, load_text_encoder
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The torch dtype of each `precision` of a recipe."""
+
 
 def adapt(text: TextEncoder, settings: TextEncoderConfig) -> None:
     """Freeze, add low-rank updates, and recompute activations, as a recipe says.

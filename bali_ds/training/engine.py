@@ -10,7 +10,7 @@ from deepspeed.accelerator import get_accelerator
 from bali_ds.config import OptimizerConfig, Recipe
 from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config
 from bali_ds.model.aligner import Aligner
-from bali_ds.planning.batch_plan import Arithmetic
+from bali_ds.planning.batch_plan import BatchPlan
 
 
 def learning_rate_factor(step: int, *, steps: int, warmup_steps: int) -> float:
@@ -29,7 +29,7 @@ def learning_rate_factor(step: int, *, steps: int, warmup_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def deepspeed_settings(recipe: Recipe, numbers: Arithmetic) -> dict[str, Any]:
+def deepspeed_settings(recipe: Recipe, batch_plan: BatchPlan) -> dict[str, Any]:
     """Return the recipe's DeepSpeed JSON with everything that the recipe decides.
 
     A rank's share of the batch is one engine call, cut into micro_batches inside it, so DeepSpeed itself never
@@ -40,8 +40,8 @@ def deepspeed_settings(recipe: Recipe, numbers: Arithmetic) -> dict[str, Any]:
     """
     settings = load_deepspeed_config(recipe.deepspeed)
     check_recipe(settings, recipe)
-    settings["train_batch_size"] = numbers.passages_per_step
-    settings["train_micro_batch_size_per_gpu"] = numbers.passages_per_rank
+    settings["train_batch_size"] = batch_plan.passages_per_step
+    settings["train_micro_batch_size_per_gpu"] = batch_plan.passages_per_rank
     settings["gradient_accumulation_steps"] = 1
     # DeepSpeed clips at 1.0 unless told otherwise, so 0 must be said too.
     settings["gradient_clipping"] = recipe.optimizer.gradient_clipping

@@ -17,11 +17,9 @@ from bali_ds.data.settings import StreamSettings
 from bali_ds.errors import InputError
 from bali_ds.files import read_json
 from bali_ds.model.aligner import Aligner
-from bali_ds.model.build_model import build_aligner
+from bali_ds.model.build_model import DTYPES, build_aligner
 from bali_ds.training.failures import failure_path
 from bali_ds.training.run_directory import RunData
-
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def replay(run: Path, step: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -78,7 +76,7 @@ def _aligner(recipe: Recipe, data: RunData, checkpoints: Path, step: int) -> tup
     taken, newest = before[0]
     stored = read_checkpoint(newest)
     aligner.load_state_dict({name: tensor.tensor() for name, tensor in stored.items()}, strict=False)
-    return taken, aligner.to(_DTYPES[recipe.precision]).eval()
+    return taken, aligner.to(DTYPES[recipe.precision]).eval()
 
 
 def _samples(recipe: Recipe, data: RunData, failure: dict[str, Any]) -> list[Batch]:

@@ -13,11 +13,11 @@ from bali_ds.directories import Output, published_directory
 from bali_ds.errors import InputError
 from bali_ds.files import published_file
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
-from bali_ds.inference.encoder import EXPORT, TOKENIZER_FILES
+from bali_ds.inference.exported_directory import EXPORT, TOKENIZER_FILES
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.pretrained import load_tokenizer
 from bali_ds.model.text_encoder import positions_of, read_configuration
-from bali_ds.planning.batch_plan import Arithmetic
+from bali_ds.planning.batch_plan import BatchPlan
 
 # Keys that may differ between the recipe of a run and the one it is resumed with: they do not change what was learned.
 FREE = {
@@ -130,7 +130,7 @@ def _compare(before: Recipe, recipe: Recipe, written: Path) -> None:
             )
 
 
-def announcement(recipe: Recipe, data: RunData, aligner: Aligner, numbers: Arithmetic, progress: RunProgress) -> str:
+def announcement(recipe: Recipe, data: RunData, aligner: Aligner, batch_plan: BatchPlan, progress: RunProgress) -> str:
     """Return every derived number of a run, to be read before its first step."""
     text = sum(_size(parameter) for parameter in aligner.text.parameters())
     graph = sum(_size(parameter) for parameter in aligner.graph.parameters())
@@ -138,12 +138,13 @@ def announcement(recipe: Recipe, data: RunData, aligner: Aligner, numbers: Arith
         "run": str(recipe.directory),
         "graph": f"{data.graph.num_concepts:,} concepts, {data.graph.num_names:,} names, "
         f"{data.graph.num_edges:,} edges",
-        "shards": f"{numbers.training_passages:,} training passages, fingerprint {data.shards.fingerprint[:12]}",
+        "shards": f"{batch_plan.training_passages:,} training passages, fingerprint {data.shards.fingerprint[:12]}",
         "model": f"{text / 1e6:.1f} M parameters in the text encoder, {graph / 1e6:.1f} M in the graph encoder",
-        "ranks": f"{numbers.ranks} on {aligner.device.type}, {recipe.precision}, {recipe.deepspeed}",
-        "batch": f"{numbers.passages_per_step} passages = {numbers.ranks} ranks x {numbers.micro_batches} "
-        f"micro-batches x {numbers.passages_per_micro_batch}",
-        "length": f"{numbers.steps:,} steps of {numbers.steps_per_epoch:,} an epoch = {numbers.epochs:.2f} epochs",
+        "ranks": f"{batch_plan.ranks} on {aligner.device.type}, {recipe.precision}, {recipe.deepspeed}",
+        "batch": f"{batch_plan.passages_per_step} passages = {batch_plan.ranks} ranks x {batch_plan.micro_batches} "
+        f"micro-batches x {batch_plan.passages_per_micro_batch}",
+        "length": f"{batch_plan.steps:,} steps of {batch_plan.steps_per_epoch:,} an epoch "
+        f"= {batch_plan.epochs:.2f} epochs",
         "start": f"step {progress.step}" + (f", resumed at {progress.position}" if progress.step else ""),
     }
     return "\n".join(f"{name:>8}  {value}" for name, value in rows.items())

@@ -13,7 +13,7 @@ from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.distributed import Ranks
 from bali_ds.errors import InputError
 from bali_ds.model.text_encoder import read_configuration
-from bali_ds.planning.batch_plan import Arithmetic, arithmetic
+from bali_ds.planning.batch_plan import BatchPlan, plan_batches
 from bali_ds.training.engine import deepspeed_settings
 from bali_ds.training.heartbeat import HostWatch
 from bali_ds.training.joining import joined_ranks
@@ -28,7 +28,7 @@ class Started(NamedTuple):
 
     ranks: Ranks
     data: RunData
-    numbers: Arithmetic
+    batch_plan: BatchPlan
     settings: dict[str, Any]
 
 
@@ -46,12 +46,12 @@ def started(recipe: Recipe) -> Iterator[Started]:
         # The first collective call of every rank, also of one that calls `raise_after_joining` instead.
         with raise_on_every_rank(ranks):
             data = RunData.open(recipe)
-            numbers = arithmetic(recipe, ranks.world_size, len(data.shards.split("train")))
-            settings = deepspeed_settings(recipe, numbers)
+            batch_plan = plan_batches(recipe, ranks.world_size, len(data.shards.split("train")))
+            settings = deepspeed_settings(recipe, batch_plan)
             inputs = input_values(recipe, data, settings)
         check_equal_inputs(ranks, inputs)
         with HostWatch(ranks, 60 * recipe.fault_tolerance.host_minutes).watching():
-            yield Started(ranks, data, numbers, settings)
+            yield Started(ranks, data, batch_plan, settings)
 
 
 def input_values(recipe: Recipe, data: RunData, settings: dict[str, Any]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from bali_ds.data.settings import StreamSettings
 from bali_ds.distributed import Ranks
 from bali_ds.errors import InputError
 from bali_ds.model.build_model import build_aligner
-from bali_ds.planning.batch_plan import Arithmetic
+from bali_ds.planning.batch_plan import BatchPlan
 from bali_ds.planning.flops import StepFlops
 from bali_ds.randomness import derive
 from bali_ds.training.engine import build_engine, learning_rate_factor, set_learning_rates
@@ -58,7 +58,7 @@ def train(recipe: Recipe, *, resume: bool = True) -> int:
         RankFailed: another rank failed, or a loader worker.
         LostRank: another rank is gone.
     """
-    with started(recipe) as (ranks, data, numbers, settings), locked_run(recipe.directory, ranks):
+    with started(recipe) as (ranks, data, batch_plan, settings), locked_run(recipe.directory, ranks):
         with raise_on_every_rank(ranks):
             if ranks.is_first:
                 if not resume:
@@ -79,7 +79,7 @@ def train(recipe: Recipe, *, resume: bool = True) -> int:
         )
         progress = checkpoints.restore(engine) or RunProgress(0, Position())
         if ranks.is_first:
-            print(announcement(recipe, data, engine.module, numbers, progress), flush=True)
+            print(announcement(recipe, data, engine.module, batch_plan, progress), flush=True)
         guard = Guard(recipe, ranks, data, engine, checkpoints)
         communication = Communication(ranks.device)
         meter = Meter(engine, ranks, guard.gradients, flops, communication)
@@ -89,7 +89,7 @@ def train(recipe: Recipe, *, resume: bool = True) -> int:
             recipe.directory / f"stacks/rank-{ranks.rank}.txt", 60 * recipe.fault_tolerance.step_minutes
         )
         training = _Training(
-            recipe, numbers, ranks, data, engine, checkpoints, guard, meter, stragglers, stop, watchdog
+            recipe, batch_plan, ranks, data, engine, checkpoints, guard, meter, stragglers, stop, watchdog
         )
         with communication.watching(), stop.listening(), watchdog.watching():
             step = training.run(progress)
@@ -103,7 +103,7 @@ class _Training:
     """What the loop works with."""
 
     recipe: Recipe
-    numbers: Arithmetic
+    batch_plan: BatchPlan
     ranks: Ranks
     data: RunData
     engine: deepspeed.DeepSpeedEngine
@@ -117,7 +117,7 @@ class _Training:
 
     def run(self, progress: RunProgress) -> int:
         """Take all steps from `progress` on, save the last and return its number."""
-        while progress.step < self.numbers.steps:
+        while progress.step < self.batch_plan.steps:
             progress = self._steps(progress) or self._rewound()
         self._save_last(progress)
         return progress.step
@@ -173,7 +173,7 @@ class _Training:
         loader = self._loader(progress.position)
         telemetry = self._telemetry(progress)
         with closing(loader), closing(telemetry):
-            while progress.step < self.numbers.steps:
+            while progress.step < self.batch_plan.steps:
                 self.watchdog.begins(progress.step + 1)
                 asked = time.monotonic()
                 batch = stop.next_of(loader)
@@ -198,14 +198,14 @@ class _Training:
                     print(slow, flush=True)
                 if held_out and self._due(progress, recipe.validation.every):
                     telemetry.write(progress.step, validate(self.engine, held_out, ranks, stop))
-                if progress.step < self.numbers.steps and self.checkpoints.due(progress.step):
+                if progress.step < self.batch_plan.steps and self.checkpoints.due(progress.step):
                     self.checkpoints.save(self.engine, progress)
         return progress
 
     def _step(self, progress: RunProgress, batch: Step) -> tuple[Verdict, tuple[dict[str, torch.Tensor], float]]:
         """Take one optimizer step if it is sound; return the model's facts and the text encoder's rate too."""
         step = progress.step
-        factor = learning_rate_factor(step, steps=self.numbers.steps, warmup_steps=self.numbers.warmup_steps)
+        factor = learning_rate_factor(step, steps=self.batch_plan.steps, warmup_steps=self.batch_plan.warmup_steps)
         set_learning_rates(self.engine, factor)
         # Dropout is a function of step and rank, so a resumed run repeats it without any saved state.
         torch.manual_seed(int(derive(self.recipe.seed, "dropout", step, self.ranks.rank)[0] >> 1))
@@ -220,7 +220,7 @@ class _Training:
         return verdict, (parts, self.recipe.optimizer.text_learning_rate * factor)
 
     def _due(self, progress: RunProgress, every: int) -> bool:
-        return progress.step == self.numbers.steps or bool(every and progress.step % every == 0)
+        return progress.step == self.batch_plan.steps or bool(every and progress.step % every == 0)
 
     def _loader(self, start: Position) -> Loader:
         recipe, ranks = self.recipe, self.ranks
@@ -243,11 +243,11 @@ class _Training:
             self.recipe.directory,
             self.ranks,
             self.meter,
-            steps=self.numbers.steps,
+            steps=self.batch_plan.steps,
             first_step=progress.step,
             every=self.recipe.log_every,
             passages=self.recipe.batch.passages,
-            epoch_samples=self.numbers.training_passages,
+            epoch_samples=self.batch_plan.training_passages,
         )
 
     def _held_out(self) -> list:

@@ -11,7 +11,7 @@ from bali_ds.data.sampler import Position
 from bali_ds.data.settings import StreamSettings
 from bali_ds.distributed import Ranks
 from bali_ds.model.build_model import build_aligner
-from bali_ds.planning.batch_plan import arithmetic
+from bali_ds.planning.batch_plan import plan_batches
 from bali_ds.training.engine import build_engine, deepspeed_settings, set_learning_rates
 from bali_ds.training.joining import joined_ranks
 from bali_ds.training.run_directory import RunData
@@ -21,7 +21,7 @@ from tests.training.cases import STAGES
 
 def go_on(recipe: Recipe, data: RunData, ranks: Ranks, *, begin: Path, end: Path | None, steps: int) -> list[float]:
     """Take steps from the checkpoint in `begin`, if there is one, and save one in `end`; return their losses."""
-    settings = deepspeed_settings(recipe, arithmetic(recipe, ranks.world_size, len(data.shards.split("train"))))
+    settings = deepspeed_settings(recipe, plan_batches(recipe, ranks.world_size, len(data.shards.split("train"))))
     settings["zero_optimization"] |= {"stage3_param_persistence_threshold": 600, "stage3_max_reuse_distance": 0}
     engine = build_engine(build_aligner(recipe, 2 * data.graph.num_relations), recipe, settings)
     identity = {"data": "same", "world size": ranks.world_size, "ZeRO stage": engine.zero_optimization_stage()}

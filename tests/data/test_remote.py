@@ -248,7 +248,7 @@ def test_a_command_feeds_the_same_run(data, tmp_path, caplog):
     [
         ("false {name}", "ended with status 1"),
         ("sleep 20; cat {path}/{name}", "wrote nothing"),
-        ("head -c 100 {path}/{name}", "no valid JSON"),
+        ("head -c 100 {path}/{name}", "not valid JSON"),
     ],
 )
 def test_a_command_that_fails_or_falls_silent_is_an_input_error(data, tmp_path, monkeypatch, command, message):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bali_ds.errors import InputError
-from bali_ds.export.push import push
+from bali_ds.export.export_run import push
 
 
 class Hub(BaseHTTPRequestHandler):

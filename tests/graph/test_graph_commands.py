@@ -66,11 +66,11 @@ def test_show_draws(graph, tmp_path, capsys, cui):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["show", "GRAPH", "C99"], "C99: is no concept"),
+        (["show", "GRAPH", "C99"], "C99: is not a concept"),
         (["show", "GRAPH", "C1", "--png", "/proc/x.png"], "cannot be written"),
-        (["stats", "nowhere"], "nowhere: holds no graph"),
+        (["stats", "nowhere"], "nowhere: is not a graph"),
         (["build", "--out", "x"], "no source"),
-        (["build", "--rrf", "nowhere", "--out", "x"], "holds no MRCONSO"),
+        (["build", "--rrf", "nowhere", "--out", "x"], "contains no MRCONSO"),
         (["build", "--obo", "nowhere.obo", "--out", "x"], "nowhere.obo: cannot be read"),
         (["build", "--mesh", "nowhere.xml", "--out", "x"], "nowhere.xml: cannot be read"),
         (["build", "--edges", "nowhere.csv", "--out", "x"], "nowhere.csv: cannot be read"),

@@ -8,7 +8,7 @@ from bali_ds.config import Recipe
 from bali_ds.data.loader import Loader
 from bali_ds.data.settings import StreamSettings
 from bali_ds.model.build_model import build_aligner
-from bali_ds.planning.batch_plan import arithmetic
+from bali_ds.planning.batch_plan import plan_batches
 from bali_ds.training.engine import build_engine, deepspeed_settings
 from bali_ds.training.joining import joined_ranks
 from bali_ds.training.run_directory import RunData
@@ -17,7 +17,7 @@ from tests.model.odd_batches import with_hub, without_mentions
 
 
 def losses(recipe: Recipe, data: RunData, rank: int) -> list[float]:
-    settings = deepspeed_settings(recipe, arithmetic(recipe, 2, len(data.shards.split("train"))))
+    settings = deepspeed_settings(recipe, plan_batches(recipe, 2, len(data.shards.split("train"))))
     settings["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
     engine = build_engine(build_aligner(recipe, 2 * data.graph.num_relations, data.shards), recipe, settings)
     loader = Loader(

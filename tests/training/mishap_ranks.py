@@ -22,7 +22,7 @@ from bali_ds.data.loader import Loader, WorkerKilledError
 from bali_ds.errors import InputError, RunEnded, exit_status
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.build_model import build_aligner
-from bali_ds.planning.batch_plan import arithmetic
+from bali_ds.planning.batch_plan import plan_batches
 from bali_ds.training.engine import build_engine, deepspeed_settings
 from bali_ds.training.joining import joined_ranks
 from bali_ds.training.replay import replay
@@ -256,7 +256,7 @@ def restore_damaged(recipe: Recipe, run: Path, out: Path) -> None:
     draw = random.Random(7)
     results = []
     with joined_ranks() as ranks:
-        settings = deepspeed_settings(recipe, arithmetic(recipe, 1, len(data.shards.split("train"))))
+        settings = deepspeed_settings(recipe, plan_batches(recipe, 1, len(data.shards.split("train"))))
         engine = build_engine(build_aligner(recipe, 2 * data.graph.num_relations), recipe, settings)
         identity = {"data": data.shards.fingerprint, "world size": 1, "ZeRO stage": 0}
         for number in range(50):

@@ -11,7 +11,7 @@ from bali_ds.config import Recipe
 from bali_ds.data.loader import Loader
 from bali_ds.data.settings import StreamSettings
 from bali_ds.model.build_model import build_aligner
-from bali_ds.planning.batch_plan import arithmetic
+from bali_ds.planning.batch_plan import plan_batches
 from bali_ds.training.engine import build_engine, deepspeed_settings
 from bali_ds.training.joining import joined_ranks
 from bali_ds.training.run_directory import RunData
@@ -38,7 +38,7 @@ def weights_after(
     recipe: Recipe, data: RunData, rank: int, world_size: int
 ) -> tuple[dict[str, torch.Tensor], list[float], list[int]]:
     """The whole weights after the recipe's steps, the loss of each, and how many numbers each reduced over ranks."""
-    settings = deepspeed_settings(recipe, arithmetic(recipe, world_size, len(data.shards.split("train"))))
+    settings = deepspeed_settings(recipe, plan_batches(recipe, world_size, len(data.shards.split("train"))))
     # small tensors stay whole unless told otherwise, and everything is small here; a look-ahead through a whole
     # trace of a small model takes minutes
     settings["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}

@@ -12,7 +12,7 @@ from bali_ds.data.sampler import Position
 from bali_ds.data.settings import StreamSettings
 from bali_ds.distributed import Ranks
 from bali_ds.model.build_model import build_aligner
-from bali_ds.planning.batch_plan import arithmetic
+from bali_ds.planning.batch_plan import plan_batches
 from bali_ds.training.engine import build_engine, deepspeed_settings
 from bali_ds.training.joining import joined_ranks
 from bali_ds.training.run_directory import RunData
@@ -24,7 +24,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, data: RunData, ranks: Ranks, stage: int, checkpoints: Path) -> None:
         changed = recipe.model_copy(update={"deepspeed": recipe.deepspeed.with_name(f"zero{stage}.json")})
-        settings = deepspeed_settings(changed, arithmetic(changed, 2, len(data.shards.split("train"))))
+        settings = deepspeed_settings(changed, plan_batches(changed, 2, len(data.shards.split("train"))))
         settings["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
         self.engine = build_engine(build_aligner(changed, 2 * data.graph.num_relations, data.shards), changed, settings)
         identity = {"data": "same", "world size": 2, "ZeRO stage": stage}

@@ -45,5 +45,5 @@ def test_passages_longer_than_the_encoder_reads_are_refused(sample, tmp_path):
     opened(longest, markers=("(", ")"))
     with pytest.raises(InputError, match=rf"up to {longest} tokens, markers included, and .* reads {longest - 1};"):
         opened(longest - 1, markers=("(", ")"))
-    with pytest.raises(InputError, match=r"'\[M\]' is none of its tokens; name two that are"):
+    with pytest.raises(InputError, match=r"'\[M\]' is not in its vocabulary; use two tokens that are"):
         StreamSettings.of(sample.recipe(tmp_path, text_encoder={"path": str(short), "markers": ("(", "[M]")}))

@@ -51,7 +51,7 @@ def refused_in_one_line(capsys):
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "recipe.yaml: data.shards: 'pipe:" in said
-    assert "give it on the command line as data.shards=" in said
+    assert "pass it on the command line as data.shards=" in said
 
 
 def test_replay_and_plan_refuse_the_command_of_a_run_directory(run, canary, capsys):
@@ -134,7 +134,7 @@ def test_a_run_directory_names_directories_and_plain_downloads(tmp_path, locatio
             load_recipe(record)
             continue
         with pytest.raises(
-            InputError, match=r"data\.shards: .* is not opened on the word of a run directory"
+            InputError, match=r"data\.shards: .* the recipe of a run directory is not trusted"
         ) as caught:
             load_recipe(record, ["steps=4"])
         assert "\n" not in str(caught.value)

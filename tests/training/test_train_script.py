@@ -63,7 +63,7 @@ def test_a_run_whose_last_checkpoint_is_not_saved_has_a_status_of_its_own_and_ex
         raise NotSaved("the checkpoint of the last step, 1, was not saved: No space left on device")
 
     monkeypatch.setattr("bali_ds.training.trainer.train", train)
-    monkeypatch.setattr("bali_ds.export.finalize.conclude", lambda *_: pytest.fail("exported"))
+    monkeypatch.setattr("bali_ds.export.finalize.finalize", lambda *_: pytest.fail("exported"))
     assert script.main() == 4
     said = capsys.readouterr().err.splitlines()
     assert said == ["train: the checkpoint of the last step, 1, was not saved: No space left on device"]
@@ -72,15 +72,15 @@ def test_a_run_whose_last_checkpoint_is_not_saved_has_a_status_of_its_own_and_ex
 def test_the_checkpoint_that_training_ended_with_is_the_one_that_is_exported(script, monkeypatch):
     exported = []
     monkeypatch.setattr("bali_ds.training.trainer.train", lambda *_, **__: 7)
-    monkeypatch.setattr("bali_ds.export.finalize.conclude", lambda _, step: exported.append(step))
-    monkeypatch.setattr("bali_ds.export.finalize.results", lambda _: "")
+    monkeypatch.setattr("bali_ds.export.finalize.finalize", lambda _, step: exported.append(step))
+    monkeypatch.setattr("bali_ds.export.finalize.results_table", lambda _: "")
     assert script.main() == 0
     assert exported == [7]
 
 
 def test_a_run_that_is_stopped_while_it_evaluates_goes_on_later(script, monkeypatch, capsys):
     monkeypatch.setattr("bali_ds.training.trainer.train", lambda *_, **__: None)
-    monkeypatch.setattr("bali_ds.export.finalize.conclude", signalled(signal.SIGUSR1))
+    monkeypatch.setattr("bali_ds.export.finalize.finalize", signalled(signal.SIGUSR1))
     assert script.main() == 75
     assert "the same command resumes" in capsys.readouterr().err
 

@@ -6,7 +6,7 @@ import pytest
 from bali_ds.errors import InputError
 from bali_ds.graph.builder import build_graph
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
-from bali_ds.graph.neighbor_weights import EdgeFilter, WeightedSampler
+from bali_ds.graph.neighbor_sampling import EdgeFilter, WeightedSampler
 from bali_ds.graph.tables import TableSource
 from bali_ds.randomness import derive
 
@@ -27,9 +27,9 @@ def graph(tmp_path_factory):
     return KnowledgeGraph.open(folder / "graph")
 
 
-def drawn(graph, kept, fan_out=40, draws=1, concept=0):
-    sampler = WeightedSampler(graph, kept)
-    neighbors, _ = sampler.sample(np.full(draws, concept), fan_out, derive(5, np.arange(draws)))
+def sampled(graph, edge_filter, fan_out=40, samples=1, concept=0):
+    sampler = WeightedSampler(graph, edge_filter)
+    neighbors, _ = sampler.sample(np.full(samples, concept), fan_out, derive(5, np.arange(samples)))
     return neighbors
 
 
@@ -38,7 +38,7 @@ def as_sets(neighbors):
 
 
 @pytest.mark.parametrize(
-    ("kept", "expected"),
+    ("edge_filter", "expected"),
     [
         (EdgeFilter(), range(1, 13)),
         (EdgeFilter(relations=("isa",)), [11, 12]),
@@ -50,12 +50,12 @@ def as_sets(neighbors):
         (EdgeFilter(relations=("isa",), largest_degree=20, held_out=np.array([[0, 11]])), []),
     ],
 )
-def test_filters_leave_exactly_what_passes(graph, kept, expected):
-    assert as_sets(drawn(graph, kept)) == [set(expected)]
+def test_filters_keep_exactly_the_facts_that_pass(graph, edge_filter, expected):
+    assert as_sets(sampled(graph, edge_filter)) == [set(expected)]
 
 
-def test_weights_draw_in_proportion(graph):
-    """Without replacement by weight: the exact probability of each pair of kinds is enumerated."""
+def test_facts_are_sampled_in_proportion_to_their_weights(graph):
+    """The exact probability of each pair, sampled by weight without replacement, is enumerated."""
     weight = {"has_phenotype": 0.1, "isa": 2.0}
     kinds = ["has_phenotype"] * 10 + ["isa"] * 2
     weights = np.array([weight[kind] for kind in kinds])
@@ -64,42 +64,42 @@ def test_weights_draw_in_proportion(graph):
         probability = weights[first] / weights.sum() * weights[second] / (weights.sum() - weights[first])
         expected[first] += probability
         expected[second] += probability
-    draws = 20_000
-    neighbors = drawn(graph, EdgeFilter(weights=weight), fan_out=2, draws=draws)
+    samples = 20_000
+    neighbors = sampled(graph, EdgeFilter(weights=weight), fan_out=2, samples=samples)
     counts = np.bincount(neighbors.ravel(), minlength=13)[1:]
-    assert np.abs(counts - draws * expected).max() < 5 * np.sqrt(draws * expected.max())
+    assert np.abs(counts - samples * expected).max() < 5 * np.sqrt(samples * expected.max())
 
 
-def test_a_uniform_draw_from_a_thinned_one_follows_the_weights(graph):
-    """Ten phenotypes of weight 0.4 are worth four parents of weight 1: six facts are stored, two thirds phenotypes."""
+def test_a_uniform_sample_of_a_thinned_sample_follows_the_weights(graph):
+    """Ten phenotypes of weight 0.4 equal four parents of weight 1: six facts are stored, two thirds phenotypes."""
     kept = EdgeFilter(weights={"has_phenotype": 0.4}, thinned=True)
-    draws = 4000
-    sets = as_sets(drawn(graph, kept, draws=draws))
+    samples = 4000
+    sets = as_sets(sampled(graph, kept, samples=samples))
     assert {len(found) for found in sets} == {6}
-    share = sum(number <= 10 for found in sets for number in found) / (6 * draws)
+    share = sum(number <= 10 for found in sets for number in found) / (6 * samples)
     weighted = [
-        found & set(range(1, 11)) for found in as_sets(drawn(graph, EdgeFilter(weights=kept.weights), 3, draws))
+        found & set(range(1, 11)) for found in as_sets(sampled(graph, EdgeFilter(weights=kept.weights), 3, samples))
     ]
-    assert abs(share - sum(map(len, weighted)) / (3 * draws)) < 0.05
-    # Where all weights are alike nothing is left out, and a few facts are left even of weights far apart.
-    assert as_sets(drawn(graph, EdgeFilter(weights={"has_phenotype": 0.1, "isa": 0.1}, thinned=True))) == [
+    assert abs(share - sum(map(len, weighted)) / (3 * samples)) < 0.05
+    # Equal weights drop nothing, and at least four facts are kept however far apart the weights are.
+    assert as_sets(sampled(graph, EdgeFilter(weights={"has_phenotype": 0.1, "isa": 0.1}, thinned=True))) == [
         set(range(1, 13))
     ]
-    assert {len(found) for found in as_sets(drawn(graph, EdgeFilter(weights={"isa": 1e9}, thinned=True)))} == {4}
+    assert {len(found) for found in as_sets(sampled(graph, EdgeFilter(weights={"isa": 1e9}, thinned=True)))} == {4}
 
 
-def test_only_some_facts_of_a_hub_are_looked_at_and_uniformly(graph):
-    draws = 6000
-    neighbors = drawn(graph, EdgeFilter(most_looked_at=4), fan_out=9, draws=draws, concept=12)
+def test_a_uniform_subset_of_the_facts_of_a_hub_is_read(graph):
+    samples = 6000
+    neighbors = sampled(graph, EdgeFilter(most_facts_read=4), fan_out=9, samples=samples, concept=12)
     assert {len(found) for found in as_sets(neighbors)} == {4}
     counts = np.bincount(neighbors[neighbors >= 0])
     counts = counts[counts > 0]
     assert counts.size == 28
-    assert np.abs(counts - draws * 4 / 28).max() < 5 * np.sqrt(draws * 4 / 28)
+    assert np.abs(counts - samples * 4 / 28).max() < 5 * np.sqrt(samples * 4 / 28)
 
 
-def test_draws_depend_on_their_own_key_alone(graph):
-    sampler = WeightedSampler(graph, EdgeFilter(weights={"isa": 3.0}, most_looked_at=8))
+def test_the_sample_of_a_concept_depends_on_its_own_key_alone(graph):
+    sampler = WeightedSampler(graph, EdgeFilter(weights={"isa": 3.0}, most_facts_read=8))
     keys = derive(9, np.arange(5))
     together = sampler.sample(np.array([12, 0, 0, 11, 12]), 3, keys)
     for row, concept in enumerate([12, 0, 0, 11, 12]):
@@ -107,9 +107,9 @@ def test_draws_depend_on_their_own_key_alone(graph):
         assert [part[row].tolist() for part in together] == [part[0].tolist() for part in alone]
 
 
-def test_strange_names_and_weights_are_refused(graph):
+def test_unknown_names_and_invalid_weights_are_refused(graph):
     for kept in (EdgeFilter(relations=("isb",)), EdgeFilter(sources=("X",)), EdgeFilter(weights={"y": 1.0})):
-        with pytest.raises(InputError, match="has none of this name"):
+        with pytest.raises(InputError, match=r"is not in .*; use one of"):
             WeightedSampler(graph, kept)
     for kept in (EdgeFilter(weights={"isa": -1.0}), EdgeFilter(weights={"isa": np.nan}), EdgeFilter(largest_degree=-1)):
         with pytest.raises(InputError, match="negative"):

@@ -1,4 +1,4 @@
-"""Packed numbers and entries, against Python's integers and plain arrays."""
+"""Packed values and adjacency lists, compared with Python's integers and plain arrays."""
 
 from pathlib import Path
 
@@ -8,12 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bali_ds.errors import InputError
-from bali_ds.graph.bit_packing import bits_for, pack, packed_length, unpack
-from bali_ds.graph.packed_adjacency import EntryColumn, NeighborEntries, pack_entries
+from bali_ds.graph.packed_adjacency import (
+    AdjacencyColumn,
+    PackedAdjacency,
+    bits_for,
+    pack,
+    pack_adjacency,
+    packed_length,
+    unpack,
+)
 
 
 @given(st.integers(1, 64), st.data())
-def test_packed_numbers_are_the_bits_of_one_long_integer(width, data):
+def test_packed_values_are_the_bits_of_one_long_integer(width, data):
     values = data.draw(st.lists(st.integers(0, 2**width - 1), max_size=200))
     words = pack(np.array(values, np.uint64), width)
     assert words.size == packed_length(len(values), width)
@@ -21,7 +28,7 @@ def test_packed_numbers_are_the_bits_of_one_long_integer(width, data):
     assert unpack(words, width, np.arange(len(values))).tolist() == values
 
 
-def test_many_numbers_come_back_in_any_order():
+def test_many_values_are_unpacked_in_any_order():
     random = np.random.default_rng(3)
     for width in (7, 34, 64):
         values = random.integers(0, 2**width, 2_200_000, np.uint64, endpoint=False) if width < 64 else None
@@ -35,31 +42,31 @@ def test_bits_for_counts():
 
 
 @pytest.fixture
-def entries():
+def packed():
     random = np.random.default_rng(4)
     kinds, neighbors = random.integers(0, 10, 500), random.integers(0, 1000, 500).astype(np.int32)
-    words = pack_entries(kinds, neighbors, 5, 1000)
+    words = pack_adjacency(kinds, neighbors, 5, 1000)
     relations, sources = np.arange(10, dtype=np.int32), np.arange(10, dtype=np.uint8) % 3
-    made = NeighborEntries(words, 500, 1000, relations, sources, Path("edges.entries.npy"))
-    return made, kinds, neighbors, words
+    adjacency = PackedAdjacency(words, 500, 1000, relations, sources, Path("edges.entries.npy"))
+    return adjacency, kinds, neighbors, words
 
 
-def test_entries_are_read_as_arrays_are(entries):
-    made, kinds, neighbors, _ = entries
+def test_columns_index_like_arrays(packed):
+    adjacency, kinds, neighbors, _ = packed
     for selection in (slice(None), slice(7, 99, 4), slice(-5, None), slice(9, 2, -3), slice(3, 3)):
-        assert EntryColumn(made)[selection].tolist() == neighbors[selection].tolist()
-        assert EntryColumn(made, np.arange(10))[selection].tolist() == kinds[selection].tolist()
+        assert AdjacencyColumn(adjacency)[selection].tolist() == neighbors[selection].tolist()
+        assert AdjacencyColumn(adjacency, np.arange(10))[selection].tolist() == kinds[selection].tolist()
     positions = np.array([[3, 499], [0, 3]])
-    assert EntryColumn(made)[positions].tolist() == neighbors[positions].tolist()
-    assert int(EntryColumn(made)[12]) == neighbors[12]
+    assert AdjacencyColumn(adjacency)[positions].tolist() == neighbors[positions].tolist()
+    assert int(AdjacencyColumn(adjacency)[12]) == neighbors[12]
     for beyond in (500, -1, np.array([0, 500])):
         with pytest.raises(IndexError):
-            EntryColumn(made)[beyond]
+            AdjacencyColumn(adjacency)[beyond]
 
 
-def test_numbers_beyond_the_graph_are_refused(entries):
-    _, _, _, words = entries
+def test_neighbors_and_kinds_outside_of_the_graph_are_refused(packed):
+    _, _, _, words = packed
     relations, sources = np.arange(10, dtype=np.int32), np.zeros(10, np.uint8)
     for size, concepts, count in ((500, 990, 10), (500, 1000, 9), (502 + 64, 1000, 10), (499, 1000, 10)):
         with pytest.raises(InputError, match="damaged"):
-            NeighborEntries(words, size, concepts, relations[:count], sources, Path("x")).read(np.arange(size))
+            PackedAdjacency(words, size, concepts, relations[:count], sources, Path("x")).read(np.arange(size))
