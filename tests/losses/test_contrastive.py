@@ -103,7 +103,7 @@ def test_few_views(kind, n_queries, n_keys):
     assert_close(obtained(kind, data, 10.0), expected(kind, data, 10.0), rounding(10.0))
 
 
-@pytest.mark.parametrize("kind", set(KINDS) - {"sigmoid"})
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"sigmoid"}))
 def test_one_concept_gives_zero(kind):
     data = dense.views(6, 12, 10, 8, concepts=1)
     assert all(not value.any() for value in obtained(kind, data, 10.0))
@@ -144,7 +144,7 @@ def test_results_repeat_bit_for_bit(kind):
     assert all(torch.equal(mine, again) for mine, again in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("kind", set(KINDS) - {"multi_similarity"})
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"multi_similarity"}))
 def test_gradcheck(kind):
     queries, keys, query_ids, key_ids = dense.views(11, 9, 7, 4, concepts=5)
     inputs = [queries.double(), keys.double(), torch.tensor(5.0).double(), torch.tensor(-0.5).double()]

@@ -6,10 +6,10 @@ norms may drift. With the figures recorded under AVX-512, the largest relative d
 | instruction set | losses | gradient norms, steps 1-10 | steps 11-30 |
 | --- | --- | --- | --- |
 | AVX2 (`ATEN_CPU_CAPABILITY=avx2`) | 1.5e-7 | 1.7e-6 | 2.7e-5 |
-| SSE4 (`ATEN_CPU_CAPABILITY=default`) | @L@ | @N@ | @M@ |
+| SSE4 (`ATEN_CPU_CAPABILITY=default`) | 1.5e-7 | 3.5e-6 | 2.7e-5 |
 
-The tolerances leave a factor of ten and more for other processors. Another sample in a batch, another mask or another
-weight of an objective changes these figures by more than 1e-3.
+The tolerances are ten times the largest of these and more, for processors not tried. A different sample, mask or weight
+of an objective changes the figures by more than 1e-3.
 
 To record on purpose: python -m tests.system.figures tests/system/figures.json
 """
@@ -24,7 +24,7 @@ import pytest
 from tests.conftest import REPOSITORY
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
-LOSS_TOLERANCE = 1e-5
+LOSS_TOLERANCE = 2e-6
 GRADIENT_TOLERANCE = 3e-4
 
 
