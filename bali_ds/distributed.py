@@ -19,7 +19,7 @@ class Ranks:
         group: the process group, None for the default one.
         device: that this process computes on.
         host: the same ranks over host memory (gloo), so that no call waits for the device; None for the default group.
-        sent: bytes of payload that the tensor calls of this rank have sent; a collective counts as its ring form sends.
+        bytes_sent: bytes that the tensor collectives of this rank have sent, each counted as its ring algorithm sends.
     """
 
     rank: int
@@ -27,7 +27,7 @@ class Ranks:
     group: dist.ProcessGroup | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     host: dist.ProcessGroup | None = None
-    sent: int = 0
+    bytes_sent: int = 0
 
     @classmethod
     def of(cls, group: dist.ProcessGroup | None) -> "Ranks":
@@ -69,7 +69,7 @@ class Ranks:
             return [list(local)]
         mine = torch.tensor(local, dtype=torch.int64, device=device)
         everyone = torch.empty(self.world_size * len(local), dtype=torch.int64, device=device)
-        self.sent += (self.world_size - 1) * mine.numel() * 8
+        self.bytes_sent += (self.world_size - 1) * mine.numel() * 8
         dist.all_gather(list(everyone.chunk(self.world_size)), mine, group=self.group)
         return everyone.view(self.world_size, len(local)).tolist()
 
@@ -87,7 +87,7 @@ class Ranks:
         padded[: len(rows)] = rows
         everyone = rows.new_empty((self.world_size * longest, *rows.shape[1:]))
         if longest:
-            self.sent += (self.world_size - 1) * padded.numel() * padded.element_size()
+            self.bytes_sent += (self.world_size - 1) * padded.numel() * padded.element_size()
             dist.all_gather(list(everyone.chunk(self.world_size)), padded, group=self.group)
         blocks = everyone.view(self.world_size, longest, *rows.shape[1:])
         return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
@@ -96,7 +96,7 @@ class Ranks:
         """Return the sum of `value` over the ranks, without gradients."""
         if self.world_size > 1:
             value = value.clone()
-            self.sent += 2 * (self.world_size - 1) * value.numel() * value.element_size() // self.world_size
+            self.bytes_sent += 2 * (self.world_size - 1) * value.numel() * value.element_size() // self.world_size
             dist.all_reduce(value, group=self.group)
         return value
 
@@ -109,7 +109,7 @@ class Ranks:
             senders: the ranks that send to this one.
         """
         given = [tensor for tensor in outgoing if tensor is not None]
-        self.sent += sum(tensor.numel() * tensor.element_size() for tensor in given)
+        self.bytes_sent += sum(tensor.numel() * tensor.element_size() for tensor in given)
         incoming = like.new_empty(len(senders) * like.numel())
         dist.all_to_all_single(
             incoming,
@@ -125,7 +125,7 @@ class Ranks:
         """Start sending `tensor` and receiving `into`; the returned function waits for both and gives `into`."""
         operations = []
         if tensor.numel():
-            self.sent += tensor.numel() * tensor.element_size()
+            self.bytes_sent += tensor.numel() * tensor.element_size()
             operations.append(dist.P2POp(dist.isend, tensor.contiguous(), group=self.group, group_peer=to))
         if into.numel():
             operations.append(dist.P2POp(dist.irecv, into, group=self.group, group_peer=sender))

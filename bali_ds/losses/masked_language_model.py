@@ -39,8 +39,3 @@ def mean_over_ranks(total: Tensor, count: int, group: dist.ProcessGroup | None =
     mean = (sums[0] / terms).to(total.dtype)
     share = total * (ranks.world_size / terms).to(total.dtype)
     return share + (mean - share).detach()
-
-
-def masked_language_model_loss(logits: Tensor, labels: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Return the mean cross-entropy over the labeled tokens of all ranks; see the functions above."""
-    return mean_over_ranks(summed_cross_entropy(logits, labels), len(labels), group)

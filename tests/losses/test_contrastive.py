@@ -1,7 +1,5 @@
 """One process: every kind against the dense form in float64."""
 
-import itertools
-
 import pytest
 import torch
 
@@ -110,15 +108,6 @@ def test_one_concept_gives_zero(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_and_directions(kind):
-    data = dense.views(7, 40, 40, 16, concepts=30)
-    weights = torch.rand(80, generator=torch.Generator().manual_seed(1)) * (torch.arange(80) % 5 > 0)
-    options = {"weights": weights, "directions": (0.7, 0.2)}
-    want = expected(kind, data, 12.0, **options)
-    assert_close(obtained(kind, data, 12.0, tile=16, **options), want, rounding(12.0))
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_outliers_beyond_the_range_of_one_exponent(kind):
     """One view opposite to all others: at this scale its exponentials vanish beside theirs in float32."""
     queries, keys, query_ids, key_ids = dense.views(8, 40, 40, 16, concepts=1000)
@@ -130,11 +119,11 @@ def test_outliers_beyond_the_range_of_one_exponent(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_tiles_and_cache_leave_the_result_alone(kind):
+def test_the_tile_size_leaves_the_result_alone(kind):
     data = dense.views(9, 40, 25, 16, concepts=30)
     want = expected(kind, data, 30.0)
-    for tile, cache in itertools.product((3, 16, 1000), (0, 4_000, 1 << 30)):
-        assert_close(obtained(kind, data, 30.0, tile=tile, cache_bytes=cache), want, rounding(30.0))
+    for tile in (3, 16, 1000):
+        assert_close(obtained(kind, data, 30.0, tile=tile), want, rounding(30.0))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -188,20 +177,14 @@ def test_rounding_for_the_wire_is_that_of_the_unit_features():
     assert float(got[0]) == pytest.approx(float(want[0]), rel=rounding(10.0))
 
 
-def test_statistics():
-    queries, _, query_ids, _ = dense.views(16, 8, 8, 16, concepts=1000)
-    _, stats = contrastive_loss(queries, queries, 10.0, query_ids=query_ids, key_ids=query_ids, return_stats=True)
-    assert stats["alignment"] == pytest.approx(0, abs=1e-6)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"kind": "triplet"}, "kind: 'triplet' is none of ntxent"),
         ({"kernels": "cuda"}, "kernels: 'cuda' is none of auto"),
         ({"communication": "pigeon"}, "communication: 'pigeon' is none of auto"),
-        ({"query_ids": torch.arange(7)}, "8 queries and 8 keys have 7 and 8 ids, 16 weights"),
-        ({"weights": torch.ones(8)}, "8 queries and 8 keys have 8 and 8 ids, 8 weights"),
+        ({"query_ids": torch.arange(7)}, "8 queries and 8 keys have 7 and 8 ids"),
+        ({"key_ids": torch.arange(9)}, "8 queries and 8 keys have 8 and 9 ids"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):

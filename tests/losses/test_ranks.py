@@ -83,11 +83,11 @@ def test_rounded_features_give_the_same_however_they_travel(kind, results):
 @pytest.mark.parametrize("kind", ["ntxent", "clip"])
 @pytest.mark.parametrize(("way", "per_value"), [("ring", 8), ("column", 4)])
 def test_bytes_on_the_wire(kind, way, per_value, results):
-    """At most 8 N d bytes a rank in the ring and 4 N d by columns, beside ids, weights and sums of each view."""
+    """At most 8 N d bytes a rank in the ring and 4 N d by columns, beside ids and sums of each view."""
     (queries, keys), width = SPLITS["four"], 12
     pairs, views = max(sum(queries), sum(keys)), sum(queries) + sum(keys)
     for rank in results:
-        sent = rank[f"{kind}-four-{way}-bfloat16"][0]["stats"]["bytes_sent"]
+        sent = rank[f"{kind}-four-{way}-bfloat16"][0]["bytes_sent"]
         assert sent <= per_value * (pairs + 2) * width + 80 * views + 200
 
 

@@ -1,6 +1,5 @@
 """The public loss: views of all ranks in, one global scalar and exact gradients out."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from bali_ds.distributed import Ranks
 from bali_ds.losses.contrastive.communication import Exchange, choose
-from bali_ds.losses.contrastive.kinds import KINDS, Kind
+from bali_ds.losses.contrastive.kinds import KINDS
 from bali_ds.losses.contrastive.sorted_views import gather_side, through_unit_length, unit_length
 from bali_ds.losses.contrastive.sweeps import Computation, Result
 
@@ -25,18 +24,14 @@ def contrastive_loss(
     *,
     query_ids: Tensor,
     key_ids: Tensor,
-    kind: str | Callable[[Tensor, Tensor], Kind] = "ntxent",
-    directions: tuple[float, float] = (0.5, 0.5),
-    weights: Tensor | None = None,
+    kind: str = "ntxent",
     logit_bias: Tensor | float = 0.0,
-    group: dist.ProcessGroup | None = None,
+    group: dist.ProcessGroup | Ranks | None = None,
     communication: str = "auto",
     wire: torch.dtype | None = None,
     tile: int | None = None,
-    cache_bytes: int = 0,
     kernels: str = "auto",
-    return_stats: bool = False,
-) -> Any:
+) -> Tensor:
     """Return the contrastive loss over the views of all ranks, the same scalar on every rank.
 
     Similarities are cosines times `logit_scale`; views of one id are never negatives of each other. Gradients are
@@ -51,68 +46,51 @@ def contrastive_loss(
         query_ids: int64 [n_q], what each query stands for.
         key_ids: int64 [n_k].
         kind: "ntxent" and "multi_similarity" over all views together, "clip", "supcon", "marginal" and "sigmoid"
-            between queries and keys, see `bali_ds.losses.contrastive.kinds`; or what makes a `Kind` from the
-            logit scale and bias, for other constants.
-        directions: weights of queries and of keys as anchors, for kinds between queries and keys.
-        weights: float [n_q + n_k], how much each view counts as an anchor, queries first; all 1 by default.
+            between queries and keys, see `bali_ds.losses.contrastive.kinds`.
         logit_bias: added to similarities, for "sigmoid" alone; a tensor of one element gets a gradient.
-        group: the ranks that share the loss; None for the default group.
+        group: the ranks that share the loss; None for the default group. A `Ranks` counts the bytes that are sent.
         communication: "gather", "ring" or "column", see `bali_ds.losses.contrastive.communication`; "auto"
             gathers while that takes at most 1 GiB and else takes the ring.
         wire: dtype to which unit features are rounded before anything else, in which they are held and travel; for
             instance torch.bfloat16. None: float32, or float64 for float64 features.
         tile: rows and columns of similarities held at a time.
-        cache_bytes: how many bytes of similarities may be kept between sweeps; kept ones are not computed again.
-        kernels: what makes float32 tiles: "torch", "native" on a CPU with AVX-512, "triton" on a GPU (which keeps none
-            of them); "auto" is "native" where it can be and else "torch".
-        return_stats: also return a dictionary of statistics.
+        kernels: what makes float32 tiles: "torch", "native" on a CPU with AVX-512, "triton" on a GPU; "auto" is
+            "native" where it can be and else "torch".
 
     Returns:
-        float32 scalar (float64 for float64 features), or (scalar, statistics) with `return_stats`: "alignment", the
-        mean squared distance of positives; "bytes_sent", by this rank.
-        0 with gradients of 0 where there is nothing to contrast.
+        float32 scalar (float64 for float64 features); 0 with gradients of 0 where there is nothing to contrast.
 
     Raises:
-        ValueError: a kind, a way of communication or kernels that there are not, or not here; ids or weights that are
-            not one a view.
+        ValueError: a kind, a way of communication or kernels that there are not, or not here; ids that are not one a
+            view.
     """
-    if isinstance(kind, str) and kind not in KINDS:
+    if kind not in KINDS:
         raise ValueError(f"kind: {kind!r} is none of {', '.join(KINDS)}")
     if kernels not in KERNELS:
         raise ValueError(f"kernels: {kernels!r} is none of {', '.join(KERNELS)}")
-    lengths = len(query_ids), len(key_ids), len(queries) + len(keys) if weights is None else len(weights)
-    if lengths != (len(queries), len(keys), len(queries) + len(keys)):
-        raise ValueError(
-            f"{len(queries)} queries and {len(keys)} keys have {lengths[0]} and {lengths[1]} ids, {lengths[2]} weights"
-        )
-    make = KINDS[kind] if isinstance(kind, str) else kind
+    if (len(query_ids), len(key_ids)) != (len(queries), len(keys)):
+        raise ValueError(f"{len(queries)} queries and {len(keys)} keys have {len(query_ids)} and {len(key_ids)} ids")
     scale, bias = (torch.as_tensor(value, device=queries.device) for value in (logit_scale, logit_bias))
     given = (queries, keys, scale, bias)
     plan = _Plan(
-        make, (query_ids, key_ids), weights, directions, Ranks.of(group), communication, wire, tile, cache_bytes,
+        kind, (query_ids, key_ids), group if isinstance(group, Ranks) else Ranks.of(group), communication, wire, tile,
         kernels, with_gradients=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given),
     )  # fmt: skip
     with torch.autocast(queries.device.type, enabled=False):
-        loss = _Contrastive.apply(*given, plan)
-    if return_stats:
-        return loss, plan.stats
+        loss: Tensor = _Contrastive.apply(*given, plan)
     return loss
 
 
 @dataclass
 class _Plan:
-    make: Callable[[Tensor, Tensor], Kind]
+    kind: str
     ids: tuple[Tensor, Tensor]
-    weights: Tensor | None
-    directions: tuple[float, float]
     ranks: Ranks
     communication: str
     wire: torch.dtype | None
     tile: int | None
-    cache_bytes: int
     kernels: str
     with_gradients: bool
-    stats: dict[str, float] | None = None
 
 
 class _Contrastive(torch.autograd.Function):
@@ -122,18 +100,15 @@ class _Contrastive(torch.autograd.Function):
     def forward(ctx: Any, queries: Tensor, keys: Tensor, scale: Tensor, bias: Tensor, plan: _Plan) -> Tensor:
         ranks, given = plan.ranks, (queries, keys)
         dtype = torch.float64 if torch.float64 in (queries.dtype, keys.dtype) else torch.float32
-        kind = plan.make(scale.double().reshape(()), bias.double().reshape(()))
+        kind = KINDS[plan.kind](scale.double().reshape(()), bias.double().reshape(()))
         sizes = ranks.all_gather_counts(len(queries), len(keys), int(plan.with_gradients), device=queries.device)
-        weights = queries.new_ones(len(queries) + len(keys)) if plan.weights is None else plan.weights
-        each = weights.double().split([len(queries), len(keys)])
         if kind.joint:
             parts: list[tuple[Tensor, ...]] = [given]
-            sides = [gather_side(0, torch.cat(plan.ids), torch.cat(each), [q + k for q, k, _ in sizes], ranks)]
+            sides = [gather_side(0, torch.cat(plan.ids), [q + k for q, k, _ in sizes], ranks)]
         else:
             parts = [(queries,), (keys,)]
             sides = [
-                gather_side(number, plan.ids[number], each[number], [size[number] for size in sizes], ranks)
-                for number in (0, 1)
+                gather_side(number, plan.ids[number], [size[number] for size in sizes], ranks) for number in (0, 1)
             ]
         own, inverse = [], []
         for rows, side in zip(parts, sides, strict=True):
@@ -145,11 +120,8 @@ class _Contrastive(torch.autograd.Function):
         exchange = Exchange(ranks, sides, own, how)
         tile = plan.tile or TILE.get(queries.device.type, 1024)
         with_gradients = any(wanted for _, _, wanted in sizes)
-        computation = Computation(
-            kind, float(scale), exchange, plan.directions, tile, plan.cache_bytes, plan.kernels, dtype
-        )
+        computation = Computation(kind, float(scale), exchange, tile, plan.kernels, dtype)
         result = computation.run(with_gradients)
-        plan.stats = {"alignment": 2 - 2 * float(result.mean_positive), "bytes_sent": ranks.sent}
         if with_gradients:
             ctx.save_for_backward(*_returned(result, exchange, inverse, given, scale, bias))
         return result.loss.to(dtype)

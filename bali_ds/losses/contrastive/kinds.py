@@ -49,9 +49,9 @@ class Kind(ABC):
     logistic = False
     mined = False
 
-    def shares(self, weights: Tensor, positives: Tensor) -> Tensor:
+    def shares(self, positives: Tensor) -> Tensor:
         """Return each anchor's part in the mean, here over anchors that have a positive."""
-        return fractions(weights * (positives > 0))
+        return fractions((positives > 0).double())
 
     @abstractmethod
     def pair_terms(self, similarities: Tensor, anchors: Anchors) -> tuple[Tensor, Tensor]:
@@ -79,9 +79,9 @@ class NTXent(Kind):
 
     joint = True
 
-    def shares(self, weights: Tensor, positives: Tensor) -> Tensor:
+    def shares(self, positives: Tensor) -> Tensor:
         """Return each anchor's part in the mean over pairs."""
-        return fractions(weights * positives) / positives.clamp(min=1)
+        return fractions(positives) / positives.clamp(min=1)
 
     def pair_terms(self, similarities: Tensor, anchors: Anchors) -> tuple[Tensor, Tensor]:
         """Return the loss of each pair and its derivative by z."""
@@ -167,9 +167,9 @@ class Sigmoid(Kind):
     bias: Tensor
     logistic = True
 
-    def shares(self, weights: Tensor, positives: Tensor) -> Tensor:  # noqa: ARG002
+    def shares(self, positives: Tensor) -> Tensor:
         """Return each anchor's part in the mean over all anchors."""
-        return fractions(weights)
+        return fractions(torch.ones_like(positives))
 
     def pair_terms(self, similarities: Tensor, anchors: Anchors) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Return the loss of each pair and its derivative by the bias."""
@@ -206,9 +206,9 @@ class MultiSimilarity(Kind):
     joint = True
     mined = True
 
-    def shares(self, weights: Tensor, positives: Tensor) -> Tensor:  # noqa: ARG002
+    def shares(self, positives: Tensor) -> Tensor:
         """Return each anchor's part in the mean over all anchors."""
-        return fractions(weights)
+        return fractions(torch.ones_like(positives))
 
     def reach(self, farthest: Tensor) -> Tensor:
         """Return the least cosine at which a negative counts, from that of the farthest positive (inf: no positive)."""

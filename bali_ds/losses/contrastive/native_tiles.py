@@ -26,9 +26,9 @@ class _Sweep(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in (
             "rows", "columns", "row_ids", "column_ids", "row_factors", "column_factors", "row_sums", "column_sums",
-            "row_gradient", "column_gradient", "kept", "scratch",
+            "row_gradient", "column_gradient", "scratch",
         )),
-        *((name, ctypes.c_int64) for name in ("m", "n", "d", "size", "num_kept")),
+        *((name, ctypes.c_int64) for name in ("m", "n", "d", "size")),
         *((name, ctypes.c_float) for name in ("scale", "shift")),
         *((name, ctypes.c_int32) for name in ("bfloat16", "triangle", "threads")),
     )  # fmt: skip
@@ -76,13 +76,7 @@ class NativeExponential(Exponential):
         """Add the sums of exponentials of each row to `into` [rows] and of each column to `across` [columns]."""
         if not (len(rows) and len(columns)):
             return
-        sweep = self._sweep(rows, columns, triangle)
-        values = sweep.size * sweep.size // 2
-        number = min(_tiles(sweep), self.tiles.budget // (values * 4))
-        if number:
-            self.tiles.budget -= number * values * 4
-            self.tiles.kept[_key(rows, columns)] = torch.empty(number, values)
-        self._call("bali_sums", sweep, rows, columns, row_sums=into, column_sums=across)
+        self._call("bali_sums", self._sweep(rows, columns, triangle), row_sums=into, column_sums=across)
 
     def gradients(
         self, rows: ViewBlock, columns: ViewBlock, into: Tensor, across: Tensor | None, triangle: bool
@@ -94,8 +88,7 @@ class NativeExponential(Exponential):
         sweep.row_factors, sweep.column_factors = (
             self.factors[block.side][block.span].data_ptr() for block in (rows, columns)
         )
-        self._call("bali_gradients", sweep, rows, columns, row_gradient=into, column_gradient=across)
-        self.tiles.kept.pop(_key(rows, columns), None)
+        self._call("bali_gradients", sweep, row_gradient=into, column_gradient=across)
 
     def _sweep(self, rows: ViewBlock, columns: ViewBlock, triangle: bool) -> _Sweep:
         assert rows.features is not None
@@ -106,29 +99,12 @@ class NativeExponential(Exponential):
             row_ids=rows.ids.ctypes.data, column_ids=columns.ids.ctypes.data,
             m=len(rows), n=len(columns), d=rows.features.shape[1], size=size,
             scale=self.tiles.scale, shift=self.tiles.shift, bfloat16=rows.features.dtype == torch.bfloat16,
-            triangle=triangle, threads=min(torch.get_num_threads(), _tiles_across(len(columns), size)),
+            triangle=triangle, threads=min(torch.get_num_threads(), ceil(len(columns) / (size // 2))),
         )  # fmt: skip
 
-    def _call(self, function: str, sweep: _Sweep, rows: ViewBlock, columns: ViewBlock, **into: Tensor | None) -> None:
-        kept = self.tiles.kept.get(_key(rows, columns))
-        if kept is not None:
-            sweep.kept, sweep.num_kept = kept.data_ptr(), len(kept)
+    def _call(self, function: str, sweep: _Sweep, **into: Tensor | None) -> None:
         for name, tensor in into.items():
             setattr(sweep, name, None if tensor is None else tensor.data_ptr())
         scratch = torch.empty(self._library.bali_scratch(ctypes.byref(sweep)))
         sweep.scratch = scratch.data_ptr()
         getattr(self._library, function)(ctypes.byref(sweep))
-
-
-def _key(rows: ViewBlock, columns: ViewBlock) -> tuple[int, int, int]:
-    return rows.side, rows.start, columns.start
-
-
-def _tiles(sweep: _Sweep) -> int:
-    """Return how many tiles a sweep has."""
-    starts = range(0, sweep.m, sweep.size)
-    return sum(_tiles_across(sweep.n - (start if sweep.triangle else 0), sweep.size) for start in starts)
-
-
-def _tiles_across(columns: int, size: int) -> int:
-    return ceil(columns / (size // 2))

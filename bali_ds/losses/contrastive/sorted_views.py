@@ -22,14 +22,12 @@ class Side:
     Attributes:
         number: 0 for queries or for both together, 1 for keys.
         ids: int64 [total], of all ranks, in this numbering.
-        weights: float64 [total], how much each view counts as an anchor.
         orders: one int64 array a rank, where in that rank's input each of its views stands.
         starts: int [world_size + 1], the number of each rank's first view; the last is `total`.
     """
 
     number: int
     ids: NDArray[np.int64]
-    weights: Tensor
     orders: tuple[NDArray[np.int64], ...]
     starts: tuple[int, ...]
 
@@ -92,14 +90,13 @@ class ViewBlock:
         return slice(self.start, self.start + len(self))
 
 
-def gather_side(number: int, ids: Tensor, weights: Tensor, counts: list[int], ranks: Ranks) -> Side:
-    """Exchange ids and weights, 16 bytes a view, and number the views of all ranks."""
+def gather_side(number: int, ids: Tensor, counts: list[int], ranks: Ranks) -> Side:
+    """Exchange ids, 8 bytes a view, and number the views of all ranks."""
     starts = (0, *accumulate(counts))
     given_ids = ranks.all_gather_rows(ids, counts).cpu().numpy()
-    given_weights = ranks.all_gather_rows(weights, counts)
     orders = tuple(np.argsort(given_ids[first:last], kind="stable") for first, last in pairwise(starts))
     places = np.concatenate([order + first for order, first in zip(orders, starts, strict=False)])
-    return Side(number, given_ids[places], given_weights[torch.from_numpy(places).to(ids.device)], orders, starts)
+    return Side(number, given_ids[places], orders, starts)
 
 
 def unit_length(rows: tuple[Tensor, ...], order: NDArray[np.int64], dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,6 @@ class Result:
         factor: what `gradients` are to be multiplied with.
         scale_derivative: scale * dL/dscale, float64 scalar; None where the scale acts through similarities alone.
         bias_gradient: float64 scalar.
-        mean_positive: mean cosine of positive pairs, float64 scalar.
     """
 
     loss: Tensor
@@ -36,7 +35,6 @@ class Result:
     factor: Tensor
     scale_derivative: Tensor | None
     bias_gradient: Tensor
-    mean_positive: Tensor
 
 
 class Computation:
@@ -47,14 +45,11 @@ class Computation:
         kind: Kind,
         scale: float,
         exchange: Exchange,
-        directions: tuple[float, float],
         tile: int,
-        cache_bytes: int,
         kernels: str,
         dtype: torch.dtype,
     ) -> None:
-        self.kind, self.scale, self.exchange, self.tile, self.cache_bytes = kind, scale, exchange, tile, cache_bytes
-        self.kernels = kernels
+        self.kind, self.scale, self.exchange, self.tile, self.kernels = kind, scale, exchange, tile, kernels
         self.dtype, self.device = dtype, exchange.own[0].device
         sides = exchange.sides
         partners = find_partners(sides) if kind.partner_only else None
@@ -62,12 +57,12 @@ class Computation:
         self.contrasted: list[Tensor] = []
         self.anchors: list[Anchors] = []
         self.entropies: list[Tensor] = []
-        for side, direction in zip(sides, directions, strict=False):
+        for side in sides:
             other = sides[-1 - side.number]
             equal = _occurrences(side.ids, other.ids)
             counts = equal - 1 if kind.joint else equal if partners is None else (partners[side.number] >= 0)
             positives = torch.from_numpy(counts.astype(np.float64)).to(self.device)
-            share = kind.shares(side.weights, positives) * (1.0 if kind.joint else direction)
+            share = kind.shares(positives) * (1.0 if kind.joint else 0.5)
             zero = torch.zeros_like(share)
             self.anchors.append(Anchors(share, positives, zero - torch.inf, zero - torch.inf, zero, zero))
             self.contrasted.append(torch.from_numpy(equal < other.total).to(self.device))
@@ -75,7 +70,7 @@ class Computation:
     def run(self, with_gradients: bool) -> Result:
         """Return the loss and, unless not wanted, what this rank's views are owed."""
         negatives = self._logistic() if self.kind.logistic else self._exponential()
-        mean_positive = self._sum_positives()
+        self._sum_positives()
         closed = [self.kind.close(anchors) for anchors in self.anchors]
         loss = torch.stack([each.sum() for each, _ in closed]).sum()
         slopes = [slope for _, slope in closed]
@@ -96,13 +91,13 @@ class Computation:
         scale_derivative = None
         if isinstance(self.kind, MultiSimilarity):
             scale_derivative = torch.stack(list(map(self.kind.scale_derivative, self.anchors, self.entropies))).sum()
-        return Result(loss, gradients, unit * self.scale, scale_derivative, bias_gradient, mean_positive)
+        return Result(loss, gradients, unit * self.scale, scale_derivative, bias_gradient)
 
     # Negatives
 
     def _logistic(self) -> Logistic:
         assert isinstance(self.kind, Sigmoid)
-        return Logistic(self._tiles(-float(self.kind.bias), self.dtype, 0))
+        return Logistic(self._tiles(-float(self.kind.bias), self.dtype))
 
     def _exponential(self) -> Exponential:
         """Return the negatives after `Anchors.negatives` has been summed.
@@ -126,7 +121,7 @@ class Computation:
 
     def _summed(self, precision: torch.dtype) -> Exponential:
         shift = self._shift(precision)
-        negatives = self._tiled(self._tiles(shift, precision, self.cache_bytes))
+        negatives = self._tiled(self._tiles(shift, precision))
         if isinstance(negatives, Mined):
             assert isinstance(self.kind, MultiSimilarity)
             farthest = self._everyone(
@@ -164,8 +159,8 @@ class Computation:
         ]
         return negatives
 
-    def _tiles(self, shift: float, precision: torch.dtype, budget: int) -> Tiles:
-        return Tiles(self.scale, shift, self.tile, self.dtype, precision, budget, self.device)
+    def _tiles(self, shift: float, precision: torch.dtype) -> Tiles:
+        return Tiles(self.scale, shift, self.tile, self.dtype, precision, self.device)
 
     def _tiled(self, tiles: Tiles) -> Exponential:
         if self.kind.mined:
@@ -188,16 +183,16 @@ class Computation:
 
     # Positives
 
-    def _sum_positives(self) -> Tensor:
+    def _sum_positives(self) -> None:
         def terms(cosines: Tensor, side: int, numbers: Tensor) -> tuple[Tensor, ...]:
-            return *self.kind.pair_terms(cosines * self.scale, self.anchors[side].at(numbers)), cosines
+            return self.kind.pair_terms(cosines * self.scale, self.anchors[side].at(numbers))
 
         sums = self._everyone(
             self.exchange.sweep(
                 lambda rows, columns, into, across, same: self.positives.sums(
                     terms, rows, columns, into, None if same else across
                 ),
-                (3,),
+                (2,),
                 torch.float64,
                 features=self.positives.resident or self.kind.logistic,  # else the cosines are kept already
             )
@@ -206,8 +201,6 @@ class Computation:
             anchors._replace(first=each[:, 0], second=each[:, 1])
             for anchors, each in zip(self.anchors, sums, strict=True)
         ]
-        pairs = torch.stack([anchors.positives.sum() for anchors in self.anchors]).sum()
-        return torch.stack([each[:, 2].sum() for each in sums]).sum() / pairs.clamp(min=1)
 
     # Gradients
 

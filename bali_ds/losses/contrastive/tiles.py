@@ -6,7 +6,7 @@ e_ij * (a_i + a_j), a_i = c_i * exp(shift - z_i): one exponential an element, fo
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ FLOOR = -55.0  # log of the smallest sum of exponentials that lost terms (below 
 
 @dataclass
 class Tiles:
-    """Tiles of similarities between two blocks, made when first asked for and kept while the budget lasts.
+    """Tiles of similarities between two blocks.
 
     Attributes:
         scale: what cosines are multiplied with.
@@ -30,10 +30,8 @@ class Tiles:
         size: rows and columns of a tile.
         dtype: of products of matrices; features are widened to it.
         precision: dtype of everything elementwise.
-        budget: bytes that may still be kept.
         device: where the features are.
-        kept: by side and first views of two blocks.
-        scratch: memory of tiles that are not kept.
+        scratch: memory of the tile.
     """
 
     scale: float
@@ -41,9 +39,7 @@ class Tiles:
     size: int
     dtype: torch.dtype
     precision: torch.dtype
-    budget: int
     device: torch.device
-    kept: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.scratch = Scratch(self.device)
@@ -57,8 +53,9 @@ class Tiles:
             for second in range(first if triangle else 0, len(columns), self.size):
                 yield upper, columns.part(second, second + self.size), triangle and first == second
 
-    def similarities(self, rows: ViewBlock, columns: ViewBlock, into: Tensor) -> Tensor:
-        """Return scale * cosine - shift, and -inf between views of one id, in `into` unless precision differs."""
+    def similarities(self, rows: ViewBlock, columns: ViewBlock) -> Tensor:
+        """Return scale * cosine - shift, and -inf between views of one id."""
+        into = self.scratch.get("tile", (len(rows), len(columns)), self.dtype)
         torch.addmm(into, rows.wide(self.dtype), columns.wide(self.dtype).T, beta=0, alpha=self.scale, out=into)
         tile = into.to(self.precision)
         if self.shift:
@@ -66,23 +63,9 @@ class Tiles:
         _mask_equal_ids(tile, rows.ids, columns.ids)
         return tile
 
-    def exponentials(self, rows: ViewBlock, columns: ViewBlock, *, last: bool) -> Tensor:
-        """Return exp(similarities), the caller's to overwrite if this is the `last` use of the tile."""
-        key = (rows.side, rows.start, columns.start)
-        if key in self.kept:
-            return self.kept.pop(key) if last else self.kept[key]
-        size = len(rows) * len(columns) * self.precision.itemsize
-        keep = not last and size <= self.budget
-        shape = len(rows), len(columns)
-        if keep:
-            into = torch.empty(shape, dtype=self.dtype, device=self.device)
-        else:
-            into = self.scratch.get("tile", shape, self.dtype)
-        tile = self.similarities(rows, columns, into).exp_()
-        if keep:
-            self.budget -= size
-            self.kept[key] = tile
-        return tile
+    def exponentials(self, rows: ViewBlock, columns: ViewBlock) -> Tensor:
+        """Return exp(similarities), the caller's to overwrite."""
+        return self.similarities(rows, columns).exp_()
 
 
 def _mask_equal_ids(tile: Tensor, row_ids: np.ndarray, column_ids: np.ndarray) -> None:
@@ -124,7 +107,7 @@ class Exponential:
         combine: Callable[..., Tensor],
     ) -> None:
         for upper, left, same in self.tiles.between(rows, columns, triangle):
-            tile = self.tiles.exponentials(upper, left, last=False)
+            tile = self.tiles.exponentials(upper, left)
             here = into[upper.within(rows)]
             combine(here, summary(tile, 1, upper).to(into.dtype), out=here)
             if across is not None and not same:
@@ -142,7 +125,7 @@ class Exponential:
                 across[left.within(columns)].addmm_(tile.T, upper.wide(tile.dtype))
 
     def _derivatives(self, rows: ViewBlock, columns: ViewBlock, _both: bool) -> Tensor:
-        tile = self.tiles.exponentials(rows, columns, last=True)
+        tile = self.tiles.exponentials(rows, columns)
         memory = self.tiles.scratch.get("factors", (len(rows), len(columns)), tile.dtype)
         by_row, by_column = self.factors[rows.side][rows.span, None], self.factors[columns.side][columns.span]
         return tile.mul_(torch.add(by_row, by_column, out=memory)).to(self.tiles.dtype)
@@ -177,7 +160,7 @@ class Mined(Exponential):
         return tile >= (floor[:, None] if dim == 1 else floor)
 
     def _derivatives(self, rows: ViewBlock, columns: ViewBlock, _both: bool) -> Tensor:
-        tile = self.tiles.exponentials(rows, columns, last=True)
+        tile = self.tiles.exponentials(rows, columns)
         by_row, by_column = self.factors[rows.side][rows.span, None], self.factors[columns.side][columns.span]
         factors = by_row * self._counts(tile, 1, rows) + by_column * self._counts(tile, 0, columns)
         return tile.mul_(factors).to(self.tiles.dtype)
@@ -197,8 +180,7 @@ class Logistic(Exponential):
         self.bias_gradient = torch.zeros((), dtype=torch.float64, device=tiles.device)
 
     def _derivatives(self, rows: ViewBlock, columns: ViewBlock, both: bool) -> Tensor:
-        into = self.tiles.scratch.get("tile", (len(rows), len(columns)), self.tiles.dtype)
-        tile = self.tiles.similarities(rows, columns, into)
+        tile = self.tiles.similarities(rows, columns)
         by_row, by_column = self.factors[rows.side][rows.span, None], self.factors[columns.side][columns.span]
         # Where only the rows are this rank's, the columns' own part is counted by the rank that has them as rows.
         counted = by_row + by_column if both else by_row.expand_as(tile)

@@ -146,7 +146,7 @@ def tile_derivatives(
 
 
 class TritonExponential(Exponential):
-    """Negatives whose tiles live on a GPU; tiles are made twice, never kept."""
+    """Negatives whose tiles live on a GPU."""
 
     def sums(self, rows: ViewBlock, columns: ViewBlock, into: Tensor, across: Tensor | None, triangle: bool) -> None:
         """Add the sums of exponentials of each row to `into` [rows] and of each column to `across` [columns]."""

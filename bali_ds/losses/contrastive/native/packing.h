@@ -11,9 +11,8 @@ typedef struct {
     const float *row_factors, *column_factors; /* of `bali_gradients` */
     double *row_sums, *column_sums;            /* what `bali_sums` adds to; column_sums may be NULL */
     float *row_gradient, *column_gradient;     /* what `bali_gradients` adds to; column_gradient may be NULL */
-    float *kept;                               /* memory of the sweep's first `num_kept` tiles */
-    float *scratch;                            /* `bali_scratch` floats; like `kept` at a multiple of 64 bytes */
-    int64_t m, n, d, size, num_kept;           /* size: rows that stand still, a multiple of 64 */
+    float *scratch;                            /* `bali_scratch` floats, at a multiple of 64 bytes */
+    int64_t m, n, d, size;                     /* size: rows that stand still, a multiple of 64 */
     float scale, shift;
     int32_t bfloat16; /* whether the features are; PAIRS where they are multiplied so */
     int32_t triangle; /* rows and columns are the same views: the upper half is enough */

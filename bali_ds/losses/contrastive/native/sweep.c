@@ -25,16 +25,16 @@ static void pack_columns(const Station *at, int64_t begin, int64_t count) {
 
 /* What a thread does to a tile alone, and what all threads then do together for the rows, first to last - 1 each. */
 typedef struct {
-    void (*alone)(const Station *, float *kept, int64_t begin, int64_t count, int same);
-    void (*together)(const Station *, const Memory *, const float *kept, int64_t count, int64_t first, int64_t last);
+    void (*alone)(const Station *, int64_t begin, int64_t count, int same);
+    void (*together)(const Station *, const Memory *, int64_t count, int64_t first, int64_t last);
 } Steps;
 
-KERNEL void sum_tile(const Station *at, float *kept, int64_t begin, int64_t count, int same) {
+KERNEL void sum_tile(const Station *at, int64_t begin, int64_t count, int same) {
     double *into = at->sweep->column_sums;
     memset(at->memory.lanes, 0, 16 * up(count, LOW) * sizeof(float));
     memset(at->memory.sums, 0, at->panels * WIDE * sizeof(double));
     if (at->sweep->bfloat16 != PAIRS && !as_given(at->sweep, up(count, LOW), count)) pack_columns(at, begin, count);
-    make_tile(at, kept, begin, count, 1);
+    make_tile(at, NULL, begin, count, 1);
     if (into && !same)
         for (int64_t column = 0; column < count; column++) {
             double total[16] = {0}, sum = 0;
@@ -44,28 +44,22 @@ KERNEL void sum_tile(const Station *at, float *kept, int64_t begin, int64_t coun
         }
 }
 
-static void sum_rows(const Station *at, const Memory *memory, const float *kept, int64_t count, int64_t first,
-                     int64_t last) {
-    (void)kept, (void)count;
+static void sum_rows(const Station *at, const Memory *memory, int64_t count, int64_t first, int64_t last) {
+    (void)count;
     for (int64_t row = first; row < least(last, at->count); row++)
         at->sweep->row_sums[at->first + row] += memory->sums[row];
 }
 
-static void derive_tile(const Station *at, float *kept, int64_t begin, int64_t count, int same) {
+static void derive_tile(const Station *at, int64_t begin, int64_t count, int same) {
     const Sweep *s = at->sweep;
     pack_columns(at, begin, count);
-    if (kept)
-        weigh_tile(at, kept, begin, count);
-    else
-        make_tile(at, at->memory.tile, begin, count, 0);
-    if (s->column_gradient && !same)
-        add_to_columns(at, kept ? kept : at->memory.tile, s->column_gradient + begin * s->d, count);
+    make_tile(at, at->memory.tile, begin, count, 0);
+    if (s->column_gradient && !same) add_to_columns(at, at->memory.tile, s->column_gradient + begin * s->d, count);
 }
 
-static void derive_rows(const Station *at, const Memory *memory, const float *kept, int64_t count, int64_t first,
-                        int64_t last) {
+static void derive_rows(const Station *at, const Memory *memory, int64_t count, int64_t first, int64_t last) {
     float *into = at->sweep->row_gradient + at->first * at->sweep->d;
-    add_to_rows(at, kept ? kept : memory->tile, memory->columns_along, into, count, first, last);
+    add_to_rows(at, memory->tile, memory->columns_along, into, count, first, last);
 }
 
 /* Threads */
@@ -92,18 +86,13 @@ static void pack_rows(const Station *at, int64_t thread) {
     if (s->row_gradient) pack_along(s, along, s->rows, s->m, at->panels * WIDE, first, last);
 }
 
-/* Where a tile is kept, NULL where it is not; they are numbered in the order of the sweep. */
-static float *kept_tile(const Sweep *s, int64_t number) {
-    return number < s->num_kept ? s->kept + number * s->size * (s->size / 2) : NULL;
-}
-
 static void *work(void *given) {
     Member *self = given;
     Team *team = self->team;
     pthread_mutex_lock(&team->start);
     pthread_mutex_unlock(&team->start);
     const Sweep *s = team->sweep;
-    int64_t tile = s->size / 2, number = 0;
+    int64_t tile = s->size / 2;
     for (int64_t first = 0; first < s->m; first += s->size) {
         int64_t count = least(s->size, s->m - first);
         Station at = {s, memory_of(s, self->thread), first, count, up(count, WIDE) / WIDE};
@@ -116,16 +105,14 @@ static void *work(void *given) {
             int64_t tiles = least(s->threads, up(s->n - start, tile) / tile), own = start + self->thread * tile;
             if (self->thread < tiles) {
                 int same = s->triangle && own < first + count;
-                team->steps->alone(&at, kept_tile(s, number + self->thread), own, least(tile, s->n - own), same);
+                team->steps->alone(&at, own, least(tile, s->n - own), same);
             }
             pthread_barrier_wait(&team->barrier);
             for (int64_t each = 0, begin = start; each < tiles; each++, begin += tile) {
                 Memory memory = memory_of(s, each);
-                float *kept = kept_tile(s, number + each);
-                team->steps->together(&at, &memory, kept, least(tile, s->n - begin), low, high);
+                team->steps->together(&at, &memory, least(tile, s->n - begin), low, high);
             }
             pthread_barrier_wait(&team->barrier);
-            number += tiles;
         }
     }
     return NULL;
@@ -159,7 +146,7 @@ int bali_supported(void) {
 /* Floats of scratch memory that a sweep needs. */
 int64_t bali_scratch(const Sweep *sweep) { return memory_of(sweep, 0).all; }
 
-/* Add the sums of exponentials of every row and column; tiles are kept while there is memory for them. */
+/* Add the sums of exponentials of every row and column. */
 void bali_sums(Sweep *sweep) { run(sweep, &(Steps){sum_tile, sum_rows}); }
 
 /* Add exponential * (row factor + column factor), times the other side's features, to the gradients. */

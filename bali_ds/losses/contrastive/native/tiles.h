@@ -110,18 +110,6 @@ KERNEL void make_tile(const Station *at, float *tile, int64_t begin, int64_t cou
             }
 }
 
-/* Turn exponentials into derivatives. */
-KERNEL void weigh_tile(const Station *at, float *tile, int64_t begin, int64_t count) {
-    for (int64_t column = 0; column < count; column++)
-        for (int64_t panel = 0; panel < at->panels; panel++) {
-            float *place = tile + (column / LOW * at->panels + panel) * BLOCK + column % LOW * WIDE;
-            __m512 values[2] = {_mm512_load_ps(place), _mm512_load_ps(place + 16)};
-            weigh(values, at, panel, begin + column);
-            _mm512_store_ps(place, values[0]);
-            _mm512_store_ps(place + 16, values[1]);
-        }
-}
-
 INLINE void add_block(float *into, int64_t rows, int64_t d, int64_t start, __m512 values[LOW][2]) {
     __mmask16 low = lanes(d - start), high = lanes(d - start - 16);
     EACH_LOW if (i < rows) {
