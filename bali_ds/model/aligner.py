@@ -226,12 +226,12 @@ class Aligner(nn.Module):
             torch.cat([views.text for views in encoded]),
             torch.cat([views.graph for views in encoded]),
             self.logit_scale,
-            query_ids=torch.cat([views.text_ids for views in encoded]),
-            key_ids=torch.cat([views.concept_ids for views in encoded]),
+            query_concept_ids=torch.cat([views.text_ids for views in encoded]),
+            key_concept_ids=torch.cat([views.concept_ids for views in encoded]),
             kind=self.objective.contrastive.kind,
             logit_bias=self.logit_bias,
             group=self._negatives,
-            wire=torch.bfloat16 if self.objective.contrastive.communication_dtype == "bf16" else None,
+            communication_dtype=torch.bfloat16 if self.objective.contrastive.communication_dtype == "bf16" else None,
         )
         return loss if self._negatives is None else mean_over_ranks(loss, 1)
 
@@ -248,7 +248,7 @@ class Aligner(nn.Module):
         ids = torch.cat([views.synonym_ids for views in encoded])
         first, second = torch.cat([views.synonyms for views in encoded], dim=1)
         scale = SYNONYM_SCALE if kind == "multi_similarity" else 1.0 / self.objective.contrastive.temperature
-        return contrastive_loss(first, second, scale, query_ids=ids, key_ids=ids, kind=kind)
+        return contrastive_loss(first, second, scale, query_concept_ids=ids, key_concept_ids=ids, kind=kind)
 
     def _information(self, encoded: Sequence[EncodedViews]) -> dict[str, torch.Tensor]:
         """What the two views are known to tell of each other, in nats, where the decoder's estimates are logged too."""

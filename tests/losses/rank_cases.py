@@ -1,4 +1,4 @@
-"""Run by four processes: evaluates the losses on the first 1, 2, 3 or 4 of them and saves what each rank gets."""
+"""Run by four processes: evaluates the losses on the first 1, 2, 3 or 4 of them and saves each rank's results."""
 
 import os
 from dataclasses import dataclass
@@ -33,16 +33,16 @@ class Case:
     kind: str
     split: str
     communication: str
-    wire: torch.dtype | None = None
+    communication_dtype: torch.dtype | None = None
 
     @property
     def name(self) -> str:
-        extras = [str(self.wire).removeprefix("torch.")] * (self.wire is not None)
-        return "-".join([self.kind, self.split, self.communication, *extras])
+        rounded = [] if self.communication_dtype is None else [str(self.communication_dtype).removeprefix("torch.")]
+        return "-".join([self.kind, self.split, self.communication, *rounded])
 
     @property
     def repeated(self) -> bool:
-        return self.split == "four" and self.wire is None
+        return self.split == "four" and self.communication_dtype is None
 
     def data(self):
         queries, keys = SPLITS[self.split]
@@ -51,14 +51,14 @@ class Case:
 
 WAYS = ("gather", "ring", "column")
 CASES = [
-    *(Case("ntxent", split, way) for split, way in product(SPLITS, WAYS)),
+    *(Case(kind, split, way) for kind, split, way in product(("ntxent", "sigmoid"), SPLITS, WAYS)),
     *(
         Case(kind, split, way)
         for kind, split, way in product(
-            ("clip", "supcon", "marginal", "sigmoid", "multi_similarity"), ("uneven", "three-empty", "four"), WAYS
+            ("clip", "supcon", "marginal", "multi_similarity"), ("uneven", "three-empty", "four"), WAYS
         )
     ),
-    *(Case(kind, "four", way, wire=torch.bfloat16) for kind, way in product(("ntxent", "clip"), WAYS)),
+    *(Case(kind, "four", way, communication_dtype=torch.bfloat16) for kind, way in product(("ntxent", "clip"), WAYS)),
 ]
 
 
@@ -72,8 +72,8 @@ def evaluate(case: Case, group, rank: int) -> dict:
     leaves = [own[0].clone().requires_grad_(), own[1].clone().requires_grad_(), scale, bias]
     ranks = Ranks.of(group)
     loss = contrastive_loss(
-        leaves[0], leaves[1], scale, query_ids=own[2], key_ids=own[3], kind=case.kind, logit_bias=bias, group=ranks,
-        communication=case.communication, wire=case.wire, tile=5,
+        leaves[0], leaves[1], scale, query_concept_ids=own[2], key_concept_ids=own[3], kind=case.kind, logit_bias=bias,
+        group=ranks, communication=case.communication, communication_dtype=case.communication_dtype, tile_size=5,
     )  # fmt: skip
     loss.backward()
     return {"loss": loss.detach(), "gradients": [leaf.grad for leaf in leaves], "bytes_sent": ranks.bytes_sent}

@@ -28,7 +28,7 @@ def test_equals_the_library(name, zipf):
         lambda q, k, _scale, _bias: theirs(name, torch.cat([q, k]), labels, SCALE),
         data[0].double(), data[1].double(), SCALE,
     )  # fmt: skip
-    got = obtained(name, data, SCALE, tile=32)
+    got = obtained(name, data, SCALE, tile_size=32)
     assert_close([*got[:3], want[3], want[4]], want, rounding(SCALE))
 
 
