@@ -61,8 +61,8 @@ class PerformanceMetrics:
             `tokens_per_second` over all ranks (this rank's times their number), `teraflops` of a rank and, on devices
             whose peak in half precision is known, `mfu`; `communication`, the fraction of the time that this rank spent
             in collectives; `gradient_norm` over all ranks before clipping, `gradient_norm_PART` of this rank's own
-            gradients; `temperature` where it is learned; `batch_r@1`, how often the nearest graph view of a text view
-            of this rank is one of its concept; `memory_gib` on GPUs.
+            gradients; `temperature` and `logit_bias` where they are learned; `batch_r@1`, how often the nearest graph
+            view of a text view of this rank is one of its concept; `memory_gib` on GPUs.
         """
         rate = self._operations / seconds
         values = {
@@ -81,6 +81,10 @@ class PerformanceMetrics:
         if offset is not None:
             with deepspeed.zero.GatheredParameters([offset]), torch.no_grad():
                 values["temperature"] = 1 / float(self._engine.module.logit_scale)
+        offset = getattr(self._engine.module, "logit_bias_offset", None)
+        if offset is not None:
+            with deepspeed.zero.GatheredParameters([offset]), torch.no_grad():
+                values["logit_bias"] = float(self._engine.module.logit_bias)
         if self._ranks.device.type == "cuda":
             values["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         return values
