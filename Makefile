@@ -1,15 +1,17 @@
-# bali-ds: `make train` and `make test` need Python 3.11, make, git and a C compiler, nothing else.
+# `make train` and `make test` need Python 3.11 with venv, make, git and a C compiler; they install everything else.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := shards/built/sample
 FREE_PORT = $(shell $(PYTHON) -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
-# Two ranks with one thread each; more threads than cores crawl.
+# Two ranks with one thread each. More threads than cores are many times slower.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+export BALI_TIMEOUT_FACTOR ?= 1
+TEST_WORKERS ?= 2
 
-.PHONY: train test test-instruction-sets check bench install clean
+.PHONY: train test test-all test-instruction-sets check coverage bench install clean
 
 train: install $(SAMPLE)/shards/index.json
 	DS_ACCELERATOR=cpu $(BIN)/deepspeed --num_accelerators 2 --master_port $(FREE_PORT) --log_level warning \
@@ -23,11 +25,19 @@ $(SAMPLE)/shards/index.json: $(SAMPLE)/graph/manifest.json shards/sample/corpus.
 	$(BIN)/bali-ds shards build --graph $(SAMPLE)/graph --corpus pubtator:shards/sample/corpus.pubtator \
 		--tokenizer shards/sample/encoder --validation 0.05 --out $(SAMPLE)/shards
 
+# Two tests at a time, for two cores. On a busy or slow machine, multiply all time limits: make test BALI_TIMEOUT_FACTOR=3
 test: install
+	$(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile
+
+test-all: install
 	$(BIN)/python -m pytest
 
-# What adds up in another order on other processors. `make test` takes the best instructions of this one; avx512 is not
-# asked for by name because torch then uses it where there is none. The native kernels are off in the first two.
+# A report only: no threshold fails. Ranks that tests fork are not traced.
+coverage: install
+	$(BIN)/python -m pytest -m "not slow and not system" --cov --cov-report=term --cov-report=html:runs/coverage
+
+# The order of floating-point sums depends on the instruction set. `make test` uses the best of this processor. avx512 is
+# not named here, because torch then uses it even where the processor lacks it. The native kernels are off in the first two.
 test-instruction-sets: install
 	ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/python -m pytest tests/losses
 	ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest tests/losses

@@ -1,4 +1,4 @@
-"""Aligns biomedical language models with knowledge graphs; `bali_ds.load(DIR)` puts a trained one to work."""
+"""Alignment of biomedical language models with knowledge graphs; `bali_ds.load(DIR)` loads a trained encoder."""
 
 from typing import TYPE_CHECKING
 
@@ -7,11 +7,20 @@ if TYPE_CHECKING:
 
     from bali_ds.inference.encoder import Encoder
 
-__all__ = ["load"]
+__all__ = ["__version__", "load"]
+
+__version__ = "0.1.0"
 
 
 def load(path: "Path | str", *, device: str = "cpu") -> "Encoder":
-    """Load an exported model or any other Hugging Face encoder directory; `.encode(texts)` gives vectors.
+    """Load an exported model, or any other Hugging Face encoder directory.
+
+    Args:
+        path: a directory with config.json, weights and a tokenizer.
+        device: device of the model, for example "cpu" or "cuda".
+
+    Returns:
+        an encoder; its method `encode(texts)` returns float32 vectors [n, d].
 
     Raises:
         InputError: the directory cannot be used.

@@ -1,4 +1,4 @@
-"""`python -m bali_ds` is `bali-ds`."""
+"""Entry point of `python -m bali_ds`, which is the same as `bali-ds`."""
 
 import sys
 

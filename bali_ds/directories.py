@@ -1,4 +1,4 @@
-"""Directories that are complete or absent, and that never take the place of what this program did not write."""
+"""Output directories that are published atomically and never replace files that bali-ds did not write."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,15 +15,15 @@ from bali_ds.working_directory import PREFIX, replace_directory, workspace
 
 @dataclass(frozen=True)
 class Output:
-    """A kind of directory that this program writes, and how to tell one from a directory of the user.
+    """Kind of output directory, and how to recognize its files.
 
     Attributes:
-        name: what it is, with its article.
-        marker: the file that every such directory has.
-        keys: keys of the marker's mapping that together no other program writes.
-        files: patterns of all its files as relative paths; `*` stays within a folder, a last `**` takes a whole folder.
-            A marker's own key "files" may name more.
-        read: returns the content of the marker.
+        name: name of the kind with its article, for messages.
+        marker: a file that every directory of this kind has.
+        keys: keys of the marker file that identify this kind.
+        files: glob patterns of all files as relative paths; `*` does not match "/", a final `**` matches everything
+            below a folder. The marker's key "files" may list further patterns.
+        read: reader of the marker file.
     """
 
     name: str
@@ -33,9 +33,9 @@ class Output:
     read: Callable[[Path], Any] = read_json
 
     def foreign_file(self, directory: Path) -> str | None:
-        """Return the first file of a directory that is not part of such an output, None where there is none.
+        """Return the first file in a directory that is not part of this kind of output, None if all are.
 
-        In a directory without the marker that is whatever it holds.
+        In a directory without a valid marker, no file is.
         """
         content = self._marker(directory)
         if content is None:
@@ -57,15 +57,15 @@ class Output:
 
 @contextmanager
 def published_directory(target: Path, output: Output, *, overwrite: bool | None = None) -> Iterator[Path]:
-    """Yield an empty directory that takes the place of `target` when the block succeeds.
+    """Yield an empty directory that replaces `target` when the block succeeds.
 
-    On any error, and after a kill at any moment, `target` is as it was. A symbolic link stays, and the directory that
-    it points to is written. The umask decides the permissions.
+    After an error, or a kill at any moment, `target` is unchanged. Symbolic links are followed. Permissions follow the
+    umask.
 
     Args:
-        target: the directory to write.
-        output: what is written; an older one of its kind is replaced.
-        overwrite: replace a directory of any other kind as well; None where the command has no such option.
+        target: directory to write.
+        output: kind of the output; an earlier output of this kind is replaced.
+        overwrite: whether to replace any other directory; None if the command has no such option.
 
     Raises:
         InputError: `target` is a file or must not be replaced, or its parent cannot be written.
@@ -87,17 +87,17 @@ def published_directory(target: Path, output: Output, *, overwrite: bool | None 
 
 
 def check_replaceable(target: Path, output: Output, *, overwrite: bool | None = None) -> None:
-    """Check that a directory is absent or empty, or an output of this kind and nothing else.
+    """Check that a directory is missing, empty, or holds only an output of this kind.
 
     Raises:
-        InputError: it is a file, or holds what this program did not write.
+        InputError: it is a file, or holds other files.
     """
     directory = resolved(target)
     try:
         if not os.path.lexists(directory):
             return
         if not directory.is_dir():
-            raise InputError(f"{target}: is a file; name a directory")
+            raise InputError(f"{target}: is a file; pass a directory")
         foreign = None if overwrite else output.foreign_file(directory)
     except OSError as error:
         raise InputError(f"{target}: cannot be read: {error.strerror}") from error
@@ -107,18 +107,18 @@ def check_replaceable(target: Path, output: Output, *, overwrite: bool | None = 
 
 
 def _files(directory: Path) -> Iterator[str]:
-    """Yield the relative paths of files and symbolic links, ascending by folder."""
+    """Yield the relative paths of all files and symbolic links, in order."""
     for folder, folders, files in os.walk(directory):
         folders.sort()
-        place = Path(folder)
-        for name in sorted([*files, *(each for each in folders if (place / each).is_symlink())]):
+        base = Path(folder)
+        for name in sorted([*files, *(each for each in folders if (base / each).is_symlink())]):
             if not name.startswith(PREFIX):
-                yield (place / name).relative_to(directory).as_posix()
+                yield (base / name).relative_to(directory).as_posix()
         folders[:] = [name for name in folders if not name.startswith(PREFIX)]
 
 
 def _matches(file: str, pattern: str) -> bool:
-    """Tell whether a relative path fits a pattern, folder by folder."""
+    """Return whether a relative path matches a pattern, folder by folder."""
     parts, patterns = file.split("/"), pattern.split("/")
     if patterns[-1] == "**" and len(parts) >= len(patterns):
         parts, patterns = parts[: len(patterns) - 1], patterns[:-1]

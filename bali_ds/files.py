@@ -1,9 +1,10 @@
-"""Files that are complete or absent: write beside, then rename."""
+"""Atomic writing of files, JSON files, checksums and gzip-aware text reading."""
 
 import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,9 +16,9 @@ from bali_ds.working_directory import temporary_name
 
 @contextmanager
 def published_file(target: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Yield a stream beside `target` that takes its place when the block succeeds.
+    """Yield a stream to a temporary file that replaces `target` when the block succeeds.
 
-    A symbolic link stays and its target is written. The umask decides the permissions.
+    Symbolic links are followed. Permissions follow the umask.
 
     Raises:
         InputError: `target` cannot be written, or is a directory, a device or a pipe.
@@ -26,7 +27,7 @@ def published_file(target: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     working = file.parent / temporary_name()
     try:
         if file.exists() and not file.is_file():
-            raise InputError(f"{target}: is not a regular file; name another")
+            raise InputError(f"{target}: is not a regular file; choose another path")
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(working, mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8") as stream:
             yield stream
@@ -41,12 +42,12 @@ def published_file(target: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def resolved(target: Path) -> Path:
-    """Return the absolute path behind symbolic links, dangling ones too, so that what is written goes through them."""
+    """Return the absolute path with symbolic links resolved, including dangling links."""
     return Path(os.path.realpath(target))
 
 
 def write_json(target: Path, value: object) -> None:
-    """Publish `value` as readable JSON with sorted keys and a final newline."""
+    """Write `value` atomically as indented JSON with sorted keys."""
     with published_file(target, "w") as stream:
         json.dump(value, stream, indent=2, sort_keys=True, ensure_ascii=False)
         stream.write("\n")
@@ -56,14 +57,14 @@ def read_json(path: Path) -> Any:
     """Return the value of a JSON file.
 
     Raises:
-        InputError: the file is missing or is no JSON.
+        InputError: the file cannot be read or is not JSON.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise InputError(f"{path}: is no valid JSON: {error}") from error
+        raise InputError(f"{path}: is not valid JSON: {error}") from error
 
 
 def sha256_file(path: Path) -> str:
@@ -73,10 +74,9 @@ def sha256_file(path: Path) -> str:
 
 
 def open_text(path: Path) -> IO[str]:
-    """Open a plain or gzip-compressed UTF-8 text file; compression is told by content, not by name.
+    """Open a plain or gzip-compressed UTF-8 text file; compression is detected by content, not by name.
 
-    Newlines are kept as they are. Decoding and decompression errors surface while reading, as
-    UnicodeDecodeError, EOFError, gzip.BadGzipFile or zlib.error.
+    Newlines are not translated. Errors while reading are UnicodeDecodeError, EOFError, gzip.BadGzipFile or zlib.error.
 
     Raises:
         InputError: the file cannot be opened.
@@ -91,8 +91,46 @@ def open_text(path: Path) -> IO[str]:
     return open(path, encoding="utf-8", newline="")
 
 
+LONGEST_LINE = 1 << 26
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, line without its end) for all lines of a text file, plain or gzip.
+
+    A byte-order mark is removed.
+
+    Raises:
+        InputError: the file cannot be opened, is truncated, is not UTF-8, or has a line of more than 64 Mi characters.
+    """
+    number = 0
+    with open_text(path) as stream:
+        try:
+            while line := stream.readline(LONGEST_LINE):
+                number += 1
+                if len(line) == LONGEST_LINE:
+                    raise InputError(f"{path}:{number}: has more than {LONGEST_LINE} characters; check the file format")
+                yield number, (line.removeprefix("\ufeff") if number == 1 else line).rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}:{number + 1}: is not UTF-8 ({error.reason}); convert the file") from error
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise InputError(
+                f"{path}: the compressed data is truncated or damaged after line {number}; download the file again"
+            ) from error
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def nonempty_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield what `numbered_lines` yields, without the empty lines.
+
+    Raises:
+        InputError: as `numbered_lines`.
+    """
+    return ((number, line) for number, line in numbered_lines(path) if line)
+
+
 def sync(path: Path) -> None:
-    """Return when a file's bytes, or a directory's entries, are on the disk."""
+    """Flush a file, or the entries of a directory, to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

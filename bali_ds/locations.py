@@ -1,7 +1,7 @@
-"""Where shards may lie (a directory, a URL, a command's output), and which of these a stranger may name.
+"""Locations of shards (directory, URL or command), and which of them an untrusted recipe may name.
 
-A recipe that the user wrote may name anything. One that a run directory records may come from anybody: opening what
-it names must neither start a program nor reach further than a plain download.
+A recipe that the user passes may name any location. The recipe recorded in a run directory may come from someone else:
+opening its locations must not run a command or do more than a plain download.
 """
 
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from bali_ds.errors import InputError
 
 COMMAND = "pipe:"
-# fsspec knows others that read local files, chain caches and archives, or expand templates.
+# other fsspec protocols read local files, chain caches and archives, or expand templates
 PLAIN_PROTOCOLS = ("https", "http", "s3", "gs", "hf")
 
 
@@ -17,31 +17,31 @@ def is_remote(location: str) -> bool:
     """Return whether a location is a URL or a command.
 
     Raises:
-        InputError: a command does not say where the name of the file goes.
+        InputError: a command lacks the placeholder {name}.
     """
     if location.startswith(COMMAND) and "{name}" not in location:
-        raise InputError(f"{location}: write {{name}} where the name of the file to read goes")
+        raise InputError(f"{location}: the command lacks the placeholder {{name}} for the file to read")
     return location.startswith(COMMAND) or "://" in location
 
 
 def check_recorded(locations: Iterable[str], file: object) -> None:
-    """Refuse locations that are more than a directory or a plain download.
+    """Check that the locations in a recorded recipe are directories or plain downloads.
 
     Args:
-        locations: shards that a recipe names.
-        file: the recipe, for the message.
+        locations: locations of shards in the recipe.
+        file: path of the recipe, for the message.
 
     Raises:
-        InputError: a location is a command, chains protocols, or has a protocol that is not one of `PLAIN_PROTOCOLS`.
+        InputError: a location is a command, chains protocols, or has a protocol that is not in `PLAIN_PROTOCOLS`.
     """
     for location in locations:
         if location.startswith(COMMAND):
             problem = "is a command"
         elif "::" in location or ("://" in location and location.partition("://")[0] not in PLAIN_PROTOCOLS):
-            problem = f"is not a URL of {', '.join(PLAIN_PROTOCOLS)}"
+            problem = f"is not a plain {', '.join(PLAIN_PROTOCOLS[:-1])} or {PLAIN_PROTOCOLS[-1]} URL"
         else:
             continue
         raise InputError(
-            f"{file}: data.shards: {location!r} {problem} and is not opened on the word of a run directory, which "
-            "anybody may have written; if it is yours, give it on the command line as data.shards=..."
+            f"{file}: data.shards: {location!r} {problem}, and the recipe of a run directory is not trusted; if this "
+            "location is yours, pass it on the command line as data.shards=..."
         )

@@ -1,8 +1,7 @@
-"""Randomness as a pure function of a key: no generator, no state, the same on every machine.
+"""Counter-based random numbers: pure functions of uint64 keys, without state, equal on every machine.
 
-A key is an array of uint64. `derive` folds seeds, epochs, sample numbers and a word that names the purpose into
-keys; everything else reads numbers off keys. The mixing step is the finalizer of SplitMix64
-(Steele, Lea and Flood, OOPSLA 2014).
+`derive` hashes seeds, epochs, sample rows and a word for the purpose into keys; the other functions map keys to random
+values. The mixing step is the finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
 """
 
 import hashlib
@@ -15,7 +14,7 @@ Keys = NDArray[np.uint64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
-# Fewer rounds, or a smaller domain, leave small ranges uneven; these pass a chi-square test at any size.
+# With fewer rounds or a smaller domain, permutations of small ranges fail a chi-square test.
 _ROUNDS = 10
 _SMALLEST_DOMAIN = 64
 
@@ -23,8 +22,8 @@ _SMALLEST_DOMAIN = 64
 def derive(*parts: ArrayLike | str) -> Keys:
     """Return keys from integers, integer arrays (broadcast together) and words.
 
-    Parts are ordered: `derive(a, b)` differs from `derive(b, a)`. The result has the broadcast shape of
-    the parts, at least one dimension, dtype uint64.
+    The order of the parts matters: `derive(a, b)` differs from `derive(b, a)`. The result has dtype uint64, the
+    broadcast shape of the parts, and at least one dimension.
     """
     state = np.zeros(1, np.uint64)
     for part in parts:
@@ -51,28 +50,28 @@ def _mix(values: Keys) -> Keys:
 
 
 def uniform(keys: Keys) -> NDArray[np.float64]:
-    """Return numbers in [0, 1), one a key, with 53 random bits."""
+    """Return one float64 in [0, 1) per key, with 53 random bits."""
     return (keys >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def below(keys: Keys, bounds: ArrayLike) -> NDArray[np.int64]:
-    """Return integers in [0, bound), one a key; a bound of 0 gives 0.
+    """Return one integer in [0, bound) per key, 0 for a bound of 0.
 
-    The bias of a bound b is below b / 2**53.
+    The bias for a bound b is less than b / 2**53.
     """
     return (uniform(keys) * np.asarray(bounds)).astype(np.int64)
 
 
 def choose(keys: Keys, sizes: ArrayLike, count: int) -> NDArray[np.int64]:
-    """Draw `count` distinct positions below each size, uniformly, by Floyd's method on all rows at once.
+    """Sample `count` distinct integers from each range(size) uniformly, by Floyd's algorithm on all rows at once.
 
     Args:
-        keys: uint64 [n], one a row.
-        sizes: int [n], how many there are to choose from.
-        count: how many to draw from each.
+        keys: uint64 [n], one per row.
+        sizes: int [n], sizes of the ranges.
+        count: number of samples per row.
 
     Returns:
-        int64 [n, count]; a row with fewer than `count` to choose from holds all of them in order, then -1.
+        int64 [n, count]; a row with size <= `count` holds the whole range in order, padded with -1.
     """
     sizes = np.broadcast_to(np.asarray(sizes, np.int64), keys.shape)
     everything = np.arange(count)[:, None]
@@ -91,15 +90,15 @@ def choose(keys: Keys, sizes: ArrayLike, count: int) -> NDArray[np.int64]:
 
 
 def permute(positions: ArrayLike, size: int | NDArray[np.int64], keys: Keys) -> NDArray[np.int64]:
-    """Return where each position lies under a keyed permutation of range(size).
+    """Return the image of each position under a keyed permutation of range(size).
 
-    A Feistel network over the next power of two, walked until the result is in range: each position is computed
-    alone, so nothing of length `size` ever exists.
+    A Feistel network over the next power of two is applied until the result is in range (cycle walking), so the memory
+    does not depend on `size`.
 
     Args:
         positions: int [n], each in [0, size).
-        size: the length of the permuted range, one for all or one a position.
-        keys: uint64 [1] or [n]; positions of equal key and size share one permutation.
+        size: length of the permuted range, one for all positions or one per position.
+        keys: uint64 [1] or [n]; positions with equal key and size share one permutation.
     """
     values = np.array(positions, dtype=np.uint64, ndmin=1)
     sizes = np.broadcast_to(np.asarray(size, np.uint64), values.shape)
@@ -113,7 +112,7 @@ def permute(positions: ArrayLike, size: int | NDArray[np.int64], keys: Keys) -> 
 
 
 def _feistel(values: Keys, bits: Keys, rounds: Keys) -> Keys:
-    """Permute numbers of `bits` bits; halves of unequal width change places an even number of times."""
+    """Permute integers of `bits` bits; with an even number of rounds, halves of unequal width end in their places."""
     low = bits >> np.uint64(1)
     right_mask = (np.uint64(1) << low) - np.uint64(1)
     left_mask = (np.uint64(1) << (bits - low)) - np.uint64(1)

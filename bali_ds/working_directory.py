@@ -1,7 +1,7 @@
-"""Temporary directories beside what they are for, and the exchange of two directories in one step.
+"""Temporary directories next to their target, and atomic replacement of directories.
 
-A workspace is named `.bali-ds-` and random digits and holds a record of its owner, which the owner keeps locked. What a
-killed owner left is removed by the next one that works in the same place; no other directory is, whatever its name.
+A workspace is named `.bali-ds-` and random digits and holds a record that its owner keeps locked. A workspace whose
+owner was killed is removed by the next process that makes one in the same parent; other directories are never removed.
 """
 
 import ctypes
@@ -25,13 +25,13 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def temporary_name() -> str:
-    """Return a file name that nobody else has, short enough for every file system."""
+    """Return a random file name, short enough for every file system."""
     return f"{PREFIX}{secrets.token_hex(8)}"
 
 
 @contextmanager
 def workspace(target: Path) -> Iterator[Path]:
-    """Yield a new directory beside `target`, on the same file system, and remove it with all that it holds at the end.
+    """Yield a new directory in the parent of `target`, and remove it with its contents at the end.
 
     Raises:
         OSError: the parent of `target` cannot be written.
@@ -41,9 +41,9 @@ def workspace(target: Path) -> Iterator[Path]:
     path.mkdir()
     try:
         with open(path / _OWNER, "x", encoding="utf-8") as owner:
-            with suppress(OSError):  # a file system without locks: no leftover is ever removed there
+            with suppress(OSError):  # file systems without locks: leftovers are not removed
                 fcntl.flock(owner, fcntl.LOCK_EX)
-            # Written under the lock: a record that nobody locks has a dead owner.
+            # written under the lock, so the owner of an unlocked record is dead
             json.dump({"format": _FORMAT, "host": platform.node(), "target": target.name}, owner)
             owner.flush()
             yield path
@@ -52,13 +52,13 @@ def workspace(target: Path) -> Iterator[Path]:
 
 
 def replace_directory(new: Path, target: Path) -> None:
-    """Put a directory of a workspace in the place of `target`; what was there is in the workspace afterwards.
+    """Move a directory of a workspace to `target`; the old target is in the workspace afterwards.
 
-    A kill at any moment leaves the old directory or the new one under the name of `target`; where the system cannot
-    exchange two directories in one step, the old one comes back when the next workspace is made beside it.
+    A kill at any moment leaves the old or the new directory at `target`. If the system cannot exchange two directories
+    atomically, the old one may be restored only when the next workspace is made in the same parent.
 
     Raises:
-        OSError: the file system refuses.
+        OSError: the file system does not allow it.
     """
     try:
         os.rename(new, target)  # also replaces an empty directory
@@ -70,7 +70,7 @@ def replace_directory(new: Path, target: Path) -> None:
 
 
 def remove_directory(target: Path) -> None:
-    """Remove a directory so that a kill leaves it whole or absent.
+    """Remove a directory atomically: after a kill it is complete or missing.
 
     Raises:
         OSError: it cannot be moved.
@@ -80,7 +80,7 @@ def remove_directory(target: Path) -> None:
 
 
 def _exchanged(one: Path, other: Path) -> bool:
-    """Exchange two directories in one step; False where system or file system cannot."""
+    """Exchange two directories atomically; return False if the system or file system cannot."""
     exchange: Any = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if exchange is None:
         return False
@@ -101,7 +101,7 @@ def _rename_both(new: Path, target: Path) -> None:
     except OSError:
         os.rename(retired, target)
         raise
-    os.rename(retired, new)  # nothing to bring back any more
+    os.rename(retired, new)  # nothing to restore from here on
 
 
 def _remove_leftovers(parent: Path) -> None:
@@ -114,7 +114,7 @@ def _remove_leftovers(parent: Path) -> None:
 def _remove_leftover(path: Path, record: Any) -> None:
     if not isinstance(record, dict) or record.get("format") != _FORMAT:
         return
-    if record.get("host") != platform.node():  # locks of another host may not be seen here
+    if record.get("host") != platform.node():  # locks of other hosts may be invisible here
         return
     retired, target = path / _RETIRED, path.with_name(Path(str(record.get("target"))).name)
     if retired.exists() and not os.path.lexists(target):

@@ -1,13 +1,13 @@
-"""The recipes of launch/recipes/ablations on one budget and the same seeds: what each part is worth.
+"""Ablations: trains the recipes of launch/recipes/ablations with one budget and the same seeds.
 
 python bench/ablations.py [key=value ...] [--data DIR] [--encoder DIR] [--seeds 3] [--ablations joint dual ...]
 python bench/ablations.py --sample --seeds 1 steps=4
 
-Trains each on two CPU ranks, measures linking on the development mentions of MedMentions (with --sample: on the
-queries of the sample data set; encoders in bfloat16) and retrieval on held-out passages, and writes a list of rows to
-bench/results/ablations.json, in which those of other ablations on the same budget stay. A complete run of the same
-recipe is not made again, an interrupted one goes on; key=value change every recipe, in place of a budget of 40 steps
-and three layers, five minutes a run.
+Trains each on two CPU ranks and measures linking on the development mentions of MedMentions (with --sample: on the
+queries of the sample data set; encoders in bfloat16) and retrieval on held-out passages. Writes
+bench/results/ablations.json and keeps the rows of other ablations with the same budget. Complete runs of the same
+recipe are reused, interrupted ones resume. key=value changes every recipe and replaces the default budget of 40 steps
+and three layers, about five minutes per run.
 """
 
 import argparse
@@ -32,14 +32,14 @@ from bali_ds.model.text_encoder import load_text_encoder
 RECIPES = ROOT / "launch" / "recipes" / "ablations"
 SUBSETS = ("all", "unique_not_exact")
 BUDGET = ["steps=40", "text_encoder.layer=3"]
-BASE = "joint"  # always made: every other is compared with it seed by seed
+BASE = "joint"  # always trained: the others are compared with it, seed by seed
 LINKING = "linking.json"
 # 97.5 % points of Student's t, by the number of seeds
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 
 def main() -> None:
-    """Train, measure, print the table."""
+    """Train, evaluate, print the table."""
     names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
     parser = argparse.ArgumentParser(description="Compare the ablations.")
     parser.add_argument("--data", type=Path, default=DATA)
@@ -72,13 +72,13 @@ def main() -> None:
 
 
 def _medmentions(options: argparse.Namespace) -> tuple[Path, tuple[Path, Path], list[str]]:
-    """Return encoder, dictionary and queries, and what changes the recipes."""
+    """Return encoder, dictionary, queries and the changes to the recipes."""
     build(options.data, options.encoder)
     return options.encoder, linking_files(options.data), FAST
 
 
 def _sample() -> tuple[Path, tuple[Path, Path], list[str]]:
-    """Return the same of the sample data set."""
+    """Return the same for the sample data set."""
     built, source = "shards/built/sample", ROOT / "shards/sample"
     rates = ["optimizer.text_learning_rate=1.0e-3", "optimizer.graph_learning_rate=1.0e-3"]
     changes = [f"data.graph={built}/graph", f"data.shards={built}/shards", "precision=fp32", *rates]
@@ -92,11 +92,11 @@ def _train(name: str, overrides: list[str]) -> None:
 
 
 def _untrained(run: Path) -> Encoder:
-    """Return the encoder that a run began with."""
+    """Return the encoder before training."""
     recipe = load_recipe(run / "recipe.yaml")
     settings = recipe.text_encoder
     model = load_text_encoder(settings.path, seed=recipe.seed, layer=settings.layer).encoder
-    return Encoder(model.to(torch.bfloat16), load_tokenizer(settings.path))
+    return Encoder(model.bfloat16(), load_tokenizer(settings.path))
 
 
 def _linking(encoder: Encoder, files: tuple[Path, Path]) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def _row(name: str, kind: str, seeds: int, untrained: dict[str, Any]) -> dict[st
 
 
 def _interval(values: list[float]) -> dict[str, Any]:
-    """Mean and 95 % interval over seeds, none for one alone."""
+    """Mean and 95 % interval over seeds; no interval for a single seed."""
     mean = statistics.fmean(values)
     if len(values) == 1:
         return {"value": mean, "low": None, "high": None}

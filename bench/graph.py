@@ -1,9 +1,9 @@
-"""Measure the concept graph on generated RRF of the shape of the UMLS, against plain dicts and an in-memory CSR.
+"""Compares the concept graph with Python dicts and an in-memory CSR, on generated RRF files of the shape of the UMLS.
 
     python bench/graph.py --scale 0.05
 
-Scale 1 is 4 million concepts, 15 million names and 39 million rows of relations, both directions counted as the
-UMLS does. Rates are by processor time, so that other work on the machine does not count. Everything is written below
+Scale 1 is 4 million concepts, 15 million names and 39 million rows of relations, with a row for each direction as in
+the UMLS. Rates are per processor time, so that other work on the machine does not count. All files are written below
 --folder and removed afterwards.
 """
 
@@ -31,7 +31,7 @@ from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.randomness import derive
 
 FAN_OUT, BATCH, TURNS = 3, 4096, 30
-DICT_NAMES = 500_000  # the names of so many concepts are put into dicts
+DICT_NAMES = 500_000  # number of concepts whose names are put into dicts
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def main() -> None:
         shutil.rmtree(graph)
         if generated:
             shutil.rmtree(rrf)
-        with suppress(OSError):  # somebody else's files are there
+        with suppress(OSError):  # the folder holds other files
             folder.rmdir()
 
 
@@ -84,13 +84,13 @@ def _timed(call: Callable[[], object]) -> float:
 
 
 def _measured_apart(part: str, graph: Path) -> dict[str, object]:
-    """Run one measurement in a fresh process, so that its memory is its own."""
+    """Run one measurement in a new process, so that its memory can be measured."""
     command = [sys.executable, __file__, "--part", part, "--folder", str(graph)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def measure_build(rrf: Path, graph: Path) -> tuple[int, dict[str, object]]:
-    """Build through the command line; rows of MRREL, wall and processor time and peak resident memory of the build."""
+def measure_build(rrf: Path, graph: Path) -> tuple[int, dict[str, float]]:
+    """Build with the command line; return rows of MRREL, wall and processor time and peak resident memory."""
     command = [sys.executable, "-m", "bali_ds", "graph", "build", "--rrf", str(rrf), "--out", str(graph), "--json"]
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -102,7 +102,7 @@ def measure_build(rrf: Path, graph: Path) -> tuple[int, dict[str, object]]:
 
 
 def measure_size(path: Path, rows: int) -> dict[str, object]:
-    """Bytes on disk, an edge and a name; an edge is a row as given, or a fact, which two rows tell."""
+    """Bytes on disk per fact, per row of MRREL (two for each fact) and per name."""
     graph = KnowledgeGraph.open(path)
     size = {file.name.removesuffix(".npy"): file.stat().st_size for file in path.iterdir()}
     edges = sum(size[column] for column in ("edges.offsets", "edges.entries", "kinds.relations", "kinds.sources"))
@@ -122,7 +122,7 @@ def measure_size(path: Path, rows: int) -> dict[str, object]:
 
 
 def opening(path: Path) -> dict[str, object]:
-    """Median of nine openings in one process; the first is apart."""
+    """Time to open the graph: the first, and the median of the next eight in the same process."""
     times = [_timed_ms(path) for _ in range(10)]
     return {"open_first_ms": times[0], "open_median_ms": round(statistics.median(times[1:]), 2)}
 
@@ -134,9 +134,8 @@ def _timed_ms(path: Path) -> float:
 
 
 def sampling(path: Path) -> dict[str, object]:
-    """Concepts a second of processor time of one process, and its private memory, for random concepts in batches."""
-    from bali_ds.graph.neighbor_sampling import sample_neighbors
-    from bali_ds.graph.neighbor_weights import EdgeFilter, WeightedSampler
+    """Concepts per second of processor time of one process, in batches of random concepts, and its private memory."""
+    from bali_ds.graph.neighbor_sampling import EdgeFilter, WeightedSampler, sample_neighbors
 
     before = _private_mib()
     graph = KnowledgeGraph.open(path)
@@ -158,20 +157,20 @@ def sampling(path: Path) -> dict[str, object]:
 
 
 def _private_mib() -> float:
-    """Memory that this process does not share: anonymous pages; mapped columns are the page cache's."""
+    """Memory that this process does not share: anonymous pages, without mapped columns, which are in the page cache."""
     status = Path("/proc/self/status").read_text()
     return round(int(status.partition("RssAnon:")[2].split()[0]) / 1024, 1)
 
 
 def peers(path: Path) -> dict[str, object]:
-    """A dict of lists and torch-geometric's in-memory CSR over the same graph."""
+    """A dict of lists and torch-geometric's in-memory CSR of the same graph."""
     import torch
     from torch_geometric.data import Data
     from torch_geometric.utils.sparse import index2ptr
 
     graph = KnowledgeGraph.open(path)
     offsets = graph.edge_offsets.astype(np.int64)
-    gc.disable()  # nothing here is a cycle, and looking for one among millions of tuples takes minutes
+    gc.disable()  # no cycles exist here, and searching millions of tuples for them takes minutes
     before = _private_mib()
     names = {graph.cui(row): graph.names(row) for row in range(min(DICT_NAMES, graph.num_concepts))}
     name_bytes = (_private_mib() - before) * 2**20 / sum(map(len, names.values()))
@@ -223,7 +222,7 @@ def peers(path: Path) -> dict[str, object]:
 
 
 def _rate(call: Callable[[int], object]) -> int:
-    """Concepts a second of processor time, the median over turns of other concepts each; the first few warm up."""
+    """Concepts per second of processor time: the median over batches of different concepts, after a few to warm up."""
     times = []
     for turn in range(TURNS):
         start = time.process_time()

@@ -1,10 +1,10 @@
-"""Precision and recall of the dictionary linker on corpora with gold links, beside a plain match and published figures.
+"""Precision and recall of the dictionary linker on corpora with gold links, a plain match and published figures.
 
     python bench/linker.py [--graph GRAPH] [--data FOLDER_OF_REAL_DATA]
 
-Gold mentions whose concept is not in the graph are left out. Corpora annotate some semantic types alone, so precision
-is also given over the predictions that overlap a gold mention. The published figures are of other systems with the
-whole UMLS or MeSH as dictionary, on other splits: they tell the order of magnitude, not who is better. Writes
+Gold mentions whose concept is not in the graph are excluded. Corpora annotate only some semantic types, so precision
+is also given for the predictions that overlap a gold mention. The published figures are for other systems, with the
+whole UMLS or MeSH as dictionary, on other splits: they give the order of magnitude, not a comparison. Writes
 bench/results/linker.json.
 """
 
@@ -20,7 +20,7 @@ from unittest.mock import patch
 
 from bali_ds.corpus.concept_resolver import SEMANTIC_TYPES, ConceptResolver
 from bali_ds.corpus.dictionary_linker import DictionaryLinker
-from bali_ds.corpus.disambiguation import Senses
+from bali_ds.corpus.disambiguation import Disambiguator
 from bali_ds.corpus.document import Document, ReadReport
 from bali_ds.corpus.name_index import open_dictionary
 from bali_ds.corpus.readers import read_documents
@@ -49,7 +49,7 @@ PUBLISHED = [
     ("NCBI Disease, mentions", "MetaMap", 0.641, METAMAP),
     ("NCBI Disease, mentions", "MetaMap Lite", 0.725, METAMAP),
 ]
-"""Corpus, system, F1, source. No figure of QuickUMLS on these corpora was to be had."""
+"""Corpus, system, F1, source. No figures of QuickUMLS on these corpora were found."""
 CORPORA = {
     "MedMentions ST21pv train": "corpora/medmentions_st21pv_train.pubtator.txt.gz",
     "BC5CDR train": "corpora/bc5cdr/cui_train.pubtator.txt.gz",
@@ -61,7 +61,7 @@ Linker = Callable[[Sequence[Document]], list[set[Link]]]
 
 
 def plain_linker(graph: KnowledgeGraph) -> Linker:
-    """Longest match of names in small letters at white space and punctuation: no folding, no choice, no stop list."""
+    """Baseline: the longest lowercase name between white space or punctuation, without normalization."""
     names: dict[tuple[str, ...], int] = {}
     longest: dict[str, int] = {}
     for concept in range(graph.num_concepts):
@@ -99,7 +99,7 @@ def _plain_links(text: str, names: dict[tuple[str, ...], int], longest: dict[str
 
 
 def dictionary_linker(linker: DictionaryLinker, resolver: ConceptResolver) -> Linker:
-    """The project's linker."""
+    """The linker of this project."""
 
     def link(documents: Sequence[Document]) -> list[set[Link]]:
         return [_links(document, resolver) for document in linker.link(documents)]
@@ -108,11 +108,11 @@ def dictionary_linker(linker: DictionaryLinker, resolver: ConceptResolver) -> Li
 
 
 def _links(document: Document, resolver: ConceptResolver) -> set[Link]:
-    return {(m.start, m.end, concept) for m in document.mentions for concept in resolver.concepts(m)}
+    return {(m.start, m.end, concept) for m in document.mentions for concept in resolver.resolve(m)}
 
 
 def score(gold: Sequence[set[Link]], found: Sequence[set[Link]]) -> dict[str, float]:
-    """Return precision and recall of exact span and concept, of concepts per document, and where spans overlap gold."""
+    """Return precision and recall of span and concept, of concepts per document, and of spans that overlap gold."""
     hits = sum(len(g & f) for g, f in zip(gold, found, strict=True))
     overlapping = sum(any(a < y and x < b for x, y, _ in g) for g, f in zip(gold, found, strict=True) for a, b, _ in f)
     concepts = [({c for *_, c in g}, {c for *_, c in f}) for g, f in zip(gold, found, strict=True)]
@@ -133,7 +133,7 @@ def score(gold: Sequence[set[Link]], found: Sequence[set[Link]]) -> dict[str, fl
 
 
 def of_group(links: Sequence[set[Link]], graph: KnowledgeGraph, group: str) -> list[set[Link]]:
-    """Keep the links to concepts whose semantic type the graph knows to be of a group."""
+    """Keep the links to concepts whose semantic type belongs to a group."""
     types = SEMANTIC_TYPES[group]
     return [{link for link in own if types.intersection(graph.semantic_types(link[2]))} for own in links]
 
@@ -141,7 +141,7 @@ def of_group(links: Sequence[set[Link]], graph: KnowledgeGraph, group: str) -> l
 def ambiguous_right(
     gold: Sequence[set[Link]], found: Sequence[set[Link]], shared: Sequence[set[tuple[int, int]]]
 ) -> float:
-    """Return the share of right concepts among gold mentions that are found under a name of several concepts."""
+    """Return the accuracy on gold mentions that are found by a name of several concepts."""
     right, total = 0, 0
     for g, f, spans in zip(gold, found, shared, strict=True):
         wanted = {(a, b) for a, b, _ in g} & spans
@@ -151,10 +151,10 @@ def ambiguous_right(
 
 
 def shared_spans(linker: DictionaryLinker, documents: Sequence[Document]) -> list[set[tuple[int, int]]]:
-    """Return the spans of each document whose name several concepts have."""
+    """Return the spans of each document whose name belongs to several concepts."""
     matches = linker._matches([document.text for document in documents])
-    heads, entries = linker._dictionary.offsets, matches.entries
-    many = [heads[entry + 1] - heads[entry] > 1 for entry in entries]
+    heads, rows = linker._name_index.offsets, matches.rows
+    many = [heads[row + 1] - heads[row] > 1 for row in rows]
     spans = list(zip(matches.starts, matches.ends, many, strict=True))
     bounds = matches.documents
     return [{(a, b) for a, b, several in spans[start:end] if several} for start, end in pairwise(bounds)]
@@ -189,7 +189,7 @@ def main() -> None:
 
 
 def measure(graph: KnowledgeGraph, linker: DictionaryLinker, data: Path) -> list[dict[str, Any]]:
-    """Return a row for each corpus and linker; and for each group of types that published figures are about."""
+    """Return a row for each corpus, linker and group of types with published figures."""
     resolver = ConceptResolver(graph)
     plain, whole = plain_linker(graph), dictionary_linker(linker, resolver)
     rows: list[dict[str, Any]] = []
@@ -199,12 +199,12 @@ def measure(graph: KnowledgeGraph, linker: DictionaryLinker, data: Path) -> list
         bare = [Document(document.id, document.text) for document in documents]
         shared = shared_spans(linker, bare)
         for system, link, changes in (
-            ("plain match", plain, {"choose": Senses.choose}),
+            ("plain match", plain, {"choose": Disambiguator.choose}),
             ("bali-ds, name alone", whole, {"choose": lambda _, mentions: [candidates[0] for candidates in mentions]}),
             ("bali-ds, without types", whole, {"types": lambda *_: ()}),
-            ("bali-ds", whole, {"choose": Senses.choose}),
+            ("bali-ds", whole, {"choose": Disambiguator.choose}),
         ):
-            with patch.multiple(Senses, **changes):
+            with patch.multiple(Disambiguator, **changes):
                 start = time.process_time()
                 found = link(bare)
                 seconds = time.process_time() - start

@@ -1,10 +1,10 @@
-"""Speed, memory and recall of the search for the nearest names, against faiss's own exact index.
+"""Speed, memory and recall of nearest-name search, compared with the exact index of faiss.
 
     python bench/linking.py --names 1000000 --queries 1000
 
-Names are unit vectors around centers, as synonyms of concepts are; a query is a name moved a little. Each contestant
-runs in a process of its own, with one thread; CPU seconds, and the most memory resident beside the vectors themselves,
-which are mapped from a file. Recall is the share of queries whose nearest name is found. Writes
+Names are unit vectors around centers, like synonyms of concepts; a query is a name with noise. Each method runs in
+its own process with one thread. Reported are CPU seconds, the peak of resident memory in addition to the vectors,
+which are mapped from a file, and recall, the fraction of queries whose nearest name is found. Writes
 bench/results/linking.json.
 """
 
@@ -26,11 +26,11 @@ from bali_ds.inference.search import InvertedFile, nearest
 
 Vectors = NDArray[np.float32]
 COUNT = 5
-SPREAD = 0.05  # a query's distance from its name, each dimension
+SPREAD = 0.05  # standard deviation of a query's noise in each dimension
 
 
 def main() -> None:
-    """Draw the vectors, run every contestant, print one table, write JSON."""
+    """Generate the vectors, run every method, print one table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--names", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int, default=1000)
@@ -68,7 +68,7 @@ def draw(names: Path, queries: Path, options: argparse.Namespace) -> None:
 
 
 def ours_exact(names: Vectors, queries: Vectors) -> Any:
-    """Blocks of products, nothing built."""
+    """Exact search by blocks of products, without an index."""
     return lambda: nearest(queries, names, COUNT)[0]
 
 
@@ -79,7 +79,7 @@ def ours_approximate(names: Vectors, queries: Vectors) -> Any:
 
 
 def faiss_flat(names: Vectors, queries: Vectors) -> Any:
-    """The exact index of faiss, which copies the vectors."""
+    """Exact index of faiss, which copies the vectors."""
     index = faiss.IndexFlatIP(names.shape[1])
     index.add(np.ascontiguousarray(names))
     return lambda: index.search(queries, COUNT)[1]
@@ -89,7 +89,7 @@ CONTESTANTS = {"ours, exact": ours_exact, "ours, inverted file": ours_approximat
 
 
 def alone(name: str, names: Path, queries: Path) -> dict[str, Any]:
-    """Run one contestant in a fresh process."""
+    """Run one method in a new process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         row: dict[str, Any] = json.loads(pool.apply(run, (name, names, queries)))
     print(f"{name}: done", flush=True)
@@ -97,7 +97,7 @@ def alone(name: str, names: Path, queries: Path) -> dict[str, Any]:
 
 
 def run(name: str, names: Path, queries: Path) -> str:
-    """Return CPU seconds of building and of searching, memory, and what was found, as JSON."""
+    """Return CPU seconds of building and of searching, memory and results as JSON."""
     faiss.omp_set_num_threads(1)
     vectors, asked = np.load(names, mmap_mode="r"), np.load(queries)
     with contextlib.suppress(OSError):
@@ -108,14 +108,14 @@ def run(name: str, names: Path, queries: Path) -> str:
     built = time.process_time()
     found = search()
     searched = time.process_time()
-    # Pages of the mapped file are the system's to drop.
+    # The system can drop pages of the mapped file, so they do not count.
     own = memory("VmHWM") - before - (memory("RssFile") - mapped)
     times = {"build_s": built - start, "search_s": searched - built}
     return json.dumps({**times, "memory_bytes": own, "found": found.tolist()})
 
 
 def memory(what: str) -> int:
-    """Return a line of this process's status in bytes."""
+    """Return a line of /proc/self/status in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(f"{what}:")).split()[1]) * 1024
 

@@ -1,11 +1,11 @@
-"""The real run: MedMentions and a UMLS-keyed graph of open ontologies, both objectives together and each alone.
+"""The real run: MedMentions and a graph of open ontologies with UMLS identifiers, both objectives and each alone.
 
 python bench/medmentions.py [--data DIR] [--encoder DIR] [--variants joint alignment ...]
 
-Builds graph and shards, trains each variant on two CPU ranks with the same seed, measures linking on the development
-mentions before and after, and writes bench/results/medmentions.json, in which other variants stay. Interrupted, it goes
-on where it was. Variants of 1.5 epochs have the same budget; ten to thirty minutes each on two free cores, twice that
-for `joint_long`.
+Builds graph and shards, trains each variant on two CPU ranks with the same seed and measures linking on the
+development mentions before and after. Writes bench/results/medmentions.json and keeps the rows of other variants. An
+interrupted call resumes. Variants of 1.5 epochs have the same budget and take ten to thirty minutes on two idle
+cores, `joint_long` twice that.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from inputs.medmentions import DATA, FAST, ROOT, build, linking, minilm, train
 from bali_ds.files import read_json, write_json
 
 JOINT, RECIPE = (ROOT / "launch/recipes" / path for path in ("ablations/joint.yaml", "medmentions.yaml"))
-VARIANTS: dict[str, tuple[float, list[str]]] = {  # epochs, changes of JOINT
+VARIANTS: dict[str, tuple[float, list[str]]] = {  # epochs, changes to JOINT
     "joint": (1.5, FAST),
     "alignment": (1.5, [*FAST, "objective.masked_language_model.weight=0"]),
     "masked_language_model": (
@@ -27,12 +27,12 @@ VARIANTS: dict[str, tuple[float, list[str]]] = {  # epochs, changes of JOINT
     "joint_synonyms": (1.5, [*FAST, "objective.synonym_alignment.weight=1"]),
     "joint_long": (3, FAST),
     "low_rates": (2, ["objective.masked_language_model.weight=1"]),
-    "recipe": (1.5, FAST),  # of RECIPE
+    "recipe": (1.5, FAST),  # changes to RECIPE
 }
 
 
 def main() -> None:
-    """Build, train, measure, print the table."""
+    """Build, train, evaluate, print the table."""
     parser = argparse.ArgumentParser(description="Train on MedMentions and measure linking before and after.")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--encoder", type=Path, default=minilm())

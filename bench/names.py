@@ -1,8 +1,9 @@
-"""What a step costs by how names become vectors, and without the parts that an objective of weight 0 needs.
+"""Cost of a step by the setting of `graph_encoder.names`, and without the parts that an objective of weight 0 needs.
 
 python bench/names.py [--recipe FILE] [--passages 16] [--steps 3] [key=value ...]
 
-One process, forward and backward on the same batches, CPU seconds, medians; writes bench/results/names.json.
+Runs forward and backward passes on the same batches in one process. Reports medians of CPU seconds and writes
+bench/results/names.json.
 """
 
 import argparse
@@ -59,7 +60,7 @@ def _measured(options: argparse.Namespace, changes: list[str]) -> dict[str, Any]
     seconds = []
     for step in islice(loader, options.steps + 1):
         begin = time.process_time()
-        loss, _ = aligner(step.chunks)
+        loss, _ = aligner(step.micro_batches)
         loss.backward()
         aligner.zero_grad(set_to_none=True)
         seconds.append(time.process_time() - begin)

@@ -1,11 +1,11 @@
-"""Planned memory of a rank against the peak of real training: five configurations, two CPU ranks each.
+"""Planned memory of a rank compared with the peak of training: five configurations, two CPU ranks each.
 
     python bench/plan.py
 
-A rank's peak resident memory, less that of a run with next to no model, stands against the planned peak. The C
-library is told to give freed memory back, so that what is resident is what is in use. oneDNN, which multiplies bf16
-matrices on CPUs, is told to keep no kernels: it compiles some for every new shape, 3 to 4 MiB for a linear layer, and
-keeps them for 1,024 shapes, more than these models themselves take.
+The planned peak is compared with a rank's peak resident memory minus that of a run with a minimal model. The C
+library is configured to return freed memory, so that resident memory is memory in use. oneDNN, which multiplies bf16
+matrices on CPUs, is configured not to cache kernels: it compiles 3 to 4 MiB of them for every new shape of a linear
+layer and caches 1,024 shapes, which is more than these models need.
 """
 
 import json
@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).parents[1]
 RANKS = 2
 STEPS = 3
 TOLERANCE = 0.15
-# Runs training as a rank does, then says how much memory this process ever had.
+# Trains as one rank, then prints the peak memory of this process.
 RANK = """
 import resource, sys
 from pathlib import Path
@@ -48,7 +48,7 @@ class Case:
     deepspeed: str
 
 
-# width 16 stands for no model: what libraries, data and the loader take
+# Width 16 measures libraries, data and the loader.
 EMPTY = Case(16, 1, 8, 1, "fp32", "zero1")
 CASES = (
     Case(512, 4, 128, 1, "fp32", "zero0"),
@@ -70,7 +70,7 @@ def make_data(folder: Path) -> None:
 
 
 def make_recipe(case: Case, folder: Path) -> Recipe:
-    """Return the recipe of a case; its encoder is a BERT without weights and with the sample's tokenizer."""
+    """Return the recipe of a case. Its encoder is a BERT without weights, with the tokenizer of the sample."""
     encoder = folder / f"encoder-{case.width}-{case.layers}"
     if not encoder.exists():
         encoder.mkdir()

@@ -1,10 +1,10 @@
-"""Questions that the graph answers: an untrained and an aligned encoder beside a graph embedding and no pruning.
+"""Questions about the graph: an untrained and an aligned encoder, a graph embedding, and no pruning.
 
 python bench/questions.py [--data DIR] [--encoder DIR] [--epochs 0.5] [--hops 500] [--context 100]
 
-A twentieth of the graph's pairs is held out: the encoder is aligned on a graph without them (joint objective,
-MedMentions, two CPU ranks), a head on its frozen vectors learns from questions about the others and is asked about
-them. Writes bench/results/questions.json; interrupted, training goes on where it was.
+A twentieth of the graph's pairs is held out. The encoder is aligned on a graph without them (joint objective,
+MedMentions, two CPU ranks). A head on its frozen vectors is trained on questions about the other pairs and tested on
+the held-out ones. Writes bench/results/questions.json. Interrupted training resumes.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from typing import Any
 
 from inputs.medmentions import DATA, FAST, ROOT, bali_ds, build, minilm, train
 
-from bali_ds.evaluation.held_out_facts import draw_held_out
+from bali_ds.evaluation.graph_questions import sample_held_out
 from bali_ds.files import write_json
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 
@@ -23,7 +23,7 @@ HELD_OUT = BUILT / "held_out.tsv"
 
 
 def main() -> None:
-    """Build, train, ask, print the tables."""
+    """Build, train, evaluate, print the tables."""
     parser = argparse.ArgumentParser(description="Ask questions that the graph answers.")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--encoder", type=Path, default=minilm())
@@ -35,7 +35,7 @@ def main() -> None:
     if not whole.exists():
         bali_ds("graph", "build", "--rrf", options.data / "kg/kg_ext_umls_rrf", "--out", whole)
     if not HELD_OUT.exists():
-        draw_held_out(KnowledgeGraph.open(whole), HELD_OUT, share=0.05, seed=0)
+        sample_held_out(KnowledgeGraph.open(whole), HELD_OUT, fraction=0.05, seed=0)
     build(options.data, options.encoder, BUILT, held_out=HELD_OUT)
     models = {"untrained": options.encoder, "aligned": _aligned(options)}
     results: dict[str, Any] = {"epochs": options.epochs}
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def _aligned(options: argparse.Namespace) -> Path:
-    """Return the encoder aligned without the facts held out."""
+    """Return the encoder aligned without the held-out facts."""
     name = "questions-aligned"
     changes = [f"name={name}", f"text_encoder.path={options.encoder}", f"epochs={options.epochs}", *FAST]
     data = [f"data.graph={BUILT}/graph", f"data.shards={BUILT}/shards"]

@@ -1,10 +1,10 @@
-"""Abstracts a second and core from MEDLINE XML to shard samples, dictionary linking against a million names.
+"""Abstracts per second and core, from MEDLINE XML to shard samples linked with a dictionary of a million names.
 
     python bench/shards.py [--graph GRAPH] [--data FOLDER_OF_REAL_DATA] [--tokenizer NAME]
 
-The XML is made of real citation records with the titles and abstracts of MedMentions; the graph is the given one with
-made-up names of its own words added, no two alike. Times are CPU seconds of one process that has read as many other
-abstracts before (a file of the PubMed baseline holds 30,000). Writes bench/results/shards.json.
+The XML has real citation records with the titles and abstracts of MedMentions. The graph is the given one with distinct
+names added that are composed of its own words. Times are CPU seconds of one process that has already read as many other
+abstracts (a file of the PubMed baseline holds 30,000). Writes bench/results/shards.json.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -37,7 +37,8 @@ from bali_ds.graph.builder import build_graph
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.tables import TableSource
 from bali_ds.shards import part
-from bali_ds.shards.part import BuildSettings, Corpus, PartTask, make_part
+from bali_ds.shards.build_settings import BuildSettings, Corpus
+from bali_ds.shards.part import PartTask, build_part
 from bali_ds.shards.sample import Sample
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +54,7 @@ STAGES: dict[str, tuple[Any, str]] = {
 
 
 def write_medline(path: Path, data: Path, first: int, documents: int) -> None:
-    """Write real citation records whose titles and abstracts are those of MedMentions, from the first one given."""
+    """Write real citation records with titles and abstracts of MedMentions, starting with number `first`."""
     sample = (data / "pubmed_xml" / "medsamp2006.xml").read_text(encoding="utf-8")
     records = [record for record in sample.split("<MedlineCitation ")[1:] if "<AbstractText>" in record]
     corpus = data / "corpora" / "medmentions_st21pv_train.pubtator.txt.gz"
@@ -76,7 +77,7 @@ def _replace(record: str, tag: str, text: str) -> str:
 
 
 def write_graph(out: Path, graph: KnowledgeGraph, names: int) -> KnowledgeGraph:
-    """Build the given graph with names of two to five of its own words added until there are `names`."""
+    """Build the given graph with names of two to five of its own words added, up to `names` in all."""
     draw = random.Random(1)
     words = [word for number in range(graph.num_names) for word in graph.name(number).split() if word.isalpha()]
     extra = -(-(names - graph.num_names) // graph.num_concepts)
@@ -111,17 +112,17 @@ def _new_names(draw: random.Random, words: list[str], taken: set[str], count: in
 
 
 def cpu_seconds(before: PartTask, task: PartTask, target: Path) -> float:
-    """Return what one part takes in a process that has made the one before and nothing else."""
+    """Return the cost of one part in a process that has made only the part before."""
     part._tools.cache_clear()
-    make_part(before, target)
+    build_part(before, target)
     start = time.process_time()
-    make_part(task, target)
+    build_part(task, target)
     return time.process_time() - start
 
 
 def stages(before: PartTask, task: PartTask, target: Path) -> dict[str, float]:
-    """Return the CPU seconds of each stage of one part and, as "rest", of all else."""
-    spent: Counter[str] = Counter()
+    """Return the CPU seconds of each stage of one part, and of everything else as "rest"."""
+    spent: defaultdict[str, float] = defaultdict(float)
 
     def timed(stage: str, function: Any) -> Any:
         def run(*arguments: Any) -> Any:
@@ -142,12 +143,16 @@ def stages(before: PartTask, task: PartTask, target: Path) -> dict[str, float]:
         for stage, (owner, name) in STAGES.items():
             patches.enter_context(patch.object(owner, name, timed(stage, getattr(owner, name))))
         part._tools.cache_clear()
-        make_part(before, target)
+        build_part(before, target)
         spent.clear()
         start = time.process_time()
-        make_part(task, target)
+        build_part(task, target)
         total = time.process_time() - start
-    return {"read XML": spent["read XML"], **{stage: spent[stage] for stage in STAGES}, "rest": total - spent.total()}
+    return {
+        "read XML": spent["read XML"],
+        **{stage: spent[stage] for stage in STAGES},
+        "rest": total - sum(spent.values()),
+    }
 
 
 def main() -> None:
@@ -202,7 +207,7 @@ def main() -> None:
 
 
 def given_graph(path: Path | None, data: Path, folder: Path) -> KnowledgeGraph:
-    """Open the graph, or build the one of the real data."""
+    """Open the graph, or build it from the real data."""
     if path is None:
         path = folder / "given"
         tables = data / "kg" / "kg_ext_umls"

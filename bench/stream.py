@@ -1,10 +1,10 @@
-"""Samples a second of CPU time to a ready batch, beside other loaders; start-up, resume, padding and shuffle quality.
+"""Samples per CPU second, compared with other loaders; time to start and to resume, padding, shuffle quality.
 
     python bench/stream.py [--shards SHARDS --graph GRAPH] [--batch 256] [--repeats 3]
 
-Without shards the sample data set is built. Everything runs in one process and one thread, as one worker does; CPU time
-is the process's own, a median of repeats. Peers read the same samples and collate them in the plain style
-(peers/plain.py), torch-geometric excepted, whose Data objects are ready beforehand. Writes bench/results/stream.json.
+Without shards the sample data set is built. Each loader runs in one process and one thread, like one worker; CPU
+times are medians of repeats. The other loaders read the same samples and collate them in plain Python
+(peers/plain.py), except torch-geometric, whose Data objects are made in advance. Writes bench/results/stream.json.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def sample_data(folder: Path) -> tuple[Path, Path]:
 
 
 def samples_a_second(epoch: Callable[[], Iterator[Any]], size: int, repeats: int) -> float:
-    """Median over epochs of samples a second of this process's CPU time."""
+    """Samples per second of this process's CPU time, median over epochs."""
     rates = []
     for _ in range(repeats):
         print(".", end="", file=sys.stderr, flush=True)
@@ -65,13 +65,13 @@ def samples_a_second(epoch: Callable[[], Iterator[Any]], size: int, repeats: int
 
 
 def own_epoch(shards: ShardSet, graph: KnowledgeGraph, size: int, micro_batches: int) -> Callable[[], Iterator[Any]]:
-    """Epochs of this project's loader."""
+    """Epochs of the loader of this project."""
     loader = Loader(shards, graph, SETTINGS, global_batch=size, micro_batches=micro_batches)
     return lambda: islice(loader, loader.steps_per_epoch)
 
 
 def worker_rate(shards: ShardSet, graph: KnowledgeGraph, size: int) -> dict[str, float]:
-    """Samples a second of CPU time of one worker process, pipe included, and of the process that receives."""
+    """Samples per CPU second of one worker process, pipe included, and of the process that receives."""
     spent = []
     for steps in (50, 250):
         before, own = resource.getrusage(resource.RUSAGE_CHILDREN), time.process_time()
@@ -86,19 +86,19 @@ def worker_rate(shards: ShardSet, graph: KnowledgeGraph, size: int) -> dict[str,
 
 
 def padding(shards: ShardSet, graph: KnowledgeGraph, size: int) -> float:
-    """Share of token positions, passages and names together, that are padding."""
+    """Fraction of the token positions of passages and names that are padding."""
     steps = BatchSampler(shards, graph, SETTINGS, RankSlice(size), Position())
     blocks = [
         block
         for number in range(10)
         for name in ("passages", "names")
-        for block in steps[number].micro_batches[0][name]
+        for block in getattr(steps[number].micro_batches[0], name)
     ]
     return padding_share(tuple(blocks))
 
 
 def resume_seconds(shards: ShardSet, graph: KnowledgeGraph, size: int) -> dict[str, float]:
-    """Wall time from making a loader to its first batch, by how far into the epoch it begins; then CPU time."""
+    """Wall time and CPU time from creating a loader to its first batch, by position in the epoch."""
     total = len(shards.split("train"))
     found = {}
     for share in (0.0, 0.5, 0.95):
@@ -114,7 +114,7 @@ def resume_seconds(shards: ShardSet, graph: KnowledgeGraph, size: int) -> dict[s
 
 
 def large_set(shards: ShardSet, folder: Path, samples: int, shard_samples: int) -> ShardSet:
-    """A shard set of so many samples whose tars are holes; the sample table is written in full."""
+    """A shard set of a given number of samples with sparse tars and a complete sample table."""
     folder.mkdir()
     for name in ("names.tokens.npy", "names.offsets.npy"):
         (folder / name).symlink_to((shards.path / name).resolve())
@@ -137,7 +137,7 @@ def large_set(shards: ShardSet, folder: Path, samples: int, shard_samples: int) 
 def start_up_seconds(
     shards: ShardSet, graph: KnowledgeGraph, folder: Path, samples: int, size: int
 ) -> dict[str, float]:
-    """Wall time to open a large set, and from there to the sample rows of a step in mid-epoch."""
+    """Wall time to open a large set, and to find the sample rows of a step in mid-epoch."""
     path = large_set(shards, folder, samples, 4096).path
     begin = time.monotonic()
     large = ShardSet.open(path)
@@ -173,7 +173,7 @@ def shuffle_quality(samples: int, shard_samples: int, window: int, batch: int) -
 
 
 def buffered(size: int, shard_samples: int, buffer: int, generator: np.random.Generator) -> np.ndarray:
-    """The order of one reader: shards permuted, then a shuffle buffer."""
+    """The order of one reader with permuted shards and a shuffle buffer."""
     shards = generator.permutation(size // shard_samples)
     source = (shards[:, None] * shard_samples + np.arange(shard_samples)).ravel()
     held, out = source[:buffer].copy(), np.empty(size, np.int64)
@@ -186,7 +186,7 @@ def buffered(size: int, shard_samples: int, buffer: int, generator: np.random.Ge
 
 
 def measure(shards: ShardSet, graph: KnowledgeGraph, folder: Path, size: int, repeats: int) -> dict[str, Any]:
-    """Every figure, keyed by what it is."""
+    """All figures by name."""
     collate = PlainCollator(shards, graph, SETTINGS.fan_out)
     peers = {
         "webdataset": lambda: loaders.web_dataset(shards, size, collate),
@@ -201,13 +201,13 @@ def measure(shards: ShardSet, graph: KnowledgeGraph, folder: Path, size: int, re
     small = own_epoch(shards, graph, 32, 1)
     epochs |= {name: loaders.available(make) for name, make in peers.items()}
     bytes_a_sample = sum(shard.bytes for shard in shards.shards) / len(shards.samples)
-    rates = {name: samples_a_second(epoch, size, repeats) for name, epoch in epochs.items() if epoch}
+    rates = {name: samples_a_second(epoch, size, repeats) for name, epoch in epochs.items() if epoch is not None}
     rates["bali-ds, steps of 32"] = samples_a_second(small, 32, repeats)
     table = {
         name: {"samples_a_second": rate, "megabytes_a_second": rate * bytes_a_sample / 1e6}
         for name, rate in rates.items()
     }
-    table |= {name: {} for name, epoch in epochs.items() if not epoch}
+    table |= {name: {} for name, epoch in epochs.items() if epoch is None}
     return {
         "samples": len(shards.split("train")),
         "batch": size,
@@ -221,7 +221,7 @@ def measure(shards: ShardSet, graph: KnowledgeGraph, folder: Path, size: int, re
 
 
 def report(figures: dict[str, Any]) -> None:
-    """Print the figures as one table."""
+    """Print all figures as one table."""
     print(f"{'CPU time, batch ' + str(figures['batch']):40} {'samples/s':>10} {'MB/s':>7}")
     for name, row in figures["loaders"].items():
         rate = f"{row['samples_a_second']:10,.0f} {row['megabytes_a_second']:7.1f}" if row else "not installed"

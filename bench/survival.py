@@ -1,13 +1,13 @@
-"""Interrupts runs and resumes them: losses and weights after 200 steps must be those of an uninterrupted run.
+"""Interrupts and resumes runs: losses and weights after 200 steps must equal those of an uninterrupted run.
 
     python bench/survival.py --kills 100 --terms 20 --full-disks 20
 
-Any process is killed with -9: a rank, a loader worker, the launcher; also in the middle of a save. SIGTERM goes to the
-launcher and to ranks, also during validation and during a save; each must leave a complete checkpoint, the right exit
-status and no process. Disks are full now and then, or for good from some step on: the first costs time, the second ends
-the run with a status of its own, and with room again it resumes. The model is tiny, and ranks are forks of one process
-that has imported everything, under a launcher that does as DeepSpeed's does (`tests/system` has the real one): a start
-takes a second instead of ten.
+kill -9 hits ranks, loader workers and the launcher, also in the middle of a save. SIGTERM is sent to the launcher and
+to ranks, also during validation and during a save; each must leave a complete checkpoint, the right exit status and
+no process. Disks are full temporarily, or permanently from some step on: the first costs time, the second ends the
+run with its own status, and the run resumes when there is space again. The model is tiny, and ranks are forks of one
+process that has imported everything, under a launcher that behaves like DeepSpeed's (`tests/system` uses the real
+one), so that a start takes one second instead of ten.
 """
 
 import argparse
@@ -50,12 +50,12 @@ STAGES = (1, 2, 3)
 EVERY = 10
 GRACE = 5.0
 PATIENCE = 300.0
-# The share of writes that fail on a disk that is full now and then: about half of all checkpoints.
+# Fraction of writes that fail on a temporarily full disk: about half of all checkpoints.
 FAILING = 0.2
 
 
 def make_data(folder: Path) -> None:
-    """Build graph and shards of the sample, and an encoder as small as will go."""
+    """Build graph and shards of the sample, and a minimal encoder."""
     source = REPOSITORY / "shards/sample"
     bali_ds(["graph", "build", "--rrf", str(source), "--out", str(folder / "graph")])
     bali_ds([
@@ -69,7 +69,7 @@ def make_data(folder: Path) -> None:
 
 
 def make_recipe(folder: Path, name: str, stage: int, steps: int, retry_minutes: float) -> Recipe:
-    """Return the recipe of a run, with dropout and all that is random."""
+    """Return the recipe of a run, with dropout."""
     return Recipe.model_validate(
         {
             "name": name,
@@ -88,8 +88,18 @@ def make_recipe(folder: Path, name: str, stage: int, steps: int, retry_minutes: 
     )
 
 
+def fails_sometimes(draw: random.Random) -> Callable[[int], bool]:
+    """Return a function that says for each write whether a temporarily full disk fails it."""
+    return lambda _: draw.random() < FAILING
+
+
+def fails_after(last: int) -> Callable[[int], bool]:
+    """Return a function that says whether a disk is full that has no space for checkpoints after a step."""
+    return lambda step: step > last
+
+
 def failing_disk(fails: Callable[[int], bool]) -> None:
-    """Let this process's writes of checkpoint files fail; `fails` gets the step."""
+    """Make this process's writes of checkpoint files fail for the steps for which `fails` returns true."""
     write = TorchCheckpointEngine.save
 
     def save(engine: TorchCheckpointEngine, state: object, path: str) -> None:
@@ -109,7 +119,7 @@ def rank(recipe: Recipe, log: Path, fails: Callable[[int], bool] | None) -> int:
     os.dup2(output, 1)
     os.dup2(output, 2)
     evaluating = recipe.directory / "evaluating"
-    validate = loop.validate
+    validate = loop.Validator.validate
 
     def marked_validate(*arguments: object) -> dict[str, float]:
         evaluating.touch()
@@ -118,7 +128,7 @@ def rank(recipe: Recipe, log: Path, fails: Callable[[int], bool] | None) -> int:
         finally:
             evaluating.unlink(missing_ok=True)
 
-    loop.validate = marked_validate  # type: ignore[assignment]
+    loop.Validator.validate = marked_validate  # type: ignore[method-assign,assignment]
     try:
         loop.train(recipe)
     except RunEnded as ended:
@@ -128,7 +138,7 @@ def rank(recipe: Recipe, log: Path, fails: Callable[[int], bool] | None) -> int:
 
 
 def launcher(recipe: Recipe, log: Path, fails: Callable[[int], bool] | None) -> int:
-    """Start the ranks and end them all when one fails; return the first failure."""
+    """Start the ranks, end all when one fails, and return the first failure."""
     os.setsid()
     ranks = set(fork_ranks(RANKS, rank, recipe, log, fails))
     failure, ended_at = 0, None
@@ -328,11 +338,11 @@ class Trial:
             last_room, chances = self.draw.randrange(self.steps), random.Random(self.draw.random())
             if now_and_then := turn % 2 == 0:
                 recipe = self.recipe(stage)
-                job = self.start(recipe, lambda _, chances=chances: chances.random() < FAILING)
+                job = self.start(recipe, fails_sometimes(chances))
                 good = job.wait() and job.status == 0
             else:
                 recipe = self.recipe(stage, retry_minutes=0.02)
-                job = self.start(recipe, lambda step, last_room=last_room: step > last_room)
+                job = self.start(recipe, fails_after(last_room))
                 good = job.wait() and job.status == NOT_SAVED and not self.last_checkpoint(recipe).exists()
                 job = self.start(recipe)
                 good = job.wait() and job.status == 0 and good

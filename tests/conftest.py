@@ -1,4 +1,4 @@
-"""What tests of several rooms share: real data where there is any, a small tokenizer, a small graph."""
+"""Fixtures that tests of several folders share: real data, a small tokenizer, a small graph, the sample data set."""
 
 import json
 import os
@@ -19,6 +19,8 @@ from bali_ds.graph.builder import build_graph
 from bali_ds.graph.tables import TableSource
 
 REPOSITORY = Path(__file__).parents[1]
+TIMEOUT_FACTOR = float(os.environ.get("BALI_TIMEOUT_FACTOR", "1"))
+"""Factor of every time limit in the tests. Limits suit two idle cores; a busy or slow machine needs a larger factor."""
 CONCEPTS = 60
 """Concepts C0000000 to C0000059; C0000000 is a hub."""
 
@@ -28,6 +30,14 @@ _TEXT = (
     "human gene expression levels response insulin diabetes cancer tumour necrosis pathway signal bone marrow"
 )
 WORDS = _TEXT.split(" ")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Multiply the time limit of each test by `TIMEOUT_FACTOR`."""
+    for item in items:
+        mark = item.get_closest_marker("timeout")
+        seconds = float(mark.args[0] if mark else config.getini("timeout"))
+        item.add_marker(pytest.mark.timeout(TIMEOUT_FACTOR * seconds), append=False)
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +72,7 @@ def concept_names() -> dict[str, list[str]]:
 
 @pytest.fixture(scope="session")
 def graph_directory(tmp_path_factory, concept_names) -> Path:
-    """A graph of 60 concepts: a hub, a chain, random facts of three relations, one isolated concept."""
+    """A graph of 60 concepts: a hub, a chain, random facts of three relations, and one isolated concept."""
     draw = random.Random(7)
     folder = tmp_path_factory.mktemp("graph")
     cuis = list(concept_names)
@@ -90,7 +100,7 @@ class Sample:
     encoder: Path
 
     def recipe(self, runs: Path, **changes: object) -> Recipe:
-        """A recipe for a run on the sample; keys of `changes` replace whole sections."""
+        """Return a recipe for a run on the sample; `changes` replaces whole sections."""
         values = {
             "name": "run",
             "runs": runs,
@@ -120,7 +130,7 @@ def sample(tmp_path_factory) -> Sample:
 
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory) -> Path:
-    """The sample's encoder, made as small as will go: a step takes milliseconds."""
+    """The sample's encoder, reduced to one layer of width 16: a step takes milliseconds."""
     directory = tmp_path_factory.mktemp("tiny") / "encoder"
     shutil.copytree(REPOSITORY / "shards/sample/encoder", directory)
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -130,7 +140,10 @@ def tiny_encoder(tmp_path_factory) -> Path:
 
 
 def run_ranks(world_size: int, script: Path, *arguments: object, timeout: float = 240) -> str:
-    """Run a script as the ranks of one job; return what they printed, fail where one fails or hangs."""
+    """Run a script as the ranks of one job; return what they printed, fail where one fails or hangs.
+
+    `timeout` is in seconds on an idle machine; `TIMEOUT_FACTOR` multiplies it.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -147,7 +160,7 @@ def run_ranks(world_size: int, script: Path, *arguments: object, timeout: float 
         for rank in range(world_size)
     ]
     try:
-        said = [rank.communicate(timeout=timeout)[0] for rank in ranks]
+        said = [rank.communicate(timeout=TIMEOUT_FACTOR * timeout)[0] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

@@ -1,4 +1,4 @@
-"""Ranks as forks of one process that has imported everything, so that a job starts in a second."""
+"""Ranks as forks of one process that has imported everything, so that a job starts within a second."""
 
 import os
 import socket
@@ -7,19 +7,19 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-# What a rank needs; nothing here starts a thread, so that forking stays safe.
+# Imports all that a rank needs. Nothing here starts a thread, so that forking is safe.
 import bali_ds.training.trainer
 
 
 def free_port() -> int:
-    """Return a port of this host that nobody listens on."""
+    """Return a port of this host that is not in use."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
 
 
 def fork(function: Callable[..., Any], *arguments: Any) -> int:
-    """Run a function in a new process, whose exit status is what it returns; return the process id."""
+    """Run a function in a new process and return its process id. What the function returns is the exit status."""
     process = os.fork()
     if process:
         return process

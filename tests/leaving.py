@@ -1,4 +1,4 @@
-"""How a rank of a test ends."""
+"""Ends a rank of a test."""
 
 import os
 import sys
@@ -6,10 +6,10 @@ from typing import NoReturn
 
 
 def leave() -> NoReturn:
-    """End this process as a success, without the interpreter's tearing down.
+    """End this process with status 0, without shutting down the interpreter.
 
-    Threads of the process groups may still be ending; an ordinary exit aborts now and then ("terminate called without
-    an active exception").
+    Threads of the process groups may still be running, and then an ordinary exit sometimes aborts ("terminate called
+    without an active exception").
     """
     sys.stdout.flush()
     sys.stderr.flush()

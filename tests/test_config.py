@@ -57,7 +57,7 @@ def test_wrong_values_get_one_line(recipe_file, override, message):
     assert "\n" not in str(caught.value)
 
 
-def test_flash_attention_wants_half_precision(recipe_file):
+def test_flash_attention_needs_half_precision(recipe_file):
     chosen = "text_encoder.attention=flash_attention_2"
     assert load_recipe(recipe_file, [chosen]).precision == "bf16"
     with pytest.raises(InputError, match="flash_attention_2 needs half precision; set precision to bf16"):
@@ -65,7 +65,7 @@ def test_flash_attention_wants_half_precision(recipe_file):
 
 
 @pytest.mark.parametrize("text", ["- a\n", "a: [1\n", ""])
-def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
+def test_a_file_that_is_not_a_mapping_is_refused(tmp_path, text):
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match=r"recipe\.yaml"):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bali_ds import workspace
+from bali_ds import working_directory
 from bali_ds.cli import main
 from bali_ds.corpus.name_index import open_dictionary
 from bali_ds.directories import Output, published_directory
@@ -196,13 +196,13 @@ class TestLeftovers:
 KILLS = """
 import json, os, sys
 from pathlib import Path
-from bali_ds import workspace
+from bali_ds import working_directory
 from bali_ds.directories import Output, published_directory
 
 NOTES = Output("a set of notes", "notes.json", ("kind",), ())
 OPERATIONS = "open os.rename os.mkdir os.remove os.rmdir os.listdir os.scandir ctypes.dlsym".split()
 if sys.argv[2] == "two renames":
-    workspace._exchanged = lambda one, other: False
+    working_directory._exchanged = lambda one, other: False
 
 def publish(text):
     with published_directory(out, NOTES) as directory:
@@ -233,7 +233,7 @@ while status == 9:
     status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     if sys.argv[2] == "exchange":
         kinds.add(kind())
-    with workspace.workspace(out):
+    with working_directory.workspace(out):
         kinds.add(kind())
     publish("newest")
     assert kind() == "newest"
@@ -261,7 +261,7 @@ def test_two_directories_are_exchanged_in_one_step_here(tmp_path):
     for folder in (one, other):
         folder.mkdir()
         (folder / folder.name).touch()
-    assert workspace._exchanged(one, other)
+    assert working_directory._exchanged(one, other)
     assert (one / "other").exists()
     assert (other / "one").exists()
 

@@ -1,13 +1,18 @@
-"""The floors of the house: who may import whom, and what must start without torch."""
+"""Rules of the repository: who may import whom, unique names, pinned versions, plain words, documents that are true."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
-PACKAGE = Path(__file__).parents[1] / "bali_ds"
+import bali_ds
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "bali_ds"
 FLOORS = {
     "errors": -4, "working_directory": -3, "files": -2, "directories": -1, "locations": -1, "randomness": -1,
     "distributed": -1,
@@ -19,6 +24,7 @@ FLOORS = {
     "model": 5,
     "inference": 6, "doctor": 6,
     "planning": 7, "evaluation": 7,
+    "library_internals": 7,
     "checkpoint": 8,
     "training": 9,
     "export": 10,
@@ -105,15 +111,111 @@ def test_help_starts_without_torch():
     assert done.stdout.strip() == "False"
 
 
-def test_every_direct_dependency_is_pinned():
-    root = PACKAGE.parent
-    lines = (root / "constraints.txt").read_text().splitlines()
-    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
-    calls = [node for node in ast.walk(ast.parse((root / "setup.py").read_text())) if isinstance(node, ast.Call)]
+def setup_arguments():
+    calls = [node for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(node, ast.Call)]
     setup = next(call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "setup")
-    values = {word.arg: word.value for word in setup.keywords}
-    needed = set(ast.literal_eval(values["install_requires"]))
-    for names in ast.literal_eval(values["extras_require"]).values():
-        needed.update(names)
-    names = {name.split(";")[0].lower() for name in needed}
-    assert names - {"triton"} <= pinned  # a GPU's torch wants a version of its own
+    return {word.arg: word.value for word in setup.keywords}
+
+
+def test_every_direct_dependency_is_pinned_within_its_range():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pinned = dict(line.split("==") for line in lines)
+    pinned = {name.lower().replace("_", "-"): version for name, version in pinned.items()}
+    arguments = setup_arguments()
+    needed = [*ast.literal_eval(arguments["install_requires"])]
+    assert all(Requirement(text).specifier for text in needed)
+    for texts in ast.literal_eval(arguments["extras_require"]).values():
+        needed += texts
+    for requirement in map(Requirement, needed):
+        if requirement.name != "triton":  # a GPU's torch brings the version that it wants
+            assert requirement.specifier.contains(pinned[requirement.name.lower()]), requirement
+
+
+def test_the_version_has_one_source():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {bali_ds.__version__}\n" in citation
+    assert f"\n## {bali_ds.__version__} " in (ROOT / "CHANGELOG.md").read_text()
+    script = subprocess.run(
+        [sys.executable, "setup.py", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert script.stdout.splitlines()[-1] == bali_ds.__version__
+
+
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "ds_configs/README.md", ROOT / "shards/README.md"]
+)
+TOP_FOLDERS = "bali_ds|bench|docs|ds_configs|launch|shards|tests"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_documents_name_files_that_exist(document):
+    text = document.read_text()
+    named = re.findall(rf"[\s`(]((?:{TOP_FOLDERS})/[\w./-]*\w)", text)
+    named += re.findall(rf"\]\((?:\.\./)*((?:{TOP_FOLDERS})/[\w./-]*\w)\)", text)
+    missing = {name for name in named if not name.startswith("shards/built/") and not (ROOT / name).exists()}
+    linked = re.findall(r"\]\((?!https?:|#)([\w./-]+)\)", text)
+    missing |= {name for name in linked if not (document.parent / name).exists()}
+    assert missing == set()
+
+
+def test_the_walk_of_the_contributors_guide_names_what_its_files_define():
+    rows = re.findall(
+        r"^\| `(bali_ds/[\w/]+\.(?:py|c))` \| (.+?) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE
+    )
+    assert len(rows) > 15
+    for path, names in rows:
+        source = (ROOT / path).read_text()
+        for name in re.findall(r"`([\w.]+)`", names):
+            assert re.search(rf"\b(?:def|class) {name.split('.')[-1]}\b|^{name}\b", source, re.MULTILINE), (
+                f"{path}: {name}"
+            )
+
+
+CHECKED_FOR_WORDS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile", "docs", "ds_configs", "launch", "bench"]
+"""Files and folders whose text is checked."""
+SUFFIXES = {"", ".c", ".h", ".md", ".py", ".sbatch", ".sh", ".yaml"}
+KEPT = {"bali_ds/config/aliases.py", "tests/test_config.py", "tests/test_house.py"}
+"""Files that have to hold old spellings."""
+KEPT_WORDS = {
+    # keys of stored files
+    "bali_ds/checkpoint/manager.py": "optimised",
+    "bali_ds/checkpoint/zero_reader.py": "optimised",
+    "bali_ds/shards/build.py": "neighbours",
+    "bali_ds/shards/lint.py": "neighbours",
+    "shards/README.md": "neighbours",
+    "tests/shards/test_shard_tools.py": "neighbours",
+    # words of the sample's passages, of PubMed and of a mistake that a test makes
+    "shards/sample/passages.py": "neighbour",
+    "bali_ds/corpus/pubmed_xml.py": "UNLABELLED",
+    "tests/corpus/test_formats.py": "UNLABELLED",
+    "tests/doctor/test_deepspeed_config.py": "zero_optimisation",
+}
+BRITISH = (
+    r"(?i)\b\w*(?:optimis|normalis|linearis|initialis|serialis|finalis|tokenis|summaris|regularis|organis(?!m)|recognis|"
+    r"neighbour|behaviour|favour|colour|honour|labell)\w*|\b(?:learnt|centres?|metres?)\b"
+)
+UNCLEAR = (
+    r"(?<!there )\b(?:is no (?!longer\b)|(?:is|are) none\b)|\bno number\b|\bgoes on\b|\bleaves out\b|\btold by\b|"
+    r"\b(?:is|are|was|were) left out\b"
+)
+
+
+def lines_of_text():
+    for name in CHECKED_FOR_WORDS:
+        top = ROOT / name
+        for path in [top] if top.is_file() else sorted(top.rglob("*")):
+            relative = str(path.relative_to(ROOT))
+            if path.is_file() and path.suffix in SUFFIXES and relative not in KEPT:
+                for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+                    yield f"{relative}:{number}", line
+
+
+@pytest.mark.parametrize("words", [BRITISH, UNCLEAR], ids=["british", "unclear"])
+def test_text_is_plain_american_english(words):
+    found = []
+    for where, line in lines_of_text():
+        hit = re.search(words, line)
+        # Strings in keys of random draws keep their spelling, because every result follows from them.
+        if hit and "derive(" not in line and KEPT_WORDS.get(where.partition(":")[0]) != hit[0]:
+            found.append(f"{where}: {hit[0]}")
+    assert found == []

@@ -15,8 +15,8 @@ def chi_square(counts):
     return ((counts - counts.mean()) ** 2 / counts.mean()).sum()
 
 
-def test_values_are_fixed_for_ever():
-    # A change here changes the order and the masks of every run that is under way.
+def test_values_never_change():
+    # A change here would change order and masks of every running run.
     assert derive(1, "word", [2, 3]).tolist() == [5072341666881092878, 3606015362193416167]
     assert uniform(derive(0, np.arange(3))).tolist() == [0.6561149711801131, 0.91970127789074, 0.07638783888758227]
     assert permute(np.arange(7), 7, derive("order")).tolist() == [0, 3, 1, 6, 5, 4, 2]

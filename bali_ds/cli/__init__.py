@@ -1,4 +1,4 @@
-"""The command line: it parses and calls. Each group of commands has a module here; none imports torch to be parsed."""
+"""Command line of bali-ds: one module per group of commands. Parsing imports neither torch nor deepspeed."""
 
 import argparse
 import sys
@@ -11,11 +11,11 @@ GROUPS = (graph, shards, plan_and_doctor, runs, evaluate, inference)
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole program; each group adds its own commands."""
+    """Return the parser of the program with all commands."""
     top = argparse.ArgumentParser(
         prog="bali-ds",
         description="Align biomedical language models with knowledge graphs. "
-        "Training itself starts with: deepspeed launch/train.py --config RECIPE",
+        "Start training with: deepspeed launch/train.py --config RECIPE",
     )
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     for group in GROUPS:
@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit status (0 success, 1 a finding, 2 a user's mistake)."""
+    """Run one command and return its exit status: 0 for success, 1 for failed checks, 2 for invalid input."""
     options = parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int | None] = options.run
     try:

@@ -1,4 +1,4 @@
-"""What the command groups share: output as JSON or as text."""
+"""Options and output that several groups of commands share."""
 
 import argparse
 import json
@@ -7,25 +7,35 @@ from pathlib import Path
 
 
 def emit(value: object, as_json: bool, readable: Callable[[], str]) -> None:
-    """Print `value` as one JSON document, or the text that `readable` makes of it."""
+    """Print `value` as JSON, or the text that `readable` returns."""
     print(json.dumps(value, ensure_ascii=False) if as_json else readable())
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
-    """Add --overwrite to a command that writes the directory --out."""
+    """Add --overwrite to a command that writes a directory --out."""
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace the directory --out whatever it holds, not only an earlier output of this command",
+        help="replace --out even if it holds files that this command did not write",
     )
 
 
+def add_json(parser: argparse.ArgumentParser, what: str = "the result") -> None:
+    """Add --json to a command that reports."""
+    parser.add_argument("--json", action="store_true", help=f"print {what} as JSON")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add --device to a command that runs a model."""
+    parser.add_argument("--device", default="cpu", help="device of the model, for example cuda (default: %(default)s)")
+
+
 def interval(measure: dict[str, float], sign: str = "") -> str:
-    """Return a cell of 24 characters: a share with its interval, in per cent."""
+    """Return a table cell of 24 characters: a fraction and its interval in percent."""
     value, low, high = (100 * measure[key] for key in ("value", "low", "high"))
     return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]".rjust(24)
 
 
-def dictionary_beside(graph: Path) -> Path:
-    """Return where the words of a graph's names are kept: made once, used again."""
+def name_index_path(graph: Path) -> Path:
+    """Return the directory of a graph's name index, which the first command that needs it writes."""
     return graph.with_name(f"{graph.name}.dictionary")

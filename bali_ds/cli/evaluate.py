@@ -1,4 +1,4 @@
-"""Commands that measure a model."""
+"""Commands that evaluate a model: `evaluate linking`, `retrieval`, `qa`, `context` and `multi-hop`."""
 
 import argparse
 import sys
@@ -6,43 +6,54 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from bali_ds.cli.common import emit, interval
-from bali_ds.cli.evaluate_graph import add_tasks
+from bali_ds.cli.common import add_device, add_json, emit, interval, name_index_path
+from bali_ds.errors import InputError
+
+HOPS = (1, 2, 3)
+TOKEN_BUDGETS = (32, 64, 128, 256, 512)
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add this group's commands to the program."""
-    evaluate = commands.add_parser("evaluate", help="measure a model", description="Measure a model.")
+    evaluate = commands.add_parser("evaluate", help="evaluate a model", description="Evaluate a model.")
     tasks = evaluate.add_subparsers(metavar="TASK", required=True)
     _add_linking(tasks)
     _add_retrieval(tasks)
     _add_questions(tasks)
-    add_tasks(tasks)
+    _add_context(tasks)
+    _add_multi_hop(tasks)
+
+
+def _add_common(task: argparse.ArgumentParser) -> None:
+    task.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: %(default)s)")
+    add_device(task)
+    add_json(task)
 
 
 def _add_linking(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     linking = tasks.add_parser(
         "linking",
-        help="zero-shot entity linking: Acc@1, Acc@5, MRR by subset",
-        description="Link mentions to the concepts of a dictionary by the nearest name, without any training. "
+        help="zero-shot entity linking: Acc@1, Acc@5, Acc@20 and MRR by subset",
+        description="Link each mention to the concept with the most similar name in a dictionary, without fine-tuning. "
         "Intervals are 95 % bootstrap intervals over the mentions.",
     )
-    linking.add_argument("--model", type=Path, required=True, metavar="DIR", help="an exported or Hugging Face encoder")
+    linking.add_argument("--model", type=Path, required=True, metavar="DIR", help="exported or Hugging Face encoder")
     linking.add_argument(
-        "--dictionary", type=Path, required=True, metavar="FILE", help="CUI||name lines, plain or gzip"
+        "--dictionary", type=Path, required=True, metavar="FILE", help="plain or gzip file of CUI||name lines"
     )
     linking.add_argument(
-        "--queries",
-        required=True,
-        metavar="FILE",
-        help="TSV with mention and cui columns, .concept, or a corpus as FORMAT:PATH, for example pubtator:FILE",
+        "--queries", required=True, metavar="FILE",
+        help="TSV file with columns mention and cui, BioSyn .concept files, or a corpus as FORMAT:PATH, for example "
+        "pubtator:FILE",
+    )  # fmt: skip
+    linking.add_argument(
+        "--in-context", action="store_true", help="encode each mention within its text (for queries from a corpus)"
     )
-    linking.add_argument("--in-context", action="store_true", help="read each mention within its text (a corpus)")
-    linking.add_argument("--pooling", choices=("mean_tokens", "mean", "cls"), help="default: the model's own")
+    linking.add_argument(
+        "--pooling", choices=("mean_tokens", "mean", "cls"), help="pooling of token states (default: the model's own)"
+    )
     linking.add_argument("--against", type=Path, metavar="DIR", help="compare with this model by a paired bootstrap")
-    linking.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
-    linking.add_argument("--device", default="cpu", help="where the model computes (default cpu)")
-    linking.add_argument("--json", action="store_true", help="print JSON")
+    _add_common(linking)
     linking.set_defaults(run=_run_linking)
 
 
@@ -76,24 +87,25 @@ def _linking_table(result: dict[str, Any]) -> str:
         lines.append(f"{subset:<20}{values['n']:>8,}" + "".join(interval(values[measure]) for measure in measures))
         if "difference" in values:
             changes = (values["difference"][measure] for measure in measures)
-            lines.append(f"{'  against the other':<28}" + "".join(interval(change, sign="+") for change in changes))
+            lines.append(f"{'  difference':<28}" + "".join(interval(change, sign="+") for change in changes))
     return "\n".join(lines)
 
 
 def _add_retrieval(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     retrieval = tasks.add_parser(
         "retrieval",
-        help="text to graph and back on held-out passages: R@1, R@5, R@10, MRR",
-        description="Find the graph view of a concept by its text view among those of all held-out passages, and back.",
+        help="text-graph retrieval on held-out passages: R@1, R@5, R@10 and MRR",
+        description="Retrieve the graph view of a concept by its text view among the views of all held-out passages, "
+        "and the reverse.",
     )
-    retrieval.add_argument("--model", type=Path, required=True, metavar="DIR", help="a directory that export wrote")
-    retrieval.add_argument("--graph", type=Path, required=True, metavar="GRAPH")
-    retrieval.add_argument("--shards", type=Path, required=True, metavar="SHARDS")
-    retrieval.add_argument("--split", choices=("validation", "train"), default="validation")
-    retrieval.add_argument("--passages", type=int, metavar="N", help="take the first N (default: all)")
-    retrieval.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
-    retrieval.add_argument("--device", default="cpu", help="where the model computes (default cpu)")
-    retrieval.add_argument("--json", action="store_true", help="print JSON")
+    retrieval.add_argument("--model", type=Path, required=True, metavar="DIR", help="exported model directory")
+    retrieval.add_argument("--graph", type=Path, required=True, metavar="GRAPH", help="graph directory")
+    retrieval.add_argument("--shards", type=Path, required=True, metavar="SHARDS", help="shard directory")
+    retrieval.add_argument(
+        "--split", choices=("validation", "train"), default="validation", help="split (default: %(default)s)"
+    )
+    retrieval.add_argument("--passages", type=int, metavar="N", help="use the first N passages (default: all)")
+    _add_common(retrieval)
     retrieval.set_defaults(run=_run_retrieval)
 
 
@@ -124,45 +136,53 @@ def _retrieval_table(result: dict[str, Any]) -> str:
 def _add_questions(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     questions = tasks.add_parser(
         "qa",
-        help="fine-tune on questions and score: PubMedQA, BioASQ, MedQA, MedMCQA, BLURB",
-        description="Fine-tune the encoder with the Hugging Face Trainer and print accuracy, mean and standard "
-        "deviation over rounds. The data is your own copy: pubmedqa github.com/pubmedqa/pubmedqa; bioasq "
+        help="accuracy after fine-tuning on PubMedQA, BioASQ, MedQA, MedMCQA or BLURB",
+        description="Fine-tune the encoder with the Hugging Face Trainer and print the mean accuracy and its standard "
+        "deviation over rounds. Download the data yourself: pubmedqa github.com/pubmedqa/pubmedqa; bioasq "
         "participants-area.bioasq.org; medqa github.com/jind11/MedQA; medmcqa github.com/medmcqa/medmcqa; blurb "
         "github.com/michiyasunaga/LinkBERT.",
     )
+    questions.add_argument("--model", type=Path, required=True, metavar="DIR", help="exported or Hugging Face encoder")
     questions.add_argument(
-        "--model", type=Path, required=True, metavar="DIR", help="an exported or Hugging Face encoder"
+        "--task", required=True, choices=("pubmedqa", "bioasq", "medqa", "medmcqa", "blurb"), help="data set"
     )
-    questions.add_argument("--task", required=True, choices=("pubmedqa", "bioasq", "medqa", "medmcqa", "blurb"))
-    questions.add_argument("--data", type=Path, required=True, metavar="PATH", help="official folder, or one file")
     questions.add_argument(
-        "--folds", type=int, default=10, help="rounds of cross-validation over one file (default 10)"
+        "--data", type=Path, required=True, metavar="PATH", help="official directory, or one file for cross-validation"
     )
-    questions.add_argument("--no-snippets", action="store_true", help="BioASQ questions alone")
-    questions.add_argument("--epochs", type=int, default=50)
-    questions.add_argument("--learning-rate", type=float, default=1e-5)
-    questions.add_argument("--batch", type=int, default=16)
-    questions.add_argument("--max-tokens", type=int, default=512)
-    questions.add_argument("--seed", type=int, default=42)
-    questions.add_argument("--json", action="store_true", help="print JSON")
+    questions.add_argument(
+        "--folds", type=int, default=10, metavar="N", help="folds of cross-validation (default: %(default)s)"
+    )
+    questions.add_argument("--no-snippets", action="store_true", help="BioASQ: questions without snippets")
+    for option, kind, default, text in (
+        ("--epochs", int, 50, "maximum epochs; training stops early without improvement"),
+        ("--learning-rate", float, 1e-5, "learning rate"),
+        ("--batch", int, 16, "batch size"),
+        ("--max-tokens", int, 512, "maximum tokens of an input"),
+        ("--seed", int, 42, "random seed"),
+    ):
+        metavar = "RATE" if kind is float else "N"
+        questions.add_argument(
+            option, type=kind, default=default, metavar=metavar, help=f"{text} (default: %(default)s)"
+        )
+    add_json(questions)
     questions.set_defaults(run=_run_questions)
 
 
 def _run_questions(options: argparse.Namespace) -> None:
     from bali_ds.evaluation.question_data import read_splits
-    from bali_ds.evaluation.questions import Tuning, evaluate_questions
-    from bali_ds.inference.encoder import check_directory
+    from bali_ds.evaluation.questions import FineTuning, evaluate_questions
+    from bali_ds.inference.exported_directory import check_directory
 
     check_directory(options.model)
     splits = read_splits(options.task, options.data, folds=options.folds, snippets=not options.no_snippets)
-    tuning = Tuning(
+    tuning = FineTuning(
         epochs=options.epochs,
         learning_rate=options.learning_rate,
         batch=options.batch,
         max_tokens=options.max_tokens,
         seed=options.seed,
     )
-    # The Trainer imports DeepSpeed, which speaks on the standard output.
+    # the Trainer imports DeepSpeed, which prints to stdout
     with redirect_stdout(sys.stderr):
         result = evaluate_questions(options.model, splits, tuning)
     accuracy = result["accuracy"]
@@ -171,6 +191,112 @@ def _run_questions(options: argparse.Namespace) -> None:
         options.json,
         lambda: (
             f"{options.task}: accuracy {100 * accuracy['mean']:.1f} ± {100 * accuracy['sd']:.1f} over "
-            f"{result['rounds']} rounds, {result['n']:,} questions; most frequent answer {100 * result['majority']:.1f}"
+            f"{result['rounds']} rounds, {result['n']:,} questions; majority class {100 * result['majority']:.1f}"
         ),
     )
+
+
+def _add_graph_options(task: argparse.ArgumentParser) -> None:
+    task.add_argument(
+        "--model", type=Path, required=True, action="append", metavar="DIR",
+        help="exported or Hugging Face encoder; repeat it to compare several",
+    )  # fmt: skip
+    task.add_argument("--graph", type=Path, required=True, metavar="GRAPH", help="graph with all facts")
+
+
+def _add_context(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    context = tasks.add_parser(
+        "context",
+        help="recall of the triples that answer a question, by tokens of context",
+        description="Ask paraphrased questions about facts of the graph and print the recall of the supporting triples "
+        "in the retrieved context at each token budget, with unpruned context as the baseline.",
+    )
+    _add_graph_options(context)
+    context.add_argument(
+        "--questions", type=int, default=300, metavar="N", help="number of questions (default: %(default)s)"
+    )
+    _add_common(context)
+    context.set_defaults(run=_run_context)
+
+
+def _run_context(options: argparse.Namespace) -> None:
+    from bali_ds.corpus.name_index import open_dictionary
+    from bali_ds.evaluation.context_recall import evaluate_context
+    from bali_ds.evaluation.graph_questions import QuestionMaker
+    from bali_ds.graph.knowledge_graph import KnowledgeGraph
+    from bali_ds.inference.context import ContextFinder
+    from bali_ds.inference.encoder import load
+
+    graph = KnowledgeGraph.open(options.graph)
+    names = open_dictionary(name_index_path(options.graph), graph)
+    finders = {str(path): ContextFinder(load(path, device=options.device), graph, names) for path in options.model}
+    questions = QuestionMaker(graph, options.seed).questions(1, options.questions, held_out=False, most_answers=8)
+    if not questions:
+        raise InputError(f"{options.graph}: has no facts to ask about")
+    result = evaluate_context(finders, questions, TOKEN_BUDGETS, options.seed)
+    emit(result, options.json, lambda: _context_table(result))
+
+
+def _context_table(result: dict[str, Any]) -> str:
+    lines = [f"recall of supporting triples (tokens spent), {result['n']} questions"]
+    lines.append(f"{'tokens':<40}" + "".join(f"{budget:>16}" for budget in TOKEN_BUDGETS))
+    for name, budgets in result["systems"].items():
+        cells = (f"{100 * row['recall']['value']:.1f} % ({row['tokens']:.0f})" for row in budgets.values())
+        lines.append(f"{name[-38:]:<40}" + "".join(f"{cell:>16}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _add_multi_hop(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    hops = tasks.add_parser(
+        "multi-hop",
+        help="questions over one, two and three relations: Hits@1, Hits@10 and MRR",
+        description="Train a small head on questions about known facts and test it on questions about held-out facts. "
+        "The training graph must have been built with `graph build --hold-out FILE`. A FILE that does not exist is "
+        "written, with a sample of 5 % of the graph's concept pairs.",
+    )
+    _add_graph_options(hops)
+    hops.add_argument(
+        "--held-out", type=Path, required=True, metavar="FILE", help="table with columns head_cui and tail_cui"
+    )
+    hops.add_argument(
+        "--questions",
+        type=int,
+        default=500,
+        metavar="N",
+        help="test questions per number of hops (default: %(default)s)",
+    )
+    _add_common(hops)
+    hops.set_defaults(run=_run_multi_hop)
+
+
+def _run_multi_hop(options: argparse.Namespace) -> None:
+    from bali_ds.evaluation.graph_questions import QuestionMaker, held_out_entries, sample_held_out
+    from bali_ds.evaluation.multi_hop import MultiHopTraining, evaluate_multi_hop
+    from bali_ds.graph.knowledge_graph import KnowledgeGraph
+    from bali_ds.inference.encoder import load
+
+    graph = KnowledgeGraph.open(options.graph)
+    if not options.held_out.exists():
+        sample_held_out(graph, options.held_out, fraction=0.05, seed=options.seed)
+    maker = QuestionMaker(graph, options.seed, held_out_entries(graph, options.held_out))
+
+    def questions(count: int, *, held_out: bool) -> list[Any]:
+        return [each for hops in HOPS for each in maker.questions(hops, count, held_out=held_out, most_answers=100)]
+
+    known, asked = questions(8 * options.questions, held_out=False), questions(options.questions, held_out=True)
+    if not known or not asked:
+        counts = f"{len(known)} training and {len(asked)} test questions"
+        raise InputError(f"{options.held_out}: gives {counts}; hold out other facts")
+    encoders = {str(path): load(path, device=options.device) for path in options.model}
+    result = evaluate_multi_hop(encoders, maker, known, asked, MultiHopTraining(seed=options.seed))
+    emit(result, options.json, lambda: _hops_table(result))
+
+
+def _hops_table(result: dict[str, Any]) -> str:
+    measures = ("hits@1", "hits@10", "mrr")
+    lines = [f"{'hops':<6}{'system':<40}" + "".join(f"{measure:>24}" for measure in measures)]
+    for hops, values in result.items():
+        for name, row in values["systems"].items():
+            lines.append(f"{hops:<6}{name[-38:]:<40}" + "".join(interval(row[each]) for each in measures))
+        lines.append(f"      {values['n']:,} questions")
+    return "\n".join(lines)

@@ -1,10 +1,10 @@
-"""Commands that build, inspect and fetch concept graphs."""
+"""Commands for concept graphs: `graph build`, `stats`, `show` and `fetch`."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bali_ds.cli.common import add_overwrite, emit
+from bali_ds.cli.common import add_json, add_overwrite, emit
 from bali_ds.errors import InputError
 
 if TYPE_CHECKING:
@@ -13,61 +13,92 @@ if TYPE_CHECKING:
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add this group's commands to the program."""
-    graph = commands.add_parser("graph", help="build, inspect and fetch concept graphs")
+    graph = commands.add_parser("graph", help="build, inspect and download concept graphs")
     actions = graph.add_subparsers(metavar="COMMAND", required=True)
     _add_build(actions)
-    stats = actions.add_parser("stats", help="counts, degrees, components, relations and sources of a graph")
-    stats.add_argument("graph", type=Path, metavar="GRAPH")
+    stats = actions.add_parser("stats", help="print counts, degrees, components, relations and sources of a graph")
+    stats.add_argument("graph", type=Path, metavar="GRAPH", help="graph directory")
     stats.add_argument(
-        "--corpus", nargs="+", default=[], metavar="FORMAT:PATH", help="also how much of these documents it knows"
-    )
-    stats.add_argument("--json", action="store_true", help="print one JSON document")
+        "--corpus", nargs="+", default=[], metavar="FORMAT:PATH",
+        help="also print how many mentions of these documents are in the graph",
+    )  # fmt: skip
+    add_json(stats)
     stats.set_defaults(run=_stats)
-    show = actions.add_parser("show", help="one concept and its neighborhood")
-    show.add_argument("graph", type=Path, metavar="GRAPH")
-    show.add_argument("cui", metavar="CUI", help="an identifier, or a code with its prefix (MESH:D003920)")
-    show.add_argument("--limit", type=int, default=10, help="facts to print of each relation (default 10)")
-    show.add_argument("--png", type=Path, metavar="FILE", help="also draw the neighborhood")
-    show.add_argument("--json", action="store_true", help="print one JSON document with all facts")
+    show = actions.add_parser("show", help="print a concept and its neighborhood")
+    show.add_argument("graph", type=Path, metavar="GRAPH", help="graph directory")
+    show.add_argument("cui", metavar="CUI", help="concept identifier, or a code with its prefix (MESH:D003920)")
+    show.add_argument(
+        "--limit", type=int, default=10, metavar="N", help="facts to print per relation (default: %(default)s)"
+    )
+    show.add_argument("--png", type=Path, metavar="FILE", help="also draw the neighborhood as an image")
+    add_json(show, "all facts")
     show.set_defaults(run=_show)
-    fetch = actions.add_parser("fetch", help="download an open graph from its official address")
-    fetch.add_argument("name", metavar="NAME", help="hpo, mondo, doid, go, mesh, or an address")
-    fetch.add_argument("--out", type=Path, required=True, metavar="FILE")
-    fetch.add_argument("--sha256", metavar="HEX", help="keep the file only if it has this SHA-256")
+    fetch = actions.add_parser("fetch", help="download an open graph from its official URL")
+    fetch.add_argument("name", metavar="NAME", help="hpo, mondo, doid, go, mesh, or a URL")
+    fetch.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write")
+    fetch.add_argument("--sha256", metavar="HEX", help="expected SHA-256 of the file")
     fetch.set_defaults(run=_fetch)
 
 
 def _add_build(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     build = actions.add_parser(
-        "build", help="merge sources into one graph", description="All sources that are named merge on the CUI."
+        "build",
+        help="build a graph from one or more sources",
+        description="Build a graph from one or more sources, whose concepts are merged by CUI.",
     )
-    build.add_argument("--out", type=Path, required=True, metavar="GRAPH", help="directory to write")
+    build.add_argument("--out", type=Path, required=True, metavar="GRAPH", help="graph directory to write")
     add_overwrite(build)
-    build.add_argument("--json", action="store_true", help="print the report as one JSON document")
-    sources = build.add_argument_group("sources, each as often as needed")
+    add_json(build, "the report")
+    sources = build.add_argument_group("sources, each may be repeated")
     many: dict[str, Any] = {"action": "append", "default": []}
-    sources.add_argument("--rrf", type=Path, metavar="DIR", help="RRF files of the UMLS", **many)
-    sources.add_argument("--obo", type=Path, nargs="+", metavar="FILE", help=".obo or OBO graph .json", **many)
-    sources.add_argument("--mesh", type=Path, metavar="FILE", help="MeSH descriptors in XML", **many)
+    sources.add_argument("--rrf", type=Path, metavar="DIR", help="directory of UMLS RRF files", **many)
+    sources.add_argument("--obo", type=Path, nargs="+", metavar="FILE", help="OBO files, or OBO graphs as JSON", **many)
+    sources.add_argument("--mesh", type=Path, metavar="FILE", help="MeSH descriptors as XML", **many)
     sources.add_argument(
-        "--tsv", type=Path, nargs=2, metavar=("NODES", "EDGES"), help="tables: .parquet, .csv, else tabs", **many
+        "--tsv",
+        type=Path,
+        nargs=2,
+        metavar=("NODES", "EDGES"),
+        help="tables of nodes and edges: .parquet, .csv, or tab-separated",
+        **many,
     )
-    sources.add_argument("--edges", type=Path, metavar="FILE", help="a table of edges that names its nodes", **many)
-    rrf = build.add_argument_group("what to keep of RRF")
-    rrf.add_argument("--language", nargs="+", default=["ENG"], metavar="LAT", help="languages, preferred first")
-    rrf.add_argument("--source", nargs="+", default=[], metavar="SAB", help="vocabularies (default: all)")
-    rrf.add_argument("--term-type", nargs="+", default=[], metavar="TTY", help="kinds of names (default: all)")
+    sources.add_argument(
+        "--edges", type=Path, metavar="FILE", help="table of edges that includes the names of the nodes", **many
+    )
+    rrf = build.add_argument_group("filters for RRF files")
     rrf.add_argument(
-        "--license", "--licence", type=int, default=9, metavar="SRL", help="highest restriction level, 0 to 9"
+        "--language", nargs="+", default=["ENG"], metavar="LAT", help="languages, preferred first (default: ENG)"
     )
-    rrf.add_argument("--suppressed", action="store_true", help="keep what SUPPRESS marks")
-    other = build.add_argument_group("how to read ontologies and tables, and what to leave out")
-    other.add_argument("--xref", default="UMLS", metavar="PREFIX", help="cross-reference that identifies an OBO term")
+    rrf.add_argument("--source", nargs="+", default=[], metavar="SAB", help="vocabularies (default: all)")
+    rrf.add_argument("--term-type", nargs="+", default=[], metavar="TTY", help="term types (default: all)")
+    rrf.add_argument(
+        "--license",
+        "--licence",
+        type=int,
+        default=9,
+        metavar="SRL",
+        help="highest source restriction level, 0 to 9 (default: %(default)s)",
+    )
+    rrf.add_argument("--suppressed", action="store_true", help="keep suppressed names and relations")
+    other = build.add_argument_group("ontologies, tables and held-out facts")
     other.add_argument(
-        "--column", nargs="+", default=[], metavar="NAME=COLUMN", help="a table's own name of a column (head_cui=x_id)"
+        "--xref",
+        default="UMLS",
+        metavar="PREFIX",
+        help="prefix of the cross-reference that is used as CUI of an OBO term (default: %(default)s)",
     )
     other.add_argument(
-        "--hold-out", type=Path, metavar="FILE", help="table of head_cui and tail_cui; facts between them are left out"
+        "--column",
+        nargs="+",
+        default=[],
+        metavar="NAME=COLUMN",
+        help="column names of the tables, for example head_cui=x_id",
+    )
+    other.add_argument(
+        "--hold-out",
+        type=Path,
+        metavar="FILE",
+        help="table with columns head_cui and tail_cui; facts between these pairs are dropped",
     )
     build.set_defaults(run=_build)
 
@@ -94,7 +125,7 @@ def _sources(options: argparse.Namespace) -> "list[Source]":
     )
     pairs = [text.partition("=") for text in options.column]
     if not all(separator and name and own for name, separator, own in pairs):
-        raise InputError(f"--column {' '.join(options.column)}: write NAME=COLUMN")
+        raise InputError(f"--column {' '.join(options.column)}: write NAME=COLUMN, for example head_cui=x_id")
     columns = {name: own for name, _, own in pairs}
     sources: list[Source] = [RrfSource(folder, kept) for folder in options.rrf]
     sources += [OboSource(path, options.xref) for paths in options.obo for path in paths]
@@ -102,7 +133,7 @@ def _sources(options: argparse.Namespace) -> "list[Source]":
     sources += [TableSource(nodes, edges, columns) for nodes, edges in options.tsv]
     sources += [TableSource(None, edges, columns) for edges in options.edges]
     if not sources:
-        raise InputError("graph build: no source; name one with --rrf, --obo, --mesh, --tsv or --edges")
+        raise InputError("graph build: no sources given; pass --rrf, --obo, --mesh, --tsv or --edges")
     return sources
 
 
@@ -117,9 +148,9 @@ def _stats(options: argparse.Namespace) -> None:
         from bali_ds.corpus.document import ReadReport
         from bali_ds.corpus.readers import read_documents
 
-        concepts = ConceptResolver(graph).concepts
+        resolve = ConceptResolver(graph).resolve
         documents = (
-            [concepts(mention) for mention in document.mentions]
+            [resolve(mention) for mention in document.mentions]
             for format_name, _, path in (text.partition(":") for text in options.corpus)
             for document in read_documents(format_name, Path(path), ReadReport())
         )
@@ -144,7 +175,7 @@ def _fetch(options: argparse.Namespace) -> None:
 
     known = OPEN_GRAPHS.get(options.name)
     if known is None and "://" not in options.name:
-        raise InputError(f"{options.name}: is no known graph; use one of {', '.join(OPEN_GRAPHS)} or an address")
+        raise InputError(f"{options.name}: is not a known graph; use one of {', '.join(OPEN_GRAPHS)} or a URL")
     digest = fetch(known.address if known else options.name, options.out, options.sha256)
     print(f"{options.out}: SHA-256 {digest}" + (f", license: {known.license}" if known else ""))
     if known:
@@ -152,10 +183,13 @@ def _fetch(options: argparse.Namespace) -> None:
 
 
 def build_text(report: dict[str, Any], out: Path) -> str:
-    """Return what was read, what was dropped, what was written."""
+    """Return the report of a build as text: rows read and dropped by file, facts dropped by reason, and the result."""
     lines = []
     for name, counts in report["read"].items():
-        lines.append(f"{name}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items() if count))
+        found = {what: f"{count:,} {what.removeprefix('dropped: ')}" for what, count in counts.items() if count}
+        dropped = ", ".join(text for what, text in found.items() if what.startswith("dropped: "))
+        read = ", ".join(text for what, text in found.items() if not what.startswith("dropped: "))
+        lines.append(f"{name}: {read}; dropped: {dropped}" if dropped else f"{name}: {read}")
     lines += [f"dropped: {count:,} {what}" for what, count in report["dropped"].items() if count]
     lines.append(
         f"{out}: {report['concepts']:,} concepts, {report['names']:,} names, {report['edges']:,} edges, "
@@ -165,7 +199,7 @@ def build_text(report: dict[str, Any], out: Path) -> str:
 
 
 def statistics_text(report: dict[str, Any]) -> str:
-    """Return one line a number, grouped."""
+    """Return the statistics of a graph as text, one number per line."""
     lines = []
     for key, value in report.items():
         if isinstance(value, dict):

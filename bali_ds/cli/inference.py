@@ -1,15 +1,17 @@
-"""Commands that put a trained model to work."""
+"""Commands that use a trained model: `encode`, `link` and `context`."""
 
 import argparse
 import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from bali_ds.cli.common import dictionary_beside, emit
+from bali_ds.cli.common import add_device, add_json, emit, name_index_path
 from bali_ds.errors import InputError
+from bali_ds.files import numbered_lines
 
 LINES_AT_ONCE = 16_384
 
@@ -23,71 +25,84 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _add_encode(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     encode = commands.add_parser(
-        "encode", help="lines of text to vectors", description="Write one unit vector a line of FILE as float32 npy."
+        "encode",
+        help="encode lines of text as vectors",
+        description="Encode each line of FILE as a unit vector and write them as a float32 npy file.",
     )
     _add_model(encode)
-    encode.add_argument("file", metavar="FILE", help="one text a line, plain or gzip")
-    encode.add_argument("--out", type=Path, required=True, metavar="NPY", help="the array to write, [lines, d]")
+    encode.add_argument("file", metavar="FILE", help="plain or gzip file with one text per line")
+    encode.add_argument(
+        "--out", type=Path, required=True, metavar="NPY", help="npy file to write, shape [lines, dimensions]"
+    )
     encode.set_defaults(run=_encode)
 
 
 def _add_link(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     link = commands.add_parser(
         "link",
-        help="mentions to concepts",
-        description="Print, for each mention, the nearest concepts of a dictionary or graph as tab-separated lines: "
-        "mention, CUI, name, cosine.",
+        help="link mentions to concepts",
+        description="Print the most similar concepts of a dictionary or graph for each mention, as tab-separated "
+        "lines: mention, CUI, name, cosine.",
     )
     _add_model(link)
     names = link.add_mutually_exclusive_group(required=True)
-    names.add_argument("--dictionary", type=Path, metavar="FILE", help="CUI||name lines, plain or gzip")
-    names.add_argument("--graph", type=Path, metavar="GRAPH", help="all names of a graph")
-    link.add_argument("--index", type=Path, metavar="DIR", help="keep the names' vectors here for the next time")
-    link.add_argument("--approximate", action="store_true", help="faster search among millions of names (faiss)")
-    link.add_argument("--top", type=int, default=1, metavar="N", help="concepts a mention (default 1)")
-    link.add_argument("--json", action="store_true", help="print one JSON object a line")
-    link.add_argument("file", metavar="FILE", help="one mention a line; - reads the standard input")
+    names.add_argument("--dictionary", type=Path, metavar="FILE", help="plain or gzip file of CUI||name lines")
+    names.add_argument("--graph", type=Path, metavar="GRAPH", help="link to all names of a graph")
+    link.add_argument("--index", type=Path, metavar="DIR", help="directory that caches the vectors of the names")
+    link.add_argument("--approximate", action="store_true", help="approximate search with faiss, for millions of names")
+    link.add_argument("--top", type=int, default=1, metavar="N", help="concepts per mention (default: %(default)s)")
+    link.add_argument("--json", action="store_true", help="print one JSON object per mention")
+    link.add_argument("file", metavar="FILE", help="plain or gzip file with one mention per line; - for stdin")
     link.set_defaults(run=_link)
 
 
 def _add_context(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     context = commands.add_parser(
         "context",
-        help="the facts of a graph that bear on a question",
-        description="Find the question's concepts in the graph and print the facts around them that are nearest to it, "
-        "as text for a prompt.",
+        help="retrieve facts of a graph as context for a question",
+        description="Find the concepts of a question in a graph and print the facts around them that are most similar "
+        "to the question, as text for a prompt.",
     )
     _add_model(context)
-    context.add_argument("--graph", type=Path, required=True, metavar="GRAPH")
-    context.add_argument("--tokens", type=int, default=256, metavar="N", help="budget for all facts (default 256)")
+    context.add_argument("--graph", type=Path, required=True, metavar="GRAPH", help="graph directory")
     context.add_argument(
-        "--lowest-score", type=float, default=0.0, metavar="S", help="leave out facts below this cosine"
+        "--tokens", type=int, default=256, metavar="N", help="maximum tokens of all facts (default: %(default)s)"
     )
-    context.add_argument("--json", action="store_true", help="print JSON: concepts, facts with provenance, text")
-    context.add_argument("question")
+    context.add_argument(
+        "--lowest-score",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="drop facts below this cosine (default: %(default)s)",
+    )
+    add_json(context, "concepts, facts with their sources, and text")
+    context.add_argument("question", metavar="QUESTION", help="question in natural language")
     context.set_defaults(run=_context)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="an exported or Hugging Face encoder")
-    parser.add_argument("--device", default="cpu", help="where the model computes (default cpu)")
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="exported or Hugging Face encoder")
+    add_device(parser)
 
 
 def _encode(options: argparse.Namespace) -> None:
-    import numpy as np
     from tqdm import tqdm
 
     from bali_ds.files import published_file
     from bali_ds.inference.encoder import load
+    from bali_ds.shards.layout import npy_header
 
     encoder = load(options.model, device=options.device)
-    count = sum(len(lines) for lines in _blocks(options.file))
-    header = {"descr": "<f4", "fortran_order": False, "shape": (count, encoder.width)}
-    with published_file(options.out) as stream, tqdm(total=count, unit=" lines") as bar:
-        np.lib.format.write_array_header_1_0(stream, header)
-        for lines in _blocks(options.file):
+    count = 0
+    with published_file(options.out) as stream, tqdm(unit=" lines") as bar:
+        # The number of lines is known at the end: standard input can be read only once.
+        stream.write(npy_header("<f4", (0, encoder.width)))
+        for lines in _batches_of_lines(options.file):
             stream.write(encoder.encode(lines).astype("<f4").tobytes())
+            count += len(lines)
             bar.update(len(lines))
+        stream.seek(0)
+        stream.write(npy_header("<f4", (count, encoder.width)))
     print(f"{options.out}: {count:,} vectors of {encoder.width}")
 
 
@@ -98,14 +113,14 @@ def _link(options: argparse.Namespace) -> None:
     from bali_ds.inference.linker import Linker
 
     if options.top < 1:
-        raise InputError("--top: name at least one concept a mention")
+        raise InputError(f"--top {options.top}: must be at least 1")
     encoder = load(options.model, device=options.device)
     if options.graph:
         dictionary = graph_dictionary(KnowledgeGraph.open(options.graph))
     else:
         dictionary = read_dictionary(options.dictionary)
     linker = Linker.build(encoder, dictionary, index=options.index, approximate=options.approximate, progress=True)
-    for mentions in _blocks(options.file):
+    for mentions in _batches_of_lines(options.file):
         for mention, candidates in zip(mentions, linker.link(mentions, top=options.top), strict=True):
             if options.json:
                 found = [asdict(candidate) for candidate in candidates]
@@ -122,26 +137,23 @@ def _context(options: argparse.Namespace) -> None:
     from bali_ds.inference.encoder import load
 
     graph = KnowledgeGraph.open(options.graph)
-    dictionary = open_dictionary(dictionary_beside(options.graph), graph)
+    dictionary = open_dictionary(name_index_path(options.graph), graph)
     finder = ContextFinder(load(options.model, device=options.device), graph, dictionary)
     found = finder.find(options.question, token_budget=options.tokens, lowest_score=options.lowest_score)
     result: dict[str, Any] = {**asdict(found), "text": found.text}
-    emit(result, options.json, lambda: found.text or "no concept of the graph is named in the question")
+    emit(result, options.json, lambda: found.text or "the question names no concept of the graph")
 
 
-def _blocks(file: str) -> Iterator[list[str]]:
-    """Yield the lines of a file, `-` for the standard input, without their ends."""
-    from bali_ds.files import open_text
+def _batches_of_lines(file: str) -> Iterator[list[str]]:
+    """Yield the lines of a file, or of stdin for "-", without line ends, in batches."""
+    lines = _stdin_lines() if file == "-" else (line for _, line in numbered_lines(Path(file)))
+    while batch := list(islice(lines, LINES_AT_ONCE)):
+        yield batch
 
-    block: list[str] = []
+
+def _stdin_lines() -> Iterator[str]:
     try:
-        with sys.stdin if file == "-" else open_text(Path(file)) as stream:
-            for line in stream:
-                block.append(line.rstrip("\r\n"))
-                if len(block) == LINES_AT_ONCE:
-                    yield block
-                    block = []
-    except (UnicodeDecodeError, EOFError, OSError) as error:
-        raise InputError(f"{file}: cannot be read as UTF-8 text or gzip: {error}") from error
-    if block:
-        yield block
+        for line in sys.stdin:
+            yield line.rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"stdin: is not UTF-8 text: {error}") from error

@@ -1,29 +1,46 @@
-"""Commands that check machines, recipes and plans before ranks start."""
+"""Commands that check a recipe and machines before a run: `plan` and `doctor`."""
 
 import argparse
 from pathlib import Path
 
-from bali_ds.cli.common import emit
+from bali_ds.cli.common import add_json, emit
 from bali_ds.errors import InputError
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add this group's commands to the program."""
-    plan = commands.add_parser("plan", help="every number that follows from a recipe; nothing is started")
-    plan.add_argument("--config", type=Path, required=True, metavar="RECIPE", help="YAML file of the run")
+    plan = commands.add_parser(
+        "plan",
+        help="print batch sizes, steps, memory and traffic of a recipe without starting it",
+        description="Print the batch plan of a recipe, the memory of one rank and its traffic at each ZeRO stage. "
+        "Nothing is started.",
+    )
+    plan.add_argument("--config", type=Path, required=True, metavar="RECIPE", help="YAML recipe of the run")
     ranks = plan.add_mutually_exclusive_group()
-    ranks.add_argument("--hostfile", type=Path, metavar="HOSTS", help="its slots are the ranks")
-    ranks.add_argument("--ranks", type=_positive, default=1, metavar="N", help="number of ranks (default 1)")
-    plan.add_argument("--device", choices=("cpu", "cuda"), help="what ranks run on (default: what is here)")
-    plan.add_argument("--samples-per-second", type=float, metavar="RATE", help="measured or hoped for, over all ranks")
-    plan.add_argument("--json", action="store_true", help="print one JSON document")
-    plan.add_argument("overrides", nargs="*", metavar="key=value", help="change the recipe")
+    ranks.add_argument("--hostfile", type=Path, metavar="FILE", help="use as many ranks as the hostfile has slots")
+    ranks.add_argument("--ranks", type=_positive, default=1, metavar="N", help="number of ranks (default: %(default)s)")
+    plan.add_argument("--device", choices=("cpu", "cuda"), help="device of the ranks (default: cuda if available)")
+    plan.add_argument(
+        "--samples-per-second", type=float, metavar="RATE",
+        help="measured or expected throughput over all ranks, to estimate the duration",
+    )  # fmt: skip
+    add_json(plan, "the plan")
+    plan.add_argument("overrides", nargs="*", metavar="key=value", help="override recipe keys")
     plan.set_defaults(run=_plan)
-    doctor = commands.add_parser("doctor", help="check this machine, and the hosts of a hostfile, before ranks start")
-    doctor.add_argument("--hostfile", type=Path, metavar="HOSTS", help="ask these hosts too, over ssh")
-    doctor.add_argument("--ssh-port", type=_positive, metavar="PORT", help="of the hosts' ssh servers")
-    doctor.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs will be written")
-    doctor.add_argument("--json", action="store_true", help="print one JSON document")
+    doctor = commands.add_parser(
+        "doctor",
+        help="check this machine and the hosts of a hostfile before a run",
+        description="Check packages, compiler, GPUs, network, memory, disk and environment of this machine, and over "
+        "ssh those of other hosts. The exit status is 1 if a check fails.",
+    )
+    doctor.add_argument("--hostfile", type=Path, metavar="FILE", help="also check these hosts over ssh")
+    doctor.add_argument(
+        "--ssh-port", type=_positive, metavar="PORT", help="port of the hosts' ssh servers (default: that of ssh)"
+    )
+    doctor.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="directory of the runs (default: %(default)s)"
+    )
+    add_json(doctor, "the results")
     doctor.set_defaults(run=_doctor)
 
 
@@ -47,20 +64,20 @@ def _plan(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.config, options.overrides)
     ranks = sum(host.slots for host in read_hostfile(options.hostfile)) if options.hostfile else options.ranks
     on_gpu = options.device == "cuda" if options.device else torch.cuda.is_available()
-    made = plan(recipe, ranks=ranks, on_gpu=on_gpu, samples_per_second=rate)
-    emit(made.as_dict(), options.json, lambda: plan_text(made, recipe))
+    planned = plan(recipe, ranks=ranks, on_gpu=on_gpu, samples_per_second=rate)
+    emit(planned.as_dict(), options.json, lambda: plan_text(planned, recipe))
 
 
 def _doctor(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from bali_ds.doctor.check_result import findings_text
+    from bali_ds.doctor.check_result import results_text
     from bali_ds.doctor.hostfile import read_hostfile
-    from bali_ds.doctor.hosts import host_findings
-    from bali_ds.doctor.machine import machine_findings
+    from bali_ds.doctor.hosts import check_hosts
+    from bali_ds.doctor.machine import check_machine
 
     hosts = read_hostfile(options.hostfile) if options.hostfile else []
-    findings = list(machine_findings(options.runs.absolute()))
-    findings += host_findings(hosts, ssh_port=options.ssh_port)
-    emit([asdict(finding) for finding in findings], options.json, lambda: findings_text(findings))
-    return int(any(finding.status == "error" for finding in findings))
+    results = list(check_machine(options.runs.absolute()))
+    results += check_hosts(hosts, ssh_port=options.ssh_port)
+    emit([asdict(result) for result in results], options.json, lambda: results_text(results))
+    return int(any(result.status == "error" for result in results))

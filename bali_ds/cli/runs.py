@@ -1,4 +1,4 @@
-"""Commands that work on the directory of a run: export its encoder, write its report, replay a refused step."""
+"""Commands for run directories: `export`, `report` and `replay`."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from bali_ds.cli.common import add_overwrite, emit
+from bali_ds.cli.common import add_json, add_overwrite, emit
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -19,26 +19,30 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     export = commands.add_parser(
         "export",
-        help="write the trained encoder of a run as a Hugging Face directory",
-        description="Consolidate the newest checkpoint of a run, of any ZeRO stage and world size, into a Hugging Face "
-        "directory, and compare every tensor with the checkpoint.",
+        help="export the trained encoder of a run as a Hugging Face directory",
+        description="Consolidate a checkpoint of a run, of any ZeRO stage and world size, into a Hugging Face "
+        "directory and compare every tensor with the checkpoint.",
     )
-    export.add_argument("path", type=Path, metavar="RUN", help="the run's directory, runs/NAME")
-    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="the directory to write")
+    export.add_argument("path", type=Path, metavar="RUN", help="run directory, runs/NAME")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write")
     add_overwrite(export)
-    export.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
-    export.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest)")
-    export.add_argument("--onnx", action="store_true", help="also onnx/model.onnx, checked against torch")
-    export.add_argument("--push", metavar="REPO", help="then upload to this repository of the Hugging Face hub")
-    export.add_argument("--json", action="store_true", help="print JSON")
+    export.add_argument(
+        "--dtype", choices=("float16", "bfloat16", "float32"), default="float16",
+        help="dtype of the weights (default: %(default)s)",
+    )  # fmt: skip
+    export.add_argument("--step", type=int, metavar="N", help="step of the checkpoint (default: the newest)")
+    export.add_argument("--onnx", action="store_true", help="also write onnx/model.onnx, verified against torch")
+    export.add_argument(
+        "--push", metavar="REPO", help="upload the directory to this repository of the Hugging Face Hub"
+    )
+    add_json(export)
     export.set_defaults(run=_run_export)
 
 
 def _run_export(options: argparse.Namespace) -> None:
-    # DeepSpeed speaks on the standard output as soon as it is imported.
+    # DeepSpeed prints to stdout when it is imported
     with redirect_stdout(sys.stderr):
-        from bali_ds.export.export_run import export_run
-        from bali_ds.export.push import push
+        from bali_ds.export.export_run import export_run, push
         from bali_ds.training.run_lock import RunLock
 
         within = options.out.resolve().is_relative_to(options.path.resolve())
@@ -59,7 +63,7 @@ def _run_export(options: argparse.Namespace) -> None:
         lambda: (
             f"{report['out']}: step {report['step']}, {report['parameters'] / 1e6:.1f} M parameters "
             f"as {report['dtype']}, {report['bytes'] / 1e6:.1f} MB; "
-            f"all {report['tensors']} tensors equal the checkpoint"
+            f"all {report['tensors']} tensors match the checkpoint"
             + (f"; uploaded to {report['url']}" if options.push else "")
         ),
     )
@@ -68,10 +72,11 @@ def _run_export(options: argparse.Namespace) -> None:
 def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     report = commands.add_parser(
         "report",
-        help="write the page of a run: curves, evaluation, recipe",
-        description="Write report.html into the run's directory: one file that needs no network.",
+        help="write the HTML report of a run",
+        description="Write report.html into the run directory: training curves, evaluation results and recipe on one "
+        "self-contained page.",
     )
-    report.add_argument("path", type=Path, metavar="RUN", help="the run's directory, runs/NAME")
+    report.add_argument("path", type=Path, metavar="RUN", help="run directory, runs/NAME")
     report.set_defaults(run=_run_report)
 
 
@@ -84,24 +89,25 @@ def _run_report(options: argparse.Namespace) -> None:
 def _add_replay(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     replay = commands.add_parser(
         "replay",
-        help="compute a refused step again and say where its numbers end",
-        description="Compute the loss and gradients of a step that a run refused, with the newest checkpoint before "
-        "it and the samples of all its ranks, in one process, and name the first module that goes wrong.",
+        help="recompute a failed step and find the first module with non-finite output",
+        description="Recompute loss and gradients of a step that failed, in one process, from the newest checkpoint "
+        "before it and the samples of all ranks, and print the first module with non-finite output.",
     )
-    replay.add_argument("path", type=Path, metavar="RUN", help="the run's directory, runs/NAME")
-    replay.add_argument("step", type=int, metavar="STEP", help="number of the step, as the run said")
-    replay.add_argument("--json", action="store_true", help="print JSON")
+    replay.add_argument("path", type=Path, metavar="RUN", help="run directory, runs/NAME")
+    replay.add_argument("step", type=int, metavar="STEP", help="number of the step, as in the run's message")
+    add_json(replay)
     replay.add_argument(
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="change the recipe, e.g. data.shards=DIR; a pipe: command that a run directory names is not run otherwise",
+        help="override recipe keys, for example data.shards=DIR; a pipe: command of the recorded recipe runs only if "
+        "it is repeated here",
     )
     replay.set_defaults(run=_run_replay)
 
 
 def _run_replay(options: argparse.Namespace) -> None:
-    # DeepSpeed speaks on the standard output as soon as it is imported.
+    # DeepSpeed prints to stdout when it is imported
     with redirect_stdout(sys.stderr):
         from bali_ds.training.replay import replay
 
@@ -113,11 +119,10 @@ def _replay_text(report: dict[str, Any]) -> str:
     lines = [f"step {report['step']} with the weights of step {report['checkpoint']}"]
     lines += [f"  {name}: {value:g}" for name, value in report["loss"].items()]
     module, parameters = report["module"], report["parameters"]
-    lines.append(f"first module that gives out what is no number: {module or 'none'}")
-    lines.append(f"gradients that are none: {', '.join(parameters[:10]) or 'none'}")
+    lines.append(f"first module with non-finite output: {module or 'none'}")
+    lines.append(f"parameters with non-finite gradients: {', '.join(parameters[:10]) or 'none'}")
     for rank in report["ranks"]:
-        lines.append(
-            f"rank {rank['rank']} on {rank['host']}: concepts {', '.join(rank['concepts'][:10]) or 'all sound'}"
-        )
+        concepts = ", ".join(rank["concepts"][:10]) or "none"
+        lines.append(f"rank {rank['rank']} on {rank['host']}: concepts with non-finite vectors: {concepts}")
         lines.append(f"  samples {' '.join(rank['samples'])}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The recipe of a run: its sections, and how it is read and written."""
+"""Recipe of a run: typed sections, reading and writing."""
 
 from bali_ds.config.objectives import ObjectiveConfig
 from bali_ds.config.reading import dump_recipe, load_recipe, parse_recipe, recorded_recipe

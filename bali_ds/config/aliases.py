@@ -1,4 +1,4 @@
-"""Spellings of recipe keys and values that earlier versions used; recipes that hold them are still read."""
+"""Deprecated spellings of recipe keys and values, which are still accepted."""
 
 from typing import Any
 
@@ -8,23 +8,23 @@ KEYS = {
     "batch.chunks": "batch.micro_batches",
     "objective.contrastive.wire": "objective.contrastive.communication_dtype",
 }
-"""Old key, with the sections that hold it as they are called today, and its new name."""
+"""Deprecated key, with the current names of its sections, and its current name."""
 VALUES = {
     ("graph_encoder.kind", "linearised"): "linearized",
     ("graph_encoder.names", "learnt"): "learned",
 }
-"""Key and old value, and the new value."""
+"""Key and deprecated value, and the current value."""
 
 
 def replace_old_spellings(values: dict[str, Any], prefix: str = "") -> tuple[dict[str, Any], list[str]]:
-    """Return recipe values in today's spelling, and one notice for each old spelling found.
+    """Return recipe values in current spelling, and a deprecation notice for each deprecated spelling.
 
     Args:
-        values: nested mappings as read from YAML; other values are passed through.
+        values: nested mappings as read from YAML.
         prefix: dotted path of the section that holds `values`, with a final dot.
 
     Raises:
-        ValueError: a section holds a key under its old and its new name.
+        ValueError: a section holds a key under its deprecated and its current name.
     """
     replaced: dict[str, Any] = {}
     notices: list[str] = []

@@ -4,7 +4,7 @@ This is one of three places that a new objective touches: its section here, its 
 `bali_ds/objectives/`, and its line in `bali_ds.objectives.registry.OBJECTIVES`.
 """
 
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -31,10 +31,20 @@ class ContrastiveConfig(ObjectiveSection):
     kind: Literal["ntxent", "clip", "supcon", "marginal", "multi_similarity", "sigmoid"] = "ntxent"
     temperature: float = Field(default=0.07, gt=0)
     learn_temperature: bool = False
+    logit_bias: float = -10.0
+    """Initial value of the bias that `sigmoid` learns; other kinds have no bias."""
     negatives: Literal["all", "rank"] = "all"
     """Views of all ranks, or of each rank alone, so that the loss depends on the number of ranks."""
     communication_dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision of views sent between ranks; bf16 halves the traffic and rounds views before they are compared."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _siglip_defaults(cls, values: Any) -> Any:
+        """Let `sigmoid` start as in SigLIP (Zhai et al., ICCV 2023): a learned logit scale of 10, a bias of -10."""
+        if isinstance(values, dict) and values.get("kind") == "sigmoid":
+            return {"temperature": 0.1, "learn_temperature": True} | values
+        return values
 
 
 class MaskedLanguageModelConfig(ObjectiveSection):
@@ -125,9 +135,9 @@ class ObjectiveConfig(Section):
         """
         missing: dict[Need, str] = {}
         if linearized:
-            missing["nodes"] = "needs nodes; take another graph_encoder.kind than linearized"
+            missing["nodes"] = "needs another graph_encoder.kind than linearized, which has no nodes"
         else:
-            missing["masked_graph_text"] = "reads text; set graph_encoder.kind to linearized"
+            missing["masked_graph_text"] = "needs graph_encoder.kind linearized"
         if not name_gradients:
             missing["name_gradients"] = "trains name vectors; set graph_encoder.names to gradient"
         for name in self.active:

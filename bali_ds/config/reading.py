@@ -1,4 +1,4 @@
-"""Recipes as YAML, with overrides, and one clear line for every mistake."""
+"""Reading of YAML recipes with command line overrides, and writing of resolved recipes."""
 
 import difflib
 import logging
@@ -18,17 +18,17 @@ from bali_ds.locations import check_recorded
 logger = logging.getLogger(__name__)
 
 RECORD = "recipe.yaml"
-# Any of them tells a run directory; `replay` starts from one of its failures.
+# A recipe.yaml next to any of these is the record of a run directory.
 _BESIDE_A_RECORD = ("checkpoints", "failures", "metrics.jsonl")
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a YAML recipe, to open what it names, and apply `key=value` overrides with dots between nested keys.
+    """Read a YAML recipe whose files will be opened, and apply `key=value` overrides with dots between nested keys.
 
     Raises:
-        InputError: the file is missing or is no YAML mapping, or a key or value does not fit; an unknown key is
-            answered with the nearest known one. Or it is the record of a run, which a stranger may have written, and
-            names shards that are more than a directory or a plain download, and no override names others.
+        InputError: the file cannot be read or is not a YAML mapping, or a key or value is invalid (for an unknown key,
+            with the nearest known one). Also if the file is the record of a run directory, which is not trusted, and
+            names shards that are neither a directory nor a plain download, and no override replaces them.
     """
     recipe = _validated(_read(path, overrides), str(path))
     if _is_record(Path(path)) and not any(override.startswith("data.shards=") for override in overrides):
@@ -38,21 +38,21 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def recorded_recipe(run: Path) -> Recipe:
-    """Read the recipe that a run directory records, to compare or describe the run; open nothing that it names.
+    """Read the recipe of a run directory to compare or describe the run; its files must not be opened.
 
     Raises:
-        InputError: as `load_recipe`, whatever the shards.
+        InputError: as `load_recipe`, but for any location of shards.
     """
     return _validated(_read(run / RECORD), str(run / RECORD))
 
 
 def parse_recipe(values: dict[str, Any], origin: str) -> Recipe:
-    """Return the recipe of nested mappings, as an export or a run keeps them; `origin` names the file in errors.
+    """Return the recipe of nested mappings, as an export stores them; `origin` names the file in errors.
 
     Raises:
         InputError: as `recorded_recipe`.
     """
-    return _validated(_in_todays_spelling(values, origin), origin)
+    return _validated(_in_current_spelling(values, origin), origin)
 
 
 def _is_record(path: Path) -> bool:
@@ -71,14 +71,14 @@ def _read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise InputError(f"{where}: is not valid YAML: {getattr(error, 'problem', error)}") from error
     if not isinstance(values, dict):
-        raise InputError(f"{path}: is not a mapping of keys to values")
-    values = _in_todays_spelling(values, str(path))
+        raise InputError(f"{path}: is not a mapping of recipe keys to values; see launch/recipes for examples")
+    values = _in_current_spelling(values, str(path))
     for override in overrides:
         _apply(values, override)
     return values
 
 
-def _in_todays_spelling(values: dict[str, Any], origin: str) -> dict[str, Any]:
+def _in_current_spelling(values: dict[str, Any], origin: str) -> dict[str, Any]:
     try:
         replaced, notices = replace_old_spellings(values)
     except ValueError as error:
@@ -89,7 +89,7 @@ def _in_todays_spelling(values: dict[str, Any], origin: str) -> dict[str, Any]:
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
-    """Set the value of one override in place; it replaces a whole section where the key names one."""
+    """Set the value of one override in place; a key that names a section replaces the whole section."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"{override}: is not an override; write key=value, for example optimizer.warmup=0.1")
@@ -99,7 +99,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise InputError(f"{override}: the value is not valid YAML") from error
     for part in reversed(key.split(".")):
         given = {part: given}
-    given = _in_todays_spelling(given, override)
+    given = _in_current_spelling(given, override)
     for _ in key.split(".")[:-1]:
         (section, given), *_ = given.items()
         values = values.setdefault(section, {})
@@ -113,7 +113,7 @@ def _validated(values: dict[str, Any], origin: str) -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         errors = error.errors()
-        # a misspelled key also leaves the right one missing: name the misspelling
+        # a misspelled required key gives two errors; report the misspelling
         first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
@@ -139,5 +139,5 @@ def _section_class(annotation: Any) -> Any:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """Return the resolved recipe, defaults included, as YAML that `load_recipe` reads back."""
+    """Return the resolved recipe with all defaults as YAML."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

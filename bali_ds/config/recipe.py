@@ -1,4 +1,4 @@
-"""The recipe: everything that defines a run, typed, strict and readable as YAML."""
+"""Schema of the recipe, which defines a run."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -10,23 +10,23 @@ from bali_ds.config.section import Section
 
 
 class DataConfig(Section):
-    """Where graph and shards lie and how samples are drawn from them."""
+    """Graph, shards and sampling."""
 
     graph: Path
     shards: str | dict[str, Annotated[int, Field(ge=1)]]
-    """A directory, or a URL (http, s3, gs, hf) that is read through a cache on each node; or several of them, each with
-    its proportion: `{pubmed: 3, medmentions: 1}` takes three passages of the one for each of the other."""
+    """A directory, or a URL (http, s3, gs, hf) that is read through a cache on each node; or a mixture of several with
+    their proportions: `{pubmed: 3, medmentions: 1}` takes three passages of pubmed for each one of medmentions."""
     temperature: float = Field(default=1.0, ge=0, le=1)
-    """Exponent of concept frequencies in sampling: 1 visits every passage once an epoch, lower values visit passages of
-    rare concepts more often."""
+    """Exponent of concept frequencies in sampling: with 1, every passage is read once per epoch; lower values repeat
+    passages with rare concepts."""
     fan_out: int = Field(default=3, ge=0)
-    """Neighbors drawn afresh for each concept at each visit."""
+    """Neighbors that are sampled for each concept whenever its passage is read."""
     workers: int = Field(default=1, ge=0)
-    """Loader processes of each rank; 0 loads in the training process."""
+    """Loader processes per rank; 0 loads in the training process."""
 
 
 class MaskingConfig(Section):
-    """Probabilities of the three maskings (BALI, section 2.3)."""
+    """Masking probabilities of tokens, whole mentions and concept names (BALI, section 2.3)."""
 
     tokens: float = Field(default=0.15, ge=0, le=1)
     mentions: float = Field(default=0.15, ge=0, le=1)
@@ -34,118 +34,121 @@ class MaskingConfig(Section):
 
 
 class LoraConfig(Section):
-    """Low-rank updates of the encoder's linear layers (Hu et al., ICLR 2022); needs the package peft."""
+    """LoRA of the text encoder (Hu et al., ICLR 2022); needs the package peft."""
 
     rank: int = Field(default=8, ge=1)
     alpha: int = Field(default=16, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     modules: str | list[str] = "all-linear"
-    """Names of the linear layers to update, as the architecture calls them."""
+    """Names of the linear layers with LoRA, in the naming of the architecture."""
 
 
 class TextEncoderConfig(Section):
-    """The language model: a Hugging Face directory or hub name.
+    """The language model: a model directory or a name on the Hugging Face Hub.
 
-    A directory with config.json and no weights is initialized from the recipe's seed.
+    A directory with config.json but without weights is initialized with the seed of the recipe.
     """
 
     path: str
     dropout: float | None = Field(default=None, ge=0, lt=1)
-    """Overrides the checkpoint's own dropout when set."""
+    """Dropout of the encoder; None keeps that of its configuration."""
     attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
-    """How attention is computed: torch's fused attention where the architecture has it, the package flash-attn (a GPU,
-    half precision), or step by step."""
+    """Attention implementation in transformers; flash_attention_2 needs the package flash-attn, a GPU and half
+    precision."""
     layer: int | None = Field(default=None, ge=1)
-    """The layer whose states are used, counted from 1: the encoder is cut after it. None is the last."""
+    """Layer whose hidden states are used, counted from 1; later layers are removed. None uses the last layer."""
     pooling: Literal["mean", "first", "attention"] = "mean"
-    """How a text view follows from the tokens of its mentions."""
+    """Pooling of the mention tokens of a text view."""
     view: Literal["concept", "mention"] = "concept"
-    """Whether all mentions of a concept in a passage make one text view, or each mention its own."""
+    """One text view per concept of a passage, over all its mentions, or one per mention."""
     markers: tuple[str, str] | None = None
-    """Two tokens of the encoder's vocabulary that go before and after each mention in a passage."""
+    """Entity markers: two tokens of the vocabulary that are inserted before and after each mention in a passage."""
     frozen_embeddings: bool = False
     frozen_layers: int = Field(default=0, ge=0)
-    """Layers, from the first on, that do not learn."""
+    """Number of first layers whose weights are frozen."""
     gradient_checkpointing: bool = False
-    """Compute each layer's activations again in the backward pass instead of keeping them."""
+    """Recompute the activations of each layer in the backward pass instead of storing them."""
     lora: LoraConfig | None = None
-    """Learn low-rank updates instead of the encoder's own weights."""
+    """Train low-rank updates instead of the weights of the encoder."""
 
 
 class GraphEncoderConfig(Section):
-    """The encoder of the star of a concept and its neighbors."""
+    """The encoder of a concept and its sampled neighborhood."""
 
     kind: Literal["gatv2", "graphsage", "compgcn", "linearized"] = "gatv2"
-    """Layers over the star; or the neighborhood as text through the text encoder, without any layer."""
+    """A graph neural network over the ego graph, or the text encoder over the neighborhood as text (linearized)."""
     layers: int = Field(default=2, ge=1)
     heads: int = Field(default=2, ge=1)
-    """Attention heads of each layer, for gatv2."""
+    """Attention heads per layer (gatv2)."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     tokens: int = Field(default=128, ge=40)
-    """Most tokens of a linearized neighborhood; whole facts are dropped beyond it."""
+    """Maximum tokens of a linearized neighborhood; facts that do not fit are dropped."""
     names: Literal["gradient", "no_gradient", "cached", "learned"] = "gradient"
-    """Whether the graph side teaches the text encoder, only uses it, or uses its vectors of some steps ago; or whether
-    every concept has an embedding of its own in place of its names."""
+    """Node features: name vectors of the text encoder with or without gradients, or from a cache that is refreshed
+    every `refresh_every` steps, or a learned embedding per concept."""
     refresh_every: int = Field(default=200, ge=1)
-    """Optimizer steps after which cached name vectors are made again."""
+    """Optimizer steps between updates of cached name vectors."""
 
 
 class OptimizerConfig(Section):
-    """AdamW with one learning rate for the text encoder and one for everything else."""
+    """AdamW with separate learning rates for the text encoder and all other modules."""
 
     text_learning_rate: float = Field(default=2e-5, gt=0)
     graph_learning_rate: float = Field(default=2e-4, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     warmup: float = Field(default=0.05, ge=0, le=1)
-    """Fraction of all steps in which the learning rate rises linearly; a cosine to 0 follows."""
+    """Fraction of all steps with linear warm-up; cosine decay to 0 follows."""
     gradient_clipping: float = Field(default=1.0, ge=0)
-    """Largest global gradient norm; 0 switches clipping off."""
+    """Maximum global gradient norm; 0 disables clipping."""
 
 
 class BatchConfig(Section):
-    """Passages of one optimizer step, over all ranks, and how they are cut to fit into memory."""
+    """Global batch size and its division into micro-batches."""
 
     passages: int = Field(default=256, ge=1)
+    """Passages of one optimizer step over all ranks."""
     micro_batches: int = Field(default=1, ge=1)
-    """Parts into which each rank cuts its share; only one part's activations live at a time."""
+    """Micro-batches of each rank per step; the activations of one are in memory at a time."""
 
 
 class CheckpointConfig(Section):
-    """When to save and what to keep."""
+    """Interval and retention of checkpoints."""
 
     every: int = Field(default=500, ge=1)
     """Optimizer steps between checkpoints; the last step is always saved."""
     keep: int = Field(default=2, ge=1)
-    """Newest complete checkpoints kept."""
+    """Number of newest complete checkpoints to keep."""
     keep_every: int = Field(default=0, ge=0)
-    """Checkpoints of steps that divide by this are kept for good; 0 keeps none."""
+    """Checkpoints at multiples of this step are never deleted; 0 deletes all but the newest `keep`."""
     retry_minutes: float = Field(default=10, ge=0)
-    """A checkpoint of the last step that cannot be written, to a full disk for example, is tried again for so long."""
+    """Minutes during which the checkpoint of the last step is retried if it cannot be written."""
 
 
 class FaultToleranceConfig(Section):
-    """What is done about steps and machines that go wrong."""
+    """Handling of non-finite steps, loss spikes, timeouts and lost hosts."""
 
     skip_non_finite: int = Field(default=0, ge=0)
-    """Steps whose loss or gradient is no number that the run may leave out; one more ends it."""
+    """Steps with a non-finite loss or gradient that the run may skip; one more ends it."""
     spike: float = Field(default=0, ge=0)
-    """Loss above its recent median by so many deviations: return to the checkpoint, leave the samples out; 0: never."""
+    """Deviations above the recent median at which a loss is a spike: the run returns to the checkpoint and skips the
+    samples. 0 disables the check."""
     step_minutes: float = Field(default=10, gt=0)
-    """A step that takes longer has the stacks of all ranks written out."""
+    """Minutes after which a step is reported as stuck: the stacks of all ranks are written to files."""
     host_minutes: float = Field(default=2, gt=0)
-    """Ranks that hear nothing of a host for so long end, and name it."""
+    """Minutes without a heartbeat after which a host is lost and all ranks exit."""
     data_minutes: float = Field(default=30, gt=0)
-    """A rank whose loader delivers nothing for so long saves a checkpoint with the others, and the run stops."""
+    """Minutes without data from the loader after which the run saves a checkpoint and stops."""
     max_minutes: float | None = Field(default=None, gt=0)
-    """The run saves itself and stops after so long."""
+    """Minutes after which the run saves a checkpoint and stops; None for no limit."""
 
 
 class ValidationConfig(Section):
-    """Text-graph retrieval on held-out passages while training runs."""
+    """Text-graph retrieval on held-out passages during training."""
 
     every: int = Field(default=0, ge=0)
     """Optimizer steps between validations; 0 validates at the end only."""
     passages: int = Field(default=512, ge=1)
+    """Maximum number of validation passages."""
 
 
 class LinkingConfig(Section):
@@ -156,17 +159,17 @@ class LinkingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What is measured when training is done."""
+    """Evaluation after training."""
 
     linking: LinkingConfig | None = None
 
 
 class Recipe(Section):
-    """One run from data to exported encoder."""
+    """Recipe of a run, from data to exported encoder."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     runs: Path = Path("runs")
-    """The run is written to `runs`/`name`."""
+    """Parent of the run directory, `runs`/`name`."""
     seed: int = Field(default=29, ge=0)
     data: DataConfig
     masking: MaskingConfig = MaskingConfig()
@@ -176,9 +179,9 @@ class Recipe(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     batch: BatchConfig = BatchConfig()
     steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps of the run; name either this or `epochs`."""
+    """Optimizer steps of the run; set either this or `epochs`."""
     epochs: float | None = Field(default=None, gt=0)
-    """Visits of every passage."""
+    """Epochs of the run."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     deepspeed: Path = Path("ds_configs/zero1.json")
     checkpoints: CheckpointConfig = CheckpointConfig()
@@ -191,7 +194,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("name either steps or epochs")
+            raise ValueError("set either steps or epochs")
         return self
 
     @model_validator(mode="after")
@@ -199,12 +202,12 @@ class Recipe(Section):
         linearized, names = self.graph_encoder.kind == "linearized", self.graph_encoder.names
         self.objective.check_needs(linearized=linearized, name_gradients=names == "gradient")
         if linearized and names in ("cached", "learned"):
-            raise ValueError("graph_encoder.names: a linearized graph is text; take gradient or no_gradient")
+            raise ValueError("graph_encoder.names: must be gradient or no_gradient with graph_encoder.kind linearized")
         if self.text_encoder.attention == "flash_attention_2" and self.precision == "fp32":
             raise ValueError("text_encoder.attention: flash_attention_2 needs half precision; set precision to bf16")
         return self
 
     @property
     def directory(self) -> Path:
-        """The run's directory."""
+        """The run directory."""
         return self.runs / self.name

@@ -1,9 +1,9 @@
-"""What every part of a recipe is: typed and strict."""
+"""Base class of the sections of a recipe."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors, values never change after reading."""
+    """Immutable section of a recipe; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

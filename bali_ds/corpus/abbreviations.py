@@ -1,4 +1,4 @@
-"""Abbreviations that a text defines itself: "heart failure (HF)".
+"""Detection of abbreviations that a text defines, such as "heart failure (HF)".
 
 Schwartz and Hearst, A simple algorithm for identifying abbreviation definitions in biomedical text, PSB 2003.
 """
@@ -12,7 +12,7 @@ _WORD_START = re.compile(r"\S+")
 
 
 class Abbreviation(NamedTuple):
-    """A short form and where the long form stands that the text gives for it; code points, end exclusive."""
+    """A short form and the span of its long form in the text; code points, end exclusive."""
 
     short: str
     start: int
@@ -20,7 +20,7 @@ class Abbreviation(NamedTuple):
 
 
 def find_abbreviations(text: str) -> Iterator[Abbreviation]:
-    """Yield the definitions of the form "long form (SHORT)" in the order of the text."""
+    """Yield the definitions of the form "long form (SHORT)" in text order."""
     for match in _PARENTHESIS.finditer(text):
         short = re.split(r"[,;:]", match[1])[0].strip()
         if not _may_be_short(short):
@@ -33,13 +33,13 @@ def find_abbreviations(text: str) -> Iterator[Abbreviation]:
 
 
 def _may_be_short(short: str) -> bool:
-    """At most two words and ten characters, a letter among them, first a letter or digit (section 3 of the paper)."""
+    """Check section 3 of the paper: at most two words and ten characters, a letter among them, alphanumeric start."""
     size = 2 <= len(short) <= 10 and len(short.split()) <= 2
     return size and short[0].isalnum() and any(letter.isalpha() for letter in short)
 
 
 def _candidate_start(text: str, end: int, short: str) -> int:
-    """The long form has at most min(|A| + 5, 2|A|) words, A the characters of the short form."""
+    """Return the start of the at most min(|A| + 5, 2|A|) words before `end`, with |A| the length of the short form."""
     limit = min(len(short) + 5, len(short) * 2)
     window = max(0, end - 40 * limit)
     sentence = max(text.rfind(mark, window, end) for mark in (". ", "; ", "("))
@@ -49,7 +49,10 @@ def _candidate_start(text: str, end: int, short: str) -> int:
 
 
 def _long_form_start(short: str, text: str, begin: int, end: int) -> int | None:
-    """Match the short form's characters from right to left; its first must begin a word of the long form."""
+    """Return the start of the long form, or None.
+
+    Characters of the short form are matched from right to left; the first must begin a word of the long form.
+    """
     at = end - 1
     for place in range(len(short) - 1, -1, -1):
         letter = short[place].lower()

@@ -1,4 +1,4 @@
-"""BioC: XML as PubTator Central gives it and JSON as PubTator 3 gives it."""
+"""Readers of BioC: XML as in PubTator Central and JSON as in PubTator 3."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from lxml import etree
 from pydantic import BaseModel
 
-from bali_ds.corpus.document import Document, Mention, ReadReport, check_mention, check_share
+from bali_ds.corpus.document import Document, Mention, ReadReport, check_mention, check_offsets
 from bali_ds.corpus.json_values import checked, json_values
 from bali_ds.corpus.pubtator import split_ids
 from bali_ds.corpus.xml_elements import elements
@@ -37,10 +37,10 @@ class _Document(BaseModel):
 
 
 def read_bioc_json(path: Path, report: ReadReport) -> Iterator[Document]:
-    """Yield the documents of BioC JSON: a document, a collection, PubTator 3's `{"PubTator3": [...]}`, or one a line.
+    """Yield the documents of BioC JSON: a document, a collection, `{"PubTator3": [...]}`, or one of these per line.
 
     Raises:
-        InputError: the file is no such JSON, an offset is outside its passage's text, or most mentions do not fit.
+        InputError: the file is not BioC JSON, an offset is outside the text, or too many mentions differ from the text.
     """
     own = ReadReport()
     for where, value in json_values(path):
@@ -48,21 +48,21 @@ def read_bioc_json(path: Path, report: ReadReport) -> Iterator[Document]:
             here = f"{where}: document {number + 1}"
             yield _document(checked(_Document, item, here), here, own)
     report.merge(own)
-    check_share(path, own)
+    check_offsets(path, own)
 
 
 def read_bioc_xml(path: Path, report: ReadReport) -> Iterator[Document]:
-    """Yield the documents of BioC XML, whose offsets count through the document.
+    """Yield the documents of BioC XML, whose offsets count from the start of the document.
 
     Raises:
-        InputError: the file is no such XML, an offset is outside its passage's text, or most mentions do not fit.
+        InputError: the file is not BioC XML, an offset is outside the text, or too many mentions differ from the text.
     """
     own = ReadReport()
     for element in elements(path, "document"):
         where = f"{path}:{element.sourceline}"
         yield _document(checked(_Document, _as_json(element, where), where), where, own)
     report.merge(own)
-    check_share(path, own)
+    check_offsets(path, own)
 
 
 def _documents(value: Any) -> Sequence[Any]:
@@ -75,13 +75,13 @@ def _documents(value: Any) -> Sequence[Any]:
 
 
 def _document(source: _Document, where: str, report: ReadReport) -> Document:
-    """Put the passages one after the other, a space between them, and move the mentions along with them."""
+    """Return the passages joined by spaces as one document, with the offsets of their mentions shifted."""
     text = ""
     mentions = []
     for passage in source.passages:
         if not passage.text:
             if passage.annotations:
-                raise InputError(f"{where}: annotations of a passage without text; export the file with its text")
+                raise InputError(f"{where}: a passage has annotations but no text; export the file with its text")
             continue
         start = len(text) + 1 if text else 0
         text = f"{text} {passage.text}" if text else passage.text
@@ -94,15 +94,15 @@ def _document(source: _Document, where: str, report: ReadReport) -> Document:
 
 
 def _mentions(annotation: _Annotation, shift: int, text: str) -> Iterator[Mention]:
-    """Yield a mention for each location; the string is compared only where there is one location."""
+    """Yield a mention for each location; only an annotation with a single location keeps its own string."""
     ids = split_ids(_identifier(annotation.infons))
-    kind = str(annotation.infons.get("type") or "")
+    entity_type = str(annotation.infons.get("type") or "")
     for location in annotation.locations:
         start = location.offset + shift
         end = start + location.length
         single = annotation.text is not None and len(annotation.locations) == 1
-        surface = str(annotation.text) if single else text[max(start, 0) : max(end, 0)]
-        yield Mention(start, end, surface, kind, ids)
+        string = str(annotation.text) if single else text[max(start, 0) : max(end, 0)]
+        yield Mention(start, end, string, entity_type, ids)
 
 
 def _identifier(infons: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The dictionary linker: names of the graph found in text, the longest first, on word boundaries."""
+"""Dictionary linker: finds the longest names of the graph in texts, on word boundaries."""
 
 import re
 from bisect import bisect_left, bisect_right
@@ -10,102 +10,108 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bali_ds.corpus.abbreviations import find_abbreviations
-from bali_ds.corpus.disambiguation import Candidates, Senses
+from bali_ds.corpus.disambiguation import Candidates, Disambiguator
 from bali_ds.corpus.document import Document, Mention
 from bali_ds.corpus.name_index import NameIndex
 from bali_ds.corpus.normalization import WordHasher, split_words
-from bali_ds.corpus.word_cache import PieceTable
+from bali_ds.corpus.word_cache import WordCache
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 
 
 class _Hit(NamedTuple):
+    """A span of a text, in code points, and the concepts that it may refer to."""
+
     start: int
     end: int
     candidates: Candidates
 
 
-class _Matches(NamedTuple):
-    """Names that begin at some word of a batch of documents, longest only, by place; lists of one length.
+class _BatchMatches(NamedTuple):
+    """The longest name that begins at each word of a batch of documents, in text order; lists of equal length.
 
-    `documents` bounds the rows of each document. `concepts` is the best concept of the name, `plain` tells whether it
-    is the only one and holds in small letters too.
+    Attributes:
+        documents: bounds of the matches of each document, one more than there are documents.
+        starts, ends: code points, end exclusive.
+        rows: rows of the name index.
+        concept_ids: the best concept of each name.
+        unique: whether that is the name's only concept and the name is valid in lower case too.
     """
 
     documents: list[int]
     starts: list[int]
     ends: list[int]
-    entries: list[int]
-    concepts: list[int]
-    plain: list[bool]
+    rows: list[int]
+    concept_ids: list[int]
+    unique: list[bool]
 
 
 class DictionaryLinker:
-    """Finds the concepts of a graph in texts.
+    """Finds mentions of the concepts of a graph by their names.
 
-    Of the concepts that share a name `Senses` chooses. Abbreviations that a text defines mean what their long form
-    means; where that is no name of the graph, the abbreviation is not linked.
+    A `Disambiguator` chooses among concepts that share a name. An abbreviation that a text defines refers to the
+    concept of its long form; if the long form is not a name of the graph, the abbreviation is not linked.
     """
 
-    def __init__(self, dictionary: NameIndex, graph: KnowledgeGraph) -> None:
-        self._dictionary = dictionary
+    def __init__(self, name_index: NameIndex, graph: KnowledgeGraph) -> None:
+        self._name_index = name_index
         self._graph = graph
         self._hasher = WordHasher()
-        self._words = PieceTable(self._hash_words)
-        self._senses = Senses(dictionary, graph)
-        self._names: dict[int, tuple[str, tuple[str, ...]]] = {}
+        self._word_cache = WordCache(self._hash_words)
+        self._disambiguator = Disambiguator(name_index, graph)
+        self._labels: dict[int, tuple[str, tuple[str, ...]]] = {}
 
     def link(self, documents: Sequence[Document]) -> list[Document]:
         """Return the documents with the mentions found in them, in the order of the text.
 
-        A mention's type is the first semantic type of its concept.
+        The type of a mention is the first semantic type of its concept.
         """
         matches = self._matches([document.text for document in documents])
         linked = []
         for number, document in enumerate(documents):
-            rows = range(matches.documents[number], matches.documents[number + 1])
-            hits = _define_abbreviations(document.text, list(self._hits(document.text, matches, rows)))
-            concepts = self._senses.choose([hit.candidates for hit in hits])
+            own = range(matches.documents[number], matches.documents[number + 1])
+            hits = _define_abbreviations(document.text, list(self._hits(document.text, matches, own)))
+            concept_ids = self._disambiguator.choose([hit.candidates for hit in hits])
             mentions = [
-                Mention(start, end, document.text[start:end], *self._name(concept))
-                for (start, end, _), concept in zip(hits, concepts, strict=True)
+                Mention(start, end, document.text[start:end], *self._label(concept_id))
+                for (start, end, _), concept_id in zip(hits, concept_ids, strict=True)
             ]
             linked.append(replace(document, mentions=tuple(mentions)))
         return linked
 
-    def _matches(self, texts: Sequence[str]) -> _Matches:
-        table, words = self._dictionary, self._words(texts)
-        hashes = np.insert(words.values.view(np.uint64), words.bounds[1:], 0)  # no name reaches across documents
-        found = table.longest_matches(hashes)
-        behind = words.bounds[1:] + np.arange(len(texts))
-        documents = np.searchsorted(behind, found.words)
+    def _matches(self, texts: Sequence[str]) -> _BatchMatches:
+        index, words = self._name_index, self._word_cache(texts)
+        hashes = np.insert(words.values.view(np.uint64), words.bounds[1:], 0)  # no name spans two documents
+        found = index.longest_matches(hashes)
+        separators = words.bounds[1:] + np.arange(len(texts))
+        documents = np.searchsorted(separators, found.words)
         firsts = found.words - documents
-        heads = table.offsets[found.entries]
-        plain = (table.offsets[found.entries + 1] - heads == 1) & ~table.acronyms[heads]
+        heads = index.offsets[found.rows]
+        unique = (index.offsets[found.rows + 1] - heads == 1) & ~index.acronyms[heads]
         columns = (
             np.searchsorted(documents, np.arange(len(texts) + 1)),
             words.starts[firsts],
             words.ends[firsts + found.lengths - 1],
-            found.entries,
-            table.concepts[heads],
-            plain,
+            found.rows,
+            index.concept_ids[heads],
+            unique,
         )
-        return _Matches(*(column.tolist() for column in columns))
+        return _BatchMatches(*(column.tolist() for column in columns))
 
-    def _hits(self, text: str, matches: _Matches, rows: range) -> Iterator[_Hit]:
-        """Yield the longest match at the leftmost word, and so on behind it."""
-        behind = 0
-        for row in rows:
-            start = matches.starts[row]
-            if start < behind:
+    def _hits(self, text: str, matches: _BatchMatches, own: range) -> Iterator[_Hit]:
+        """Yield matches from left to right, each after the end of the one before."""
+        last_end = 0
+        for number in own:
+            start = matches.starts[number]
+            if start < last_end:
                 continue
-            end = matches.ends[row]
-            if matches.plain[row]:
-                candidates: Candidates = (matches.concepts[row],)
+            end = matches.ends[number]
+            if matches.unique[number]:
+                candidates: Candidates = (matches.concept_ids[number],)
             else:
-                candidates = self._senses.candidates(matches.entries[row], _in_capitals(text[start:end]))
+                candidates = self._disambiguator.candidates(matches.rows[number], _is_upper_case(text[start:end]))
             if candidates:
                 yield _Hit(start, end, candidates)
-                behind = end
+                last_end = end
 
     def _hash_words(self, text: str) -> NDArray[np.int64]:
         words = split_words(text)
@@ -113,20 +119,20 @@ class DictionaryLinker:
         starts = np.array(words.starts, np.int64)
         return np.column_stack([hashes, starts, starts + np.array([len(word) for word in words.texts], np.int64)])
 
-    def _name(self, concept: int) -> tuple[str, tuple[str, ...]]:
+    def _label(self, concept_id: int) -> tuple[str, tuple[str, ...]]:
         """Return the type and the identifiers of a mention of this concept."""
-        if concept not in self._names:
-            kind = next(iter(self._senses.types(concept)), "")
-            self._names[concept] = kind, (self._graph.cui(concept),)
-        return self._names[concept]
+        if concept_id not in self._labels:
+            first_type = next(iter(self._disambiguator.types(concept_id)), "")
+            self._labels[concept_id] = first_type, (self._graph.cui(concept_id),)
+        return self._labels[concept_id]
 
 
-def _in_capitals(surface: str) -> bool:
-    return sum(letter.isupper() for letter in surface) >= 2
+def _is_upper_case(text: str) -> bool:
+    return sum(letter.isupper() for letter in text) >= 2
 
 
 def _define_abbreviations(text: str, hits: list[_Hit]) -> list[_Hit]:
-    """Give every occurrence of an abbreviation the concept of the long form that the text gives for it."""
+    """Return the hits with each occurrence of an abbreviation linked to the concept of its long form in the text."""
     definitions = list(find_abbreviations(text)) if "(" in text else []
     if not definitions:
         return hits
@@ -140,9 +146,9 @@ def _define_abbreviations(text: str, hits: list[_Hit]) -> list[_Hit]:
     replaced: set[int] = set()
     for match in re.finditer(rf"(?<!\w)(?:{shorts})(?!\w)", text):
         new = _Hit(match.start(), match.end(), meanings[match[0]])
-        touched = range(bisect_right(ends, new.start), bisect_left(starts, new.end))
-        if not any(_contains(hits[number], new) for number in touched):
-            replaced.update(touched)
+        overlapping = range(bisect_right(ends, new.start), bisect_left(starts, new.end))
+        if not any(_contains(hits[number], new) for number in overlapping):
+            replaced.update(overlapping)
             defined.append(new)
     kept = [hit for number, hit in enumerate(hits) if number not in replaced]
     return sorted(kept + [hit for hit in defined if hit.candidates])

@@ -1,4 +1,4 @@
-"""Which concept a name means: several share it, and some hold in capitals alone."""
+"""Disambiguation: which concept a name refers to when several share it or it is valid in upper case only."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,62 +7,64 @@ from bali_ds.corpus.name_index import NameIndex
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 
 Candidates = tuple[int, ...]
-"""Concept ids that a mention may mean, best first."""
+"""Concept ids that a mention may refer to, best first."""
 
 
-class Senses:
-    """Chooses among the concepts of a name.
+class Disambiguator:
+    """Chooses among the concepts that share a name.
 
-    Those whose preferred name it is go before the others. Of several that one is meant which the document mentions
-    most often beyond doubt, else the one whose semantic type its other mentions have most often, else the one with
-    most facts. Types count where all candidates have one: a vocabulary that gives none would lose every choice.
+    Concepts with this preferred name take precedence. Of several the one wins that the unambiguous mentions of the
+    document refer to most often, else the one whose semantic type they have most often, else the one with most facts.
+    Types decide only if all candidates have one, since a vocabulary without types would lose every choice.
     """
 
-    def __init__(self, dictionary: NameIndex, graph: KnowledgeGraph) -> None:
-        self._dictionary = dictionary
+    def __init__(self, name_index: NameIndex, graph: KnowledgeGraph) -> None:
+        self._name_index = name_index
         self._graph = graph
         self._candidates: dict[tuple[int, bool], Candidates] = {}
         self._types: dict[int, tuple[str, ...]] = {}
 
-    def candidates(self, entry: int, capitals: bool) -> Candidates:
-        """Return what a dictionary entry may mean where it stands in capitals or in small letters."""
-        key = entry, capitals
+    def candidates(self, row: int, upper_case: bool) -> Candidates:
+        """Return the candidates of a row of the name index, for a mention in upper or in lower case."""
+        key = row, upper_case
         if key not in self._candidates:
-            table = self._dictionary
-            own = slice(int(table.offsets[entry]), int(table.offsets[entry + 1]))
-            columns = (table.concepts[own].tolist(), table.acronyms[own].tolist(), table.preferred[own].tolist())
-            held = [
-                (concept, first) for concept, acronym, first in zip(*columns, strict=True) if capitals or not acronym
+            index = self._name_index
+            own = slice(int(index.offsets[row]), int(index.offsets[row + 1]))
+            columns = (index.concept_ids[own].tolist(), index.acronyms[own].tolist(), index.preferred[own].tolist())
+            valid = [
+                (concept_id, preferred)
+                for concept_id, acronym, preferred in zip(*columns, strict=True)
+                if upper_case or not acronym
             ]
-            best = [concept for concept, preferred in held if preferred]
-            self._candidates[key] = tuple(best or [concept for concept, _ in held])
+            best = [concept_id for concept_id, preferred in valid if preferred]
+            self._candidates[key] = tuple(best or [concept_id for concept_id, _ in valid])
         return self._candidates[key]
 
     def choose(self, mentions: Sequence[Candidates]) -> list[int]:
-        """Return the concept of each mention of one document."""
-        certain = Counter([candidates[0] for candidates in mentions if len(candidates) == 1])
-        if certain.total() == len(mentions):
+        """Return the concept id of each mention of one document."""
+        unambiguous = Counter([candidates[0] for candidates in mentions if len(candidates) == 1])
+        if unambiguous.total() == len(mentions):
             return [candidates[0] for candidates in mentions]
         types: dict[str, int] = {}
-        for concept, times in certain.items():
-            for kind in self.types(concept):
-                types[kind] = types.get(kind, 0) + times
+        for concept_id, count in unambiguous.items():
+            for each in self.types(concept_id):
+                types[each] = types.get(each, 0) + count
         shared = {candidates for candidates in mentions if len(candidates) > 1}
-        chosen = {candidates: self._best(candidates, certain, types) for candidates in shared}
+        chosen = {candidates: self._best(candidates, unambiguous, types) for candidates in shared}
         return [candidates[0] if len(candidates) == 1 else chosen[candidates] for candidates in mentions]
 
-    def types(self, concept: int) -> tuple[str, ...]:
+    def types(self, concept_id: int) -> tuple[str, ...]:
         """Return the semantic types of a concept."""
-        if concept not in self._types:
-            self._types[concept] = self._graph.semantic_types(concept)
-        return self._types[concept]
+        if concept_id not in self._types:
+            self._types[concept_id] = self._graph.semantic_types(concept_id)
+        return self._types[concept_id]
 
-    def _best(self, candidates: Candidates, certain: dict[int, int], types: dict[str, int]) -> int:
-        counts = [certain.get(concept, 0) for concept in candidates]
+    def _best(self, candidates: Candidates, unambiguous: dict[int, int], types: dict[str, int]) -> int:
+        counts = [unambiguous.get(concept_id, 0) for concept_id in candidates]
         most = max(counts)
-        tied = [concept for concept, count in zip(candidates, counts, strict=True) if count == most]
-        own = [self.types(concept) for concept in tied]
-        if len(tied) == 1 or not types or not all(own):
+        tied = [concept_id for concept_id, count in zip(candidates, counts, strict=True) if count == most]
+        types_of_tied = [self.types(concept_id) for concept_id in tied]
+        if len(tied) == 1 or not types or not all(types_of_tied):
             return tied[0]
-        suited = [max(types.get(kind, 0) for kind in kinds) for kinds in own]
-        return tied[suited.index(max(suited))]
+        scores = [max(types.get(each, 0) for each in own) for own in types_of_tied]
+        return tied[scores.index(max(scores))]

@@ -1,4 +1,4 @@
-"""A document with linked mentions, and the account that readers keep of what they saw."""
+"""Documents with linked mentions, the report of a reader, and its checks of mention offsets."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -9,13 +9,13 @@ from bali_ds.errors import InputError
 
 
 class Mention(NamedTuple):
-    """A string that names one or more concepts.
+    """A span of a text that refers to one or more concepts.
 
     Attributes:
         start, end: code points in the document's text, end exclusive.
-        text: the surface string as the file gives it.
-        type: the file's type of the entity, "" where it gives none.
-        ids: identifiers as the file gives them; several for a composite mention, none where it is unlinked.
+        text: the mention string in the file.
+        type: the entity type in the file, "" if it has none.
+        ids: the identifiers in the file; several for a composite mention, empty for an unlinked one.
     """
 
     start: int
@@ -27,13 +27,13 @@ class Mention(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text and its mentions.
+    """A text with its mentions.
 
     Attributes:
         id: for example a PMID.
         text: title, one space, abstract.
         mentions: in the order of the file.
-        withdrawn: the source takes the document of this id back; it has no text.
+        withdrawn: the source deletes the document of this id; the text is empty.
     """
 
     id: str
@@ -44,18 +44,24 @@ class Document:
 
 @dataclass
 class ReadReport:
-    """What was seen and what was left out, by name; linked mentions by type; the first few oddities in words."""
+    """What a reader counts: documents, mentions and whatever it drops by reason; linked mentions by type.
+
+    Attributes:
+        counts: by name.
+        types: linked mentions by entity type.
+        remarks: the first ten problems as text.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
     types: Counter[str] = field(default_factory=Counter)
     remarks: list[str] = field(default_factory=list)
 
     def count(self, name: str, number: int = 1) -> None:
-        """Add to one count."""
+        """Add `number` to a count."""
         self.counts[name] += number
 
     def remark(self, name: str, where: str) -> None:
-        """Count an oddity; the first ten are kept in words."""
+        """Count a problem, and keep the first ten as text."""
         self.counts[name] += 1
         if len(self.remarks) < 10:
             self.remarks.append(f"{where}: {name.replace('_', ' ')}")
@@ -68,18 +74,21 @@ class ReadReport:
 
 
 LARGEST_MISMATCH = 0.25
-"""Share of mentions whose string may differ from the text at their offsets (some dumps hold normalized strings)."""
+"""Largest fraction of mentions whose string may differ from the text at their offsets.
+
+Some dumps store normalized strings.
+"""
 
 
 def check_mention(text: str, mention: Mention, where: str, report: ReadReport) -> None:
-    """Count a mention, and whether the text at its offsets is its string, upper and lower case aside.
+    """Count a mention, and whether its string differs from the text at its offsets, ignoring case.
 
     Raises:
-        InputError: the offsets are no span of the text; `where` names file and line.
+        InputError: the offsets are not a span of the text; `where` names file and line.
     """
     if not 0 <= mention.start < mention.end <= len(text):
         raise InputError(
-            f"{where}: mention {mention.text[:40]!r} at {mention.start}-{mention.end} lies outside the text of "
+            f"{where}: mention {mention.text[:40]!r} at {mention.start}-{mention.end} is outside the text of "
             f"{len(text)} characters; offsets count code points of title, one space, abstract"
         )
     report.count("mentions")
@@ -89,15 +98,15 @@ def check_mention(text: str, mention: Mention, where: str, report: ReadReport) -
         report.remark("surface_mismatches", where)
 
 
-def check_share(path: Path, report: ReadReport) -> None:
-    """Refuse a file most of whose offsets cannot be right.
+def check_offsets(path: Path, report: ReadReport) -> None:
+    """Refuse a file in which too many mentions differ from the text at their offsets.
 
     Raises:
-        InputError: more than LARGEST_MISMATCH of the mentions in `report` differ from the text at their offsets.
+        InputError: the fraction of such mentions in `report` is above LARGEST_MISMATCH.
     """
     mentions, wrong = report.counts["mentions"], report.counts["surface_mismatches"]
     if wrong > LARGEST_MISMATCH * mentions:
         raise InputError(
             f"{path}: {wrong} of {mentions} mentions differ from the text at their offsets "
-            f"(first: {report.remarks[0]}); the offsets do not belong to this text"
+            f"(first: {report.remarks[0]}); the offsets belong to another text"
         )

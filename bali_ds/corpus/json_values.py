@@ -1,4 +1,4 @@
-"""JSON documents, one a file or one a line, checked against their declared shape."""
+"""JSON values of a file, one per file or one per line, and their validation."""
 
 import json
 from collections.abc import Iterator
@@ -7,21 +7,21 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from bali_ds.corpus.text_lines import numbered_lines
 from bali_ds.errors import InputError
+from bali_ds.files import numbered_lines
 
 LARGEST_FILE = 1 << 30
 
-Shape = TypeVar("Shape", bound=BaseModel)
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def json_values(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield (where, value) for each JSON value: one a line, or the whole file where its first line is no value.
+    """Yield (where, value) for each JSON value: one per line, or the whole file if its first line is not a value.
 
-    NaN and infinities, which some tools write, are taken as numbers.
+    NaN and infinities, which some tools write, are read as numbers.
 
     Raises:
-        InputError: a value is no JSON, or a file that is one value exceeds 1 Gi characters.
+        InputError: a value is not JSON, or a file that is one value exceeds 1 Gi characters.
     """
     lines = ((number, line) for number, line in numbered_lines(path) if line.strip())
     number, line = next(lines, (0, ""))
@@ -34,14 +34,14 @@ def json_values(path: Path) -> Iterator[tuple[str, Any]]:
             yield f"{path}:{number}", _parse(line, f"{path}:{number}")
 
 
-def checked(shape: type[Shape], value: Any, where: str) -> Shape:
-    """Return a JSON value as an instance of its declared shape.
+def checked(model: type[Model], value: Any, where: str) -> Model:
+    """Return a JSON value validated as an instance of a pydantic model.
 
     Raises:
-        InputError: the value has another shape; `where` and the key are named.
+        InputError: the value is invalid; `where` and the key are named.
     """
     try:
-        return shape.model_validate(value)
+        return model.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -59,14 +59,14 @@ def _parse(text: str, where: str) -> Any:
     try:
         return _loaded(text)
     except UnicodeEncodeError as error:
-        raise InputError(f"{where}: holds half of a surrogate pair (\\ud800 to \\udfff); repair the file") from error
+        raise InputError(f"{where}: contains half of a surrogate pair (\\ud800 to \\udfff); repair the file") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: is no JSON: {str(error)[:120]}") from error
+        raise InputError(f"{where}: is not valid JSON: {str(error)[:120]}") from error
 
 
 def _loaded(text: str) -> Any:
     value = json.loads(text)
-    if "\\ud" in text or "\\uD" in text:  # an escape may stand for half of a character, which no text can hold
+    if "\\ud" in text or "\\uD" in text:  # an escaped half of a surrogate pair cannot be encoded as UTF-8
         json.dumps(value, ensure_ascii=False).encode()
     return value
 
@@ -76,5 +76,5 @@ def _rest(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[str]:
     for _, line in lines:
         size += len(line)
         if size > LARGEST_FILE:
-            raise InputError(f"{path}: one JSON value of more than {LARGEST_FILE} characters; write one value a line")
+            raise InputError(f"{path}: one JSON value of more than {LARGEST_FILE} characters; write one value per line")
         yield line

@@ -1,7 +1,7 @@
-"""All names of a graph as sorted hashes of word sequences, memory-mapped: found at millions of words a second.
+"""Memory-mapped index of all names of a graph: a trie whose nodes are sorted hashes of word sequences.
 
-An Aho-Corasick automaton over a million names takes a minute to make and a gibibyte in each process; this table takes
-seconds and is shared by all processes of a host. It is a trie whose nodes are looked up by the hash of their path.
+An Aho-Corasick automaton over a million names takes a minute to build and a gibibyte in each process. This index takes
+seconds, is shared by all processes of a host, and matches millions of words per second.
 """
 
 from collections.abc import Iterator
@@ -20,80 +20,86 @@ from bali_ds.graph.knowledge_graph import KnowledgeGraph
 
 FORMAT_VERSION = 2
 LONGEST_NAME = 12
-"""Words of a name; longer ones are left out."""
+"""Words of a name; longer names are not indexed."""
 
 _Hashes = NDArray[np.uint64]
 _BATCH = 1 << 16
 
 
-class Matches(NamedTuple):
-    """Longest names that begin at some word, words ascending: int64 [n] each.
+class NameMatches(NamedTuple):
+    """The longest name that begins at each word, for words that begin one; int64 [n] each, words ascending.
 
-    `words` is the first word's position, `lengths` counts words, `entries` is the row in the dictionary.
+    Attributes:
+        words: position of the first word.
+        lengths: number of words.
+        rows: row of the name in the index.
     """
 
     words: NDArray[np.int64]
     lengths: NDArray[np.int64]
-    entries: NDArray[np.int64]
+    rows: NDArray[np.int64]
 
 
 class NameIndex:
-    """The names of a graph by their folded words.
+    """Index from normalized word sequences to the concepts with this name.
 
     Attributes:
-        keys: uint64 [K], hashes of all names and of all their beginnings, ascending.
-        extends: bool [K], is it the beginning of a longer name?
-        offsets: int64 [K + 1]; the concepts named so are concepts[offsets[k]:offsets[k + 1]], best first.
-        concepts: int32 [C].
-        preferred: bool [C], is this name the concept's preferred one?
-        acronyms: bool [C], does this name hold in capitals alone?
+        keys: uint64 [K], hashes of all names and of all their prefixes, ascending.
+        extends: bool [K], whether it is a prefix of a longer name.
+        offsets: int64 [K + 1]; the concepts with name k are concept_ids[offsets[k]:offsets[k + 1]], best first.
+        concept_ids: int32 [C].
+        preferred: bool [C], whether this name is the preferred name of the concept.
+        acronyms: bool [C], whether this name is valid in upper case only.
+
+    Raises:
+        InputError: the index was built from another graph.
     """
 
     def __init__(self, path: Path, graph: KnowledgeGraph) -> None:
         if read_json(path / "dictionary.json") != _description(graph):
-            raise InputError(f"{path}: is the dictionary of another graph; remove it")
+            raise InputError(f"{path}: is the name index of another graph; remove it")
         columns = {name: _mapped(path / f"{name}.npy") for name in _COLUMNS}
         self.keys: _Hashes = columns["keys"]
         self.extends = columns["extends"]
         self.offsets = columns["offsets"]
-        self.concepts = columns["concepts"]
+        self.concept_ids = columns["concepts"]
         self.preferred = columns["preferred"]
         self.acronyms = columns["acronyms"]
 
-    def longest_matches(self, hashes: _Hashes) -> Matches:
-        """Find the longest name that begins at each word, all words at once.
+    def longest_matches(self, hashes: _Hashes) -> NameMatches:
+        """Return the longest name that begins at each word.
 
         Args:
-            hashes: uint64 [n], folded words; 0 is no word, and no name reaches across it.
+            hashes: uint64 [n], hashes of normalized words; 0 is a separator that no name spans.
         """
         lengths = np.zeros(len(hashes), np.int64)
-        entries = np.zeros(len(hashes), np.int64)
+        matched_rows = np.zeros(len(hashes), np.int64)
         alive = np.flatnonzero(hashes)
         paths = extend(np.zeros(len(alive), np.uint64), hashes[alive])
         for length in range(1, LONGEST_NAME + 1):
-            distinct, which = np.unique(paths, return_inverse=True)  # sorted searches stay in the cache
+            distinct, which = np.unique(paths, return_inverse=True)  # searching in sorted order stays in the CPU cache
             rows = np.minimum(np.searchsorted(self.keys, distinct), len(self.keys) - 1)[which]
             known = self.keys[rows] == paths
             alive, paths, rows = alive[known], paths[known], rows[known]
             names = self.offsets[rows + 1] > self.offsets[rows]
-            lengths[alive[names]], entries[alive[names]] = length, rows[names]
+            lengths[alive[names]], matched_rows[alive[names]] = length, rows[names]
             further = self.extends[rows] & (alive + length < len(hashes))
             alive, paths = alive[further], paths[further]
             if not len(alive):
                 break
             paths = extend(paths, hashes[alive + length])
         found = np.flatnonzero(lengths)
-        return Matches(found, lengths[found], entries[found])
+        return NameMatches(found, lengths[found], matched_rows[found])
 
 
 def _mapped(file: Path) -> NDArray[Any]:
-    """Map a column; as a plain array, whose small slices cost a fraction of a memmap's."""
+    """Memory-map a column as a plain array, whose small slices are much cheaper than those of np.memmap."""
     return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
 
 
 _COLUMNS = ("keys", "extends", "offsets", "concepts", "preferred", "acronyms")
 DICTIONARY = Output(
-    "a dictionary of names",
+    "a name index",
     "dictionary.json",
     ("format_version", "graph_fingerprint"),
     tuple(f"{name}.npy" for name in _COLUMNS),
@@ -101,13 +107,13 @@ DICTIONARY = Output(
 
 
 def extend(paths: _Hashes, words: _Hashes) -> _Hashes:
-    """Return the hashes of word sequences that are one word longer."""
+    """Return the hashes of word sequences extended by one word."""
     mixed = (paths ^ words) * np.uint64(0x9E3779B97F4A7C15)
     return mixed ^ (mixed >> np.uint64(29))
 
 
 def open_dictionary(path: Path, graph: KnowledgeGraph) -> NameIndex:
-    """Open the dictionary of a graph; where there is none yet, make and publish it."""
+    """Open the name index of a graph at `path`; build and publish it first if it does not exist."""
     if not (path / "dictionary.json").is_file():
         with published_directory(path, DICTIONARY) as directory:
             for name, column in _columns(graph).items():
@@ -123,43 +129,43 @@ def _description(graph: KnowledgeGraph) -> dict[str, Any]:
 def _columns(graph: KnowledgeGraph) -> dict[str, NDArray[Any]]:
     batches = list(_paths(graph))
     empty = np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.bool_), np.empty(0, np.uint64)
-    paths, names, acronyms, inner = (np.concatenate(parts) for parts in zip(empty, *batches, strict=True))
+    paths, name_ids, acronyms, inner = (np.concatenate(parts) for parts in zip(empty, *batches, strict=True))
     if not len(paths):
-        raise InputError(f"{graph.path}: has no names to look for in texts; build the graph with names, or --link gold")
+        raise InputError(f"{graph.path}: has no names to find in texts; build the graph with names, or use --link gold")
     keys = np.unique(np.concatenate([paths, inner]))
-    concepts = np.searchsorted(graph.name_offsets, names, side="right") - 1
-    preferred = graph.name_offsets[concepts] == names
-    order = np.lexsort((concepts, paths))
-    paths, concepts = paths[order], concepts[order]
-    firsts = np.flatnonzero(np.append(True, (paths[1:] != paths[:-1]) | (concepts[1:] != concepts[:-1])))
-    paths, concepts = paths[firsts], concepts[firsts]
+    concept_ids = np.searchsorted(graph.name_offsets, name_ids, side="right") - 1
+    preferred = graph.name_offsets[concept_ids] == name_ids
+    order = np.lexsort((concept_ids, paths))
+    paths, concept_ids = paths[order], concept_ids[order]
+    firsts = np.flatnonzero(np.append(True, (paths[1:] != paths[:-1]) | (concept_ids[1:] != concept_ids[:-1])))
+    paths, concept_ids = paths[firsts], concept_ids[firsts]
     preferred = np.logical_or.reduceat(preferred[order], firsts)
     acronyms = np.logical_and.reduceat(acronyms[order], firsts)
-    degrees = graph.edge_offsets[concepts + 1].astype(np.int64) - graph.edge_offsets[concepts]
-    order = np.lexsort((concepts, -degrees, ~preferred, paths))
+    degrees = graph.edge_offsets[concept_ids + 1].astype(np.int64) - graph.edge_offsets[concept_ids]
+    order = np.lexsort((concept_ids, -degrees, ~preferred, paths))
     return {
         "keys": keys,
         "extends": np.isin(keys, inner),
         "offsets": np.append(np.searchsorted(paths, keys), len(paths)),
-        "concepts": concepts[order].astype(np.int32),
+        "concepts": concept_ids[order].astype(np.int32),
         "preferred": preferred[order],
         "acronyms": acronyms[order],
     }
 
 
 def _paths(graph: KnowledgeGraph) -> Iterator[tuple[_Hashes, NDArray[np.int64], NDArray[np.bool_], _Hashes]]:
-    """Yield (whole paths, name ids, acronyms?, paths of proper beginnings) for the names of the graph, in batches."""
+    """Yield (hashes of names, name ids, whether acronyms, hashes of their proper prefixes) in batches of names."""
     hasher = WordHasher()
     for start in range(0, graph.num_names, _BATCH):
-        numbers, hashes, lengths, acronyms = [], [], [], []
-        for number in range(start, min(start + _BATCH, graph.num_names)):
-            words = split_words(graph.name(number)).texts
+        name_ids, hashes, lengths, acronyms = [], [], [], []
+        for name_id in range(start, min(start + _BATCH, graph.num_names)):
+            words = split_words(graph.name(name_id)).texts
             if 0 < len(words) <= LONGEST_NAME and not is_stop_name(words):
-                numbers.append(number)
+                name_ids.append(name_id)
                 hashes += hasher(words)
                 lengths.append(len(words))
                 acronyms.append(is_acronym(words))
-        if not numbers:
+        if not name_ids:
             continue
         flat, counts = np.array(hashes, np.uint64), np.array(lengths)
         at = np.cumsum(counts) - counts
@@ -169,4 +175,4 @@ def _paths(graph: KnowledgeGraph) -> Iterator[tuple[_Hashes, NDArray[np.int64], 
             if length:
                 inner.append(paths[longer])
             paths[longer] = extend(paths[longer], flat[at[longer] + length])
-        yield paths, np.array(numbers), np.array(acronyms), np.unique(np.concatenate(inner))
+        yield paths, np.array(name_ids), np.array(acronyms), np.unique(np.concatenate(inner))

@@ -1,20 +1,20 @@
-"""Words as the dictionary compares them: case, plural and British or American spelling folded."""
+"""Word normalization for dictionary lookup: case, plural and British or American spelling."""
 
 import hashlib
 import re
 from itertools import accumulate
 from typing import NamedTuple
 
-# Letters and digits in runs; punctuation that separates clauses counts as a word, so that no name reaches across it.
+# Runs of letters and digits; punctuation between clauses counts as a word, so that no name matches across it.
 _WORD = re.compile(r"([^\W_]+|[,;:.!?()\[\]])")
-_KNOWN_LIMIT = 1 << 20
+_CACHE_LIMIT = 1 << 20
 
 
 class Words(NamedTuple):
     """The words of a text.
 
     Attributes:
-        texts: as they stand.
+        texts: the words as written.
         starts: code points at which they begin.
     """
 
@@ -23,14 +23,14 @@ class Words(NamedTuple):
 
 
 def split_words(text: str) -> Words:
-    """Return the words of a text; white space, hyphens and other signs between them are left out."""
-    pieces = _WORD.split(text)
-    ends = list(accumulate(map(len, pieces)))
-    return Words(pieces[1::2], ends[:-1:2])
+    """Return the words of a text; white space, hyphens and other characters between them are dropped."""
+    parts = _WORD.split(text)
+    ends = list(accumulate(map(len, parts)))
+    return Words(parts[1::2], ends[:-1:2])
 
 
-def fold(word: str) -> str:
-    """Return the form under which spellings of a word meet: "Tumours" and "tumor", "anaemia" and "anemia"."""
+def normalize_word(word: str) -> str:
+    """Return the normal form that spellings of a word share: "Tumours" and "tumor", "anaemia" and "anemia"."""
     word = word.lower()
     if len(word) > 3 and word.isalpha():
         word = _singular(word)
@@ -49,21 +49,21 @@ def _singular(word: str) -> str:
 
 
 class WordHasher:
-    """Folds words and gives each form a 64-bit number, the same on every machine; remembers what it has seen."""
+    """Maps normalized words to 64-bit hashes that are equal on every machine; caches the words that it has hashed."""
 
     def __init__(self) -> None:
-        self._known: dict[str, int] = {}
+        self._hashes: dict[str, int] = {}
 
     def __call__(self, words: list[str]) -> list[int]:
-        """Return the numbers of words."""
-        known = self._known
+        """Return the hashes of words, none of them 0."""
+        hashes = self._hashes
         try:
-            return [known[word] for word in words]
+            return [hashes[word] for word in words]
         except KeyError:
-            if len(known) > _KNOWN_LIMIT:
-                known.clear()
+            if len(hashes) > _CACHE_LIMIT:
+                hashes.clear()
             for word in words:
-                if word not in known:
-                    digest = hashlib.blake2b(fold(word).encode(), digest_size=8).digest()
-                    known[word] = int.from_bytes(digest, "little") | 1
-            return [known[word] for word in words]
+                if word not in hashes:
+                    digest = hashlib.blake2b(normalize_word(word).encode(), digest_size=8).digest()
+                    hashes[word] = int.from_bytes(digest, "little") | 1
+            return [hashes[word] for word in words]

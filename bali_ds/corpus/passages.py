@@ -1,4 +1,4 @@
-"""Documents cut into passages: whole sentences packed up to a token budget, no mention ever cut."""
+"""Split of documents into passages: whole sentences up to a token budget, without cutting a mention."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ class Passage:
     """Consecutive sentences of a document.
 
     Attributes:
-        number: counts all passages of the document, those without a linked mention included.
+        number: position among all passages of the document, including those without a linked mention.
         start, end: code points in the document's text.
         tokens: int32 [T], special tokens included.
-        mentions: int32 [M, 3]: first token, one past the last token, concept id; a composite has several rows.
+        mentions: int32 [M, 3]: first token, one past the last token, concept id; a composite mention has several rows.
     """
 
     number: int
@@ -39,8 +39,8 @@ def cut_passages(
 ) -> list[list[Passage]]:
     """Return the passages of each document, at most `max_tokens` tokens each, special tokens included.
 
-    A sentence longer than the budget is cut between words, outside of mentions. A mention is kept whole or, where it
-    alone exceeds the budget, left out and counted.
+    A sentence longer than the budget is cut between words, outside of mentions. A mention is kept whole or, if it alone
+    exceeds the budget, dropped and counted.
     """
     encodings = tokenizer.encode_batch([document.text for document in documents])
     pairs = zip(documents, encodings, strict=True)
@@ -57,7 +57,7 @@ def _cut_document(
 ) -> list[Passage]:
     budget = max_tokens - 2
     mentions = _mention_rows(document, encoding, resolver, budget, report)
-    bounds = _pack(_segments(document.text, encoding, mentions, budget), budget)
+    bounds = _fill_budget(_segments(document.text, encoding, mentions, budget), budget)
     passages = []
     kept = 0
     for number, (first, last) in enumerate(bounds):
@@ -87,26 +87,25 @@ def _mention_rows(
     starts, ends = ([mention[at] for mention in document.mentions] for at in (0, 1))
     firsts = np.searchsorted(encoding.ends, np.array(starts, np.int32), side="right").tolist()
     lasts = np.searchsorted(encoding.starts, np.array(ends, np.int32), side="left").tolist()
-    kinds = []
+    types = []
     for mention, first, last in zip(document.mentions, firsts, lasts, strict=True):
-        concepts = resolver.concepts(mention)
-        if not concepts:
+        concept_ids = resolver.resolve(mention)
+        if not concept_ids:
             report.count("mentions_outside_graph", bool(mention.ids))
         elif first >= last:
             report.count("mentions_without_tokens")
         elif last - first > budget:
             report.count("mentions_too_long")
         else:
-            kinds.append(mention.type or "unknown")
-            for concept in concepts:
-                rows.add((first, last, concept))
-    report.count("linked_mentions", len(kinds))
-    report.types.update(kinds)
+            types.append(mention.type or "unknown")
+            rows.update((first, last, concept_id) for concept_id in concept_ids)
+    report.count("linked_mentions", len(types))
+    report.types.update(types)
     return np.array(sorted(rows), np.int64).reshape(-1, 3)
 
 
 def _segments(text: str, encoding: Encoding, mentions: _MentionRows, budget: int) -> list[int]:
-    """Return the token positions where a passage may begin or end: ends of sentences and, in long ones, of words."""
+    """Return the token positions where a passage may begin or end: at sentences and, in long sentences, at words."""
     count = len(encoding.ids)
     if not count:
         return [0]
@@ -123,7 +122,7 @@ def _segments(text: str, encoding: Encoding, mentions: _MentionRows, budget: int
 
 
 def _outside_mentions(count: int, mentions: _MentionRows) -> NDArray[np.bool_]:
-    """Return bool [count + 1]: may a passage begin or end before this token?"""
+    """Return bool [count + 1], whether a passage may begin or end before each token."""
     change = np.zeros(count + 2, np.int64)
     np.add.at(change, mentions[:, 0] + 1, 1)
     np.add.at(change, mentions[:, 1], -1)
@@ -131,7 +130,7 @@ def _outside_mentions(count: int, mentions: _MentionRows) -> NDArray[np.bool_]:
 
 
 def _cut_before(limit: int, start: int, encoding: Encoding, free: NDArray[np.bool_]) -> int:
-    """Return the last position up to `limit` between words and outside of mentions, else outside of mentions."""
+    """Return the last position up to `limit` outside of mentions, between words if there is one."""
     positions = np.arange(start + 1, limit + 1)
     allowed = positions[free[start + 1 : limit + 1]]
     words = allowed[encoding.starts[allowed] > encoding.ends[allowed - 1]]
@@ -139,8 +138,8 @@ def _cut_before(limit: int, start: int, encoding: Encoding, free: NDArray[np.boo
     return int(best[-1]) if len(best) else limit
 
 
-def _pack(cuts: list[int], budget: int) -> list[tuple[int, int]]:
-    """Return token ranges made of as many consecutive segments as the budget holds."""
+def _fill_budget(cuts: list[int], budget: int) -> list[tuple[int, int]]:
+    """Return token ranges, each of as many consecutive segments as fit into the budget."""
     bounds = []
     start = cuts[0]
     for before, cut in pairwise(cuts):

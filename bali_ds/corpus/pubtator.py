@@ -1,19 +1,22 @@
-"""PubTator text: `id|t|title`, `id|a|abstract`, then one row a mention: id, start, end, string, type, identifiers."""
+"""Reader of PubTator text: `id|t|title`, `id|a|abstract`, then a row per mention.
+
+A row has the columns id, start, end, string, type, identifiers.
+"""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bali_ds.corpus.document import Document, Mention, ReadReport, check_mention, check_share
-from bali_ds.corpus.text_lines import numbered_lines
+from bali_ds.corpus.document import Document, Mention, ReadReport, check_mention, check_offsets
 from bali_ds.errors import InputError
+from bali_ds.files import numbered_lines
 
 _TEXT = re.compile(r"([^|\t]+)\|([ta])\|(.*)", re.DOTALL)
 _VARIANT = re.compile(r"(^|:)[cgmnpr]\|")
 _UNLINKED = frozenset(("", "-", "-1", "CUI-less", "None"))
 
-_PLACEHOLDER = "NO ABSTRACT"  # some PubTator dumps annotate the words that stood for a missing abstract
+_PLACEHOLDER = "NO ABSTRACT"  # some PubTator dumps annotate the placeholder of a missing abstract
 
 
 @dataclass
@@ -30,13 +33,13 @@ class _Record:
 def read_pubtator(path: Path, report: ReadReport) -> Iterator[Document]:
     """Yield the documents of a PubTator file, plain or gzip-compressed.
 
-    A record ends where the id changes; blank lines mean nothing. The text is title, one space, abstract; the title
-    alone where there is no abstract line. Rows whose second field is no number are relations (`CID`); they and
-    columns after the sixth are left out, and counted.
+    A record ends where the id changes; blank lines are ignored. The text is title, one space, abstract; the title
+    alone if there is no abstract line. Rows whose second field is not a number are relations (`CID`), which are dropped
+    and counted; columns after the sixth are ignored.
 
     Raises:
-        InputError: a line is neither text, mention, nor relation; an offset is outside the text; no record has text;
-            too many mentions differ from the text.
+        InputError: a line is not text, mention or relation; an offset is outside the text; no record has text; or too
+            many mentions differ from the text.
     """
     own = ReadReport()
     for record in _records(path):
@@ -48,15 +51,19 @@ def read_pubtator(path: Path, report: ReadReport) -> Iterator[Document]:
         yield _document(path, record, own)
     report.merge(own)
     if own.counts["documents_without_text"] and not own.counts["documents"]:
-        raise InputError(f"{path}: holds mentions but no text lines (id|t|...); give the text with --text FORMAT:PATH")
-    check_share(path, own)
+        raise InputError(
+            f"{path}: has mentions but no text lines (id|t|...); name the file with the text by --text FORMAT:PATH"
+        )
+    check_offsets(path, own)
 
 
 def read_pubtator_rows(path: Path, report: ReadReport) -> Iterator[tuple[str, str, Mention]]:
-    """Yield (file and line, document id, mention) for every row of a PubTator file, text or none; relations counted.
+    """Yield (file and line, document id, mention) for every row of a PubTator file, with or without text.
+
+    Relations are counted.
 
     Raises:
-        InputError: a line is neither text, mention, nor relation.
+        InputError: a line is not text, mention or relation.
     """
     for record in _records(path):
         for where, fields in record.numbered_rows(path):
@@ -74,7 +81,7 @@ def _records(path: Path) -> Iterator[_Record]:
         match = _TEXT.fullmatch(line)
         fields = [] if match else line.split("\t")
         if not match and len(fields) < 4:
-            raise InputError(f"{path}:{number}: is neither id|t|title, id|a|abstract nor a row of tab-separated fields")
+            raise InputError(f"{path}:{number}: is not id|t|title, id|a|abstract or a row of tab-separated fields")
         key = match[1] if match else fields[0]
         if record is None or key != record.id or (match and match[2] == "t" and record.title is not None):
             if record is not None:
@@ -87,7 +94,7 @@ def _records(path: Path) -> Iterator[_Record]:
         elif record.abstract is None:
             record.abstract = match[3]
         else:
-            raise InputError(f"{path}:{number}: a second abstract of {key}; separate the documents or drop one")
+            raise InputError(f"{path}:{number}: a second abstract of document {key}; remove one or use two ids")
     if record is not None:
         yield record
 
@@ -120,19 +127,19 @@ def _mention(fields: list[str], where: str) -> Mention:
     try:
         start, end = int(fields[1]), int(fields[2])
     except ValueError:
-        raise InputError(f"{where}: offsets {fields[1][:20]!r} and {fields[2][:20]!r} are no two numbers") from None
-    kind = fields[4] if len(fields) > 4 else ""
-    return Mention(start, end, fields[3], kind, split_ids(fields[5]) if len(fields) > 5 else ())
+        raise InputError(f"{where}: offsets {fields[1][:20]!r} and {fields[2][:20]!r} are not two integers") from None
+    entity_type = fields[4] if len(fields) > 4 else ""
+    return Mention(start, end, fields[3], entity_type, split_ids(fields[5]) if len(fields) > 5 else ())
 
 
 def split_ids(column: str) -> tuple[str, ...]:
-    """Return the identifiers of one column: none where it says unlinked, several where it is a composite.
+    """Return the identifiers in one column: none of an unlinked mention, several of a composite one.
 
     `;`, `+` and `,` separate; `|` too, except inside a sequence variant such as `p|SUB|G|303|E`.
     """
     ids: list[str] = []
-    for piece in re.split(r"[;+,]", column):
-        for part in [piece] if _VARIANT.search(piece) else piece.split("|"):
+    for group in re.split(r"[;+,]", column):
+        for part in [group] if _VARIANT.search(group) else group.split("|"):
             name = part.strip()
             if name not in _UNLINKED and name not in ids:
                 ids.append(name)

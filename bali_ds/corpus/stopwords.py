@@ -1,6 +1,6 @@
-"""Names that a dictionary linker must not look for: ordinary words, numbers, single letters."""
+"""Stop names: names that the dictionary linker ignores, such as common words, numbers and single letters."""
 
-from bali_ds.corpus.normalization import fold
+from bali_ds.corpus.normalization import normalize_word
 
 _WORDS = """
 a about above absent abstract access accident account across act action active activity actual acute add addition
@@ -46,19 +46,19 @@ value variable various vary very via view visit vital volume wait walk want warm
 weight well were what when where whether which while white who whole whose why wide will window with within without
 woman women word work world would year years yes yet you young your zone
 """
-_ORDINARY = frozenset(_WORDS.split())
-_FOLDED = frozenset(map(fold, _ORDINARY))
+_COMMON = frozenset(_WORDS.split())
+_NORMALIZED = frozenset(map(normalize_word, _COMMON))
 
 
 def is_acronym(words: list[str]) -> bool:
-    """Is a name one short word in capitals, such as AIDS, which in small letters means something else?"""
+    """Return whether a name is one short word in upper case, such as AIDS, that is not valid in lower case."""
     return len(words) == 1 and len(words[0]) <= 6 and sum(letter.isupper() for letter in words[0]) >= 2
 
 
 def is_stop_name(words: list[str]) -> bool:
-    """Is a name, given as its words, nothing but an ordinary word, a number, a unit or a letter or two?"""
+    """Return whether a name, given as its words, is only a common word, a number, a unit or one or two letters."""
     if is_acronym(words):
-        return len(words[0]) < 3 or words[0].lower() in _ORDINARY
-    if len(words) == 1 and (len(words[0]) < 3 or fold(words[0]) in _FOLDED):
+        return len(words[0]) < 3 or words[0].lower() in _COMMON
+    if len(words) == 1 and (len(words[0]) < 3 or normalize_word(words[0]) in _NORMALIZED):
         return True
     return not any(len(word) > 1 and (word.isalpha() or (len(word) > 2 and not word.isdecimal())) for word in words)

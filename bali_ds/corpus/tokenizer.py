@@ -1,4 +1,4 @@
-"""A subword tokenizer by the `tokenizers` library alone: no torch, no transformers."""
+"""Subword tokenizer on the `tokenizers` library, without torch and transformers."""
 
 import hashlib
 import json
@@ -12,15 +12,15 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from bali_ds.corpus.word_cache import PieceTable
-from bali_ds.errors import InputError
+from bali_ds.corpus.word_cache import WordCache
+from bali_ds.errors import InputError, first_line
 from bali_ds.files import read_json
 
 _ROLES = {"cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>"), "pad": ("[PAD]", "<pad>"), "mask": ("[MASK]", "<mask>")}
 
 
 class Encoding(NamedTuple):
-    """A text in tokens, without special tokens.
+    """The tokens of a text, without special tokens.
 
     Attributes:
         ids: int32 [T].
@@ -33,12 +33,12 @@ class Encoding(NamedTuple):
 
 
 class Tokenizer:
-    """Text to token ids and code-point offsets.
+    """Maps text to token ids and code-point offsets.
 
     Attributes:
-        name: what it was loaded from, without the folders above, so that equal input gives equal shards.
+        name: what it was loaded from, without parent folders, so that equal input gives equal shards.
         vocab_size: number of ids, added tokens included.
-        cls_id, sep_id, pad_id, mask_id, unk_id: ids of the special tokens (unk_id is pad_id where there is none).
+        cls_id, sep_id, pad_id, mask_id, unk_id: ids of the special tokens (unk_id is pad_id without an unknown token).
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, name: str) -> None:
@@ -50,14 +50,14 @@ class Tokenizer:
         self.cls_id, self.sep_id, self.pad_id, self.mask_id = (self._role(role) for role in _ROLES)
         unknown = [tokenizer.token_to_id(token) for token in ("[UNK]", "<unk>")]
         self.unk_id: int = next((token for token in unknown if token is not None), self.pad_id)
-        self._pieces = PieceTable(self._analyze) if _ends_words_at_spaces(tokenizer) else None
+        self._word_cache = WordCache(self._analyze) if _ends_words_at_spaces(tokenizer) else None
 
     @classmethod
     def load(cls, source: str | Path) -> "Tokenizer":
         """Load a model directory (tokenizer.json, else vocab.txt), a tokenizer.json, or a name on the Hub.
 
         Raises:
-            InputError: nothing there that can be read as a tokenizer with [CLS], [SEP], [PAD] and [MASK].
+            InputError: the source is not a tokenizer with [CLS], [SEP], [PAD] and [MASK].
         """
         path = Path(source)
         try:
@@ -68,16 +68,15 @@ class Tokenizer:
             return cls(tokenizers.Tokenizer.from_pretrained(str(source)), str(source))
         except InputError:
             raise
-        except Exception as error:  # the library raises bare Exception for every fault
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        except Exception as error:  # the library raises plain Exception for every error
             raise InputError(
-                f"tokenizer {source}: cannot be loaded: {reason[:200]}; name a model directory with tokenizer.json or "
-                "vocab.txt, or a model on the Hub"
+                f"tokenizer {source}: cannot be loaded: {first_line(error)[:200]}; pass a model directory with "
+                "tokenizer.json or vocab.txt, or a model on the Hub"
             ) from error
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the canonical definition; truncation and padding, which are run-time settings, left out."""
+        """SHA-256 of the canonical definition without truncation and padding, which are run-time settings."""
         definition = json.loads(self._tokenizer.to_str())
         definition.pop("truncation", None)
         definition.pop("padding", None)
@@ -85,7 +84,7 @@ class Tokenizer:
 
     @property
     def special_ids(self) -> tuple[int, ...]:
-        """Ids that stand for no text, ascending."""
+        """Ids of special tokens, ascending."""
         added = self._tokenizer.get_added_tokens_decoder()
         return tuple(sorted(number for number, token in added.items() if token.special))
 
@@ -108,9 +107,9 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """Return the tokens of each text, without special tokens, with offsets in code points."""
-        if self._pieces is None:
+        if self._word_cache is None:
             return [_encoding(item) for item in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
-        ids, starts, ends, bounds = self._pieces(texts)
+        ids, starts, ends, bounds = self._word_cache(texts)
         columns = [column.astype(np.int32) for column in (ids, starts, ends)]
         return [Encoding(*(column[first:last] for column in columns)) for first, last in pairwise(bounds.tolist())]
 
@@ -122,11 +121,11 @@ class Tokenizer:
         return rows
 
     def encode_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of each text, without special tokens and without the cost of offsets."""
+        """Return the token ids of each text, without special tokens, faster than with offsets."""
         return [item.ids for item in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return readable text for token ids."""
+        """Return the text of token ids, special tokens included."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def ids_of(self, tokens: tuple[str, str]) -> tuple[int, int]:
@@ -138,8 +137,8 @@ class Tokenizer:
         opening, closing = (self._tokenizer.token_to_id(token) for token in tokens)
         if opening is None or closing is None:
             raise InputError(
-                f"tokenizer {self.name}: {tokens[opening is not None]!r} is none of its tokens; name two that are, "
-                "for example two that the vocabulary holds in reserve"
+                f"tokenizer {self.name}: {tokens[opening is not None]!r} is not in its vocabulary; use two tokens "
+                "that are, for example two reserved ones"
             )
         return opening, closing
 
@@ -148,7 +147,9 @@ class Tokenizer:
             number = self._tokenizer.token_to_id(token)
             if number is not None:
                 return int(number)
-        raise InputError(f"tokenizer {self.name}: has no {_ROLES[role][0]} or {_ROLES[role][1]} token; use another one")
+        raise InputError(
+            f"tokenizer {self.name}: has no {_ROLES[role][0]} or {_ROLES[role][1]} token; use another tokenizer"
+        )
 
 
 def _encoding(item: tokenizers.Encoding) -> Encoding:
@@ -157,19 +158,19 @@ def _encoding(item: tokenizers.Encoding) -> Encoding:
 
 
 def _ends_words_at_spaces(tokenizer: tokenizers.Tokenizer) -> bool:
-    """Are the tokens between two spaces the same whatever stands around them? So it is with the tokenizers of BERT."""
+    """Return whether the tokens of a space-separated word are independent of its context, as in BERT's tokenizers."""
     definition = json.loads(tokenizer.to_str())
-    kinds = [(definition[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model")]
+    types = [(definition[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model")]
     added = definition["added_tokens"]
     plain = not any(token["lstrip"] or token["rstrip"] or " " in token["content"] for token in added)
-    return kinds == ["BertNormalizer", "BertPreTokenizer", "WordPiece"] and plain
+    return types == ["BertNormalizer", "BertPreTokenizer", "WordPiece"] and plain
 
 
 def _from_directory(path: Path) -> tokenizers.Tokenizer:
     if (path / "tokenizer.json").is_file():
         return tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
     if not (path / "vocab.txt").is_file():
-        raise InputError(f"tokenizer {path}: holds neither tokenizer.json nor vocab.txt; save the tokenizer there")
+        raise InputError(f"tokenizer {path}: contains neither tokenizer.json nor vocab.txt; save the tokenizer there")
     settings = read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
     wordpiece = tokenizers.BertWordPieceTokenizer(
         str(path / "vocab.txt"),

@@ -1,7 +1,7 @@
-"""What is known of a piece of text between two spaces, found out once and gathered for whole batches of texts.
+"""Cache of what is known of each space-separated word, gathered for whole batches of texts.
 
-Most words of a text have been seen before. Tokenizer and linker look each distinct piece up in a table and leave the
-rest to a few operations on arrays.
+Most words of a text have occurred before. The tokenizer and the dictionary linker look each distinct word up in a table
+and do the rest with a few array operations.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 _LIMIT = 1 << 22
-"""Characters of the pieces that are remembered; a table with more starts afresh."""
+"""Characters of the cached words; a cache with more is cleared."""
 
 _Table = NDArray[np.int64]
 Analyze = Callable[[str], _Table]
-"""From a text to its rows (value, start, end), int64 [n, 3], in the order of the text."""
-_AT_ONCE = 1 << 10
-"""Pieces that are analyzed as one text."""
+"""Maps a text to its rows (value, start, end), int64 [n, 3], in the order of the text."""
+_BATCH = 1 << 10
+"""Words that are analyzed as one text."""
 
 
-class Gathered(NamedTuple):
-    """The rows of texts, one text after the other.
+class TextRows(NamedTuple):
+    """The rows of several texts, one text after the other.
 
     Attributes:
         values: int64 [n].
@@ -35,67 +35,71 @@ class Gathered(NamedTuple):
     bounds: _Table
 
 
-class PieceTable:
-    """Remembers the rows of pieces. `analyze` must give a piece the same rows wherever it stands, and none across."""
+class WordCache:
+    """Caches the rows of space-separated words.
+
+    Args:
+        analyze: must give a word equal rows in every context, and no row that spans two words.
+    """
 
     def __init__(self, analyze: Analyze) -> None:
         self._analyze = analyze
-        self._forget()
+        self._clear()
 
-    def _forget(self) -> None:
-        self._numbers: dict[str, int] = {}
+    def _clear(self) -> None:
+        self._word_ids: dict[str, int] = {}
         self._characters = 0
         self._num_rows = 0
         self._rows = np.empty((1 << 10, 3), np.int64)  # value, start, end
-        self._pieces = np.empty((1 << 10, 3), np.int64)  # first row, number of rows, characters and the space
+        self._words = np.empty((1 << 10, 3), np.int64)  # first row, number of rows, characters including the space
 
-    def __call__(self, texts: Sequence[str]) -> Gathered:
+    def __call__(self, texts: Sequence[str]) -> TextRows:
         """Return the rows of texts."""
-        numbers = self._look_up(" ".join(texts).split(" ")) if texts else np.empty(0, np.int64)
-        firsts, counts, sizes = self._pieces[numbers].T
+        word_ids = self._look_up(" ".join(texts).split(" ")) if texts else np.empty(0, np.int64)
+        firsts, counts, sizes = self._words[word_ids].T
         ends = np.cumsum(counts)
         rows = self._rows[np.repeat(firsts - ends + counts, counts) + np.arange(counts.sum())]
         row_ends = np.append(0, ends)
         bounds = row_ends[np.cumsum([0, *(text.count(" ") + 1 for text in texts)])]
-        begins = np.cumsum([0, *(len(text) + 1 for text in texts)])[:-1]
-        shift = np.repeat(np.cumsum(sizes) - sizes, counts) - np.repeat(begins, np.diff(bounds))
-        return Gathered(rows[:, 0], rows[:, 1] + shift, rows[:, 2] + shift, bounds)
+        text_starts = np.cumsum([0, *(len(text) + 1 for text in texts)])[:-1]
+        shift = np.repeat(np.cumsum(sizes) - sizes, counts) - np.repeat(text_starts, np.diff(bounds))
+        return TextRows(rows[:, 0], rows[:, 1] + shift, rows[:, 2] + shift, bounds)
 
-    def _look_up(self, pieces: list[str]) -> _Table:
-        known = self._numbers
+    def _look_up(self, words: list[str]) -> _Table:
+        known = self._word_ids
         try:
-            return np.array([known[piece] for piece in pieces], np.int64)
+            return np.array([known[word] for word in words], np.int64)
         except KeyError:
-            self._learn(pieces)
-            return np.array([self._numbers[piece] for piece in pieces], np.int64)
+            self._add_missing(words)
+            return np.array([self._word_ids[word] for word in words], np.int64)
 
-    def _learn(self, pieces: list[str]) -> None:
+    def _add_missing(self, words: list[str]) -> None:
         if self._characters > _LIMIT:
-            self._forget()
-        new = [piece for piece in dict.fromkeys(pieces) if piece not in self._numbers]
-        for start in range(0, len(new), _AT_ONCE):
-            self._add(new[start : start + _AT_ONCE])
+            self._clear()
+        new = [word for word in dict.fromkeys(words) if word not in self._word_ids]
+        for start in range(0, len(new), _BATCH):
+            self._add(new[start : start + _BATCH])
 
     def _add(self, new: list[str]) -> None:
-        sizes = np.array([len(piece) + 1 for piece in new])
+        sizes = np.array([len(word) + 1 for word in new])
         ends = np.cumsum(sizes)
         rows = self._analyze(" ".join(new))
         owners = np.searchsorted(ends, rows[:, 1], side="right")
         rows[:, 1:] -= (ends - sizes)[owners, None]
         counts = np.bincount(owners, minlength=len(new))
         firsts = self._num_rows + np.cumsum(counts) - counts
-        self._pieces = _extended(self._pieces, len(self._numbers), np.stack([firsts, counts, sizes], axis=1))
-        self._rows = _extended(self._rows, self._num_rows, rows)
-        self._numbers.update(zip(new, range(len(self._numbers), len(self._numbers) + len(new)), strict=True))
+        self._words = _appended(self._words, len(self._word_ids), np.stack([firsts, counts, sizes], axis=1))
+        self._rows = _appended(self._rows, self._num_rows, rows)
+        self._word_ids.update(zip(new, range(len(self._word_ids), len(self._word_ids) + len(new)), strict=True))
         self._num_rows += len(rows)
         self._characters += int(ends[-1])
 
 
-def _extended(table: _Table, used: int, more: _Table) -> _Table:
-    """Return a table with rows behind those in use, in place while there is room."""
-    if used + len(more) > len(table):
-        grown = np.empty((2 * (used + len(more)), 3), np.int64)
+def _appended(table: _Table, used: int, rows: _Table) -> _Table:
+    """Return a table with `rows` after its first `used` rows, in place while there is room."""
+    if used + len(rows) > len(table):
+        grown = np.empty((2 * (used + len(rows)), 3), np.int64)
         grown[:used] = table[:used]
         table = grown
-    table[used : used + len(more)] = more
+    table[used : used + len(rows)] = rows
     return table

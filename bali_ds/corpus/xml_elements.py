@@ -1,4 +1,4 @@
-"""Streaming XML that resolves nothing: no external DTD, no entity, no network."""
+"""Streaming XML parser that resolves no entities and loads neither external DTDs nor network resources."""
 
 import gzip
 import zlib
@@ -7,16 +7,16 @@ from pathlib import Path
 
 from lxml import etree
 
-from bali_ds.errors import InputError
+from bali_ds.errors import InputError, first_line
 
 
 def elements(path: Path, *tags: str) -> Iterator[etree._Element]:
-    """Yield the elements of these names as they end, plain or gzip-compressed file alike, in bounded memory.
+    """Yield the elements with these tags of a plain or gzip-compressed file, in bounded memory.
 
-    An element is emptied once the next one is asked for.
+    An element is cleared when the next one is requested.
 
     Raises:
-        InputError: the file cannot be read, is no well-formed XML, or defines entities.
+        InputError: the file cannot be read, is not well-formed XML, or defines entities.
     """
     checked = False
     try:
@@ -32,13 +32,13 @@ def elements(path: Path, *tags: str) -> Iterator[etree._Element]:
                     _refuse_entities(path, element)
                     checked = True
                 yield element
-                _forget(element)
+                _clear(element)
     except etree.XMLSyntaxError as error:
         raise InputError(
-            f"{path}:{error.lineno or 0}: is no well-formed XML: {str(error.msg).splitlines()[0]}"
+            f"{path}:{error.lineno or 0}: is not well-formed XML: {first_line(error, error.msg)}"
         ) from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path}: compressed data end or break; fetch the file again") from error
+        raise InputError(f"{path}: the compressed data is truncated or damaged; download the file again") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -51,10 +51,10 @@ def plain_text(element: etree._Element | None) -> str:
 def _refuse_entities(path: Path, element: etree._Element) -> None:
     subset = element.getroottree().docinfo.internalDTD
     if subset is not None and next(iter(subset.iterentities()), None) is not None:
-        raise InputError(f"{path}: defines XML entities, which are never resolved; remove them from its DOCTYPE")
+        raise InputError(f"{path}: defines XML entities, which are not supported; remove them from its DOCTYPE")
 
 
-def _forget(element: etree._Element) -> None:
+def _clear(element: etree._Element) -> None:
     element.clear()
     parent = element.getparent()
     while parent is not None and element.getprevious() is not None:

@@ -1,4 +1,4 @@
-"""What a check found: a line of the doctor's table."""
+"""Result of one check, and the table of results that `bali-ds doctor` prints."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ Status = Literal["ok", "warning", "error"]
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One checked thing.
+class CheckResult:
+    """Result of one check.
 
     Attributes:
-        subject: what was looked at.
-        status: "error" keeps a run from starting or finishing; "warning" may.
-        value: what was found.
-        remedy: what to do about it; empty when all is well.
+        subject: what was checked.
+        status: "error" prevents a run from starting or finishing, "warning" may slow it down or stop it.
+        value: what the check found.
+        remedy: what to do about it; empty for "ok".
     """
 
     subject: str
@@ -24,30 +24,30 @@ class Finding:
     remedy: str = ""
 
 
-def ok(subject: str, value: str) -> Finding:
-    """Return a finding that needs nothing done."""
-    return Finding(subject, "ok", value)
+def ok(subject: str, value: str) -> CheckResult:
+    """Return the result of a check that passed."""
+    return CheckResult(subject, "ok", value)
 
 
-def warning(subject: str, value: str, remedy: str) -> Finding:
-    """Return a finding that may hurt a run."""
-    return Finding(subject, "warning", value, remedy)
+def warning(subject: str, value: str, remedy: str) -> CheckResult:
+    """Return the result of a check that found a possible problem."""
+    return CheckResult(subject, "warning", value, remedy)
 
 
-def error(subject: str, value: str, remedy: str) -> Finding:
-    """Return a finding that keeps a run from working."""
-    return Finding(subject, "error", value, remedy)
+def error(subject: str, value: str, remedy: str) -> CheckResult:
+    """Return the result of a check that failed."""
+    return CheckResult(subject, "error", value, remedy)
 
 
-def findings_text(findings: Sequence[Finding]) -> str:
-    """Return findings as a table, each remedy under its line, and a count at the end."""
+def results_text(results: Sequence[CheckResult]) -> str:
+    """Return results as a table: each remedy below its line, and a count at the end."""
     marks = {"ok": " ok ", "warning": "warn", "error": "FAIL"}
-    width = max(len(finding.subject) for finding in findings)
+    width = max(len(result.subject) for result in results)
     lines = []
-    for finding in findings:
-        lines.append(f"{marks[finding.status]}  {finding.subject:<{width}}  {finding.value}")
-        if finding.remedy:
-            lines.append(f"{'':{width + 8}}-> {finding.remedy}")
-    counts = {status: sum(finding.status == status for finding in findings) for status in marks}
-    lines.append(f"{counts['error']} errors, {counts['warning']} warnings, {counts['ok']} fine")
+    for result in results:
+        lines.append(f"{marks[result.status]}  {result.subject:<{width}}  {result.value}")
+        if result.remedy:
+            lines.append(f"{'':{width + 8}}-> {result.remedy}")
+    counts = {status: sum(result.status == status for result in results) for status in marks}
+    lines.append(f"{counts['error']} errors, {counts['warning']} warnings, {counts['ok']} ok")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Reads a DeepSpeed JSON file strictly: what DeepSpeed would ignore, lack or contradict is an error here."""
+"""Strict reader of DeepSpeed JSON files: what DeepSpeed would silently ignore or override is an error here."""
 
 import difflib
 import json
@@ -15,7 +15,7 @@ _KINDS: dict[Kind, tuple[tuple[type, ...], str]] = {
     "count": ((int, float), "a whole number"),
     "number": ((int, float), "a number"),
     "text": ((str,), "a string"),
-    "block": ((dict,), "a block of keys"),
+    "block": ((dict,), "an object"),
 }
 
 
@@ -23,14 +23,14 @@ def load_deepspeed_config(path: Path) -> dict[str, Any]:
     """Return the DeepSpeed configuration of a JSON file, without the keys that the trainer sets from the recipe.
 
     Raises:
-        InputError: no valid JSON (with its line), an unknown key (with the nearest known one), a feature that DeepSpeed
-            has removed, a key that belongs to the recipe, a value of the wrong kind, or settings that contradict
-            each other.
+        InputError: the file is not valid JSON (with the line), or holds an unknown key (with the nearest known one), a
+            feature that DeepSpeed has removed, a key that belongs to the recipe, a value of the wrong type, or settings
+            that contradict each other.
     """
     values = _read_unique(Path(path))
     for key, value in values.items():
         if key in REMOVED:
-            raise InputError(f"{path}: {key}: DeepSpeed has removed it: {REMOVED[key]}")
+            raise InputError(f"{path}: {key}: was removed from DeepSpeed: {REMOVED[key]}")
         if key in FROM_RECIPE:
             raise InputError(f"{path}: {key}: set {FROM_RECIPE[key]} in the recipe instead")
         _check(f"{path}: {key}", key, value, KNOWN)
@@ -38,50 +38,50 @@ def load_deepspeed_config(path: Path) -> dict[str, Any]:
     for key, value in zero.items():
         where = f"{path}: zero_optimization.{key}"
         if key in REMOVED_ZERO:
-            raise InputError(f"{where}: DeepSpeed has removed it: {REMOVED_ZERO[key]}")
+            raise InputError(f"{where}: was removed from DeepSpeed: {REMOVED_ZERO[key]}")
         _check(where, key, value, ZERO)
     _check_combinations(str(path), values, zero)
     return values
 
 
 def check_recipe(values: Mapping[str, Any], recipe: Recipe) -> None:
-    """Refuse a DeepSpeed configuration that contradicts the recipe it will run.
+    """Check that a DeepSpeed configuration does not contradict the recipe.
 
     Raises:
-        InputError: the two cannot both hold.
+        InputError: it does.
     """
     zero = values.get("zero_optimization", {})
     origin = f"{recipe.deepspeed}"
     if recipe.precision == "bf16" and zero.get("zero_quantized_gradients"):
-        # DeepSpeed's quantizer reads bf16 gradients as if they were fp16
+        # DeepSpeed's quantizer interprets bf16 gradients as fp16
         raise InputError(
             f"{origin}: zero_optimization.zero_quantized_gradients: corrupts bf16 gradients; "
             "remove it or set precision=fp16"
         )
     if recipe.optimizer.gradient_clipping and zero.get("compute_grad_norm") is False:
         raise InputError(
-            f"{origin}: zero_optimization.compute_grad_norm: clipping needs the norm; "
+            f"{origin}: zero_optimization.compute_grad_norm: gradient clipping needs the norm; "
             "remove it or set optimizer.gradient_clipping=0"
         )
     accumulation = values.get("data_types", {}).get("grad_accum_dtype")
     if not zero.get("stage", 0) and accumulation not in (None, recipe.precision):
         raise InputError(
-            f"{origin}: data_types.grad_accum_dtype: ZeRO stage 0 adds gradients in the recipe's precision "
+            f"{origin}: data_types.grad_accum_dtype: ZeRO stage 0 accumulates gradients in the recipe's precision "
             f"({recipe.precision}); remove it or use a higher stage"
         )
 
 
 def _read_unique(path: Path) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        block = dict(pairs)
-        if len(block) < len(pairs):
+        values = dict(pairs)
+        if len(values) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
             raise InputError(f"{path}: {twice}: is given twice; keep one")
-        return block
+        return values
 
     def finite(constant: str) -> float:
-        raise InputError(f"{path}: {constant}: is no JSON number")
+        raise InputError(f"{path}: {constant}: is not a JSON number")
 
     try:
         text = path.read_text(encoding="utf-8")
@@ -89,13 +89,13 @@ def _read_unique(path: Path) -> dict[str, Any]:
     except InputError:
         raise
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: is no valid JSON: {error.msg} (column {error.colno})") from error
+        raise InputError(f"{path}:{error.lineno}: is not valid JSON: {error.msg} (column {error.colno})") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is no valid JSON: {error}") from error
+        raise InputError(f"{path}: is not valid JSON: {error}") from error
     if not isinstance(values, dict):
-        raise InputError(f"{path}: holds no JSON object")
+        raise InputError(f"{path}: is not a JSON object")
     return values
 
 
@@ -120,19 +120,19 @@ def _check_combinations(origin: str, values: Mapping[str, Any], zero: Mapping[st
         if (device := zero.get(key, {}).get("device", "none")) not in ("none", "cpu"):
             raise InputError(f"{origin}: zero_optimization.{key}.device: must be none or cpu, got {json.dumps(device)}")
     if stage < 3 and zero.get("offload_param", {}).get("device", "none") != "none":
-        raise InputError(f"{origin}: zero_optimization.offload_param: needs stage 3, the stage is {stage}")
+        raise InputError(f"{origin}: zero_optimization.offload_param: needs stage 3, but the stage is {stage}")
     if zero.get("offload_optimizer", {}).get("device", "none") != "none":
         if stage == 0:
             raise InputError(f"{origin}: zero_optimization.offload_optimizer: needs stage 1, 2 or 3")
         if values.get("zero_force_ds_cpu_optimizer", True):
             raise InputError(
-                f"{origin}: zero_force_ds_cpu_optimizer: set it to false, the offloaded optimizer is the recipe's AdamW"
+                f"{origin}: zero_force_ds_cpu_optimizer: set it to false; the optimizer is the recipe's AdamW"
             )
     for key in values.get("checkpoint", {}):
         if key != "tag_validation":
-            # other writers report no failures, and write what is not safe to read
-            raise InputError(f"{origin}: checkpoint.{key}: checkpoints are written in one way; remove it")
+            # other writers do not report failures, and their files are not safe to read
+            raise InputError(f"{origin}: checkpoint.{key}: other checkpoint writers are not supported; remove it")
     if "datastates_ckpt" in values:
-        raise InputError(f"{origin}: datastates_ckpt: checkpoints are written in one way; remove it")
+        raise InputError(f"{origin}: datastates_ckpt: other checkpoint writers are not supported; remove it")
     if values.get("gradient_allreduce_op", "mean") != "mean":
-        raise InputError(f"{origin}: gradient_allreduce_op: must be mean, the losses are averages over all ranks")
+        raise InputError(f"{origin}: gradient_allreduce_op: must be mean; losses are averages over all ranks")

@@ -1,6 +1,6 @@
-"""The keys of DeepSpeed 0.19.8's configuration: known, removed, or set by the trainer from the recipe.
+"""Configuration keys of DeepSpeed 0.19.8: known, removed, or set by the trainer from the recipe.
 
-DeepSpeed ignores an unknown top-level key, so the tables stand here; a test compares them with DeepSpeed itself.
+DeepSpeed ignores unknown top-level keys, so they are listed here; a test compares the lists with DeepSpeed's own.
 """
 
 from typing import Literal
@@ -61,20 +61,20 @@ FROM_RECIPE: dict[str, str] = {
     "bfloat16": "precision",
     "torch_autocast": "precision",
 }
-"""Keys that the trainer writes itself, with the recipe key that decides them."""
+"""Keys that the trainer sets, and the recipe key that each value comes from."""
 
 REMOVED: dict[str, str] = {
-    "amp": "Apex mixed precision is gone; set precision in the recipe",
-    "compression_training": "the compression library is gone",
-    "curriculum_learning": "the legacy curriculum is gone",
-    "eigenvalue": "mixture of quantization is gone",
-    "elasticity": "elastic training is gone; a run resumes on any number of ranks by itself",
-    "graph_harvesting": "graph harvesting is gone",
-    "nebula": "Nebula checkpoints are gone",
-    "progressive_layer_drop": "progressive layer dropping is gone",
-    "quantize_training": "mixture of quantization is gone",
-    "sparse_attention": "sparse attention is gone",
-    "sparse_gradients": "compressed embedding gradients are gone",
+    "amp": "Apex mixed precision was removed; set precision in the recipe",
+    "compression_training": "the compression library was removed",
+    "curriculum_learning": "the legacy curriculum was removed",
+    "eigenvalue": "mixture of quantization was removed",
+    "elasticity": "elastic training was removed; a run resumes on any number of ranks by itself",
+    "graph_harvesting": "graph harvesting was removed",
+    "nebula": "Nebula checkpoints were removed",
+    "progressive_layer_drop": "progressive layer dropping was removed",
+    "quantize_training": "mixture of quantization was removed",
+    "sparse_attention": "sparse attention was removed",
+    "sparse_gradients": "compressed embedding gradients were removed",
 }
 
 ZERO: dict[str, Kind] = {
@@ -123,8 +123,8 @@ REMOVED_ZERO: dict[str, str] = {
     "cpu_offload": "write offload_optimizer instead",
     "cpu_offload_param": "write offload_param instead",
     "cpu_offload_use_pin_memory": "write pin_memory inside offload_optimizer and offload_param instead",
-    "mics_hierarchical_params_gather": "MiCS sharding is gone",
-    "mics_shard_size": "MiCS sharding is gone; zero_hpz_partition_size keeps a copy on each host",
+    "mics_hierarchical_params_gather": "MiCS sharding was removed",
+    "mics_shard_size": "MiCS sharding was removed; zero_hpz_partition_size keeps a copy on each host",
     "stage3_gather_fp16_weights_on_model_save": "write stage3_gather_16bit_weights_on_model_save instead",
-    "zeropp_loco_param": "LoCo is gone",
+    "zeropp_loco_param": "LoCo was removed",
 }

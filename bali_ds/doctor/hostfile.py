@@ -1,4 +1,4 @@
-"""Hostfiles of the launcher: `NAME slots=N`, one host a line."""
+"""Reader of the launcher's hostfiles: one host per line, as `NAME slots=N`."""
 
 import re
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.:\-]*[A-Za-z0-9])?")
 
 @dataclass(frozen=True)
 class Host:
-    """One line of a hostfile: the host and how many ranks it takes."""
+    """One host of a hostfile and its number of ranks."""
 
     name: str
     slots: int
 
 
 def read_hostfile(path: Path) -> list[Host]:
-    """Return the hosts of a hostfile in order; `#` begins a comment.
+    """Return the hosts of a hostfile in order; `#` starts a comment.
 
     Raises:
-        InputError: the file is missing or names no host, or a line is no `NAME slots=N`, repeats a host, or would be
-            taken for an option by ssh.
+        InputError: the file cannot be read or lists no hosts, or a line is not `NAME slots=N`, repeats a host, or holds
+            a name that ssh would take for an option.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -36,15 +36,15 @@ def read_hostfile(path: Path) -> list[Host]:
             continue
         match = _LINE.fullmatch(text)
         if not match:
-            raise InputError(f"{path}:{number}: {text!r} is no host; write NAME slots=N")
+            raise InputError(f"{path}:{number}: {text!r} is not a host; write NAME slots=N")
         name, slots = match[1], int(match[2][:9])
         if not _NAME.fullmatch(name):
-            raise InputError(f"{path}:{number}: {name!r} is no host name or address")
+            raise InputError(f"{path}:{number}: {name!r} is not a host name or address")
         if slots < 1:
-            raise InputError(f"{path}:{number}: {name} has no slots; give it at least one or remove the line")
+            raise InputError(f"{path}:{number}: {name} has 0 slots; write at least 1 or remove the line")
         if name in hosts:
-            raise InputError(f"{path}:{number}: {name} is named twice; add its slots up in one line")
+            raise InputError(f"{path}:{number}: {name} is listed twice; add its slots up in one line")
         hosts[name] = Host(name, slots)
     if not hosts:
-        raise InputError(f"{path}: names no host; write lines such as: node1 slots=8")
+        raise InputError(f"{path}: lists no hosts; write lines such as: node1 slots=8")
     return list(hosts.values())

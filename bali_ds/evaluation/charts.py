@@ -1,4 +1,4 @@
-"""Charts as inline SVG, colored by CSS variables so that they follow the page's scheme."""
+"""Charts of the report as inline SVG, colored by CSS variables that follow the light or dark color scheme."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ Points = Sequence[tuple[float, float]]
 
 
 def line_chart(series: dict[str, Points], *, x_label: str, y_label: str, from_zero: bool = False) -> str:
-    """Return an SVG element with one line a series (at most `COLORS`) and a legend where there are several.
+    """Return an SVG line chart with one line per series (at most `COLORS`), and a legend if there are several.
 
     Args:
-        series: (x, y) by name; points that are no finite numbers break nothing, they are left out.
-        x_label: beside the axis.
-        y_label: for readers of the text alternative.
+        series: (x, y) by name; non-finite points are dropped.
+        x_label: label of the x axis.
+        y_label: what the y axis shows, for the text alternative.
         from_zero: whether the y axis starts at 0.
     """
     drawn = {name: [(x, y) for x, y in points if abs(y) < float("inf")] for name, points in series.items()}
@@ -31,7 +31,7 @@ def line_chart(series: dict[str, Points], *, x_label: str, y_label: str, from_ze
     xs = [x for points in drawn.values() for x, _ in points]
     ys = [y for points in drawn.values() for _, y in points]
     x_low, x_high = min(xs), max(xs)
-    if x_low == x_high:  # one measurement stands in the middle
+    if x_low == x_high:  # center a single point
         x_low, x_high = x_low - 1, x_high + 1
     y_ticks = ticks(0.0 if from_zero else min(ys), max(ys))
     y_low, y_high = y_ticks[0], y_ticks[-1]
@@ -50,9 +50,9 @@ def line_chart(series: dict[str, Points], *, x_label: str, y_label: str, from_ze
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>')
     for tick in ticks(x_low, x_high, count=5):
-        if x_low <= tick <= x_high and tick == round(tick):  # steps are whole
+        if x_low <= tick <= x_high and tick == round(tick):  # the x axis shows whole steps
             x, _ = place(tick, y_low)
-            if x < LEFT + 30:  # there the axis has its name
+            if x < LEFT + 30:  # keep room for the axis label
                 continue
             parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 10}" text-anchor="middle">{number(tick)}</text>')
     parts.append(f'<text class="tick" x="{LEFT - 8}" y="{HEIGHT - 10}" text-anchor="end">{escape(x_label)}</text>')
@@ -71,13 +71,13 @@ def _line(places: list[tuple[float, float]], color: int) -> str:
 
 
 def scatter_chart(points: Sequence[Sequence[float]], groups: Sequence[str], names: Sequence[str], *, label: str) -> str:
-    """Return an SVG element of named points, colored by group, and a legend: the largest groups, then the rest.
+    """Return an SVG scatter chart of named points, colored by group, and a legend: the largest groups, then "others".
 
     Args:
         points: (x, y) in 0..1.
-        groups: of each point.
-        names: of each point, shown where the pointer rests.
-        label: what is shown.
+        groups: group of each point.
+        names: name of each point, shown as its tooltip.
+        label: caption.
     """
     largest = [group for group, _ in Counter(groups).most_common(COLORS)]
     shown = largest if len(set(groups)) <= COLORS else [*largest[: COLORS - 1], "others"]
@@ -98,7 +98,7 @@ def _legend(names: list[str]) -> str:
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Return round numbers, about `count` steps of 1, 2 or 5 times a power of ten, that enclose low and high."""
+    """Return about `count` axis ticks from `low` to `high`, spaced by 1, 2 or 5 times a power of ten."""
     span = max(high - low, abs(high) * 1e-6, 1e-9)
     rough = span / count
     power = 10.0 ** floor(log10(rough))
@@ -111,14 +111,14 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def thinned(points: Points, most: int = 400) -> list[tuple[float, float]]:
-    """Return at most about `most` points: the mean of each stretch of a long series."""
+    """Return a series of at most `most` points: the means of runs of consecutive points."""
     size = -(-len(points) // most)
     stretches = [points[start : start + size] for start in range(0, len(points), size)]
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in stretches]
 
 
 def number(value: float) -> str:
-    """Return a number as people write it: 12,000, 0.35, 2e-5."""
+    """Return a number as text: 12,000, 0.35, 2e-5."""
     if value and not 1e-3 <= abs(value) < 1e7:
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
@@ -126,11 +126,11 @@ def number(value: float) -> str:
 
 
 def forest_chart(rows: dict[str, dict[str, dict[str, float]]], *, label: str) -> str:
-    """Return an SVG element that shows values with their intervals, a line a series in each row, and a legend.
+    """Return an SVG forest plot of values with their intervals, one line per series in each row, and a legend.
 
     Args:
-        rows: {row: {series: {"value", "low", "high"}}}, in 0..1; shown as per cent.
-        label: what is measured.
+        rows: {row: {series: {"value", "low", "high"}}}, in 0..1; shown in percent.
+        label: caption.
     """
     names = list(next(iter(rows.values())))
     row_height, title = 16 * len(names) + 34, 20

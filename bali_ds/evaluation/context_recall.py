@@ -1,4 +1,4 @@
-"""How much of what answers a question the context for a prompt holds, for the tokens it costs."""
+"""Recall of the supporting triples of a question in its retrieved context, by token budget."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from bali_ds.evaluation.bootstrap import intervals
 from bali_ds.evaluation.graph_questions import GraphQuestion
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
-from bali_ds.inference.context import ContextFinder, Fact, within
+from bali_ds.inference.context import ContextFinder, Fact, within_budget
 
 Triple = tuple[str, str, str]
 
@@ -16,16 +16,16 @@ Triple = tuple[str, str, str]
 def evaluate_context(
     finders: Mapping[str, ContextFinder], questions: Sequence[GraphQuestion], budgets: Sequence[int], seed: int = 0
 ) -> dict[str, Any]:
-    """Return what share of the supporting triples each finder puts into each budget of tokens.
+    """Return the recall of supporting triples of each finder at each token budget.
 
     Args:
-        finders: by name. The first one's facts in the graph's order, without any pruning, are a contestant too.
-        questions: of one hop over the finders' graph.
-        budgets: tokens of all facts together.
-        seed: of the bootstrap.
+        finders: finders by name. The facts of the first one in the order of the graph are the baseline "no pruning".
+        questions: one-hop questions over the finders' graph.
+        budgets: token budgets for all facts together.
+        seed: seed of the bootstrap.
 
     Returns:
-        {"n": questions, "systems": {name: {budget: {"recall": {"value", "low", "high"}, "tokens": mean spent}}}}
+        {"n": questions, "systems": {name: {budget: {"recall": {"value", "low", "high"}, "tokens": mean used}}}}
     """
     graph = next(iter(finders.values())).graph
     rows: dict[str, dict[int, list[tuple[float, int]]]] = {}
@@ -33,10 +33,10 @@ def evaluate_context(
         supporting = supporting_triples(graph, question)
         for name, facts in _ranked(finders, question.text).items():
             for budget in budgets:
-                chosen = within(facts, budget)
+                chosen = within_budget(facts, budget)
                 recall = len(supporting & {(fact.head, fact.relation, fact.tail) for fact in chosen}) / len(supporting)
-                spent = sum(fact.tokens for fact in chosen)
-                rows.setdefault(name, {}).setdefault(budget, []).append((recall, spent))
+                tokens = sum(fact.tokens for fact in chosen)
+                rows.setdefault(name, {}).setdefault(budget, []).append((recall, tokens))
     systems = {
         name: {str(budget): _summary(np.array(values, np.float64), seed) for budget, values in of_budget.items()}
         for name, of_budget in rows.items()
@@ -45,7 +45,7 @@ def evaluate_context(
 
 
 def supporting_triples(graph: KnowledgeGraph, question: GraphQuestion) -> set[Triple]:
-    """Return the facts that answer a question of one hop: (head, relation, tail), identifiers and a name."""
+    """Return the triples that answer a one-hop question, as (head CUI, relation name, tail CUI)."""
     backwards, relation = divmod(question.relations[0], graph.num_relations)
     topic, name = graph.cui(question.topic), graph.relation_name(relation)
     others = map(graph.cui, question.answers)

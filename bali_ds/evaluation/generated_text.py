@@ -1,4 +1,4 @@
-"""Passages and facts that a decoder wrote, as text and beside the true ones."""
+"""Text of the passages and facts that a decoder generated, and their table in the report."""
 
 from collections.abc import Sequence
 from html import escape
@@ -7,16 +7,16 @@ from typing import Any
 from bali_ds.corpus.tokenizer import Tokenizer
 
 FILE = "generated.json"
-"""In the directory of a run: a list of {"sample", "passage", "facts"}, the last two {"true", "written"}."""
+"""A file of the run directory: a list of {"sample", "passage", "facts"}, the last two {"true", "written"}."""
 
 
 def passage_text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
-    """Return the text of `[CLS] passage [SEP]`; what comes after, or a missing end, does not matter."""
+    """Return the text between [CLS] and the first [SEP]; the [SEP] may be missing."""
     return _text(_until(ids[1:], tokenizer.sep_id), tokenizer)
 
 
 def fact_texts(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
-    """Return the facts of `[CLS] fact [SEP] fact [SEP] ... [SEP]`: two ends in a row, or none any more, end them."""
+    """Return the facts of `[CLS] fact [SEP] fact [SEP] ... [SEP]`, up to two [SEP] in a row or the end."""
     facts, rest = [], list(ids[1:])
     while fact := _until(rest, tokenizer.sep_id):
         facts.append(_text(fact, tokenizer))
@@ -34,7 +34,7 @@ def _text(ids: list[int], tokenizer: Tokenizer) -> str:
 
 
 def generated_table(samples: list[dict[str, Any]]) -> str:
-    """Return an HTML table of what `FILE` holds: each direction, the true text beside the written one."""
+    """Return an HTML table of the samples in `FILE`: true and generated text of both directions."""
     body = "".join(
         f'<tr class="group"><th colspan="3">{escape(sample["sample"])}</th></tr>'
         + _row("text to facts", *("<br>".join(map(escape, sample["facts"][which])) for which in _COLUMNS))

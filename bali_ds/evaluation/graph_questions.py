@@ -1,19 +1,21 @@
-"""Questions that a graph answers, in words other than the graph's own.
+"""Questions about the facts of a graph, with paraphrased relations, and the held-out facts of such an evaluation.
 
-A question names its topic by any of the topic's names and each relation by a paraphrase; over several hops phrases
-nest: "What are the genes linked with the diseases that come with fever?" (after the setting of Rao, Mane and Paliwal,
+A question names its topic by any of the topic's names and each relation by a paraphrase. With several hops, phrases
+nest: "What are the genes linked with the diseases that come with fever?" (after Rao, Mane and Paliwal,
 arXiv 2211.05351).
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bali_ds.evaluation.held_out_facts import entry_ends
+from bali_ds.files import published_file
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
+from bali_ds.graph.tables import read_table
 
-# By relation: what is asked for where the topic is the head, and where it is the tail.
+# By relation: the phrase for its tails, given the head, and the phrase for its heads, given the tail.
 PHRASES = {
     "isa": ("the broader kinds of thing that {} belongs to", "the particular forms of {}"),
     "mesh_narrower_than": ("the wider headings above {}", "the narrower headings under {}"),
@@ -45,11 +47,11 @@ PLAIN = ("the things to which {} stands as {relation}", "the things that stand t
 
 
 def paraphrase(relation: str, topic: str, *, backwards: bool) -> str:
-    """Return a noun phrase for what a relation leads to.
+    """Return a noun phrase for the concepts that a relation leads to.
 
     Args:
-        relation: its name, underscores between words.
-        topic: the name or phrase it starts from.
+        relation: name of the relation, with underscores between words.
+        topic: name or phrase of the concept that the relation starts from.
         backwards: whether the topic is the tail.
     """
     words = relation.replace("_", " ").lower()
@@ -57,19 +59,19 @@ def paraphrase(relation: str, topic: str, *, backwards: bool) -> str:
 
 
 LARGEST_FRONTIER = 256
-"""Questions with more concepts than this at any hop are too vague to ask."""
+"""Questions that reach more concepts than this at any hop are too vague and are dropped."""
 
 
 @dataclass(frozen=True)
 class GraphQuestion:
-    """One question.
+    """A question whose answers follow from a path of relations.
 
     Attributes:
-        text: in words.
-        topic: concept id of what it is about.
-        relations: relation ids to follow from the topic, those from R on against their direction.
-        answer: the end of the path it was made from.
-        answers: all concepts that the relations lead to.
+        text: the question.
+        topic: concept id of the topic.
+        relations: relation ids to follow from the topic; ids >= num_relations are inverse relations.
+        answer: concept id at the end of the path that the question was sampled from.
+        answers: concept ids of all concepts that the relations lead to.
     """
 
     text: str
@@ -80,35 +82,37 @@ class GraphQuestion:
 
 
 class QuestionMaker:
-    """Draws questions from the paths of a graph."""
+    """Sampler of questions from the paths of a graph."""
 
     def __init__(self, graph: KnowledgeGraph, seed: int, held_out: NDArray[np.bool_] | None = None) -> None:
-        """Read the neighbor lists.
+        """Read the neighbor lists of the graph.
 
         Args:
-            graph: the facts.
-            seed: of all draws.
-            held_out: bool [2E] over the entries of the neighbor lists; None: none is.
+            graph: the graph.
+            seed: seed of all sampling.
+            held_out: bool [2E], which entries of the neighbor lists are held out; None if all are known.
         """
         self.graph = graph
         self.offsets = np.asarray(graph.edge_offsets[:]).astype(np.int64)
         self.relations = np.asarray(graph.edge_relations[:]).astype(np.int64)
         self.heads, self.tails = entry_ends(graph)
         self.held_out = np.zeros(len(self.tails), bool) if held_out is None else held_out
-        self._draw = np.random.default_rng(seed)
+        self._generator = np.random.default_rng(seed)
 
     def questions(self, hops: int, count: int, *, held_out: bool, most_answers: int) -> list[GraphQuestion]:
-        """Return up to `count` questions, as many as the graph gives in ten times as many attempts.
+        """Return up to `count` distinct questions from at most 10 x `count` sampled paths.
 
         Args:
-            hops: relations to follow.
-            count: how many questions.
-            held_out: whether the last fact of the path is a held-out one; all before are not.
-            most_answers: vaguer questions are left out.
+            hops: number of relations to follow.
+            count: number of questions.
+            held_out: whether the last fact of the path is held out; the facts before it are always known.
+            most_answers: questions with more answers are dropped.
         """
         ends = np.flatnonzero(self.held_out == held_out)
         found: dict[tuple[int, tuple[int, ...], int], GraphQuestion] = {}
-        for last in self._draw.choice(ends, min(10 * count, len(ends)), replace=False).tolist() if len(ends) else ():
+        for last in (
+            self._generator.choice(ends, min(10 * count, len(ends)), replace=False).tolist() if len(ends) else ()
+        ):
             if len(found) == count:
                 break
             path = self._path_before(last, hops)
@@ -121,17 +125,17 @@ class QuestionMaker:
             )
             answers = self._reached(topic, relations)
             if answer != topic and 0 < len(answers) <= most_answers:
-                text = self._worded(topic, relations)
+                text = self._question_text(topic, relations)
                 found.setdefault((topic, relations, answer), GraphQuestion(text, topic, relations, answer, answers))
         return list(found.values())
 
     def _path_before(self, last: int, hops: int) -> list[int] | None:
-        """Return entries that lead to an entry and end with it, no concept twice; None where there is no way on."""
+        """Sample a path of entries that ends with `last` and visits no concept twice; None if there is none."""
         path, seen = [last], {int(self.heads[last]), int(self.tails[last])}
         for _ in range(hops - 1):
             here = int(self.heads[path[0]])
             row = slice(*self.offsets[here : here + 2])
-            # An entry here -> other read backwards is the entry other -> here.
+            # the entry here -> other, read backwards, is the entry other -> here
             others = [
                 (int(other), int(relation))
                 for other, relation, out in zip(self.tails[row], self.relations[row], self.held_out[row], strict=True)
@@ -139,7 +143,7 @@ class QuestionMaker:
             ]
             if not others:
                 return None
-            other, relation = others[self._draw.integers(len(others))]
+            other, relation = others[self._generator.integers(len(others))]
             path.insert(0, self._entry(other, self._inverse(relation), here))
             seen.add(other)
         return path
@@ -154,27 +158,66 @@ class QuestionMaker:
         return int(start + np.flatnonzero(matches)[0])
 
     def _reached(self, topic: int, relations: tuple[int, ...]) -> frozenset[int]:
-        """Return the concepts at the end of the relations, none where there are too many on the way."""
+        """Return the concepts that the relations lead to; empty if a hop reaches too many."""
         frontier = {topic}
         for relation in relations:
-            following: set[int] = set()
+            next_frontier: set[int] = set()
             for concept in frontier:
                 row = slice(*self.offsets[concept : concept + 2])
-                following.update(self.tails[row][self.relations[row] == relation].tolist())
-            if len(following) > LARGEST_FRONTIER:
+                next_frontier.update(self.tails[row][self.relations[row] == relation].tolist())
+            if len(next_frontier) > LARGEST_FRONTIER:
                 return frozenset()
-            frontier = following
+            frontier = next_frontier
         return frozenset(frontier - {topic})
 
-    def _worded(self, topic: int, relations: tuple[int, ...]) -> str:
+    def _question_text(self, topic: int, relations: tuple[int, ...]) -> str:
         names = self.graph.names(topic) or [self.graph.cui(topic)]
-        phrase = names[self._draw.integers(len(names))]
+        phrase = names[self._generator.integers(len(names))]
         for relation in relations:
             backwards, forward = divmod(relation, self.graph.num_relations)
             phrase = paraphrase(self.graph.relations[forward], phrase, backwards=bool(backwards))
         return f"What are {phrase}?"
 
     def facts(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Return heads, relations and tails of all facts that are not held out, each once."""
+        """Return heads, relations and tails of the facts that are not held out."""
         own = (self.relations < self.graph.num_relations) & ~self.held_out
         return self.heads[own], self.relations[own], self.tails[own]
+
+
+HELD_OUT_COLUMNS = ("head_cui", "tail_cui")
+
+
+def held_out_entries(graph: KnowledgeGraph, table: Path) -> NDArray[np.bool_]:
+    """Return which entries of the neighbor lists connect the two concepts of a row of the table: bool [2E].
+
+    Raises:
+        InputError: the table cannot be read or lacks a column.
+    """
+    found = [np.zeros(0, np.int64)]
+    for frame in read_table(table, HELD_OUT_COLUMNS):
+        heads, tails = (graph.lookup(frame[column].to_list()).astype(np.int64) for column in HELD_OUT_COLUMNS)
+        known = (heads >= 0) & (tails >= 0)
+        found.append(_pair_codes(graph, heads[known], tails[known]))
+    return np.isin(_pair_codes(graph, *entry_ends(graph)), np.concatenate(found))
+
+
+def sample_held_out(graph: KnowledgeGraph, table: Path, *, fraction: float, seed: int) -> None:
+    """Write a random fraction of the graph's pairs of neighbors to a table for `graph build --hold-out`."""
+    codes = np.unique(_pair_codes(graph, *entry_ends(graph)))
+    chosen = np.sort(np.random.default_rng(seed).choice(codes, round(fraction * len(codes)), replace=False))
+    with published_file(table, "w") as stream:
+        stream.write("\t".join(HELD_OUT_COLUMNS) + "\n")
+        for low, high in zip(*(each.tolist() for each in np.divmod(chosen, graph.num_concepts)), strict=True):
+            stream.write(f"{graph.cui(low)}\t{graph.cui(high)}\n")
+
+
+def entry_ends(graph: KnowledgeGraph) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the concept and the neighbor of every entry of the neighbor lists: int64 [2E] each."""
+    offsets: NDArray[np.int64] = np.asarray(graph.edge_offsets[:]).astype(np.int64)
+    targets: NDArray[np.int64] = np.asarray(graph.edge_targets[:]).astype(np.int64)
+    return np.repeat(np.arange(graph.num_concepts), np.diff(offsets)), targets
+
+
+def _pair_codes(graph: KnowledgeGraph, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return one number per unordered pair of concepts."""
+    return np.minimum(first, second) * graph.num_concepts + np.maximum(first, second)

@@ -1,4 +1,4 @@
-"""Zero-shot entity linking: each mention against every name of a dictionary, no training."""
+"""Zero-shot entity linking: ranks the concepts of a dictionary for each mention, without fine-tuning."""
 
 from typing import Any
 
@@ -7,24 +7,24 @@ from numpy.typing import NDArray
 
 from bali_ds.errors import InputError
 from bali_ds.evaluation.bootstrap import intervals, paired_difference
-from bali_ds.evaluation.encodes import Encodes
 from bali_ds.evaluation.linking_data import Queries
 from bali_ds.inference.concept_dictionary import ConceptDictionary
+from bali_ds.inference.encoder import EncoderLike
 
 SCORE_BYTES = 256 * 2**20
 NOT_FOUND = np.iinfo(np.int64).max
 
 
 def evaluate_linking(
-    encoder: Encodes, dictionary: ConceptDictionary, queries: Queries, *, seed: int = 0, progress: bool = False
+    encoder: EncoderLike, dictionary: ConceptDictionary, queries: Queries, *, seed: int = 0, progress: bool = False
 ) -> dict[str, Any]:
     """Return Acc@1, Acc@5, Acc@20 and MRR with 95 % bootstrap intervals, by subset.
 
-    Concepts are ranked by their best name (cosine); a mention is right at k if a gold concept is among the k best.
+    Concepts are ranked by their most similar name (cosine). Acc@k is the fraction of mentions with a gold concept among
+    the first k.
 
     Returns:
-        {subset: {"n": ..., "acc@1": {"value", "low", "high"}, ..., "mrr": ...}}, all in 0..1; subsets without
-        mentions are left out.
+        {subset: {"n": ..., "acc@1": {"value", "low", "high"}, ..., "mrr": ...}}, all in 0..1, without empty subsets.
     """
     return summarize(rank_queries(encoder, dictionary, queries, progress=progress), dictionary, queries, seed=seed)
 
@@ -32,7 +32,7 @@ def evaluate_linking(
 def summarize(
     ranks: NDArray[np.int64], dictionary: ConceptDictionary, queries: Queries, *, seed: int = 0
 ) -> dict[str, Any]:
-    """Return the table of `evaluate_linking` from the rank of each query."""
+    """Return the result of `evaluate_linking` for the given rank of each query."""
     return {
         name: {"n": len(rows), **intervals(measures(ranks[rows]), seed)}
         for name, rows in subsets(dictionary, queries).items()
@@ -43,7 +43,7 @@ def summarize(
 def compare_linking(
     first: NDArray[np.int64], second: NDArray[np.int64], dictionary: ConceptDictionary, queries: Queries, seed: int = 0
 ) -> dict[str, Any]:
-    """Return the paired bootstrap difference of two models' ranks, `second - first`, by subset and measure."""
+    """Return the difference `second - first` of two models' ranks by paired bootstrap, by subset and measure."""
     table: dict[str, Any] = {}
     for name, rows in subsets(dictionary, queries).items():
         if len(rows):
@@ -53,34 +53,34 @@ def compare_linking(
 
 
 def measures(ranks: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-    """Return what each mention contributes to each measure, float64 [n] in 0..1."""
+    """Return the contribution of each mention to each measure: float64 [n] in 0..1 by name."""
     hits = {f"acc@{k}": (ranks <= k).astype(np.float64) for k in (1, 5, 20)}
     return {**hits, "mrr": np.where(ranks == NOT_FOUND, 0.0, 1.0 / ranks)}
 
 
 def rank_queries(
-    encoder: Encodes,
+    encoder: EncoderLike,
     dictionary: ConceptDictionary,
     queries: Queries,
     *,
     in_context: bool = False,
     progress: bool = False,
 ) -> NDArray[np.int64]:
-    """Return the rank of the best gold concept of each mention, int64 [n], NOT_FOUND where the dictionary lacks it.
+    """Return the rank of the best gold concept of each mention: int64 [n], NOT_FOUND if the dictionary lacks it.
 
     Args:
         encoder: the model; each distinct string is encoded once.
-        dictionary: the names and their concepts.
+        dictionary: names and their concepts.
         queries: mentions and gold concepts.
-        in_context: encode each mention within its text instead of alone.
-        progress: show a bar.
+        in_context: encode each mention within its text instead of the mention string alone.
+        progress: show a progress bar.
 
     Raises:
-        InputError: context is asked for and the queries have none.
+        InputError: `in_context` is set and the queries have no texts.
     """
     if in_context:
         if not queries.places:
-            raise InputError("the queries have no texts; give a corpus, for example pubtator:FILE")
+            raise InputError("--in-context: the queries have no texts; pass a corpus, for example pubtator:FILE")
         names = encoder.encode(list(dictionary.names), progress=progress)
         mentions = encoder.encode_mentions(queries.places)
         return concept_ranks(mentions, np.arange(len(mentions)), names, dictionary, queries.gold)
@@ -98,20 +98,20 @@ def concept_ranks(
     dictionary: ConceptDictionary,
     gold: Any,
 ) -> NDArray[np.int64]:
-    """Rank concepts by inner product of their best name, exactly, in bounded memory.
+    """Return the exact rank of the best gold concept of each query, computed in bounded memory.
 
-    The rank of a gold concept is 1 plus the number of other distinct concepts with a name before its best one;
-    names of equal score stand in the order of the dictionary, concepts that share a name share its place.
+    The rank of a gold concept is 1 plus the number of other concepts with a name before the gold concept's best name.
+    Names with equal scores keep the order of the dictionary; concepts that share a name share its position.
 
     Args:
         mentions: float32 [m, d], distinct mention vectors.
         rows: int64 [n], the row in `mentions` of each query.
-        names: float32 [names, d].
-        dictionary: the names and their concepts.
+        names: float32 [names, d], name vectors.
+        dictionary: names and their concepts.
         gold: n tuples of concept identifiers.
 
     Returns:
-        int64 [n], NOT_FOUND where no gold concept is in the dictionary.
+        int64 [n], NOT_FOUND if the dictionary has no gold concept of the query.
     """
     index = {cui: position for position, cui in enumerate(dictionary.cuis)}
     names_of = _names_by_concept(dictionary)
@@ -148,11 +148,14 @@ def _names_by_concept(dictionary: ConceptDictionary) -> list[NDArray[np.int64]]:
 
 
 def subsets(dictionary: ConceptDictionary, queries: Queries) -> dict[str, NDArray[np.int64]]:
-    """Return the rows of each subset.
+    """Return the query rows of each subset.
 
-    `all`; `unique`: each pair of lower-cased mention and gold once; of those, `unique_not_exact`: the mention is no
-    name of its concept (from the file, else looked up without regard to case); `unique_unseen_cui` and
-    `unique_unseen_pair`: concept, or pair of mention and concept, not seen in training, where the file tells.
+    - `all`: all mentions.
+    - `unique`: each pair of lowercased mention and gold concepts once.
+    - `unique_not_exact`: of these, mentions that are not a name of their concept, by the flag of the file or otherwise
+      by case-insensitive lookup.
+    - `unique_unseen_cui`, `unique_unseen_pair`: of these, concepts, or pairs of mention and concept, not seen in
+      training; only for files with such flags.
     """
     first: dict[tuple[str, tuple[str, ...]], int] = {}
     for row, pair in enumerate(zip((mention.lower() for mention in queries.mentions), queries.gold, strict=True)):

@@ -1,4 +1,4 @@
-"""Queries of entity linking, in the layouts of the field."""
+"""Readers of entity linking queries: TSV tables, BioSyn `.concept` files and annotated corpora."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from bali_ds.corpus.document import ReadReport
 from bali_ds.corpus.readers import READERS, read_documents
 from bali_ds.errors import InputError
-from bali_ds.inference.concept_dictionary import COMPOSITE, numbered_lines
+from bali_ds.files import nonempty_lines
+from bali_ds.inference.concept_dictionary import COMPOSITE
 
 FLAGS = ("in_dict_exact", "cui_seen_in_train", "pair_seen_in_train")
 
@@ -20,10 +21,10 @@ class Queries:
     """Mentions with their gold concepts.
 
     Attributes:
-        mentions: the strings to link.
-        gold: the concept identifiers of each; a composite has several and counts if any is found.
-        flags: bool [n] by column name, what the file tells of each mention.
-        places: (text, start, end) of each mention in its document, none where the file has no texts.
+        mentions: strings to link.
+        gold: concept identifiers of each mention; a composite mention has several, and any of them counts.
+        flags: bool [n] by column name, the flags that the file has for each mention.
+        places: (text, start, end) of each mention in its document; empty if the file has no texts.
     """
 
     mentions: Sequence[str]
@@ -36,11 +37,11 @@ def read_queries(source: str | Path) -> Queries:
     """Read mentions with gold concepts.
 
     Args:
-        source: a TSV with a header (columns `mention`, `cui` and any flags), a BioSyn `.concept` file or a folder of
-            them, or a corpus as FORMAT:PATH, whose linked mentions come with their texts.
+        source: a TSV file with a header (columns `mention`, `cui` and any of `FLAGS`), a BioSyn `.concept` file or a
+            directory of them, or a corpus as FORMAT:PATH, whose linked mentions are read with their texts.
 
     Raises:
-        InputError: a column is missing, a row has another form, or there is no row.
+        InputError: a column is missing, a row is malformed, or there are no rows.
     """
     form, colon, rest = str(source).partition(":")
     path = Path(source)
@@ -51,12 +52,12 @@ def read_queries(source: str | Path) -> Queries:
     else:
         queries = _read_table(path)
     if not queries.mentions:
-        raise InputError(f"{source}: holds no query")
+        raise InputError(f"{source}: holds no queries; check the file and its format")
     return queries
 
 
 def _read_corpus(form: str, path: Path) -> Queries:
-    """Take the linked mentions of a corpus; the prefix of a CUI ("UMLS:C0012345") is no part of it."""
+    """Read the linked mentions of a corpus; the prefix of "UMLS:C0012345" is removed."""
     found = [
         (mention, document.text)
         for document in read_documents(form, path, ReadReport())
@@ -72,11 +73,11 @@ def _read_corpus(form: str, path: Path) -> Queries:
 
 
 def _read_table(path: Path) -> Queries:
-    lines = numbered_lines(path)
+    lines = nonempty_lines(path)
     header = next(lines, (0, ""))[1].split("\t")
     for column in ("mention", "cui"):
         if column not in header:
-            raise InputError(f"{path}:1: the header lacks the column {column!r}; it has {', '.join(header)}")
+            raise InputError(f"{path}:1: column {column!r} is missing; the header has {', '.join(header)}")
     rows = []
     for number, line in lines:
         fields = line.split("\t")
@@ -92,12 +93,12 @@ def _read_table(path: Path) -> Queries:
 
 
 def _read_concepts(path: Path) -> Queries:
-    """Read `document||start|end||type||mention||CUI` lines, the layout that BioSyn's pre-processing writes."""
+    """Read `document||start|end||type||mention||CUI` lines, as BioSyn's preprocessing writes them."""
     files = sorted(path.glob("*.concept")) if path.is_dir() else [path]
     mentions: list[str] = []
     gold: list[tuple[str, ...]] = []
     for file in files:
-        for number, line in numbered_lines(file):
+        for number, line in nonempty_lines(file):
             fields = line.split("||")
             if len(fields) != 5:
                 raise InputError(f"{file}:{number}: expected document||start|end||type||mention||CUI")

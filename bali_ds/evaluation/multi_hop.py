@@ -1,9 +1,8 @@
-"""Multi-hop questions over a graph: question and topic in, ranked concepts out.
+"""Evaluation on multi-hop questions over a graph (the setting of Rao, Mane and Paliwal, arXiv 2211.05351).
 
-The setting of Rao, Mane and Paliwal (arXiv 2211.05351). A small head learns from questions about known facts to turn
-the frozen encoder's vectors of question and topic into the vector of the answer's name; it is asked about facts that
-were held out. RotatE (Sun et al., ICLR 2019), trained on the known facts and told the relations instead of reading the
-question, is the baseline.
+A small head is trained on questions about known facts to map the frozen encoder's vectors of question and topic to the
+vector of the answer's name. It is evaluated on questions about held-out facts. The baseline is RotatE (Sun et al., ICLR
+2019), trained on the known facts and given the relations instead of the question.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,23 +16,23 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bali_ds.evaluation.bootstrap import intervals
-from bali_ds.evaluation.encodes import Encodes
 from bali_ds.evaluation.graph_questions import GraphQuestion, QuestionMaker
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
+from bali_ds.inference.encoder import EncoderLike
 
 BATCH = 256
 NEGATIVES = 4096
 
 
 @dataclass(frozen=True)
-class Budget:
-    """How long the head and the baseline learn.
+class MultiHopTraining:
+    """Training settings of the head and of the baseline.
 
     Attributes:
-        epochs: over the questions, for the head.
-        graph_epochs: over the facts, for the baseline.
-        width: numbers in each half of a concept's complex vector, for the baseline.
-        seed: of everything drawn.
+        epochs: epochs over the questions, for the head.
+        graph_epochs: epochs over the facts, for the baseline.
+        width: complex dimensions of a concept vector of the baseline.
+        seed: seed of initialization and sampling.
     """
 
     epochs: int = 30
@@ -43,42 +42,46 @@ class Budget:
 
 
 def evaluate_multi_hop(
-    encoders: Mapping[str, Encodes],
+    encoders: Mapping[str, EncoderLike],
     maker: QuestionMaker,
     known: Sequence[GraphQuestion],
     asked: Sequence[GraphQuestion],
-    budget: Budget,
+    training: MultiHopTraining,
 ) -> dict[str, Any]:
-    """Rank all concepts of the graph for each question; other right answers do not count against the one asked for.
+    """Return Hits@1, Hits@10 and MRR of each encoder and the baseline, by number of hops.
+
+    All concepts of the graph are ranked for each question, without the other correct answers (filtered setting).
 
     Args:
-        encoders: by name.
-        maker: of the questions; its facts that are not held out train the baseline.
-        known: questions to learn from.
-        asked: questions to answer.
-        budget: of learning.
+        encoders: encoders by name.
+        maker: sampler of the questions; its known facts train the baseline.
+        known: training questions.
+        asked: test questions.
+        training: settings of head and baseline.
 
     Returns:
         {hops: {"n": ..., "systems": {name: {"hits@1", "hits@10", "mrr"}}}}, each {"value", "low", "high"} in 0..1.
     """
-    ranks = {name: _ranks_of_encoder(encoder, maker.graph, known, asked, budget) for name, encoder in encoders.items()}
-    ranks["RotatE, given the relations"] = _ranks_of_baseline(maker, asked, budget)
+    ranks = {
+        name: _ranks_of_encoder(encoder, maker.graph, known, asked, training) for name, encoder in encoders.items()
+    }
+    ranks["RotatE, given the relations"] = _ranks_of_baseline(maker, asked, training)
     table: dict[str, Any] = {}
     for hops in sorted({len(question.relations) for question in asked}):
         rows = np.array([len(question.relations) == hops for question in asked])
-        systems = {name: intervals(_measures(found[rows]), budget.seed) for name, found in ranks.items()}
+        systems = {name: intervals(_measures(found[rows]), training.seed) for name, found in ranks.items()}
         table[str(hops)] = {"n": int(rows.sum()), "systems": systems}
     return table
 
 
 def filtered_ranks(scores: NDArray[np.float32], questions: Sequence[GraphQuestion]) -> NDArray[np.int64]:
-    """Return the rank, from 1, of each question's answer among concepts that are no other right answer.
+    """Return the rank, from 1, of each question's answer among the concepts that are not another correct answer.
 
-    Ties count half against the answer, so that equal scores for all are no success.
+    Half of the concepts with the answer's score count as ranked before it, so constant scores earn nothing.
 
     Args:
         scores: float [questions, concepts].
-        questions: in the same order.
+        questions: the questions, in the order of `scores`.
     """
     ranks = np.empty(len(questions), np.int64)
     for row, (own, question) in enumerate(zip(scores, questions, strict=True)):
@@ -94,8 +97,8 @@ def _measures(ranks: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
     return {**hits, "mrr": np.reciprocal(ranks.astype(np.float64))}
 
 
-class Head(nn.Module):
-    """From the vectors of question and topic to that of the answer: the topic's, moved."""
+class AnswerHead(nn.Module):
+    """Head that predicts the answer's vector as the topic's vector plus a learned offset."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -103,31 +106,33 @@ class Head(nn.Module):
         self.scale = nn.Parameter(torch.tensor([3.0]))
 
     def forward(self, questions: Tensor, topics: Tensor) -> Tensor:
-        """Return float [n, d], scaled to be multiplied with unit vectors of candidates."""
-        moved = topics + self.layers(torch.cat([questions, topics], dim=1))
-        return F.normalize(moved, dim=1) * self.scale.exp()
+        """Return float [n, d]; the product with unit vectors of candidates gives logits."""
+        predicted = topics + self.layers(torch.cat([questions, topics], dim=1))
+        return F.normalize(predicted, dim=1) * self.scale.exp()
 
 
 def _ranks_of_encoder(
-    encoder: Encodes,
+    encoder: EncoderLike,
     graph: KnowledgeGraph,
     known: Sequence[GraphQuestion],
     asked: Sequence[GraphQuestion],
-    budget: Budget,
+    training: MultiHopTraining,
 ) -> NDArray[np.int64]:
     names = torch.from_numpy(encoder.encode([graph.preferred_name(concept) for concept in range(graph.num_concepts)]))
-    learned, put = (torch.from_numpy(encoder.encode([each.text for each in some])) for some in (known, asked))
-    generator = torch.Generator().manual_seed(budget.seed)
-    torch.manual_seed(budget.seed)
-    head = Head(names.shape[1])
+    known_vectors, asked_vectors = (
+        torch.from_numpy(encoder.encode([each.text for each in questions])) for questions in (known, asked)
+    )
+    generator = torch.Generator().manual_seed(training.seed)
+    torch.manual_seed(training.seed)
+    head = AnswerHead(names.shape[1])
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.01)
     topics, answers = (torch.tensor([getattr(each, what) for each in known]) for what in ("topic", "answer"))
-    for _ in range(budget.epochs):
+    for _ in range(training.epochs):
         for rows in torch.randperm(len(known), generator=generator).split(BATCH):
             others = torch.randperm(len(names), generator=generator)[:NEGATIVES]
             candidates = torch.cat([answers[rows], others])
-            scores = head(learned[rows], names[topics[rows]]) @ names[candidates].T
-            # The answer again among the candidates, or the same one of another question, is no negative.
+            scores = head(known_vectors[rows], names[topics[rows]]) @ names[candidates].T
+            # further occurrences of the answer among the candidates are not negatives
             repeated = candidates[None] == answers[rows, None]
             repeated[torch.arange(len(rows)), torch.arange(len(rows))] = False
             loss = F.cross_entropy(scores.masked_fill(repeated, -torch.inf), torch.arange(len(rows)))
@@ -135,22 +140,24 @@ def _ranks_of_encoder(
             loss.backward()
             optimizer.step()
     with torch.inference_mode():
-        found = head(put, names[torch.tensor([each.topic for each in asked])])
+        found = head(asked_vectors, names[torch.tensor([each.topic for each in asked])])
         parts = zip(found.split(BATCH), _batches(asked), strict=True)
         return np.concatenate([filtered_ranks((some @ names.T).numpy(), questions) for some, questions in parts])
 
 
-def _ranks_of_baseline(maker: QuestionMaker, asked: Sequence[GraphQuestion], budget: Budget) -> NDArray[np.int64]:
-    """Follow relations by adding up their rotations."""
+def _ranks_of_baseline(
+    maker: QuestionMaker, asked: Sequence[GraphQuestion], training: MultiHopTraining
+) -> NDArray[np.int64]:
+    """Rank answers by RotatE, which follows a path of relations by adding up their rotations."""
     from torch_geometric.nn.kge import RotatE
 
-    torch.manual_seed(budget.seed)
+    torch.manual_seed(training.seed)
     facts = [torch.from_numpy(column) for column in maker.facts()]
     count = maker.graph.num_relations
-    # A batch touches few of the concepts; dense steps over all of them would take most of the time.
-    model = RotatE(maker.graph.num_concepts, count, budget.width, margin=6.0, sparse=True)
+    # a batch has few of the concepts, so dense optimizer steps over all of them would take most of the time
+    model = RotatE(maker.graph.num_concepts, count, training.width, margin=6.0, sparse=True)
     optimizer = torch.optim.SparseAdam(list(model.parameters()), lr=0.01)
-    for _ in range(budget.graph_epochs):
+    for _ in range(training.graph_epochs):
         for rows in torch.randperm(len(facts[0])).split(4 * BATCH):
             loss = model.loss(*(column[rows] for column in facts))
             optimizer.zero_grad()
@@ -159,13 +166,13 @@ def _ranks_of_baseline(maker: QuestionMaker, asked: Sequence[GraphQuestion], bud
     ranks = []
     with torch.inference_mode():
         real, imaginary = model.node_emb.weight, model.node_emb_im.weight
-        # Relations from `count` on are the inverses: the opposite turns.
-        turns = torch.cat([model.rel_emb.weight, -model.rel_emb.weight])
+        # relations from `count` on are inverses: the opposite rotations
+        rotations = torch.cat([model.rel_emb.weight, -model.rel_emb.weight])
         for questions in _batches(asked):
-            angles = torch.stack([turns[list(each.relations)].sum(0) for each in questions])
+            angles = torch.stack([rotations[list(each.relations)].sum(0) for each in questions])
             topics = [each.topic for each in questions]
             ends = torch.polar(torch.ones_like(angles), angles) * torch.complex(real[topics], imaginary[topics])
-            # Ordered as by -|end - concept|, without a difference for each pair.
+            # the order of -|end - concept|^2, computed without a difference for each pair
             scores = 2 * (ends.real @ real.T + ends.imag @ imaginary.T) - (real**2 + imaginary**2).sum(1)
             ranks.append(filtered_ranks(scores.numpy(), questions))
     return np.concatenate(ranks)

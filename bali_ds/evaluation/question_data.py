@@ -1,4 +1,4 @@
-"""Question answering and classification data in the formats of their publishers.
+"""Readers of question answering and classification data sets in their official formats.
 
 | task | file | from |
 | --- | --- | --- |
@@ -6,7 +6,7 @@
 | bioasq | training or golden JSON of task B; yes/no questions | participants-area.bioasq.org |
 | medqa | `phrases_no_exclude_{train,dev,test}.jsonl` | github.com/jind11/MedQA |
 | medmcqa | `{train,dev}.json`, one object a line | github.com/medmcqa/medmcqa |
-| blurb | JSON lines with `sentence` and `label`, as LinkBERT's pre-processing writes BLURB's tasks | github.com/michiyasunaga/LinkBERT |
+| blurb | JSON lines with `sentence` and `label`, as LinkBERT's preprocessing writes the BLURB tasks | github.com/michiyasunaga/LinkBERT |
 """  # noqa: E501
 
 import json
@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from bali_ds.errors import InputError
-from bali_ds.files import open_text, read_json
+from bali_ds.files import nonempty_lines, read_json
 
 
 @dataclass(frozen=True)
 class Question:
-    """One item.
+    """One question with its answer.
 
     Attributes:
         text: the question or sentence.
-        context: what is given beside it; may be empty.
-        options: the answers to choose from in multiple choice, else empty.
-        answer: the right label, or the position of the right option as a number in words.
+        context: text given with the question; may be empty.
+        options: answer options of a multiple-choice question, otherwise empty.
+        answer: the correct label, or the index of the correct option as a string.
     """
 
     text: str
@@ -41,23 +41,25 @@ def read_questions(task: str, path: Path, *, snippets: bool = True) -> list[Ques
 
     Args:
         task: one of `READERS`.
-        path: the file.
-        snippets: whether BioASQ questions come with their snippets.
+        path: file to read.
+        snippets: whether the snippets of BioASQ questions are read as context.
 
     Raises:
-        InputError: the file is missing or an item lacks what the task needs.
+        InputError: the file cannot be read, or a question lacks a field of the task's format.
     """
     if task not in READERS:
-        raise InputError(f"task {task!r} is unknown; choose one of {', '.join(READERS)}")
+        raise InputError(f"task {task!r} is unknown; use one of {', '.join(READERS)}")
     questions = []
     try:
         for place, item in enumerate(READERS[task](path), 1):  # noqa: B007
             if question := _PARSERS[task](item, snippets):
                 questions.append(question)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise InputError(f"{path}: item {place} lacks {error} of the {task} format") from error
+        raise InputError(
+            f"{path}: item {place} is not in the {task} format: {error} is missing or malformed"
+        ) from error
     if not questions:
-        raise InputError(f"{path}: holds no {task} question")
+        raise InputError(f"{path}: holds no {task} questions; check the file and --task")
     return questions
 
 
@@ -70,12 +72,11 @@ def _bioasq_questions(path: Path) -> Iterator[Any]:
 
 
 def _lines(path: Path) -> Iterator[Any]:
-    with open_text(path) as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{path}:{number}: is no valid JSON") from error
+    for number, line in nonempty_lines(path):
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}:{number}: is not valid JSON") from error
 
 
 def _pubmedqa(item: Any, snippets: bool) -> Question:  # noqa: ARG001
@@ -123,7 +124,7 @@ _PARSERS: dict[str, Callable[[Any, bool], Question | None]] = {
 
 @dataclass(frozen=True)
 class Split:
-    """One round of training, choice of the epoch, and test."""
+    """Training, development and test questions of one round."""
 
     train: list[Question]
     development: list[Question]
@@ -131,11 +132,11 @@ class Split:
 
 
 def read_splits(task: str, path: Path, *, folds: int, snippets: bool = True) -> list[Split]:
-    """Return the rounds of a task.
+    """Return the splits of a task, one per round.
 
-    A folder of official files gives its own rounds: PubMedQA's ten folds with one test set; `train`, `dev` and
-    `test` files give one. A single file is cut into `folds` parts, stratified by answer in the order of the file: each
-    is the test part once, the next one the development part.
+    A directory of official files has its own splits: the ten folds of PubMedQA with one test set, or one split from
+    `train`, `dev` and `test` files. A single file is divided into `folds` parts, stratified by answer in the order of
+    the file; each part is the test set once, with the next part as the development set.
     """
     path = Path(path)
     if not path.is_dir():
@@ -149,7 +150,9 @@ def read_splits(task: str, path: Path, *, folds: int, snippets: bool = True) -> 
     for part in ("train", "dev", "test"):
         found = sorted(file for file in path.glob(f"*{part}*.json*") if file.is_file())
         if not found and part != "test":
-            raise InputError(f"{path}: has no file with {part!r} in its name that ends in .json or .jsonl")
+            raise InputError(
+                f"{path}: has no .json or .jsonl file with {part!r} in its name; pass the official directory"
+            )
         parts.append(read_questions(task, found[0], snippets=snippets) if found else parts[-1])
     return [Split(*parts)]
 
@@ -162,7 +165,8 @@ def _cross_validation(questions: list[Question], folds: int, path: Path) -> list
     parts = [ordered[fold::folds] for fold in range(folds)]
     if folds < 3 or not all(parts):
         raise InputError(
-            f"{path}: {len(questions)} questions cannot be cut into {folds} folds; take 3 or more, but fewer"
+            f"{path}: {len(questions)} questions cannot be divided into {folds} folds; use at least 3 "
+            "and at most as many as there are questions"
         )
     return [
         Split(

@@ -1,4 +1,4 @@
-"""Fine-tunes an encoder on questions with the Hugging Face Trainer and scores it."""
+"""Question answering accuracy of an encoder, fine-tuned with the Hugging Face Trainer."""
 
 import tempfile
 from collections import Counter
@@ -16,29 +16,29 @@ from bali_ds.model.text_encoder import positions_of
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """How an encoder is fine-tuned; the defaults are those of BALI's evaluation."""
+class FineTuning:
+    """Fine-tuning hyperparameters; the defaults are those of BALI's evaluation."""
 
     epochs: int = 50
     learning_rate: float = 1e-5
     batch: int = 16
     max_tokens: int = 512
-    """Or as many as the architecture reads."""
+    """Maximum length; shorter if the architecture has fewer positions."""
     warmup: float = 0.1
     weight_decay: float = 0.01
     patience: int = 5
-    """Epochs without a better development accuracy before training stops."""
+    """Epochs without improvement of development accuracy before training stops."""
     seed: int = 42
 
 
-def evaluate_questions(model: Path, splits: list[Split], tuning: Tuning) -> dict[str, Any]:
-    """Fine-tune and test once a split, the epoch chosen on its development part.
+def evaluate_questions(model: Path, splits: list[Split], tuning: FineTuning) -> dict[str, Any]:
+    """Fine-tune on each split, select the epoch by development accuracy, and return the test accuracies.
 
     Returns:
         {"accuracy": {"mean", "sd", "each"}, "majority": mean accuracy of the most frequent training answer,
-        "n": questions tested, "rounds": ...}; sd over the rounds, 0 for a single one.
+        "n": test questions, "rounds": ...}; sd is the standard deviation over rounds, 0 for one round.
     """
-    scores = [_round(model, split, tuning, tuning.seed + number) for number, split in enumerate(splits)]
+    scores = [_test_accuracy(model, split, tuning, tuning.seed + number) for number, split in enumerate(splits)]
     majority = [_majority(split) for split in splits]
     return {
         "accuracy": {
@@ -58,14 +58,14 @@ def _majority(split: Split) -> float:
 
 
 class _Encoded(Dataset):
-    """Questions as token ids; multiple choice has one row an option."""
+    """Tokenized questions; a multiple-choice question has one row per option."""
 
     def __init__(self, questions: list[Question], tokenizer: Any, labels: list[str], max_tokens: int) -> None:
         self.rows = []
         for question in questions:
             firsts = [question.text] * max(1, len(question.options))
             seconds = list(question.options) or ([question.context] if question.context else None)
-            # The longer of the two is cut first, so questions stay whole beside long contexts.
+            # truncation=True shortens the longer of the two first, so long contexts do not truncate questions
             encoded = tokenizer(firsts, seconds, truncation=True, max_length=max_tokens)
             values = {key: rows if question.options else rows[0] for key, rows in encoded.items()}
             self.rows.append({**values, "label": labels.index(question.answer) if question.answer in labels else -100})
@@ -77,7 +77,7 @@ class _Encoded(Dataset):
         return self.rows[index]
 
 
-def _round(model: Path, split: Split, tuning: Tuning, seed: int) -> float:
+def _test_accuracy(model: Path, split: Split, tuning: FineTuning, seed: int) -> float:
     from transformers import (
         AutoModelForMultipleChoice,
         AutoModelForSequenceClassification,
@@ -133,7 +133,7 @@ def _round(model: Path, split: Split, tuning: Tuning, seed: int) -> float:
             compute_metrics=_accuracy,
             callbacks=[EarlyStoppingCallback(tuning.patience)],
         )
-        trainer.remove_callback(PrinterCallback)  # it prints on the standard output
+        trainer.remove_callback(PrinterCallback)  # it prints to stdout
         trainer.train()
         return float(trainer.evaluate(test)["eval_accuracy"])
 

@@ -1,4 +1,4 @@
-"""The page of a run: one self-contained HTML file with curves, figures, recipe and fingerprints."""
+"""Report of a run: one self-contained HTML page with training curves, evaluation results, recipe and fingerprints."""
 
 import json
 from collections.abc import Iterator
@@ -25,25 +25,25 @@ SUBSETS = {
 MEASURES = {"acc@1": "Acc@1", "acc@5": "Acc@5", "mrr": "MRR"}
 DUAL = {"text_to_graph": "facts from text", "graph_to_text": "text from graph"}
 INFORMATION = {
-    "information_text_to_graph": "of the facts, told by the text (estimate)",
-    "information_graph_to_text": "of the text, told by the graph (estimate)",
-    "information_contrastive": "told by the two views (InfoNCE, at least)",
-    "information_cap": "most that InfoNCE can tell, log N",
+    "information_text_to_graph": "facts given the text (decoder estimate)",
+    "information_graph_to_text": "text given the graph (decoder estimate)",
+    "information_contrastive": "between the two views (InfoNCE, a lower bound)",
+    "information_cap": "largest value of InfoNCE, log N",
 }
 
 
 def write_report(run: Path) -> Path:
-    """Write `report.html` into the directory of a run, from whatever of its files are there.
+    """Write `report.html` into a run directory, from those of its files that exist.
 
     Returns:
-        the page's path.
+        the path of the page.
 
     Raises:
-        InputError: the directory is no run.
+        InputError: the directory is not a run directory.
     """
     run = Path(run)
     if not (run / "recipe.yaml").is_file():
-        raise InputError(f"{run}: is no run: it has no recipe.yaml")
+        raise InputError(f"{run}: is not a run directory: recipe.yaml does not exist; pass runs/NAME")
     recipe = (run / "recipe.yaml").read_text(encoding="utf-8")
     metrics = read_metrics(run / "metrics.jsonl")
     evaluation = read_json(run / "evaluation.json") if (run / "evaluation.json").is_file() else {}
@@ -59,7 +59,7 @@ def write_report(run: Path) -> Path:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Return the lines of metrics.jsonl; a last line that was cut off while being written is left out."""
+    """Return the rows of metrics.jsonl; an incomplete last line, which a killed run leaves, is skipped."""
     if not path.is_file():
         return []
     rows = []
@@ -69,12 +69,12 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
             rows.append(json.loads(line))
         except ValueError as error:
             if line_number < len(lines):
-                raise InputError(f"{path}:{line_number}: is no valid JSON") from error
+                raise InputError(f"{path}:{line_number}: is not valid JSON") from error
     return rows
 
 
 def _summary(metrics: list[dict[str, float]], evaluation: dict[str, Any]) -> list[tuple[str, str]]:
-    """The figures that a reader wants first: (what, value)."""
+    """Return the (label, value) cards at the top of the page."""
     cards = []
     steps = [row for row in metrics if "loss" in row]
     if steps:
@@ -119,8 +119,8 @@ def _training(metrics: list[dict[str, float]]) -> Iterator[tuple[str, str]]:
         )
     speed = {"samples a second": _series(metrics, "samples_per_second")}
     yield "Throughput", line_chart(speed, x_label="step", y_label="samples a second", from_zero=True)
-    waits = {"share of time": _series(metrics, "data_wait")}
-    yield "Waiting for data", line_chart(waits, x_label="step", y_label="share of time", from_zero=True)
+    waits = {"fraction of time": _series(metrics, "data_wait")}
+    yield "Waiting for data", line_chart(waits, x_label="step", y_label="fraction of time", from_zero=True)
     rates = {"learning rate": _series(metrics, "learning_rate")}
     yield "Learning rate of the text encoder", line_chart(rates, x_label="step", y_label="learning rate")
 
@@ -141,9 +141,12 @@ def _evaluation(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
             SUBSETS.get(subset, subset): {model: values[subset]["acc@1"] for model, values in models.items()}
             for subset in next(iter(models.values()))
         }
-        note = '<p class="quiet">95 % bootstrap intervals over the mentions. Concepts ranked by their nearest name.</p>'
-        chart = forest_chart(rows, label="Acc@1, per cent")
-        yield "Zero-shot linking", chart + _linking_table(models, linking.get("difference", {})) + note
+        note = "95 % bootstrap intervals over the mentions. Concepts are ranked by their most similar name."
+        chart = forest_chart(rows, label="Acc@1 in percent")
+        yield (
+            "Zero-shot linking",
+            chart + _linking_table(models, linking.get("difference", {})) + f'<p class="quiet">{note}</p>',
+        )
     if embedding := evaluation.get("embedding"):
         yield from _embedding(embedding)
 
@@ -163,7 +166,7 @@ def _embedding(embedding: dict[str, Any]) -> Iterator[tuple[str, str]]:
     table = f"<table><thead><tr><th>concept</th>{head}</tr></thead>{rows}</table>"
     yield (
         "Nearest names",
-        f'<div class="wide words">{table}</div><p class="quiet">Names and their cosine, nearest first.</p>',
+        f'<div class="wide words">{table}</div><p class="quiet">Names with their cosine, most similar first.</p>',
     )
 
 
@@ -173,8 +176,8 @@ def _neighbors(names: list[dict[str, Any]]) -> str:
 
 def _generated(samples: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
     if samples:
-        note = "Held-out passages, the most likely token each time, cut at the longest true one."
-        yield "Written by the decoder", f'{generated_table(samples)}<p class="quiet">{note}</p>'
+        note = "Held-out passages, greedy decoding, at most as long as the longest true sequence."
+        yield "Generated by the decoder", f'{generated_table(samples)}<p class="quiet">{note}</p>'
 
 
 def _linking_table(models: dict[str, Any], differences: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Text-to-graph and graph-to-text retrieval among the views of held-out passages."""
+"""Text-to-graph and graph-to-text retrieval: recall, MRR, and alignment and uniformity of the views."""
 
 from typing import Any
 
@@ -20,8 +20,8 @@ def evaluate_retrieval(
     Args:
         text: float [V, d], text views.
         graph: float [V, d], graph views of the same concepts, row by row.
-        concept_ids: int64 [V]; every view of the query's concept is a right answer.
-        seed: of the bootstrap.
+        concept_ids: int64 [V]; all views of the query's concept are correct answers.
+        seed: seed of the bootstrap.
 
     Returns:
         {"n", "text_to_graph": {"r@1": {"value", "low", "high"}, ...}, "graph_to_text": ..., "alignment", "uniformity"}.
@@ -30,39 +30,44 @@ def evaluate_retrieval(
     ids = np.asarray(concept_ids)
     return {
         "n": len(ids),
-        "text_to_graph": intervals(_measures(first_right(text, graph, ids, ids)), seed),
-        "graph_to_text": intervals(_measures(first_right(graph, text, ids, ids)), seed),
+        "text_to_graph": intervals(_measures(retrieval_ranks(text, graph, ids, ids)), seed),
+        "graph_to_text": intervals(_measures(retrieval_ranks(graph, text, ids, ids)), seed),
         "alignment": alignment(text, graph),
         "uniformity": {"text": uniformity(text), "graph": uniformity(graph)},
     }
 
 
-def first_right(
+def recall_at_1(text: Vectors, graph: Vectors, concept_ids: NDArray[np.int64]) -> float:
+    """Return the fraction of text views whose nearest graph view is of their concept, as `evaluate_retrieval` does."""
+    return float((retrieval_ranks(_unit(text), _unit(graph), concept_ids, concept_ids) == 1).mean())
+
+
+def retrieval_ranks(
     queries: Vectors, keys: Vectors, query_ids: NDArray[np.int64], key_ids: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return the rank, from 1, of each query's best right key: int64 [n].
+    """Return the rank, from 1, of the best key with the query's id: int64 [n].
 
-    Wrong keys of equal score stand before it, so that constant vectors earn nothing. Every query id must be among
-    the key ids.
+    Other keys with an equal score are ranked before it, so that constant vectors earn nothing. Every query id must be
+    among the key ids.
     """
     ranks = np.empty(len(queries), np.int64)
     block = max(1, SCORE_BYTES // (8 * len(keys)))
     for start in range(0, len(queries), block):
         rows = slice(start, start + block)
         scores = queries[rows] @ keys.T
-        right = query_ids[rows, None] == key_ids[None, :]
-        best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
-        ranks[rows] = 1 + ((scores >= best) & ~right).sum(axis=1)
+        correct = query_ids[rows, None] == key_ids[None, :]
+        best = np.where(correct, scores, -np.inf).max(axis=1, keepdims=True)
+        ranks[rows] = 1 + ((scores >= best) & ~correct).sum(axis=1)
     return ranks
 
 
 def alignment(first: Vectors, second: Vectors) -> float:
-    """Mean squared distance of the two unit views of a concept (Wang and Isola, ICML 2020, equation 4, alpha 2)."""
+    """Return the mean squared distance of paired unit vectors (Wang and Isola, ICML 2020, equation 4, alpha = 2)."""
     return float(((first - second) ** 2).sum(axis=1).mean())
 
 
 def uniformity(vectors: Vectors) -> float:
-    """Log of the mean Gaussian potential over distinct pairs (Wang and Isola, ICML 2020, equation 5, t 2)."""
+    """Return the log of the mean Gaussian potential over pairs (Wang and Isola, ICML 2020, equation 5, t = 2)."""
     total = 0.0
     block = max(1, SCORE_BYTES // (8 * len(vectors)))
     for start in range(0, len(vectors), block):

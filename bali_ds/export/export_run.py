@@ -1,7 +1,6 @@
-"""From the newest checkpoint of a run to a Hugging Face directory."""
+"""Export of a run: from a checkpoint to a Hugging Face directory, and to the Hugging Face Hub."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,15 @@ from bali_ds.checkpoint.marker import checkpoint_fault, named_checkpoints, read_
 from bali_ds.checkpoint.zero_reader import read_checkpoint
 from bali_ds.config import Recipe, recorded_recipe
 from bali_ds.directories import published_directory
-from bali_ds.errors import InputError
+from bali_ds.errors import InputError, first_line
+from bali_ds.export.architecture import ExportArchitecture
 from bali_ds.export.model_card import model_card
 from bali_ds.export.onnx import write_onnx
-from bali_ds.export.sentence_modules import write_sentence_modules
 from bali_ds.export.weights import SHARD_BYTES, merge_lora, verify_weights, write_weights
 from bali_ds.files import published_file, read_json, write_json
-from bali_ds.inference.encoder import DESCRIPTION, EXPORT
-from bali_ds.inference.module_weights import POOLING_FILE
-from bali_ds.model.pretrained import fresh_model, load_configuration, load_tokenizer
+from bali_ds.inference.exported_directory import DESCRIPTION, EXPORT, GRAPH_ENCODER_FILE, POOLING_FILE
 
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-GRAPH_ENCODER = "graph_encoder"
-MENTION_POOLING = Path(POOLING_FILE).stem
+DTYPES = ("float16", "bfloat16", "float32")
 
 
 def export_run(
@@ -37,145 +32,103 @@ def export_run(
     onnx: bool = False,
     overwrite: bool | None = None,
 ) -> dict[str, Any]:
-    """Write the trained encoder of a run as an ordinary Hugging Face directory, and verify every tensor of it.
+    """Export the trained encoder of a run as a Hugging Face directory, and verify every tensor.
 
-    Beside encoder, masked-language-model head and tokenizer: `graph_encoder.safetensors`, the weights of attention
-    pooling where it was learned, `bali_ds.json` (recipe, fingerprints, pooling) and a model card. The checkpoint is
-    read offline, in bounded memory.
+    The directory holds encoder, masked language modeling head and tokenizer, `graph_encoder.safetensors`, the weights
+    of learned mention pooling, `bali_ds.json` (recipe, fingerprints, pooling) and a model card. The checkpoint is read
+    in bounded memory.
 
     Args:
-        run: the run's directory.
-        out: the directory to write; an export that is there is replaced when the new one is complete.
-        dtype: "float16", "bfloat16" or "float32".
-        step: of the checkpoint; None takes the newest.
-        shard_bytes: weights above this size are written in several files.
-        onnx: also write the encoder as an ONNX graph.
-        overwrite: replace any other directory as well; None where the caller has no such option.
+        run: the run directory.
+        out: directory to write; an earlier export is replaced when the new one is complete.
+        dtype: one of `DTYPES`.
+        step: step of the checkpoint; None for the newest.
+        shard_bytes: size above which weights are split into several files.
+        onnx: whether to write an ONNX graph of the encoder as well.
+        overwrite: whether to replace any other directory; None if the caller has no such option.
 
     Returns:
-        {"step", "dtype", "tensors", "parameters", "bytes", "files", "out"}; `tensors` counts those compared.
+        {"step", "dtype", "tensors", "parameters", "bytes", "files", "out"}; `tensors` is the number verified.
 
     Raises:
-        InputError: the run, its checkpoint or a tensor is not as it should be.
+        InputError: the run, its checkpoint or a tensor is missing or damaged.
     """
     run, out = Path(run), Path(out)
     if dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+        raise InputError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+    stored_dtype: torch.dtype = getattr(torch, dtype)
     recipe = recorded_recipe(run)
-    checkpoint = _chosen_checkpoint(run / "checkpoints", step)
+    checkpoint = _find_checkpoint(run / "checkpoints", step)
     tensors = merge_lora(read_checkpoint(checkpoint), recipe.text_encoder.lora)
-    architecture = _Architecture.of(run / "encoder")
-    encoder = architecture.named(tensors)
-    graph, pooling = _below("graph.", tensors), _below("pooling.", tensors)
+    architecture = ExportArchitecture.of(run / "encoder")
+    encoder = architecture.rename(tensors)
+    graph, pooling = _part("graph.", tensors), _part("pooling.", tensors)
     if not graph and recipe.graph_encoder.kind != "linearized":
-        raise InputError(f"{checkpoint}: holds no graph encoder; was it written by launch/train.py?")
+        raise InputError(f"{checkpoint}: has no graph encoder; was it written by launch/train.py?")
     description = _description(recipe, checkpoint, tensors, dtype)
     with published_directory(out, EXPORT, overwrite=overwrite) as working:
-        files = write_weights(working, "model", encoder, DTYPES[dtype], shard_bytes)
-        compared = verify_weights(files, encoder, DTYPES[dtype])
-        if graph:
-            own = write_weights(working, GRAPH_ENCODER, graph, DTYPES[dtype], shard_bytes)
-            compared += verify_weights(own, graph, DTYPES[dtype])
-        if pooling:
-            own = write_weights(working, MENTION_POOLING, pooling, DTYPES[dtype], shard_bytes)
-            compared += verify_weights(own, pooling, DTYPES[dtype])
-        architecture.save(working, DTYPES[dtype])
-        description["files"] = sorted(path.name for path in working.iterdir())  # which ones is up to the tokenizer
+        verified = 0
+        files = {"model": encoder, Path(GRAPH_ENCODER_FILE).stem: graph, Path(POOLING_FILE).stem: pooling}
+        for stem, part in files.items():
+            if part:
+                written = write_weights(working, stem, part, stored_dtype, shard_bytes)
+                verified += verify_weights(written, part, stored_dtype)
+        architecture.save(working, stored_dtype)
+        description["files"] = sorted(path.name for path in working.iterdir())  # tokenizers differ in their files
         write_json(working / DESCRIPTION, description)
-        write_sentence_modules(working, architecture.width)
+        architecture.save_sentence_modules(working)
         if onnx:
             write_onnx(working)
         _write_card(run, working, description)
-    written = sorted(path for path in out.rglob("*") if path.is_file())
+    published = sorted(path for path in out.rglob("*") if path.is_file())
     return {
         "step": description["step"],
         "dtype": dtype,
-        "tensors": compared,
+        "tensors": verified,
         "parameters": sum(tensor.size for tensor in encoder.values()),
-        "bytes": sum(path.stat().st_size for path in written),
-        "files": [path.relative_to(out).as_posix() for path in written],
+        "bytes": sum(path.stat().st_size for path in published),
+        "files": [path.relative_to(out).as_posix() for path in published],
         "out": str(out),
     }
 
 
-def _chosen_checkpoint(directory: Path, step: int | None) -> Path:
-    found = named_checkpoints(directory)
-    if not found:
-        raise InputError(f"{directory}: holds no checkpoint; train first")
-    chosen = next((path for taken, path in found if step in (None, taken)), None)
+def push(directory: Path, repository: str) -> str:
+    """Upload an exported directory to the Hugging Face Hub and return the URL of the repository.
+
+    A new repository is private: weights learned from licensed vocabularies may be subject to their license, so the
+    owner decides about publication.
+
+    Raises:
+        InputError: the Hub cannot be reached, or refuses the upload.
+    """
+    from huggingface_hub import HfApi
+
+    hub = HfApi()
+    try:
+        url = hub.create_repo(repository, private=True, exist_ok=True)
+        hub.upload_folder(folder_path=directory, repo_id=repository, commit_message="Upload a model by bali-ds")
+    except Exception as error:  # the client raises errors of several libraries
+        remedy = f"{directory} is complete; log in with `hf auth login`, or check name and permissions"
+        raise InputError(f"--push {repository}: {first_line(error)}; {remedy}") from error
+    return str(url)
+
+
+def _find_checkpoint(directory: Path, step: int | None) -> Path:
+    """Return the checkpoint of a step, or the newest one, after comparing its files with their hashes."""
+    checkpoints = named_checkpoints(directory)
+    if not checkpoints:
+        raise InputError(f"{directory}: has no checkpoints; train first")
+    chosen = next((path for each, path in checkpoints if step in (None, each)), None)
     if chosen is None:
-        raise InputError(
-            f"{directory}: holds no checkpoint of step {step}; there are {', '.join(path.name for _, path in found)}"
-        )
+        names = ", ".join(path.name for _, path in checkpoints)
+        raise InputError(f"{directory}: has no checkpoint of step {step}; choose one of {names}")
     if fault := checkpoint_fault(chosen, hashed=True):
         raise InputError(f"{chosen}: {fault}; choose another checkpoint with --step")
     return chosen
 
 
-@dataclass(frozen=True)
-class _Architecture:
-    """What transformers says of the encoder with its head, without any weight in memory."""
-
-    source: Path
-    model: Any
-
-    @classmethod
-    def of(cls, source: Path) -> "_Architecture":
-        from transformers import AutoModelForMaskedLM
-
-        config = load_configuration(source)
-        with torch.device("meta"):
-            return cls(source, fresh_model(AutoModelForMaskedLM, config, source))
-
-    def named(self, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-        """Return the tensors of the text encoder and its head under the names that transformers reads.
-
-        The head is the architecture's own: what follows the base model, one module or several in a row.
-        """
-        base = self.model.base_model_prefix
-        heads = [name for name, _ in self.model.named_children() if name != base]
-        prefixes = {"text.encoder.": f"{base}."}
-        if len(heads) == 1:
-            prefixes["text.head."] = f"{heads[0]}."
-        else:
-            prefixes.update({f"text.head.{number}.": f"{name}." for number, name in enumerate(heads)})
-        found = {}
-        for name, tensor in tensors.items():
-            for prefix, published in prefixes.items():
-                if name.startswith(prefix):
-                    found[published + name.removeprefix(prefix)] = tensor
-        for alias, original in (self.model._tied_weights_keys or {}).items():
-            if original in found:
-                found.pop(alias, None)
-        self._check(found)
-        return found
-
-    def _check(self, found: Mapping[str, LazyTensor]) -> None:
-        tied = set(self.model._tied_weights_keys or {})
-        expected = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items() if name not in tied}
-        for name, shape in expected.items():
-            if name not in found:
-                raise InputError(f"{self.source}: the checkpoint lacks {name} of its architecture")
-            if found[name].shape != shape:
-                raise InputError(f"{self.source}: {name} is {list(found[name].shape)}, config.json says {list(shape)}")
-        if surplus := sorted(set(found) - set(expected)):
-            raise InputError(f"{self.source}: the checkpoint's {surplus[0]} is no weight of its architecture")
-
-    @property
-    def width(self) -> int:
-        """The hidden size."""
-        return int(self.model.config.hidden_size)
-
-    def save(self, out: Path, dtype: torch.dtype) -> None:
-        """Write config.json and the tokenizer's files."""
-        self.model.config.architectures = [type(self.model).__name__]
-        self.model.config.dtype = dtype
-        self.model.config.save_pretrained(out)
-        load_tokenizer(self.source).save_pretrained(out)
-
-
-def _below(prefix: str, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """The tensors of one part, each once under its first name."""
+def _part(prefix: str, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Return the tensors below a prefix without it, shared tensors under their first name only."""
     first = {id(tensor): name for name, tensor in reversed(list(tensors.items()))}
     return {
         name.removeprefix(prefix): tensor
@@ -190,7 +143,7 @@ def _description(recipe: Recipe, checkpoint: Path, tensors: Mapping[str, LazyTen
     offset = tensors.get("log_scale_offset")
     fingerprints = {"shards": marker.identity.get("data")}
     shards = recipe.data.shards
-    # What is mixed was built from the same graph and with the same tokenizer.
+    # all shard sets of a mixture have the same graph and tokenizer
     index = Path(shards if isinstance(shards, str) else next(iter(shards))) / "index.json"
     if index.is_file():
         facts = read_json(index)
@@ -211,7 +164,7 @@ def _description(recipe: Recipe, checkpoint: Path, tensors: Mapping[str, LazyTen
 
 
 def refresh_card(run: Path, out: Path) -> None:
-    """Write the model card of an export again, with the figures that the run's evaluation.json has by now."""
+    """Write the model card of an export again, with the results in the run's evaluation.json."""
     _write_card(Path(run), Path(out), read_json(Path(out) / DESCRIPTION))
 
 

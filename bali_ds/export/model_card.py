@@ -1,4 +1,4 @@
-"""The model card of an exported encoder."""
+"""Model card of an exported encoder."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +15,7 @@ tags: [biomedical, entity-linking, knowledge-graph, umls]
 USE = """\
 ## Use
 
-The directory is an ordinary encoder; the graph is needed in training alone.
+The directory is an ordinary Hugging Face encoder; the graph is needed for training only.
 
 ```python
 from transformers import AutoModel, AutoTokenizer
@@ -24,27 +24,31 @@ model = AutoModel.from_pretrained(DIR)
 tokenizer = AutoTokenizer.from_pretrained(DIR)
 ```
 
-The vector of a mention or name is the mean of the last layer over its own tokens, without [CLS] and [SEP];
-`bali_ds.load(DIR).encode(texts)` does that. `SentenceTransformer(DIR)` comes close: its mean counts [CLS] and [SEP].
-The pooler, if the architecture has one, was not trained.
+The vector of a mention or name is the mean of the last layer over its tokens, without [CLS] and [SEP];
+`bali_ds.load(DIR).encode(texts)` computes it. The vectors of `SentenceTransformer(DIR)` differ slightly, since its mean
+includes [CLS] and [SEP]. The pooler, if the architecture has one, was not trained.
 """
 LICENSE = """\
 ## License
 
-Weights learned from a knowledge graph and linked text are subject to the terms of those data, and to the license of
-the encoder that training started from. Models trained on the UMLS Metathesaurus: the U.S. National Library of Medicine
+Weights trained on a knowledge graph and linked text are subject to the terms of these data and to the license of the
+encoder that training started from. Models trained on the UMLS Metathesaurus: the U.S. National Library of Medicine
 grants the UMLS license to each user, some source vocabularies restrict commercial use and redistribution, and the
-Metathesaurus itself must not be passed on. Check them before you share this model. No name of the graph is stored here.
+Metathesaurus itself must not be redistributed. Check these terms before you share this model. This directory does not
+contain names of the graph.
 """
-POOLINGS = {"first": "their first", "attention": "learned weights (`mention_pooling.safetensors`)"}
+POOLINGS = {
+    "first": "the first of its tokens",
+    "attention": "a learned weighted mean of its tokens (`mention_pooling.safetensors`)",
+}
 
 
 def model_card(description: dict[str, Any], figures: dict[str, Any]) -> str:
     """Return the text of README.md.
 
     Args:
-        description: what `bali_ds.json` holds.
-        figures: what `evaluation.json` holds; may be empty.
+        description: content of `bali_ds.json`.
+        figures: content of `evaluation.json`; may be empty.
     """
     recipe = description["recipe"]
     fingerprints = description["fingerprints"].items()
@@ -65,13 +69,13 @@ def model_card(description: dict[str, Any], figures: dict[str, Any]) -> str:
     ]
     if (pooling := description.get("mention_pooling", "mean")) != "mean":
         parts.append(
-            f"In a passage, alignment took the tokens of a mention by {POOLINGS[pooling]}, and so does\n"
-            "`bali_ds.load(DIR).encode_mentions(places)`.\n"
+            f"In training, the vector of a mention in a passage was {POOLINGS[pooling]};\n"
+            "`bali_ds.load(DIR).encode_mentions(places)` computes the same.\n"
         )
     if markers := description.get("markers"):
         parts.append(
-            f"In training, `{markers[0]}` stood before and `{markers[1]}` after each mention of a passage;\n"
-            "`encode_mentions` puts them around the mention that it is asked for.\n"
+            f"In training, mentions in passages were marked with `{markers[0]}` and `{markers[1]}`;\n"
+            "`encode_mentions` inserts these markers around the mention.\n"
         )
     if linking := figures.get("linking"):
         parts.append("## Zero-shot linking\n\n" + "\n".join(_linking_rows(linking)) + "\n")
@@ -81,7 +85,7 @@ def model_card(description: dict[str, Any], figures: dict[str, Any]) -> str:
 
 
 def _linking_rows(linking: dict[str, Any]) -> Iterator[str]:
-    yield "Per cent, with 95 % bootstrap intervals.\n"
+    yield "In percent, with 95 % bootstrap intervals.\n"
     yield "| model | subset | n | Acc@1 | Acc@5 | MRR |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for model in ("untrained", "trained"):

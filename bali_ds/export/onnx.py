@@ -1,4 +1,4 @@
-"""The exported encoder as an ONNX graph, checked against torch before anybody gets it."""
+"""ONNX graph of an exported encoder, verified against torch."""
 
 from pathlib import Path
 
@@ -13,8 +13,8 @@ NAME = Path("onnx") / "model.onnx"
 TOLERANCE = 1e-4
 
 
-class _States(nn.Module):
-    """Token ids and mask in, last hidden state out; nothing else, so that every architecture looks the same."""
+class _HiddenStates(nn.Module):
+    """Wrapper with the same inputs and output for all architectures: token ids and mask in, last hidden state out."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -26,23 +26,23 @@ class _States(nn.Module):
 
 
 def write_onnx(directory: Path) -> float:
-    """Write `onnx/model.onnx` into an exported directory: float32, any batch and length, `last_hidden_state` out.
+    """Write `onnx/model.onnx` into an exported directory: float32, dynamic shapes, output `last_hidden_state`.
 
     Returns:
-        the largest difference from torch over batches of other shapes than the traced one.
+        the largest absolute difference from torch, over batches of other shapes than the traced one.
 
     Raises:
-        InputError: onnx, onnxscript or onnxruntime is not installed, or the graph computes something else than torch.
+        InputError: onnx, onnxscript or onnxruntime is not installed, or the outputs differ from those of torch.
     """
     try:
         import onnxruntime
-        import onnxscript  # noqa: F401  what torch writes graphs with
+        import onnxscript  # noqa: F401  torch.onnx.export needs it
     except ImportError as error:
         raise InputError(f"--onnx: {error.name} is not installed; pip install 'bali-ds[onnx]'") from error
     encoder = load(directory, dtype=torch.float32)
-    # Fused attention branches on the values of the mask, which a graph cannot.
+    # fused attention branches on the values of the mask, which a graph cannot do
     encoder.model.set_attn_implementation("eager")
-    model, out = _States(encoder.model).eval(), directory / NAME
+    model, out = _HiddenStates(encoder.model).eval(), directory / NAME
     out.parent.mkdir()
     vocabulary, longest = len(encoder.tokenizer), encoder.max_tokens
     dynamic = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
@@ -60,12 +60,14 @@ def write_onnx(directory: Path) -> float:
         found = session.run(None, {"input_ids": tokens.numpy(), "attention_mask": mask.numpy()})[0]
         worst = max(worst, float(np.abs(found - expected)[mask.bool().numpy()].max()))
     if not worst <= TOLERANCE:
-        raise InputError(f"{out}: differs from torch by {worst:.1e}, more than {TOLERANCE:.0e}; export without --onnx")
+        raise InputError(
+            f"{out}: output differs from torch by {worst:.1e}, more than {TOLERANCE:.0e}; export without --onnx"
+        )
     return worst
 
 
 def _inputs(rows: int, width: int, vocabulary: int) -> tuple[Tensor, Tensor]:
-    """Token ids [rows, width] and a mask that hides one token of every row but the first."""
+    """Return token ids [rows, width] and a mask without the last token of every row but the first."""
     tokens = torch.randint(vocabulary, (rows, width), generator=torch.Generator().manual_seed(width))
     mask = torch.ones_like(tokens)
     mask[1:, -1] = 0

@@ -1,4 +1,4 @@
-"""Writes safetensors files from stored tensors in bounded memory, and reads them back to compare."""
+"""Writing and verification of safetensors files in bounded memory, and merging of LoRA weights."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -22,12 +22,12 @@ CODES = {
 def write_weights(
     directory: Path, stem: str, tensors: Mapping[str, LazyTensor], dtype: torch.dtype, shard_bytes: int = SHARD_BYTES
 ) -> list[Path]:
-    """Write `STEM.safetensors`, or several such files and an index above `shard_bytes`, the way transformers does.
+    """Write `STEM.safetensors`, or above `shard_bytes` several files and an index in the format of transformers.
 
-    Floating-point tensors become `dtype`, others keep their type.
+    Floating-point tensors are cast to `dtype`, others keep their dtype.
 
     Raises:
-        InputError: a value is no number, or is too large for `dtype`.
+        InputError: a value is non-finite, or too large for `dtype`.
     """
     shards = list(_shards(tensors, dtype, shard_bytes))
     if len(shards) == 1:
@@ -45,22 +45,22 @@ def write_weights(
 
 
 def verify_weights(files: list[Path], tensors: Mapping[str, LazyTensor], dtype: torch.dtype) -> int:
-    """Read every tensor of the files again and compare it bit for bit with the cast of the stored one.
+    """Read the files back and compare every tensor bit for bit with the cast checkpoint tensor.
 
     Returns:
-        how many tensors were compared.
+        the number of tensors compared.
 
     Raises:
-        InputError: a tensor is missing, differs, or is one too many.
+        InputError: a tensor is missing, unexpected or different.
     """
     from safetensors import safe_open
 
     compared = 0
     for file in files:
         with safe_open(file, framework="pt") as written:
-            for name in written.keys():  # noqa: SIM118 (the handle is no mapping)
+            for name in written.keys():  # noqa: SIM118 (the handle is not a mapping)
                 if name not in tensors or not _equal(written.get_tensor(name), tensors[name], dtype):
-                    raise InputError(f"{file}: {name} differs from the checkpoint; is the disk sound? Export again")
+                    raise InputError(f"{file}: {name} differs from the checkpoint; check the disk and export again")
                 compared += 1
     if compared != len(tensors):
         raise InputError(f"{files[0]}: {len(tensors) - compared} tensors of the checkpoint are missing; export again")
@@ -113,7 +113,7 @@ def _write_values(stream: IO[bytes], name: str, tensor: LazyTensor, target: torc
         cast = chunk.to(target)
         if target.is_floating_point and not cast.isfinite().all():
             if not chunk.isfinite().all():
-                raise InputError(f"{name}: holds values that are no finite numbers; export an earlier checkpoint")
+                raise InputError(f"{name}: has non-finite values; export an earlier checkpoint with --step")
             largest = float(chunk.abs().max())
             raise InputError(f"{name}: {largest:.6g} is too large for {str(target)[6:]}; export with --dtype bfloat16")
         stream.write(cast.contiguous().view(torch.uint8).numpy().tobytes())
@@ -131,13 +131,13 @@ _BASE, _DOWN, _UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.w
 
 
 def merge_lora(tensors: Mapping[str, LazyTensor], lora: LoraConfig | None) -> dict[str, LazyTensor]:
-    """Return the tensors under their names without adapters: W + alpha / rank * B A (Hu et al., ICLR 2022).
+    """Return tensors with LoRA weights merged, under their names without LoRA: W + alpha / rank * B A.
 
-    Only what was updated is read into memory.
+    Only the updated tensors are read into memory (Hu et al., ICLR 2022).
 
     Args:
-        tensors: of a checkpoint, by name.
-        lora: as trained; None returns the tensors as they are.
+        tensors: tensors of a checkpoint by name.
+        lora: LoRA settings of the run; None returns the tensors unchanged.
     """
     if lora is None:
         return dict(tensors)

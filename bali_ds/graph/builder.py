@@ -1,4 +1,4 @@
-"""One store from any number of sources: same content, same bytes, whatever the order of rows."""
+"""Graph builder: merges sources into one graph whose bytes do not depend on the order of their rows."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from bali_ds.directories import check_replaceable, published_directory
 from bali_ds.errors import InputError
 from bali_ds.files import write_json
 from bali_ds.graph.columns import write_column
-from bali_ds.graph.edges import FactCollector, neighbor_lists
+from bali_ds.graph.edges import FactCollector, adjacency_lists
 from bali_ds.graph.identifiers import IdentifierIndex, fixed_width
 from bali_ds.graph.manifest import GRAPH, seal
 from bali_ds.graph.relations import inverse_name
@@ -27,21 +27,21 @@ Tables = dict[Table, pl.DataFrame]
 def build_graph(
     sources: Sequence[Source], out: Path, held_out: Path | None = None, *, overwrite: bool | None = None
 ) -> dict[str, Any]:
-    """Merge sources on their concept identifiers and publish the store at `out`.
+    """Merge sources on their concept identifiers and publish the graph at `out`.
 
     Args:
-        sources: readers; all that they say of one identifier is joined.
-        out: the directory to write; a graph that is there is replaced.
+        sources: readers; rows of equal concept identifiers are merged.
+        out: the directory to write; an existing graph is replaced.
         held_out: a table with the columns head_cui and tail_cui. Facts between the two concepts of a row, in either
-            direction, are left out of the graph: those that would give the answers of an evaluation away.
-        overwrite: replace any other directory as well; None where the caller has no such option.
+            direction, are dropped: they would leak the answers of an evaluation.
+        overwrite: replace any other directory as well; None if the caller has no such option.
 
     Returns:
-        A report: concepts, names, edges, relations, fingerprint; under "read" the counts of rows by file and of
-        what was dropped and why.
+        A report: concepts, names, edges, relations, fingerprint; under "read" the counts of read and dropped rows by
+        file, under "dropped" the counts of facts and rows that the merge dropped, by reason.
 
     Raises:
-        InputError: a source cannot be read, there is no concept in any, or `out` cannot be written.
+        InputError: a source cannot be read, no source has a concept, or `out` cannot be written.
     """
     check_replaceable(out, GRAPH, overwrite=overwrite)  # before the sources are read, which may take long
     tables = _gather(sources)
@@ -80,14 +80,14 @@ def _identifiers(tables: Tables) -> NDArray[Any]:
     tables["names"] = tables["names"].filter(pl.col("name") != "")
     cuis = pl.concat([tables.pop("concepts")["cui"], tables["names"]["cui"]]).unique()
     if not cuis.len():
-        raise InputError("the sources name no concept; nothing was built")
+        raise InputError("the sources contain no concept with a name; check that the files and the filters are right")
     if cuis.len() >= 2**31:
-        raise InputError(f"{cuis.len()} concepts are more than a graph can hold")
+        raise InputError(f"{cuis.len()} concepts exceed the limit of 2**31 - 1 per graph")
     return np.sort(fixed_width(cuis))
 
 
 class _Writer:
-    """Writes the columns of one store and remembers what the manifest says of them."""
+    """Writes the columns of one graph and collects their entries for the manifest."""
 
     def __init__(self, folder: Path, cuis: NDArray[Any]) -> None:
         self.folder = folder
@@ -139,11 +139,11 @@ class _Writer:
         collector = FactCollector(self.index)
         for source in sources:
             collector.add(source, self.dropped)
-        facts, left_out = collector.finish(self._pairs(held_out))
-        self.dropped["facts held out"] += left_out
-        lists = neighbor_lists(facts, collector.labels, collector.sources, self.cuis.size)
+        facts, num_held_out = collector.finish(self._pairs(held_out))
+        self.dropped["facts held out"] += num_held_out
+        lists = adjacency_lists(facts, collector.labels, collector.sources, self.cuis.size)
         self.column("edges.offsets", lists.offsets)
-        self.column("edges.entries", lists.entries)
+        self.column("edges.entries", lists.words)
         self.column("kinds.relations", lists.kind_relations)
         self.column("kinds.sources", lists.kind_sources)
         self.num_edges = int(lists.offsets[-1]) // 2
@@ -163,9 +163,9 @@ class _Writer:
         return seal({"columns": self._columns, **self._lists})
 
     def _known(self, tables: Tables, table: Table) -> pl.DataFrame:
-        """Take a table, its identifiers replaced by concept ids; drop and count rows of unknown concepts.
+        """Remove a table from `tables` and return it with concept ids; drop and count rows of unknown concepts.
 
-        The table leaves `tables`, so that its memory is free as soon as it can be.
+        Removing the table frees its memory as early as possible.
         """
         frame = tables.pop(table)
         concepts = pl.Series("concept", self.index.find(frame["cui"]))

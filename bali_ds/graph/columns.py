@@ -1,4 +1,4 @@
-"""Columns: one-dimensional little-endian .npy files that are mapped into memory, never loaded."""
+"""Memory-mapped columns: one-dimensional little-endian .npy files."""
 
 import hashlib
 import io
@@ -18,7 +18,7 @@ def write_column(folder: Path, name: str, values: Array) -> dict[str, object]:
     """Write `values` as `folder/name.npy`; return its entry for the manifest (dtype, length, sha256).
 
     Raises:
-        OSError: the disk refuses the bytes.
+        OSError: the file cannot be written.
     """
     little = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
     digest = hashlib.sha256()
@@ -32,11 +32,11 @@ def write_column(folder: Path, name: str, values: Array) -> dict[str, object]:
 def open_column(folder: Path, name: str, dtype: str, length: int) -> Array:
     """Map `folder/name.npy` into memory, read-only.
 
-    The header must be byte for byte the one that such a column has, and the file exactly as long as the column:
-    nothing is allocated on the word of a file.
+    The header must equal the expected one byte for byte and the file must be exactly as long as the column, so that
+    no allocation depends on what a file claims.
 
     Raises:
-        InputError: the file is missing, or it is not this column.
+        InputError: the file is missing, or is not this column.
     """
     path = folder / f"{name}.npy"
     expected = _header(np.dtype(dtype), length)
@@ -47,9 +47,7 @@ def open_column(folder: Path, name: str, dtype: str, length: int) -> Array:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}; build the graph again") from error
     if header != expected or size != len(expected) + length * np.dtype(dtype).itemsize:
-        raise InputError(
-            f"{path}: is not the column of {length} {dtype} that the manifest names; build the graph again"
-        )
+        raise InputError(f"{path}: is not the column of {length} {dtype} in the manifest; build the graph again")
     return np.asarray(np.memmap(path, np.dtype(dtype), "r", len(expected), (length,)))
 
 
@@ -62,7 +60,7 @@ def _header(dtype: np.dtype[Any], length: int) -> bytes:
 
 
 def search(ordered: NDArray[Any], wanted: NDArray[Any]) -> NDArray[np.int32]:
-    """Return the position of each of `wanted` in the sorted `ordered`, int32, -1 where it is missing."""
+    """Return the position of each of `wanted` in the sorted array `ordered`, int32, -1 where it is missing."""
     if not ordered.size:
         return np.full(wanted.size, -1, np.int32)
     found = np.minimum(np.searchsorted(ordered, wanted), ordered.size - 1)
@@ -92,7 +90,7 @@ class TextColumn(Sequence[str]):
         """Return the UTF-8 bytes of one string.
 
         Raises:
-            IndexError: there is no such string.
+            IndexError: the index is out of range.
             InputError: the column is damaged.
         """
         if not 0 <= index < len(self):

@@ -1,4 +1,4 @@
-"""A picture of one neighborhood."""
+"""One concept and its neighborhood as plain values, as text and as a picture."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from bali_ds.errors import InputError
 from bali_ds.files import published_file
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
-from bali_ds.graph.neighbor_sampling import rows_of
+from bali_ds.graph.neighbor_sampling import neighbor_ranges
 
 
 def describe_concept(graph: KnowledgeGraph, cui: str) -> dict[str, Any]:
@@ -16,17 +16,18 @@ def describe_concept(graph: KnowledgeGraph, cui: str) -> dict[str, Any]:
 
     Args:
         graph: the graph.
-        cui: an identifier, or a code with its prefix ("MESH:D003920"), which stands for its preferred concept.
+        cui: an identifier, or a code with its prefix ("MESH:D003920"), which selects its preferred concept.
 
     Raises:
         InputError: the graph has no such concept.
     """
-    concept = int(graph.lookup([cui, *graph.code_to_cuis("", cui)[:1]])[-1])
-    if concept < 0:
-        raise InputError(f"{cui}: is no concept of {graph.path}; see the identifiers that its source uses")
-    starts, degrees = rows_of(graph, [concept])
-    neighbors, kinds = graph.entries.read(starts[0] + np.arange(degrees[0]))
-    columns = (graph.entries.relations[kinds].tolist(), neighbors.tolist(), graph.entries.sources[kinds].tolist())
+    concept_id = int(graph.lookup([cui, *graph.code_to_cuis("", cui)[:1]])[-1])
+    if concept_id < 0:
+        raise InputError(f"{cui}: is not a concept of {graph.path}; use an identifier or a code of its sources")
+    adjacency = graph.adjacency
+    starts, degrees = neighbor_ranges(graph, [concept_id])
+    neighbors, kinds = adjacency.read(starts[0] + np.arange(degrees[0]))
+    columns = (adjacency.relations[kinds].tolist(), neighbors.tolist(), adjacency.sources[kinds].tolist())
     facts = [
         {
             "relation": graph.relation_name(relation),
@@ -37,17 +38,17 @@ def describe_concept(graph: KnowledgeGraph, cui: str) -> dict[str, Any]:
         for relation, target, source in zip(*columns, strict=True)
     ]
     return {
-        "cui": graph.cui(concept),
-        "concept": concept,
-        "names": graph.names(concept),
-        "semantic_types": list(graph.semantic_types(concept)),
-        "definitions": graph.definitions(concept),
+        "cui": graph.cui(concept_id),
+        "concept": concept_id,
+        "names": graph.names(concept_id),
+        "semantic_types": list(graph.semantic_types(concept_id)),
+        "definitions": graph.definitions(concept_id),
         "facts": facts,
     }
 
 
 def readable(description: dict[str, Any], limit: int) -> str:
-    """Return the description as text, at most `limit` facts of each relation."""
+    """Return a description as text, at most `limit` facts of each relation."""
     types = f" [{', '.join(description['semantic_types'])}]" if description["semantic_types"] else ""
     names = description["names"] or [description["cui"]]
     lines = [f"{description['cui']}  {names[0]}{types}"]
@@ -68,19 +69,19 @@ _LONGEST_LABEL = 32
 
 
 def draw_concept(description: dict[str, Any], target: Path, most: int = 24) -> None:
-    """Write a PNG of a concept in the middle and its neighbors around it, colored by relation.
+    """Write a PNG with the concept in the center and its neighbors around it, colored by relation.
 
     Args:
         description: what `describe_concept` returns.
         target: the .png file to publish.
-        most: how many neighbors to draw, taken in turn from each relation.
+        most: the largest number of neighbors to plot, taken round-robin from the relations.
 
     Raises:
         InputError: the file cannot be written.
     """
     from matplotlib.figure import Figure
 
-    facts = _spread(description["facts"], most)
+    facts = _round_robin(description["facts"], most)
     figure = Figure(figsize=(10, 8), layout="constrained")
     axes = figure.add_subplot()
     axes.set_axis_off()
@@ -110,8 +111,8 @@ def draw_concept(description: dict[str, Any], target: Path, most: int = 24) -> N
         figure.savefig(stream, format="png", dpi=120, metadata={"Software": None})
 
 
-def _spread(facts: list[dict[str, str]], most: int) -> list[dict[str, str]]:
-    """Return at most so many facts, in turn from each relation, grouped by relation."""
+def _round_robin(facts: list[dict[str, str]], most: int) -> list[dict[str, str]]:
+    """Return at most `most` facts, taken round-robin from the relations and grouped by relation."""
     by_relation: dict[str, list[dict[str, str]]] = {}
     for fact in facts:
         by_relation.setdefault(fact["relation"], []).append(fact)

@@ -1,4 +1,4 @@
-"""Delimited text, read strictly and in blocks: every row has every column, every byte is UTF-8."""
+"""Strict block-wise reader of delimited text: every row has every column, and every byte is UTF-8."""
 
 import gzip
 import zlib
@@ -21,24 +21,24 @@ def read_delimited(
 ) -> Iterator[pl.DataFrame]:
     """Yield the wanted columns of a plain or gzip-compressed file, block by block, as strings.
 
-    Empty lines are passed over.
+    Empty lines are skipped.
 
     Args:
-        path: the file; compression is told by content.
+        path: the file; compression is detected from its content.
         wanted: the columns to read.
         delimiter: one character.
-        columns: all columns in order; without them the first line names them.
-        quoted: whether double quotes enclose fields; otherwise a quote is a character like any other.
+        columns: all columns in order; by default the first line names them.
+        quoted: whether double quotes enclose fields; otherwise a quote is an ordinary character.
 
     Raises:
         InputError: a column is missing, a row has another number of fields, the bytes are not UTF-8, or the
-            compressed stream is cut off; the message names the line.
+            compressed stream is truncated; the message names the line.
     """
     if columns is None:
         columns = header(path, delimiter, quoted)
         missing = [name for name in wanted if name not in columns]
         if missing:
-            raise InputError(f"{path}: line 1: no column {missing[0]}; it names {', '.join(columns)[:200]}")
+            raise InputError(f"{path}: line 1: has no column {missing[0]}; it has {', '.join(columns)[:200]}")
         skipped = 1
     else:
         skipped = 0
@@ -87,11 +87,11 @@ def _has_rows(path: Path, skipped: int) -> bool:
         try:
             return any(line.strip("\r\n") for line in islice(lines, skipped, None))
         except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error):
-            return True  # the reader tells what is wrong
+            return True  # the reader reports what is wrong
 
 
 def _diagnosis(path: Path, delimiter: str, num_columns: int, quoted: bool, error: Exception) -> InputError:
-    """Read the file again, slowly, to tell the line that is wrong."""
+    """Read the file again line by line to find the line that is wrong."""
     number = 0
     try:
         with open(path, "rb") as plain:
@@ -102,7 +102,7 @@ def _diagnosis(path: Path, delimiter: str, num_columns: int, quoted: bool, error
                 if problem:
                     return InputError(f"{path}: line {number}: {problem}")
     except (EOFError, gzip.BadGzipFile, zlib.error):
-        return InputError(f"{path}: line {number + 1}: the compressed file is cut off or damaged; fetch it again")
+        return InputError(f"{path}: line {number + 1}: the compressed file is truncated or damaged; download it again")
     except OSError as failure:
         return InputError(f"{path}: cannot be read: {failure.strerror or failure}")
     return InputError(f"{path}: cannot be parsed: {' '.join(str(error).split())[:300]}")
@@ -114,10 +114,10 @@ def _line_problem(line: bytes, delimiter: str, num_columns: int, quoted: bool) -
     except UnicodeDecodeError as error:
         return f"byte {error.start + 1} is not UTF-8; convert the file to UTF-8"
     if "\r" in text.rstrip("\r\n"):
-        return "a carriage return stands inside the line; end lines with a newline"
+        return "contains a carriage return inside the line; end lines with a newline"
     if not text.strip("\r\n"):
         return None
     found = text.rstrip("\r\n").count(delimiter) + 1
     if not quoted and num_columns and found != num_columns:
-        return f"{found} columns where there must be {num_columns}; the file is damaged or of another release"
+        return f"{found} columns, expected {num_columns}; the file is damaged or of another release"
     return None

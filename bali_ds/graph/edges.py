@@ -1,4 +1,4 @@
-"""Facts gathered from sources, and the neighbor lists made of them."""
+"""Collection of facts from all sources and their conversion to adjacency lists."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -10,24 +10,24 @@ from numpy.typing import NDArray
 
 from bali_ds.errors import InputError
 from bali_ds.graph.identifiers import IdentifierIndex
-from bali_ds.graph.packed_adjacency import pack_entries
+from bali_ds.graph.packed_adjacency import pack_adjacency
 from bali_ds.graph.relations import canonical, inverse_name, pair_up
 from bali_ds.graph.source import Source
 
 
-class Codebook(dict[str, int]):
-    """Numbers for strings, in order of first sight."""
+class StringIds(dict[str, int]):
+    """Ids of distinct strings, in order of first occurrence."""
 
     def encode(self, strings: pl.Series) -> NDArray[np.int32]:
-        """Return the number of each string, int32; new strings get the next numbers."""
+        """Return the id of each string, int32; new strings get the next ids."""
         distinct = strings.unique()
-        numbers = pl.Series([self.setdefault(string, len(self)) for string in distinct], dtype=pl.Int32)
-        return strings.replace_strict(distinct, numbers).cast(pl.Int32).to_numpy()
+        ids = pl.Series([self.setdefault(string, len(self)) for string in distinct], dtype=pl.Int32)
+        return strings.replace_strict(distinct, ids).cast(pl.Int32).to_numpy()
 
 
 @dataclass
 class FactTable:
-    """E facts: int32 columns heads, labels, tails, sources; labels and sources are numbers of codebooks."""
+    """E facts as int32 columns: concept ids of heads and tails, ids of relation names (labels) and of sources."""
 
     heads: NDArray[np.int32]
     labels: NDArray[np.int32]
@@ -47,23 +47,23 @@ class FactTable:
 
 
 class FactCollector:
-    """Gathers facts over known concepts; both directions of one fact become one.
+    """Collects facts between known concepts and merges the two directions of each fact.
 
     Attributes:
-        labels: numbers of relation names.
-        sources: numbers of source names.
-        inverses: names of inverses that only the data tells, by relation name.
+        labels: ids of relation names.
+        sources: ids of source names.
+        inverses: inverse names that are inferred from the data alone, by relation name.
     """
 
     def __init__(self, index: IdentifierIndex) -> None:
-        self.labels = Codebook()
-        self.sources = Codebook()
+        self.labels = StringIds()
+        self.sources = StringIds()
         self.inverses: dict[str, str] = {}
         self._index = index
         self._parts: list[FactTable] = []
 
     def add(self, source: Source, counts: Counter[str]) -> None:
-        """Read every fact of a source; count those dropped because an end is unknown or both are the same."""
+        """Read all facts of a source; drop and count those with an unknown end or with equal ends."""
         facts = FactTable.join([self._encoded(frame, counts) for frame in source.relations()])
         if source.mirrored:
             names = list(self.labels)
@@ -71,21 +71,21 @@ class FactCollector:
             pairs = pair_up(present, source.inverses())
             pairs |= self._mirrored(facts, present - set(pairs))
             self.inverses |= {name: partner for name, partner in pairs.items() if inverse_name(partner) != name}
-            self._fold(facts, pairs)
+            self._canonicalize(facts, pairs)
         self._parts.append(facts)
 
     def finish(self, held_out: NDArray[np.int32]) -> tuple[FactTable, int]:
-        """Return all facts and how many were held out.
+        """Return all facts and the number of held-out facts.
 
-        What one source calls by a name and another by its inverse is the same fact.
+        A fact that one source states by a relation and another by its inverse is one fact.
 
         Args:
-            held_out: int32 [n, 2], pairs of concepts; facts between the two are left out, in either direction.
+            held_out: int32 [n, 2], pairs of concept ids; facts between the two are dropped, in either direction.
         """
         facts = self._parts.pop() if len(self._parts) == 1 else FactTable.join(self._parts)
         self._parts.clear()
         pairs = pair_up(self.labels)
-        self._fold(facts, {name: partner for name, partner in pairs.items() if name != partner})
+        self._canonicalize(facts, {name: partner for name, partner in pairs.items() if name != partner})
         if not held_out.size:
             return facts, 0
         kept = ~np.isin(_pairs(facts.heads, facts.tails), _pairs(held_out[:, 0], held_out[:, 1]))
@@ -103,37 +103,37 @@ class FactCollector:
         return FactTable(heads[kept], labels[kept], tails[kept], sources[kept])
 
     def _mirrored(self, facts: FactTable, names: set[str]) -> dict[str, str]:
-        """Pair relations whose facts, source for source, are each other's facts turned around.
+        """Pair relations whose facts are, source by source, the reversed facts of the other.
 
         Sets of facts are compared by the sum of their hashes modulo 2**64, forwards and backwards.
         """
         forward, backward = (np.zeros(len(self.labels), np.uint64) for _ in range(2))
         np.add.at(forward, facts.labels, _hash(facts.heads, facts.tails, facts.sources))
         np.add.at(backward, facts.labels, _hash(facts.tails, facts.heads, facts.sources))
-        waiting: dict[tuple[int, int], list[str]] = {}
+        unpaired: dict[tuple[int, int], list[str]] = {}
         pairs: dict[str, str] = {}
         for name in sorted(names):
             sums = int(forward[self.labels[name]]), int(backward[self.labels[name]])
-            partners = waiting.get(sums[::-1], [])
+            partners = unpaired.get(sums[::-1], [])
             if sums[0] == sums[1]:
                 pairs[name] = name
             elif partners:
                 partner = partners.pop(0)
                 pairs[name], pairs[partner] = partner, name
             else:
-                waiting.setdefault(sums, []).append(name)
+                unpaired.setdefault(sums, []).append(name)
         return pairs
 
-    def _fold(self, facts: FactTable, pairs: dict[str, str]) -> None:
-        """Turn facts around in place, so that of two inverse names only the canonical one remains."""
+    def _canonicalize(self, facts: FactTable, pairs: dict[str, str]) -> None:
+        """Reverse facts in place so that only the canonical one of two inverse relation names remains."""
         new = np.arange(len(self.labels), dtype=np.int32)
         symmetric = np.zeros(len(self.labels), bool)
         for name, partner in pairs.items():
             new[self.labels[name]] = self.labels[canonical(name, partner)]
             symmetric[self.labels[name]] = name == partner
-        turned = new[facts.labels] != facts.labels
-        turned |= symmetric[facts.labels] & (facts.heads > facts.tails)
-        facts.heads[turned], facts.tails[turned] = facts.tails[turned], facts.heads[turned]
+        flipped = new[facts.labels] != facts.labels
+        flipped |= symmetric[facts.labels] & (facts.heads > facts.tails)
+        facts.heads[flipped], facts.tails[flipped] = facts.tails[flipped], facts.heads[flipped]
         facts.labels = new[facts.labels]
 
 
@@ -150,12 +150,12 @@ def _hash(*columns: NDArray[np.int32]) -> NDArray[np.uint64]:
 
 
 @dataclass(frozen=True)
-class NeighborLists:
-    """The rows of the store.
+class AdjacencyLists:
+    """Adjacency lists of a graph as they are stored.
 
     Attributes:
         offsets: uint32 or int64 [C + 1].
-        entries: uint64 words, as `pack_entries` makes them.
+        words: uint64, as `pack_adjacency` returns them.
         kind_relations: uint16 [K], the relation id of each kind.
         kind_sources: uint8 or uint16 [K], the source of each kind.
         relation_names: by relation id.
@@ -163,18 +163,18 @@ class NeighborLists:
     """
 
     offsets: NDArray[Any]
-    entries: NDArray[np.uint64]
+    words: NDArray[np.uint64]
     kind_relations: NDArray[np.uint16]
     kind_sources: NDArray[Any]
     relation_names: list[str]
     source_names: list[str]
 
 
-def neighbor_lists(facts: FactTable, labels: Codebook, sources: Codebook, num_concepts: int) -> NeighborLists:
-    """Return the neighbor lists of distinct facts; a row is sorted by relation, source and neighbor.
+def adjacency_lists(facts: FactTable, labels: StringIds, sources: StringIds, num_concepts: int) -> AdjacencyLists:
+    """Return the adjacency lists of distinct facts, each sorted by relation, source and neighbor.
 
     Raises:
-        InputError: concepts or relations are too many for 64-bit sort keys or 16-bit relation ids.
+        InputError: there are too many concepts or relations for 64-bit sort keys or 16-bit relation ids.
     """
     paired = facts.labels.astype(np.int64) * len(sources) + facts.sources
     label_names, source_names = list(labels), list(sources)
@@ -186,14 +186,14 @@ def neighbor_lists(facts: FactTable, labels: Codebook, sources: Codebook, num_co
     relation_names = sorted({label for label, _ in spelled})
     used_sources = sorted({source for _, source in spelled})
     if 2 * len(relation_names) > 2**16 or 2 * len(spelled) * num_concepts**2 >= 2**64:
-        raise InputError(f"{num_concepts} concepts with {len(relation_names)} relations are more than a graph can hold")
-    rows, kind, targets = _entries(facts.heads, rank[paired], facts.tails, len(spelled), num_concepts)
+        raise InputError(f"{num_concepts} concepts with {len(relation_names)} relations exceed the limits of a graph")
+    rows, kind, targets = _both_ends(facts.heads, rank[paired], facts.tails, len(spelled), num_concepts)
     offsets = np.searchsorted(rows, np.arange(num_concepts + 1, dtype=np.int32))
     relation_of = np.array([relation_names.index(label) for label, _ in spelled], np.uint16)
     source_of = np.array([used_sources.index(source) for _, source in spelled], np.min_scalar_type(len(used_sources)))
-    return NeighborLists(
+    return AdjacencyLists(
         offsets.astype(np.uint32 if rows.size < 2**32 else np.int64),
-        pack_entries(kind, targets, len(spelled), num_concepts),
+        pack_adjacency(kind, targets, len(spelled), num_concepts),
         relation_of,
         source_of,
         relation_names,
@@ -201,10 +201,10 @@ def neighbor_lists(facts: FactTable, labels: Codebook, sources: Codebook, num_co
     )
 
 
-def _entries(
+def _both_ends(
     heads: NDArray[np.int32], kinds: NDArray[np.int32], tails: NDArray[np.int32], num_kinds: int, num_concepts: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-    """Return both ends of each distinct fact as sorted (row, kind, neighbor); inverse kinds count from num_kinds."""
+    """Return both ends of each distinct fact as sorted (concept, kind, neighbor); inverse kinds start at num_kinds."""
 
     def join(rows: NDArray[Any], kinds: NDArray[Any], neighbors: NDArray[Any]) -> NDArray[np.uint64]:
         keys = rows.astype(np.uint64)

@@ -1,4 +1,4 @@
-"""Open graphs from their official addresses: resumed where a download broke off, checked, then published."""
+"""Resumable download of open graphs from their official addresses."""
 
 import urllib.error
 import urllib.request
@@ -14,7 +14,7 @@ _TIMEOUT_S = 60
 
 @dataclass(frozen=True)
 class OpenGraph:
-    """Where a graph is published; `reader` is the option of `graph build` that reads it."""
+    """Address and license of an open graph; `reader` is the option of `graph build` that reads it."""
 
     address: str
     license: str
@@ -35,29 +35,29 @@ OPEN_GRAPHS = {
 def fetch(address: str, target: Path, sha256: str | None = None) -> str:
     """Download a file and return its SHA-256.
 
-    A broken download stays beside the target as NAME.part and is continued next time if the server still holds the
-    same version (ETag or Last-Modified) and answers ranges; otherwise it starts again.
+    An interrupted download stays beside the target as NAME.part. The next call resumes it if the server still has the
+    same version (ETag or Last-Modified) and supports range requests; otherwise it starts over.
 
     Raises:
-        InputError: the address cannot be reached, the download breaks off, or the file is not the expected one.
+        InputError: the address cannot be reached, the download is interrupted, or the file has another SHA-256.
     """
     target = resolved(target)
     part, note = (target.with_name(f"{target.name}.{suffix}") for suffix in ("part", "part.json"))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if part.exists() and not note.exists():
-            raise InputError(f"{part}: is not the beginning of a download by bali-ds; move it away")
+            raise InputError(f"{part}: is not a partial download by bali-ds; move it away")
         _download(address, part, note)
     except (urllib.error.URLError, TimeoutError, ConnectionError, EOFError) as error:
         reason = getattr(error, "reason", error)
-        raise InputError(f"{address}: cannot be fetched: {reason}; run the command again to continue") from error
+        raise InputError(f"{address}: cannot be downloaded: {reason}; run the command again to resume") from error
     except OSError as error:
         raise InputError(f"{part}: cannot be written: {error.strerror or error}") from error
     found = sha256_file(part)
     if sha256 and found != sha256.lower():
         part.unlink()
         note.unlink(missing_ok=True)
-        raise InputError(f"{address}: has SHA-256 {found}, expected {sha256}; it was not kept")
+        raise InputError(f"{address}: has SHA-256 {found}, expected {sha256}; the download was deleted")
     part.replace(target)
     note.unlink(missing_ok=True)
     return found
@@ -77,13 +77,13 @@ def _download(address: str, part: Path, note: Path) -> None:
             return
         raise
     with response:
-        continued = response.status == 206
+        resumed = response.status == 206
         write_json(note, {"version": response.headers.get("ETag") or response.headers.get("Last-Modified")})
         expected = response.headers.get("Content-Length")
         received = 0
-        with open(part, "ab" if continued else "wb") as stream:
+        with open(part, "ab" if resumed else "wb") as stream:
             while block := response.read(_BLOCK):
                 stream.write(block)
                 received += len(block)
     if expected is not None and received != int(expected):
-        raise EOFError(f"broke off after {received:,} of {int(expected):,} bytes")
+        raise EOFError(f"the connection closed after {received:,} of {int(expected):,} bytes")

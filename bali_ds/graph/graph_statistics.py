@@ -1,4 +1,4 @@
-"""What a graph holds, in numbers."""
+"""Statistics of a knowledge graph, and how much of a corpus it covers."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,9 +12,9 @@ _PERCENTILES = {"median": 50, "p90": 90, "p99": 99, "max": 100}
 
 
 def graph_statistics(graph: KnowledgeGraph) -> dict[str, Any]:
-    """Return counts, degrees, connected components, names a concept, and facts by relation and by source.
+    """Return counts, degrees, connected components, names per concept, and facts by relation and by source.
 
-    The keys concepts, names, edges, relations and fingerprint stay; edges count each fact once.
+    Scripts rely on the keys concepts, names, edges, relations and fingerprint; edges count each fact once.
     """
     offsets = graph.edge_offsets.astype(np.int64)
     degrees = offsets[1:] - offsets[:-1]
@@ -41,36 +41,35 @@ def graph_statistics(graph: KnowledgeGraph) -> dict[str, Any]:
 
 
 def coverage(graph: KnowledgeGraph, documents: Iterable[Sequence[Sequence[int]]]) -> dict[str, int]:
-    """Return how much of a corpus the graph knows.
+    """Return how many documents and mentions of a corpus are linked to the graph.
 
     Args:
         graph: the graph.
-        documents: for each document its mentions, for each mention the concept ids that it is linked to; none where
-            the graph does not know it.
+        documents: for each document its mentions, for each mention its concept ids, empty where it is not linked.
     """
     names = ("documents", "documents_with_a_concept", "mentions", "known_mentions", "known_mentions_with_edges")
     counts = dict.fromkeys(names, 0)
     connected = np.diff(graph.edge_offsets) > 0
     seen: set[int] = set()
     for mentions in documents:
-        known = [concepts for concepts in mentions if concepts]
+        known = [concept_ids for concept_ids in mentions if concept_ids]
         counts["documents"] += 1
         counts["documents_with_a_concept"] += bool(known)
         counts["mentions"] += len(mentions)
         counts["known_mentions"] += len(known)
-        counts["known_mentions_with_edges"] += sum(any(connected[concept] for concept in found) for found in known)
-        seen.update(concept for concepts in known for concept in concepts)
+        counts["known_mentions_with_edges"] += sum(bool(connected[list(concept_ids)].any()) for concept_ids in known)
+        seen.update(each for concept_ids in known for each in concept_ids)
     return {**counts, "distinct_concepts": len(seen)}
 
 
 def _components(graph: KnowledgeGraph) -> dict[str, int]:
-    """Return how many connected components there are and the size of the largest, isolated concepts included."""
+    """Return the number of connected components and the size of the largest, isolated concepts included."""
     labels = np.arange(graph.num_concepts, dtype=np.int32)
     connected = np.diff(graph.edge_offsets) > 0
     starts = graph.edge_offsets[:-1][connected]
     targets = graph.edge_targets[:]
     while starts.size:
-        # Every concept takes the least label around it, then the label of that: distances double each time.
+        # Each concept takes the smallest label in its neighborhood, then that label's label: reach doubles each round.
         lowest = labels.copy()
         lowest[connected] = np.minimum(labels[connected], np.minimum.reduceat(labels[targets], starts))
         lowest = lowest[lowest]

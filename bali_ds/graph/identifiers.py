@@ -1,4 +1,4 @@
-"""Concept identifiers as fixed-width bytes, so that thousands are looked up in one search."""
+"""Concept identifiers as fixed-width bytes for vectorized lookup, and the names of vocabularies and their codes."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,9 @@ def fixed_width(strings: "pl.Series") -> NDArray[Any]:
     """Return strings as an array of UTF-8 bytes, dtype S{longest}, that sorts in byte order.
 
     Raises:
-        InputError: an identifier is longer than 255 bytes or holds a NUL.
+        InputError: an identifier is longer than 255 bytes or contains a NUL character.
     """
-    import pyarrow as pa  # here, since whoever only opens a graph needs none of it
+    import pyarrow as pa  # imported here because opening a graph does not need it
 
     array = strings.to_arrow().cast(pa.large_string())
     offsets = np.frombuffer(array.buffers()[1], np.int64, len(array) + 1, array.offset * 8)
@@ -30,7 +30,7 @@ def fixed_width(strings: "pl.Series") -> NDArray[Any]:
         raise InputError(f"identifier {strings[int(lengths.argmax())][:60]}...: is longer than {LONGEST} bytes")
     text = np.frombuffer(array.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
     if not text.all():
-        raise InputError("an identifier holds a NUL character; remove it")
+        raise InputError("an identifier contains a NUL character; remove it")
     if (lengths == width).all():
         return text.view(f"S{width}")
     padded = np.zeros((len(array), width), np.uint8)
@@ -39,7 +39,7 @@ def fixed_width(strings: "pl.Series") -> NDArray[Any]:
 
 
 class IdentifierIndex:
-    """Sorted identifiers and where each stands; made once, asked for millions.
+    """Lookup table from identifiers to their positions in a sorted array.
 
     Attributes:
         ordered: S{width} [C], in byte order.
@@ -61,7 +61,7 @@ class IdentifierIndex:
 
 
 def _integers(identifiers: NDArray[Any]) -> NDArray[np.uint64]:
-    """Return up to eight bytes as integers of the same order, which compare many times faster."""
+    """Return up to eight bytes as integers of the same order, which compare much faster."""
     return identifiers.astype("S8", copy=False).view(">u8").astype(np.uint64)
 
 
@@ -95,24 +95,24 @@ _ABBREVIATIONS = {
     "loinc": "LNC",
 }
 
-# Relation names of tables that stand for a bare UMLS REL, by source.
+# Relation names of tables that correspond to a UMLS REL without RELA, by source.
 _RELATIONS = {("MSH", "mesh_narrower_than"): "CHD"}
 
 
 def source_abbreviation(name: str) -> str:
-    """Return the UMLS abbreviation of a vocabulary ("MESH" -> "MSH"); an unknown name in capitals."""
+    """Return the UMLS abbreviation of a vocabulary ("MESH" -> "MSH"), or an unknown name in upper case."""
     return _ABBREVIATIONS.get(name.lower(), name.upper())
 
 
 def relation_label(source: str, relation: str) -> str:
-    """Return the UMLS label of a table's relation; an unknown one as it is."""
+    """Return the UMLS label of a table's relation, or an unknown label unchanged."""
     return _RELATIONS.get((source, relation), relation)
 
 
 def split_code(source: str, code: str) -> tuple[str, str]:
     """Return (source abbreviation, bare code): ("HPO", "HP:0000118") and ("", "hp:0000118") -> ("HPO", "0000118").
 
-    Codes are compared without the prefix that some vocabularies make part of them.
+    Codes are compared without the prefix that some vocabularies include in them.
     """
     source = source_abbreviation(source) if source else ""
     prefix, separator, rest = code.partition(":")

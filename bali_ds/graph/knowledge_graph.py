@@ -1,4 +1,4 @@
-"""A concept graph on disk: one directory of memory-mapped columns that every process on a host shares."""
+"""Knowledge graph on disk: a directory of memory-mapped columns that all processes of a host share."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from bali_ds.files import sha256_file
 from bali_ds.graph.columns import TextColumn, open_column, search
 from bali_ds.graph.identifiers import split_code
 from bali_ds.graph.manifest import read_manifest
-from bali_ds.graph.packed_adjacency import EntryColumn, NeighborEntries
+from bali_ds.graph.packed_adjacency import AdjacencyColumn, PackedAdjacency
 
 
 class KnowledgeGraph:
-    """Concepts, their names and the facts between them.
+    """Concepts, their names and the facts between them, memory-mapped.
 
     C concepts, N names, E facts, R relations. Concept ids are ranks in the byte order of the UTF-8 concept
-    identifiers ("CUIs", whatever the vocabulary), so equal sources give equal ids. The value pickles as its path.
+    identifiers ("CUIs", whatever the vocabulary), so equal sources give equal ids. A graph pickles as its path.
 
     Attributes:
         path: the directory.
@@ -31,11 +31,11 @@ class KnowledgeGraph:
         fingerprint: hexadecimal SHA-256 over identifiers, names and facts.
         name_offsets: int64 [C + 1]; concept c has the names name_offsets[c] to name_offsets[c + 1] - 1, the
             preferred one first.
-        edge_offsets: uint32 or int64 [C + 1]; row v of the neighbor lists is edge_offsets[v] to
+        edge_offsets: uint32 or int64 [C + 1]; the adjacency list of concept v takes the positions edge_offsets[v] to
             edge_offsets[v + 1] - 1.
-        entries: all entries of the neighbor lists, packed; the next three read one field of them.
-        edge_targets: int32 [2E], the neighbor u of each entry of row v.
-        edge_relations: int32 [2E]; r < R stands for the fact (v, r, u), r + R for the fact (u, r, v).
+        adjacency: all adjacency lists, bit-packed; the next three attributes read one field of them.
+        edge_targets: int32 [2E], the neighbor u at each position of the list of v.
+        edge_relations: int32 [2E]; r < R is the fact (v, r, u), r + R the fact (u, r, v).
         edge_sources: uint8 or uint16 [2E], index into `sources`.
         sources: names of the vocabularies that state facts.
     """
@@ -62,24 +62,24 @@ class KnowledgeGraph:
         self.num_concepts = self._cuis.size
         self.num_names = len(self._names)
         self.num_relations = len(self.relations)
-        self.entries = self._entries()
-        self.num_edges = self.entries.size // 2
-        self.edge_targets = EntryColumn(self.entries)
-        self.edge_relations = EntryColumn(self.entries, self.entries.relations)
-        self.edge_sources = EntryColumn(self.entries, self.entries.sources)
+        self.adjacency = self._adjacency()
+        self.num_edges = self.adjacency.size // 2
+        self.edge_targets = AdjacencyColumn(self.adjacency)
+        self.edge_relations = AdjacencyColumn(self.adjacency, self.adjacency.relations)
+        self.edge_sources = AdjacencyColumn(self.adjacency, self.adjacency.sources)
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = False) -> "KnowledgeGraph":
         """Map a graph into memory.
 
-        Headers and sizes are checked, contents only when asked.
+        Headers and sizes are always checked, contents only with `verify`.
 
         Args:
             path: the directory that `build_graph` wrote.
             verify: read every column and compare its SHA-256 with the manifest.
 
         Raises:
-            InputError: the directory holds no graph of this format, or it is damaged.
+            InputError: the directory is not a graph of this format, or the graph is damaged.
         """
         path = Path(path)
         graph = cls(path, read_manifest(path))
@@ -87,36 +87,36 @@ class KnowledgeGraph:
         if verify:
             for name, digest in graph._digests.items():
                 if sha256_file(path / f"{name}.npy") != digest:
-                    raise InputError(f"{path / name}.npy: is not what was built; build the graph again")
+                    raise InputError(f"{path / name}.npy: differs from its SHA-256 in the manifest; build it again")
         return graph
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self).open, (self.path,))
 
-    def cui(self, concept: int) -> str:
+    def cui(self, concept_id: int) -> str:
         """Return the identifier of a concept.
 
         Raises:
-            IndexError: there is no such concept.
+            IndexError: the concept id is not in the graph.
         """
-        if not 0 <= concept < self.num_concepts:
-            raise IndexError(f"concept {concept} of {self.num_concepts}")
-        return self._cuis[concept].decode("utf-8", "replace")
+        if not 0 <= concept_id < self.num_concepts:
+            raise IndexError(f"concept id {concept_id} of {self.num_concepts}")
+        return self._cuis[concept_id].decode("utf-8", "replace")
 
     def lookup(self, cuis: Sequence[str]) -> NDArray[np.int32]:
-        """Return the concept ids of identifiers, int32 [n], -1 where the graph has none.
+        """Return the concept ids of identifiers, int32 [n], -1 for unknown identifiers.
 
-        A retired identifier gives the concept that it was merged into.
+        A retired identifier yields the concept that it was merged into.
         """
         wanted = [cui.encode() for cui in cuis]
         found = _search(self._cuis, wanted)
         retired = _search(self._columns["retired.cuis"], wanted)
         merged = (found < 0) & (retired >= 0)
-        found[merged] = self._known_concepts("retired.concepts", retired[merged])
+        found[merged] = self._concept_ids("retired.concepts", retired[merged])
         return found
 
     def code_to_cuis(self, source: str, code: str) -> list[str]:
-        """Return the identifiers of all concepts that a vocabulary's code may mean, the preferred one first.
+        """Return the identifiers of all concepts that a vocabulary's code maps to, the preferred one first.
 
         Args:
             source: the vocabulary as the UMLS or others abbreviate it ("MSH", "mesh"); "" where the code has a prefix.
@@ -129,28 +129,28 @@ class KnowledgeGraph:
         first, last = np.searchsorted(self._columns["codes.sources"], [number, number + 1]).tolist()
         start = bisect_left(self._codes, code, first, last)
         end = bisect_right(self._codes, code, start, last)
-        return [self.cui(concept) for concept in self._known_concepts("codes.concepts", slice(start, end)).tolist()]
+        return [self.cui(concept_id) for concept_id in self._concept_ids("codes.concepts", slice(start, end)).tolist()]
 
-    def definitions(self, concept: int) -> list[str]:
+    def definitions(self, concept_id: int) -> list[str]:
         """Return the definitions of a concept."""
-        return [self._definitions[index] for index in range(*self._row("concepts.definitions", concept))]
+        return [self._definitions[index] for index in range(*self._row("concepts.definitions", concept_id))]
 
-    def name(self, index: int) -> str:
-        """Return one name by its id."""
-        return self._names[index]
+    def name(self, name_id: int) -> str:
+        """Return a name by its id."""
+        return self._names[name_id]
 
-    def names(self, concept: int) -> list[str]:
+    def names(self, concept_id: int) -> list[str]:
         """Return all names of a concept, the preferred one first."""
-        return [self._names[index] for index in range(*self._row("concepts.names", concept))]
+        return [self._names[name_id] for name_id in range(*self._row("concepts.names", concept_id))]
 
-    def preferred_name(self, concept: int) -> str:
-        """Return the preferred name of a concept; its identifier where it has no name."""
-        start, end = self._row("concepts.names", concept)
-        return self._names[start] if start < end else self.cui(concept)
+    def preferred_name(self, concept_id: int) -> str:
+        """Return the preferred name of a concept, or its identifier if it has no name."""
+        start, end = self._row("concepts.names", concept_id)
+        return self._names[start] if start < end else self.cui(concept_id)
 
-    def semantic_types(self, concept: int) -> tuple[str, ...]:
+    def semantic_types(self, concept_id: int) -> tuple[str, ...]:
         """Return the semantic types (TUIs in the UMLS) of a concept, sorted."""
-        start, end = self._row("concepts.types", concept)
+        start, end = self._row("concepts.types", concept_id)
         types = self._columns["types"][start:end]
         if types.size and types.max() >= len(self._types):
             raise self._damaged("types")
@@ -163,14 +163,14 @@ class KnowledgeGraph:
     def _text(self, name: str) -> TextColumn:
         return TextColumn(self._columns[f"{name}.text"], self._columns[f"{name}.offsets"], str(self.path / name))
 
-    def _entries(self) -> NeighborEntries:
+    def _adjacency(self) -> PackedAdjacency:
         relations, sources = self._columns["kinds.relations"], self._columns["kinds.sources"]
         if (relations >= self.num_relations).any():
             raise self._damaged("kinds.relations")
         if sources.size != relations.size or (sources >= len(self.sources)).any():
             raise self._damaged("kinds.sources")
         both = relations.astype(np.int32)
-        return NeighborEntries(
+        return PackedAdjacency(
             self._columns["edges.entries"],
             int(self.edge_offsets[-1]) if self.edge_offsets.size else 0,
             self.num_concepts,
@@ -179,33 +179,33 @@ class KnowledgeGraph:
             self.path / "edges.entries.npy",
         )
 
-    def _row(self, name: str, concept: int) -> tuple[int, int]:
-        if not 0 <= concept < self.num_concepts:
-            raise IndexError(f"concept {concept} of {self.num_concepts}")
+    def _row(self, name: str, concept_id: int) -> tuple[int, int]:
+        if not 0 <= concept_id < self.num_concepts:
+            raise IndexError(f"concept id {concept_id} of {self.num_concepts}")
         offsets = self._columns[name]
-        start, end = int(offsets[concept]), int(offsets[concept + 1])
+        start, end = int(offsets[concept_id]), int(offsets[concept_id + 1])
         if not 0 <= start <= end <= int(offsets[-1]):
             raise self._damaged(name)
         return start, end
 
-    def _known_concepts(self, name: str, rows: slice | NDArray[np.int32]) -> NDArray[np.int32]:
-        concepts = self._columns[name][rows]
-        if concepts.size and not 0 <= concepts.min() <= concepts.max() < self.num_concepts:
+    def _concept_ids(self, name: str, rows: slice | NDArray[np.int32]) -> NDArray[np.int32]:
+        concept_ids = self._columns[name][rows]
+        if concept_ids.size and not 0 <= concept_ids.min() <= concept_ids.max() < self.num_concepts:
             raise self._damaged(name)
-        return concepts
+        return concept_ids
 
     def _damaged(self, name: str) -> InputError:
         return InputError(f"{self.path / name}.npy: is damaged; build the graph again")
 
     def _check_lengths(self) -> None:
-        """Refuse columns that do not fit each other; that they fit their files is known."""
+        """Refuse columns whose lengths contradict each other; `open_column` has compared each with its file."""
         size = {name: column.size for name, column in self._columns.items()}
         rows = self.num_concepts + 1
         expected = {
             "concepts.names": (rows, self.num_names),
             "concepts.types": (rows, size["types"]),
             "concepts.definitions": (rows, len(self._definitions)),
-            "edges.offsets": (rows, self.entries.size),
+            "edges.offsets": (rows, self.adjacency.size),
             "names.offsets": (self.num_names + 1, size["names.text"]),
             "definitions.offsets": (len(self._definitions) + 1, size["definitions.text"]),
             "codes.offsets": (len(self._codes) + 1, size["codes.text"]),

@@ -1,4 +1,4 @@
-"""The manifest of a graph: which columns there are, what they are called, and the digests that seal them."""
+"""The manifest of a graph: its columns, their dtypes, lengths and digests, and the fingerprint of the whole."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from bali_ds.files import read_json
 
 FORMAT_VERSION = 2
 
-# Every column and the dtypes that it may have.
+# Every column and a regular expression of its dtypes.
 _OFFSETS, _TEXT_OFFSETS, _IDENTIFIERS = "<i8", "<u4|<i8", r"\|S([1-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5])"
 COLUMNS = {
     "concepts.cuis": _IDENTIFIERS,
@@ -56,15 +56,15 @@ def seal(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def checksum(manifest: dict[str, Any]) -> str:
-    """Return the SHA-256 of a whole manifest, its own checksum aside; the digests of all columns are part of it."""
+    """Return the SHA-256 of a manifest without its own checksum; it covers the digests of all columns."""
     return _digest({key: value for key, value in manifest.items() if key != "checksum"})
 
 
 def _fingerprint(manifest: dict[str, Any]) -> str:
-    """Return the SHA-256 of what training sees: identifiers, names and facts.
+    """Return the SHA-256 of what training reads: identifiers, names and facts.
 
-    Semantic types, codes, definitions and retired identifiers describe and find concepts; they are not part of it, so
-    that two spellings of one graph agree even where one of them says more about its concepts.
+    Semantic types, codes, definitions and retired identifiers are not covered, so that two releases of one graph have
+    the same fingerprint even if only one of them has this metadata.
     """
     content: dict[str, Any] = {key: manifest[key] for key in ("format_version", *_FINGERPRINTED_LISTS)}
     content["columns"] = {name: manifest["columns"][name] for name in _FINGERPRINTED_COLUMNS}
@@ -79,16 +79,16 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """Return the manifest of the graph at `path`, every field checked.
 
     Raises:
-        InputError: there is none, it is of another format version, or it is damaged.
+        InputError: it is missing, of another format version, or damaged.
     """
     file = path / "manifest.json"
     if not file.is_file():
-        raise InputError(f"{path}: holds no graph (no manifest.json); write one with bali-ds graph build")
+        raise InputError(f"{path}: is not a graph (manifest.json is missing); build one with bali-ds graph build")
     if file.stat().st_size > _LARGEST:
         raise InputError(f"{file}: is too large for a manifest; build the graph again")
     manifest = read_json(file)
     if not isinstance(manifest, dict) or "format_version" not in manifest:
-        raise InputError(f"{file}: is no manifest of a graph; build the graph again")
+        raise InputError(f"{file}: is not the manifest of a graph; build the graph again")
     if manifest["format_version"] != FORMAT_VERSION:
         raise InputError(
             f"{file}: has format version {str(manifest['format_version'])[:20]}, this program reads {FORMAT_VERSION}; "
@@ -96,13 +96,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
         )
     if manifest.get("checksum") != checksum(manifest):
         raise InputError(f"{file}: does not match its checksum; build the graph again")
-    wrong = _wrong_field(manifest)
-    if wrong:
-        raise InputError(f"{file}: {wrong} is not as a graph's must be; build the graph again")
+    invalid = _invalid_field(manifest)
+    if invalid:
+        raise InputError(f"{file}: the field {invalid} is missing or invalid; build the graph again")
     return manifest
 
 
-def _wrong_field(manifest: dict[str, Any]) -> str | None:
+def _invalid_field(manifest: dict[str, Any]) -> str | None:
     for name in _LISTS:
         value = manifest.get(name)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):

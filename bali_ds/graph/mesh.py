@@ -1,4 +1,4 @@
-"""MeSH descriptors in the XML of the National Library of Medicine."""
+"""Reader of MeSH descriptors in the XML of the National Library of Medicine."""
 
 import gzip
 from collections import Counter
@@ -15,13 +15,13 @@ _SCHEMA = dict.fromkeys(("head", "relation", "tail", "source"), pl.String)
 
 
 class MeshSource:
-    """A descriptor file (desc2026.xml, plain or gzip-compressed); concepts are "MESH:D000001".
+    """Reader of a descriptor file (desc2026.xml, plain or gzip-compressed); concepts are "MESH:D000001".
 
-    Names are the descriptor's and its entry terms. A fact "CHD" leads from a descriptor to that one level up in the
-    tree, as the UMLS writes the tree; "has_pharmacological_action" to the actions of a substance.
+    Names are the name and the entry terms of a descriptor. "CHD" facts lead from a descriptor to its parents in the
+    tree, as in the UMLS; "has_pharmacological_action" facts lead from a substance to its actions.
 
     Raises:
-        InputError: the file is no descriptor file, or it is cut off; the message names the line.
+        InputError: the file is not a descriptor file, or it is truncated; the message names the line.
     """
 
     mirrored = False
@@ -32,9 +32,9 @@ class MeshSource:
         self._facts: list[tuple[str, str, str, str]] = []
 
     def concepts(self) -> Iterator[tuple[Table, pl.DataFrame]]:
-        """Yield names, codes and definitions; remember the facts, which the same elements hold."""
+        """Yield names, codes and definitions; keep the facts, which are in the same elements, for `relations`."""
         rows: dict[Table, list[dict[str, Any]]] = {table: [] for table in TABLES}
-        places: dict[str, str] = {}
+        tree_numbers: dict[str, str] = {}
         for record in _records(self.path):
             self.report[self.path.name]["rows"] += 1
             code = record.findtext("DescriptorUI", "")
@@ -46,13 +46,13 @@ class MeshSource:
             for note in record.iterfind(".//ScopeNote"):
                 rows["definitions"].append({"cui": cui, "text": " ".join((note.text or "").split())})
             for number in record.iterfind("TreeNumberList/TreeNumber"):
-                places[number.text or ""] = cui
+                tree_numbers[number.text or ""] = cui
             for action in record.iterfind(".//PharmacologicalAction/DescriptorReferredTo/DescriptorUI"):
                 self._facts.append((cui, "has_pharmacological_action", f"MESH:{action.text}", "MSH"))
         if not rows["names"]:
-            raise InputError(f"{self.path}: holds no DescriptorRecord; name a MeSH descriptor file")
-        for place, cui in places.items():
-            parent = places.get(place.rpartition(".")[0])
+            raise InputError(f"{self.path}: contains no DescriptorRecord; pass a MeSH descriptor file")
+        for tree_number, cui in tree_numbers.items():
+            parent = tree_numbers.get(tree_number.rpartition(".")[0])
             if parent:
                 self._facts.append((cui, "CHD", parent, "MSH"))
         for table, values in rows.items():
@@ -63,12 +63,12 @@ class MeshSource:
         yield pl.DataFrame(self._facts, schema=_SCHEMA, orient="row")
 
     def inverses(self) -> Mapping[str, str]:
-        """Return nothing: the tree is read from one end."""
+        """Return an empty mapping: the tree is read from one end."""
         return {}
 
 
 def _records(path: Path) -> Iterator[Any]:
-    """Yield each DescriptorRecord; entities, document types and the network are left alone."""
+    """Yield each DescriptorRecord; entities, document types and the network are not used."""
     from lxml import etree
 
     try:
@@ -83,6 +83,6 @@ def _records(path: Path) -> Iterator[Any]:
                 while record.getprevious() is not None:
                     del record.getparent()[0]
     except etree.XMLSyntaxError as error:
-        raise InputError(f"{path}: line {error.lineno}: {error.msg}; fetch the file again") from error
+        raise InputError(f"{path}: line {error.lineno}: {error.msg}; download the file again") from error
     except (OSError, EOFError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error

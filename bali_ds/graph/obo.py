@@ -1,4 +1,4 @@
-"""Ontologies in OBO format 1.4 and as OBO graphs in JSON, parsed by fastobo."""
+"""Reader of ontologies in OBO format 1.4 and as OBO graphs in JSON, parsed by fastobo."""
 
 import gzip
 from collections import Counter
@@ -12,7 +12,7 @@ from bali_ds.errors import InputError
 from bali_ds.graph.identifiers import source_abbreviation, split_code
 from bali_ds.graph.source import TABLES, Report, Table
 
-# Clauses that a term may have many times: where they are kept, and what of them.
+# Clauses that a term may have several times: the key that collects them, and how to read one.
 _CLAUSES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "NameClause": ("names", lambda clause: clause.name),
     "DefClause": ("definitions", lambda clause: clause.definition),
@@ -25,15 +25,15 @@ _CLAUSES: dict[str, tuple[str, Callable[[Any], Any]]] = {
 
 
 class OboSource:
-    """One ontology; its terms become concepts.
+    """Reader of one ontology; its terms become concepts.
 
     Names are the term's name and its exact synonyms. Facts are `is_a` ("isa") and `relationship`. Obsolete terms are
-    dropped; those that another replaces and alternative ids find the concept as retired identifiers.
+    dropped; replaced terms and alternative ids become retired identifiers of the concept.
 
     Args:
-        path: an .obo file, or an OBO graph where the name ends in .json; both may be gzip-compressed.
-        prefix: a term with a cross-reference of this prefix ("UMLS") is the concept that it names, so that ontologies
-            meet on it; the first in byte order where there are several. Other terms keep their own id.
+        path: an .obo file, or an OBO graph if the name ends in .json; both may be gzip-compressed.
+        prefix: a term with a cross-reference of this prefix ("UMLS") takes its identifier, so that ontologies merge on
+            it; the first in byte order if there are several. Other terms keep their own id.
 
     Raises:
         InputError: the file cannot be read or parsed; the message names the line.
@@ -85,13 +85,13 @@ class OboSource:
         yield pl.DataFrame(facts, schema=schema, orient="row")
 
     def inverses(self) -> Mapping[str, str]:
-        """Return nothing: ontologies state a fact from one end."""
+        """Return an empty mapping: ontologies state a fact from one end."""
         return {}
 
     def _identifier(self, term: dict[str, Any]) -> str:
         if self._prefix:
-            marked = f"{self._prefix}:".lower()
-            found = sorted(xref[len(marked) :] for xref in term["xrefs"] if xref.lower().startswith(marked))
+            start = f"{self._prefix}:".lower()
+            found = sorted(xref[len(start) :] for xref in term["xrefs"] if xref.lower().startswith(start))
             if found and not term["obsolete"]:
                 return found[0]
             self.report[self.path.name][f"without a cross-reference to {self._prefix}"] += not term["obsolete"]
@@ -117,7 +117,7 @@ def _parse(path: Path) -> Iterator[Any]:
         with _open(path) as stream:
             yield from fastobo.load_graph(stream) if is_graph else fastobo.load(stream, threads=1)
     except SyntaxError as error:
-        raise InputError(f"{path}: line {error.lineno}: {error.msg}; OBO format 1.4 is read") from error
+        raise InputError(f"{path}: line {error.lineno}: {error.msg}; the file must be OBO format 1.4") from error
     except (ValueError, OSError, EOFError) as error:
         raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())[:300]}") from error
 
@@ -129,7 +129,7 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _term(frame: Any) -> dict[str, Any] | None:
-    """Return what is kept of a term frame; None for relation types and instances."""
+    """Return the supported clauses of a term frame, or None for relation types and instances."""
     import fastobo.term
 
     if not isinstance(frame, fastobo.term.TermFrame):

@@ -1,4 +1,4 @@
-"""Relation names and their inverses: which two names tell one fact from its two ends."""
+"""Relation names and their inverses: the two names of one fact, read from its head and from its tail."""
 
 from collections.abc import Iterable, Mapping
 
@@ -37,13 +37,13 @@ def inverse_name(relation: str) -> str:
 
 
 def pair_up(labels: Iterable[str], known: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return for each label that has its inverse among the labels the name of that inverse.
+    """Return the inverse of each label whose inverse is also among the labels.
 
     A symmetric relation is its own inverse.
 
     Args:
         labels: relation names that occur.
-        known: inverses that the data itself documents; they go before the rules of `inverse_name`.
+        known: inverses that the data itself documents; they take precedence over the rules of `inverse_name`.
     """
     labels = set(labels)
     pairs: dict[str, str] = {}
@@ -60,7 +60,7 @@ def _is_genitive(name: str) -> bool:
 
 
 def canonical(label: str, partner: str) -> str:
-    """Return the one of two inverse names under which their facts are kept."""
+    """Return which of two inverse names facts are stored under."""
     return min(
         label, partner, key=lambda name: (name.startswith("inverse_"), name in _SECOND, _is_genitive(name), name)
     )

@@ -1,4 +1,4 @@
-"""The Rich Release Format of the UMLS (reference manual, chapter 3), whole or in part."""
+"""Reader of the UMLS Rich Release Format (UMLS reference manual, chapter 3)."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ import polars as pl
 
 from bali_ds.errors import InputError
 from bali_ds.graph.delimited import read_delimited
-from bali_ds.graph.source import Report, Table, keep, split_codes
+from bali_ds.graph.source import Report, Table, apply_filters, split_codes
 
-# Every column in order; each row ends in a bar, so that a last, empty column follows.
+# All columns in order. Each row ends in a bar, so an empty last column follows.
 COLUMNS = {
     "MRCONSO": "CUI LAT TS LUI STT SUI ISPREF AUI SAUI SCUI SDUI SAB TTY CODE STR SRL SUPPRESS CVF",
     "MRREL": "CUI1 AUI1 STYPE1 REL CUI2 AUI2 STYPE2 RELA RUI SRUI SAB SL RG DIR SUPPRESS CVF",
@@ -28,15 +28,15 @@ _UNRELATED = ("XR", "DEL")
 
 @dataclass(frozen=True)
 class RrfFilter:
-    """What to keep of a release.
+    """Which rows of a release to keep.
 
     Attributes:
         languages: LAT codes of the names to keep, the first preferred; () keeps all.
         sources: SABs to keep; () keeps all.
         term_types: TTYs of the names to keep; () keeps all.
-        license: highest SRL (source restriction level, 0 to 9) to keep; of relations and definitions, which carry
-            none, it is that of their source in MRSAB or MRCONSO.
-        suppressed: whether to keep what SUPPRESS marks as obsolete or suppressible.
+        license: highest SRL (source restriction level, 0 to 9) to keep; relations and definitions, which have no SRL,
+            take that of their source in MRSAB or MRCONSO.
+        suppressed: whether to keep rows that SUPPRESS marks as obsolete or suppressible.
     """
 
     languages: tuple[str, ...] = ("ENG",)
@@ -47,25 +47,25 @@ class RrfFilter:
 
 
 class RrfSource:
-    """A folder of RRF files, plain or gzip-compressed.
+    """Reader of a folder of RRF files, plain or gzip-compressed.
 
-    MRCONSO is needed; MRREL, MRSTY, MRDEF, MRRANK, MRSAB, MRCUI and MRDOC are used where they are there.
+    MRCONSO is required; MRREL, MRSTY, MRDEF, MRRANK, MRSAB, MRCUI and MRDOC are used if they exist.
 
     Raises:
-        InputError: the folder has no MRCONSO, or a file twice.
+        InputError: the folder has no MRCONSO, or has a file twice.
     """
 
     mirrored = True  # the UMLS states every relation from both ends
 
-    def __init__(self, folder: Path, kept: RrfFilter | None = None) -> None:
+    def __init__(self, folder: Path, row_filter: RrfFilter | None = None) -> None:
         self.folder = Path(folder)
-        self.kept = kept or RrfFilter()
+        self.filter = row_filter or RrfFilter()
         self.report: Report = {}
         self._restricted: set[str] = set()
         self._files = {name: path for name in COLUMNS if (path := _find(self.folder, name))}
         if "MRCONSO" not in self._files:
             raise InputError(
-                f"{self.folder}: holds no MRCONSO.RRF or MRCONSO.RRF.gz; name the META folder of a release"
+                f"{self.folder}: contains no MRCONSO.RRF or MRCONSO.RRF.gz; pass the META folder of a release"
             )
 
     def concepts(self) -> Iterator[tuple[Table, pl.DataFrame]]:
@@ -76,10 +76,10 @@ class RrfSource:
         for frame in self._read("MRSTY", "CUI", "TUI"):
             yield "types", frame.select(cui="CUI", type="TUI")
         for frame in self._read("MRDEF", "CUI", "SAB", "DEF", "SUPPRESS"):
-            frame = keep(frame, self._counts("MRDEF"), {**self._common_filters(), **self._license_filter()})
+            frame = apply_filters(frame, self._counts("MRDEF"), {**self._common_filters(), **self._license_filter()})
             yield "definitions", frame.select(cui="CUI", text="DEF")
         for frame in self._read("MRCUI", "CUI1", "REL", "CUI2"):
-            frame = keep(frame, self._counts("MRCUI"), {"not a synonym": pl.col("REL") == "SY"})
+            frame = apply_filters(frame, self._counts("MRCUI"), {"not a synonym": pl.col("REL") == "SY"})
             yield "retired", frame.select(old="CUI1", cui="CUI2")
 
     def relations(self) -> Iterator[pl.DataFrame]:
@@ -91,7 +91,7 @@ class RrfSource:
                 **self._license_filter(),
             }
             label = pl.when(pl.col("RELA") != "").then("RELA").otherwise("REL")
-            frame = keep(frame, self._counts("MRREL"), filters)
+            frame = apply_filters(frame, self._counts("MRREL"), filters)
             yield frame.select(head="CUI2", relation=label, tail="CUI1", source="SAB")
 
     def inverses(self) -> dict[str, str]:
@@ -107,7 +107,7 @@ class RrfSource:
         wanted = ["CUI", "LAT", "TS", "STT", "ISPREF", "SAB", "TTY", "CODE", "STR", "SRL", "SUPPRESS"]
         for frame in self._read("MRCONSO", *wanted):
             self._note_licenses(frame)
-            frame = keep(frame, self._counts("MRCONSO"), self._atom_filters())
+            frame = apply_filters(frame, self._counts("MRCONSO"), self._atom_filters())
             frame = frame.join(ranks, on=["SAB", "TTY", "SUPPRESS"], how="left", maintain_order="left")
             frame = frame.with_columns(preference=self._preference())
             yield "names", frame.select("preference", cui="CUI", name="STR")
@@ -119,7 +119,7 @@ class RrfSource:
     def _preference(self) -> pl.Expr:
         """Lower is better: language, not suppressed, rank of source and term type, preferred form."""
         languages = pl.col("LAT").replace_strict(
-            list(self.kept.languages), list(range(len(self.kept.languages))), default=99, return_dtype=pl.Int64
+            list(self.filter.languages), list(range(len(self.filter.languages))), default=99, return_dtype=pl.Int64
         )
         form = (pl.col("TS") != "P").cast(pl.Int64) * 4 + (pl.col("STT") != "PF") * 2 + (pl.col("ISPREF") != "Y")
         rank = 9999 - pl.col("rank").fill_null(0)
@@ -132,32 +132,32 @@ class RrfSource:
             return pl.DataFrame(schema=schema)
         ranks = pl.concat(frames).with_columns(pl.col("rank").cast(pl.Int64, strict=False))
         if ranks["rank"].is_null().any() or ranks["rank"].max() > 9999:  # type: ignore[operator]
-            raise InputError(f"{self._files['MRRANK']}: a rank is no number of up to four digits; fetch the file again")
+            raise InputError(f"{self._files['MRRANK']}: a rank is not a number below 10000; download it again")
         return ranks.select(schema.keys()).unique(["SAB", "TTY", "SUPPRESS"], keep="first", maintain_order=True)
 
     def _atom_filters(self) -> dict[str, pl.Expr]:
         filters = {"no name": pl.col("STR") != "", **self._common_filters()}
-        if self.kept.languages:
-            filters["language"] = pl.col("LAT").is_in(self.kept.languages)
-        if self.kept.term_types:
-            filters["term type"] = pl.col("TTY").is_in(self.kept.term_types)
-        if self.kept.license < 9:
-            filters["license"] = _level() <= self.kept.license
+        if self.filter.languages:
+            filters["language"] = pl.col("LAT").is_in(self.filter.languages)
+        if self.filter.term_types:
+            filters["term type"] = pl.col("TTY").is_in(self.filter.term_types)
+        if self.filter.license < 9:
+            filters["license"] = _level() <= self.filter.license
         return filters
 
     def _license_filter(self) -> dict[str, pl.Expr]:
         return {"license": ~pl.col("SAB").is_in(sorted(self._restricted))} if self._restricted else {}
 
     def _note_licenses(self, frame: pl.DataFrame) -> None:
-        if self.kept.license < 9:
-            self._restricted |= set(frame.filter(_level() > self.kept.license)["SAB"].unique())
+        if self.filter.license < 9:
+            self._restricted |= set(frame.filter(_level() > self.filter.license)["SAB"].unique())
 
     def _common_filters(self) -> dict[str, pl.Expr]:
         filters = {}
-        if not self.kept.suppressed:
+        if not self.filter.suppressed:
             filters["suppressed"] = pl.col("SUPPRESS") == "N"
-        if self.kept.sources:
-            filters["source"] = pl.col("SAB").is_in(self.kept.sources)
+        if self.filter.sources:
+            filters["source"] = pl.col("SAB").is_in(self.filter.sources)
         return filters
 
     def _read(self, name: str, *wanted: str) -> Iterator[pl.DataFrame]:
@@ -173,7 +173,7 @@ class RrfSource:
 
 
 def _level() -> pl.Expr:
-    """The restriction level of a row; the highest where it is no number."""
+    """Return the restriction level of a row, the highest if it is not a number."""
     return pl.col("SRL").cast(pl.Int64, strict=False).fill_null(9)
 
 
@@ -181,5 +181,5 @@ def _find(folder: Path, name: str) -> Path | None:
     found = [path for base in (folder, folder / "META") for path in sorted(base.glob(f"{name}.RRF*"))]
     found = [path for path in found if path.name in (f"{name}.RRF", f"{name}.RRF.gz")]
     if len(found) > 1:
-        raise InputError(f"{found[0]}: is there twice, also as {found[1]}; remove one")
+        raise InputError(f"{found[0]}: exists twice, also as {found[1]}; remove one")
     return found[0] if found else None

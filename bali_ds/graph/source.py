@@ -1,4 +1,4 @@
-"""What every reader of concept graphs gives to the builder."""
+"""The interface between readers of concept graphs and the graph builder."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -23,13 +23,13 @@ TABLES: dict[Table, dict[str, type[pl.DataType]]] = {
 
 
 class Source(Protocol):
-    """A reader that streams one graph.
+    """Streaming reader of one graph.
 
-    A concept exists where the tables `concepts` or `names` name it; what else is said of unknown concepts is dropped
-    by the builder.
+    A concept exists if the table `concepts` or `names` lists it. The builder drops rows of other tables with
+    unknown concepts.
 
     Attributes:
-        mirrored: whether every fact is stated from both ends, so that inverse names can be told from the data.
+        mirrored: whether every fact is stated from both ends, so that inverse names can be inferred from the data.
         report: counts of rows by file, filled while reading.
     """
 
@@ -46,8 +46,8 @@ class Source(Protocol):
         """Return the inverses of relations that the source documents."""
 
 
-def keep(frame: pl.DataFrame, counts: Counter[str], filters: Mapping[str, pl.Expr]) -> pl.DataFrame:
-    """Return the rows that pass every filter; count the others under the name of the first that refuses them."""
+def apply_filters(frame: pl.DataFrame, counts: Counter[str], filters: Mapping[str, pl.Expr]) -> pl.DataFrame:
+    """Return the rows that pass every filter; count each dropped row under the first filter that it fails."""
     for reason, passes in filters.items():
         height = frame.height
         frame = frame.filter(passes)
@@ -57,7 +57,7 @@ def keep(frame: pl.DataFrame, counts: Counter[str], filters: Mapping[str, pl.Exp
 
 
 def split_codes(codes: pl.DataFrame) -> pl.DataFrame:
-    """Return codes with the prefix taken off where it repeats the source ("HPO", "HP:0000118")."""
+    """Return codes without the prefix where it repeats the source ("HPO", "HP:0000118")."""
     prefixed = codes["code"].str.contains(":", literal=True)
     if not prefixed.any():
         return codes

@@ -1,4 +1,4 @@
-"""Node and edge tables: those of the project, or others by a mapping of their columns."""
+"""Reader of node and edge tables with the project's column names, or others through a column mapping."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ import pyarrow.parquet
 from bali_ds.errors import InputError
 from bali_ds.graph.delimited import header, read_delimited
 from bali_ds.graph.identifiers import relation_label, source_abbreviation
-from bali_ds.graph.source import Report, Table, keep, split_codes
+from bali_ds.graph.source import Report, Table, apply_filters, split_codes
 
 
 def table_columns(path: Path) -> list[str]:
@@ -26,10 +26,10 @@ def table_columns(path: Path) -> list[str]:
 
 
 def read_table(path: Path, wanted: Sequence[str]) -> Iterator[pl.DataFrame]:
-    """Yield the wanted columns as strings, block by block; a missing value is the empty string.
+    """Yield the wanted columns as strings, block by block; a missing value becomes the empty string.
 
     Raises:
-        InputError: the file cannot be read, or its contents are damaged.
+        InputError: the file cannot be read, or is damaged.
     """
     if not _is_parquet(path):
         delimiter, quoted = _text_format(path)
@@ -56,7 +56,7 @@ def _parquet(path: Path) -> pyarrow.parquet.ParquetFile:
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: is no readable Parquet file: {' '.join(str(error).split())[:200]}") from error
+        raise InputError(f"{path}: is not a readable Parquet file: {' '.join(str(error).split())[:200]}") from error
 
 
 NODE_COLUMNS = {"cui": True, "preferred_name": True, "synonyms": False, "semantic_types": False, "source_terms": False}
@@ -67,20 +67,20 @@ EDGE_COLUMNS = {
 
 
 class TableSource:
-    """A node table and an edge table, or an edge table that names its nodes.
+    """Reader of a node table and an edge table, or of an edge table alone that names its nodes.
 
     Nodes have cui and preferred_name, and may have synonyms (separated by bars), semantic_types and source_terms
     ("MESH:D003920"; both separated by semicolons). Edges have head_cui, relation, tail_cui, and may have source,
-    head_name, tail_name, head_types, tail_types. Other columns are passed over. Sources are written as the UMLS
-    abbreviates them, so that tables and RRF of one graph meet.
+    head_name, tail_name, head_types, tail_types. Other columns are ignored. Sources are stored under their UMLS
+    abbreviations, so that tables and RRF of one graph merge.
 
     Args:
-        nodes: the node table; None where the edge table names its nodes.
+        nodes: the node table; None if the edge table names its nodes.
         edges: the edge table.
-        columns: for a column named above, the table's own name of it ({"head_cui": "x_index"}).
+        columns: maps a column named above to its name in the table ({"head_cui": "x_index"}).
 
     Raises:
-        InputError: a column that is needed, or mapped, is in no table.
+        InputError: a required or mapped column is missing from its table, or a mapped name is unknown.
     """
 
     mirrored = False
@@ -90,10 +90,10 @@ class TableSource:
         self.edges = Path(edges)
         self.report: Report = {}
         mapping = dict(columns or {})
-        strange = set(mapping) - NODE_COLUMNS.keys() - EDGE_COLUMNS.keys()
-        if strange:
+        unknown = set(mapping) - NODE_COLUMNS.keys() - EDGE_COLUMNS.keys()
+        if unknown:
             known = ", ".join([*NODE_COLUMNS, *EDGE_COLUMNS])
-            raise InputError(f"column {min(strange)}: is no column that a graph is made of; there are {known}")
+            raise InputError(f"column {min(unknown)}: is not a column of a graph; use one of {known}")
         self._node_columns = _present(self.nodes, NODE_COLUMNS, mapping) if self.nodes else {}
         self._edge_columns = _present(self.edges, EDGE_COLUMNS, mapping)
 
@@ -103,13 +103,13 @@ class TableSource:
             counts = self.report.setdefault(self.nodes.name, Counter())
             for frame in _read(self.nodes, self._node_columns):
                 counts["rows"] += frame.height
-                yield from _described(keep(frame, counts, {"no identifier": pl.col("cui") != ""}))
+                yield from _concept_tables(apply_filters(frame, counts, {"no identifier": pl.col("cui") != ""}))
         for end in ("head", "tail"):
             named = {"cui": f"{end}_cui", "preferred_name": f"{end}_name", "semantic_types": f"{end}_types"}
             if self.nodes is None or named["preferred_name"] in self._edge_columns:
                 columns = {key: self._edge_columns[own] for key, own in named.items() if own in self._edge_columns}
                 for frame in _read(self.edges, columns):
-                    yield from _described(frame.unique(maintain_order=True).filter(pl.col("cui") != ""))
+                    yield from _concept_tables(frame.unique(maintain_order=True).filter(pl.col("cui") != ""))
 
     def relations(self) -> Iterator[pl.DataFrame]:
         """Yield facts."""
@@ -127,17 +127,17 @@ class TableSource:
             yield frame.select(head="head_cui", relation="umls_relation", tail="tail_cui", source="umls_source")
 
     def inverses(self) -> Mapping[str, str]:
-        """Tables document no inverses."""
+        """Return an empty mapping: tables do not document inverses."""
         return {}
 
 
 def _present(path: Path, columns: Mapping[str, bool], mapping: Mapping[str, str]) -> dict[str, str]:
-    """Return the table's name of each column that it has; refuse to go without one that is needed or mapped."""
+    """Return the table's name of each column that it has; refuse a table without a required or mapped column."""
     found = table_columns(path)
     own = {key: mapping.get(key, key) for key in columns}
     for key, needed in columns.items():
         if own[key] not in found and (needed or key in mapping):
-            raise InputError(f"{path}: line 1: no column {own[key]}; it has {', '.join(found)[:200]}")
+            raise InputError(f"{path}: line 1: has no column {own[key]}; it has {', '.join(found)[:200]}")
     return {key: name for key, name in own.items() if name in found}
 
 
@@ -146,7 +146,7 @@ def _read(path: Path, columns: Mapping[str, str]) -> Iterator[pl.DataFrame]:
         yield frame.select(**{key: pl.col(own) for key, own in columns.items()})
 
 
-def _described(frame: pl.DataFrame) -> Iterator[tuple[Table, pl.DataFrame]]:
+def _concept_tables(frame: pl.DataFrame) -> Iterator[tuple[Table, pl.DataFrame]]:
     yield "concepts", frame.select("cui")
     if "preferred_name" in frame.columns:
         yield "names", frame.select("cui", name="preferred_name", preference=pl.lit(0, pl.Int64))

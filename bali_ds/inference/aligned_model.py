@@ -1,4 +1,4 @@
-"""The whole aligned model of an exported directory: text encoder and graph encoder."""
+"""Text and graph encoder of an exported model, for retrieval and other uses of both views."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +13,8 @@ from bali_ds.data.evaluation_batches import evaluation_batches
 from bali_ds.errors import InputError
 from bali_ds.files import read_json
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
-from bali_ds.inference.encoder import DESCRIPTION, load
-from bali_ds.inference.module_weights import fill
+from bali_ds.inference.encoder import load
+from bali_ds.inference.exported_directory import DESCRIPTION, GRAPH_ENCODER_FILE, load_module_weights
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.graph_encoders import GraphEncoder, build_graph_encoder
 from bali_ds.model.text_encoder import TextEncoder
@@ -23,22 +23,23 @@ from bali_ds.shards.shard_set import ShardSet
 
 
 def load_aligned(path: Path, device: str = "cpu", graph: KnowledgeGraph | None = None) -> tuple[Aligner, Recipe]:
-    """Load text and graph encoder of an exported model, in float32, without its masked-language-model head.
+    """Load text and graph encoder of an exported model in float32, without the masked language modeling head.
 
     Args:
-        path: the exported directory.
-        device: where the model computes.
-        graph: that it will be used with; learned embeddings of concepts belong to the graph of the training.
+        path: an exported directory.
+        device: device of the model.
+        graph: graph that the model will be used with; learned concept embeddings are valid for one graph only.
 
     Raises:
-        InputError: the directory is no export, its graph encoder does not fit its description, or the graph is another.
+        InputError: the directory is not an exported model, its graph encoder does not match its description, or the
+            model has learned concept embeddings of another graph.
     """
     path = Path(path)
     if not (path / DESCRIPTION).is_file():
-        raise InputError(f"{path}: has no {DESCRIPTION}; name a directory that `bali-ds export` wrote")
+        raise InputError(f"{path}: has no {DESCRIPTION}; pass a directory that `bali-ds export` wrote")
     description = read_json(path / DESCRIPTION)
     recipe = parse_recipe(description["recipe"], str(path / DESCRIPTION))
-    # the encoder of the training may not be here; its tokenizer is
+    # the encoder that training started from may be missing here; the exported directory has its tokenizer
     own = recipe.text_encoder.model_copy(update={"path": str(path)})
     recipe = recipe.model_copy(update={"text_encoder": own})
     encoder = load(path)
@@ -46,16 +47,16 @@ def load_aligned(path: Path, device: str = "cpu", graph: KnowledgeGraph | None =
     trained_on = description["fingerprints"].get("graph")
     if learned and graph and trained_on and trained_on != graph.fingerprint:
         raise InputError(
-            f"{path}: has embeddings of the concepts of graph {trained_on}, but {graph.path} is {graph.fingerprint}; "
-            "name that graph"
+            f"{path}: has concept embeddings of graph {trained_on}, but {graph.path} is {graph.fingerprint}; "
+            "pass the graph of the training"
         )
-    # a kind that knows no relations has none stored
+    # encoders without relation embeddings store no number of relations
     sizes = (description["num_relations"] or 0, description.get("num_concepts") or 0)
-    encodes_graph = build_graph_encoder(recipe.graph_encoder, encoder.width, *sizes)
-    if isinstance(encodes_graph, GraphEncoder):
-        fill(encodes_graph, path / "graph_encoder.safetensors")
+    graph_encoder = build_graph_encoder(recipe.graph_encoder, encoder.width, *sizes)
+    if isinstance(graph_encoder, GraphEncoder):
+        load_module_weights(graph_encoder, path / GRAPH_ENCODER_FILE)
     names = "learned" if learned else "gradient"
-    aligner = Aligner(TextEncoder(encoder.model, nn.Identity()), encodes_graph, recipe.objective, names=names)
+    aligner = Aligner(TextEncoder(encoder.model, nn.Identity()), graph_encoder, recipe.objective, names=names)
     aligner.pooling = encoder.mention_pooling
     return aligner.to(device).eval(), recipe
 
@@ -63,7 +64,7 @@ def load_aligned(path: Path, device: str = "cpu", graph: KnowledgeGraph | None =
 def held_out_views(
     aligner: Aligner, recipe: Recipe, graph: KnowledgeGraph, shards: ShardSet, *, split: str, passages: int | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-    """Return text views [V, d], graph views [V, d] and concept ids [V] of the unmasked passages of a split."""
+    """Return text views [V, d], graph views [V, d] and concept ids [V] of a split's passages, without masking."""
     settings = replace(stream_settings(recipe), name_rows=False)
     device = next(aligner.parameters()).device
     text, nodes, concepts = [], [], []
@@ -74,5 +75,5 @@ def held_out_views(
             nodes.append(views.paired_graph.cpu().numpy())
             concepts.append(views.text_concept_ids.cpu().numpy())
     if not concepts:
-        raise InputError(f"{shards.path}: has no passage in the split {split!r}; build with --validation")
+        raise InputError(f"{shards.path}: has no passages in the split {split!r}; build the shards with --validation")
     return np.concatenate(text), np.concatenate(nodes), np.concatenate(concepts)

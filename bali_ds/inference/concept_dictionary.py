@@ -1,7 +1,6 @@
-"""The names that mentions are linked to, and the concepts that bear them."""
+"""Dictionary of concept names for entity linking."""
 
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bali_ds.errors import InputError
-from bali_ds.files import open_text
+from bali_ds.files import nonempty_lines
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 
 COMPOSITE = re.compile(r"[|+]")
@@ -18,13 +17,13 @@ COMPOSITE = re.compile(r"[|+]")
 
 @dataclass(frozen=True)
 class ConceptDictionary:
-    """Names and the concepts that bear them.
+    """Distinct names, and the concepts of each name.
 
     Attributes:
-        names: distinct strings, in the order of the file.
+        names: distinct names, in the order of the file.
         cuis: distinct concept identifiers.
         offsets: int64 [names + 1]; name i belongs to `concepts[offsets[i]:offsets[i + 1]]`.
-        concepts: int64, positions in `cuis`.
+        concepts: int64, indices into `cuis`.
     """
 
     names: Sequence[str]
@@ -34,7 +33,7 @@ class ConceptDictionary:
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[str, Sequence[str]]]) -> "ConceptDictionary":
-        """Return the dictionary of (name, concept identifiers) pairs; a name that comes again joins its first."""
+        """Return the dictionary of (name, concept identifiers) pairs; repeated names are merged."""
         of_name: dict[str, dict[int, None]] = {}
         of_cui: dict[str, int] = {}
         for name, cuis in pairs:
@@ -50,19 +49,19 @@ class ConceptDictionary:
         )
 
     def concepts_of(self, name: int) -> list[str]:
-        """Return the identifiers of the concepts that bear a name, by its position."""
+        """Return the identifiers of the concepts of the name at an index."""
         return [self.cuis[concept] for concept in self.concepts[self.offsets[name] : self.offsets[name + 1]]]
 
 
 def read_dictionary(path: Path) -> ConceptDictionary:
-    """Read `CUI||name` lines, plain or gzip; a composite of CUIs is joined by | or +.
+    """Read a plain or gzip file of `CUI||name` lines; | or + joins several CUIs of one name.
 
     Raises:
-        InputError: a line has another form, or there is none.
+        InputError: the file cannot be read, a line is malformed, or there are no lines.
     """
 
     def pairs() -> Iterator[tuple[str, Sequence[str]]]:
-        for number, line in numbered_lines(path):
+        for number, line in nonempty_lines(path):
             identifiers, bars, name = line.partition("||")
             if not (bars and identifiers and name):
                 raise InputError(f"{path}:{number}: expected CUI||name, found {line[:60]!r}")
@@ -70,28 +69,12 @@ def read_dictionary(path: Path) -> ConceptDictionary:
 
     dictionary = ConceptDictionary.of(pairs())
     if not dictionary.names:
-        raise InputError(f"{path}: holds no name")
+        raise InputError(f"{path}: holds no names; write CUI||name lines")
     return dictionary
 
 
 def graph_dictionary(graph: KnowledgeGraph) -> ConceptDictionary:
-    """Return every name of a graph."""
+    """Return the dictionary of all names of a graph."""
     return ConceptDictionary.of(
         (name, [graph.cui(concept)]) for concept in range(graph.num_concepts) for name in graph.names(concept)
     )
-
-
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (number, text) of the lines of a plain or gzip file that are not empty.
-
-    Raises:
-        InputError: the file cannot be read or decoded; the line is named.
-    """
-    number = 0
-    try:
-        with open_text(path) as stream:
-            for number, line in enumerate(stream, 1):
-                if text := line.rstrip("\r\n"):
-                    yield number, text
-    except (UnicodeDecodeError, EOFError, zlib.error, OSError) as error:
-        raise InputError(f"{path}:{number + 1}: cannot be read as UTF-8 text or gzip: {error}") from error

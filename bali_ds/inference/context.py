@@ -1,8 +1,8 @@
-"""Knowledge-graph context for a question: the facts around its concepts that bear on it, within a token budget.
+"""Retrieval of facts from a knowledge graph as context for a question, within a token budget.
 
-After KG-RAG (Soman, Rose, Morris et al., Bioinformatics 40(9), 2024): concepts of the question, their direct
-neighborhood in words, pruned by similarity to the question. Here the trained encoder does both: it chooses between the
-concepts that a surface may mean, and it weighs the facts.
+After KG-RAG (Soman, Rose, Morris et al., Bioinformatics 40(9), 2024): the direct neighborhood of the question's
+concepts, verbalized and pruned by similarity to the question. The trained encoder disambiguates the concepts and scores
+the facts.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ LARGEST_NEIGHBORHOOD = 4096
 
 @dataclass(frozen=True)
 class FoundConcept:
-    """A concept of the question: where it stands, which it is, how near its name is to the question (cosine)."""
+    """A concept of the question: its mention, CUI, preferred name, and the cosine of name and question."""
 
     surface: str
     cui: str
@@ -31,14 +31,16 @@ class FoundConcept:
 
 @dataclass(frozen=True)
 class Fact:
-    """One triple with its provenance.
+    """A triple with its source.
 
     Attributes:
-        text: the triple in words.
-        head: identifier of the head; `relation` and `tail` likewise.
-        source: the vocabulary that states it.
+        text: the verbalized triple.
+        head: CUI of the head.
+        relation: name of the relation.
+        tail: CUI of the tail.
+        source: the vocabulary that the triple comes from.
         score: cosine of text and question.
-        tokens: length of the text under the encoder's tokenizer.
+        tokens: number of tokens of the text.
     """
 
     text: str
@@ -52,7 +54,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Context:
-    """What a prompt may be given."""
+    """Context of a question: its concepts and the facts selected for the prompt."""
 
     question: str
     concepts: tuple[FoundConcept, ...]
@@ -60,12 +62,18 @@ class Context:
 
     @property
     def text(self) -> str:
-        """The facts as one paragraph, best first."""
+        """The facts as one paragraph, most similar first."""
         return " ".join(f"{fact.text}." for fact in self.facts)
 
 
 class ContextFinder:
-    """Finds context in a graph for one question after another."""
+    """Retriever of context from a graph.
+
+    Args:
+        encoder: encoder of questions, names and facts.
+        graph: the graph.
+        dictionary: index of the names of the graph.
+    """
 
     def __init__(self, encoder: Encoder, graph: KnowledgeGraph, dictionary: NameIndex) -> None:
         self.encoder = encoder
@@ -74,39 +82,39 @@ class ContextFinder:
         self._hasher = WordHasher()
 
     def find(self, question: str, *, token_budget: int = 256, lowest_score: float = 0.0) -> Context:
-        """Return the facts nearest to the question that fit into the budget.
+        """Return the facts most similar to the question that fit into the budget.
 
         Args:
-            question: free text.
-            token_budget: tokens of all facts together.
-            lowest_score: facts below this cosine are left out.
+            question: the question.
+            token_budget: maximum tokens of all facts together.
+            lowest_score: facts below this cosine are dropped.
         """
         concepts = self.concepts(question)
         facts = [fact for fact in self.facts(concepts, question) if fact.score >= lowest_score]
-        return Context(question, tuple(concepts), tuple(within(facts, token_budget)))
+        return Context(question, tuple(concepts), tuple(within_budget(facts, token_budget)))
 
     def concepts(self, question: str) -> list[FoundConcept]:
-        """Return the concepts that the question names, each once."""
+        """Return the distinct concepts that the question names."""
         return self._choose(question, self._surfaces(question))
 
     def _surfaces(self, question: str) -> list[tuple[str, list[int]]]:
-        """The longest names of the graph in the question, with the concepts that each may mean."""
+        """Return the longest names of the graph in the question, each with its candidate concepts."""
         words = split_words(question)
         matches = self.dictionary.longest_matches(np.array([*self._hasher(words.texts), 0], np.uint64))
         found = []
-        behind = 0
+        end_of_last = 0
         for first, length, entry in zip(*(column.tolist() for column in matches), strict=True):
-            if first < behind:
+            if first < end_of_last:
                 continue
-            behind = first + length
+            end_of_last = first + length
             start, last = words.starts[first], first + length - 1
             own = slice(int(self.dictionary.offsets[entry]), int(self.dictionary.offsets[entry + 1]))
             surface = question[start : words.starts[last] + len(words.texts[last])]
-            found.append((surface, self.dictionary.concepts[own].tolist()))
+            found.append((surface, self.dictionary.concept_ids[own].tolist()))
         return found
 
     def _choose(self, question: str, surfaces: Sequence[tuple[str, list[int]]]) -> list[FoundConcept]:
-        """Of each surface's concepts the one whose preferred name is nearest to the question."""
+        """Return, for each surface form, the candidate whose preferred name is most similar to the question."""
         candidates = sorted({concept for _, concepts in surfaces for concept in concepts})
         if not candidates:
             return []
@@ -120,7 +128,7 @@ class ContextFinder:
         return list(found.values())
 
     def facts(self, concepts: Sequence[FoundConcept], question: str) -> list[Fact]:
-        """Return the facts around concepts, each once, by descending similarity to the question."""
+        """Return the distinct facts around concepts, by descending similarity to the question."""
         graph = self.graph
         triples: dict[tuple[int, int, int], int] = {}
         for concept in graph.lookup([found.cui for found in concepts]).tolist():
@@ -155,8 +163,8 @@ class ContextFinder:
         return np.array([of_text[text] for text in texts], np.float32)
 
 
-def within(facts: Sequence[Fact], token_budget: int) -> list[Fact]:
-    """Return the facts that fit into a budget, taken in order; what does not fit any more is passed over."""
+def within_budget(facts: Sequence[Fact], token_budget: int) -> list[Fact]:
+    """Select facts in order while they fit into the budget; a fact that does not fit is skipped."""
     chosen = []
     for fact in facts:
         if fact.tokens <= token_budget:
@@ -166,7 +174,7 @@ def within(facts: Sequence[Fact], token_budget: int) -> list[Fact]:
 
 
 def verbalize(graph: KnowledgeGraph, head: int, relation: int, tail: int) -> str:
-    """Return a triple in words: names of head and tail around the relation's name without underscores."""
+    """Return a triple as text: the name of the head, the relation without underscores, the name of the tail."""
     return " ".join(
         (graph.preferred_name(head), graph.relation_name(relation).replace("_", " "), graph.preferred_name(tail))
     )

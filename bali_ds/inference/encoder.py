@@ -1,38 +1,22 @@
-"""A trained encoder at work: strings in, vectors out."""
+"""Text encoder for inference: texts or mentions in, vectors out."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from bali_ds.data.sequences import ranges
-from bali_ds.directories import Output
 from bali_ds.errors import InputError
 from bali_ds.files import read_json
-from bali_ds.inference.module_weights import load_mention_pooling
+from bali_ds.inference.exported_directory import DESCRIPTION, check_directory, load_mention_pooling
 from bali_ds.model.pooling import MentionPooling
-from bali_ds.model.pretrained import PICKLED_WEIGHTS, load_model, load_tokenizer
+from bali_ds.model.pretrained import load_model, load_tokenizer
 from bali_ds.model.text_encoder import positions_of
 
 POOLINGS = ("mean_tokens", "mean", "cls")
-DESCRIPTION = "bali_ds.json"
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
-    "vocab.json", "merges.txt", "spm.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
-)  # fmt: skip
-EXPORT = Output(
-    "an exported model",
-    DESCRIPTION,
-    ("format_version", "pooling"),
-    (
-        "*.safetensors", "*.safetensors.index.json", "config.json", "README.md", *TOKENIZER_FILES,
-        "modules.json", "sentence_bert_config.json", "1_Pooling/config.json", "onnx/model.onnx",
-    ),
-)  # fmt: skip
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 TEXTS_AT_ONCE = 65_536
 
 Vectors = NDArray[np.float32]
@@ -42,12 +26,12 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
     """Load an exported model, or any other Hugging Face encoder directory.
 
     Args:
-        path: a directory with config.json, weights and a tokenizer; its `bali_ds.json`, if any, gives the pooling.
-        device: where the model computes.
-        dtype: what it computes in; None keeps float32 on a CPU and the stored type elsewhere.
+        path: a directory with config.json, weights and a tokenizer; `bali_ds.json`, if present, sets the pooling.
+        device: device of the model, for example "cpu" or "cuda".
+        dtype: dtype of the model; None uses float32 on a CPU and the stored dtype elsewhere.
 
     Raises:
-        InputError: the directory lacks one of these files, or its weights do not fill the architecture.
+        InputError: the directory lacks one of these files, or its weights are incomplete.
     """
     path = Path(path)
     check_directory(path)
@@ -62,18 +46,6 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
     return encoder
 
 
-def check_directory(path: Path) -> None:
-    """Check that a directory holds a configuration and weights.
-
-    Raises:
-        InputError: it does not.
-    """
-    if not (path / "config.json").is_file():
-        raise InputError(f"{path}: is no model directory: it has no config.json")
-    if not any((path / name).is_file() for name in (*WEIGHTS, *PICKLED_WEIGHTS)):
-        raise InputError(f"{path}: has a config.json but no weights; expected one of {', '.join(WEIGHTS)}")
-
-
 def _load_model(path: Path, dtype: torch.dtype | str) -> torch.nn.Module:
     from transformers import AutoModel
 
@@ -81,20 +53,34 @@ def _load_model(path: Path, dtype: torch.dtype | str) -> torch.nn.Module:
     model, lacking = load_model(AutoModel, path, dtype=dtype)
     missing = [key for key in lacking if not key.startswith("pooler.")]
     if missing:
-        raise InputError(f"{path}: its weights lack {len(missing)} tensors of the architecture, such as {missing[0]}")
+        raise InputError(
+            f"{path}: its weights lack {len(missing)} tensors of the architecture, for example {missing[0]}"
+        )
     return model
 
 
-class Encoder:
-    """A transformer encoder with its tokenizer and the pooling that turns token states into one vector.
+class EncoderLike(Protocol):
+    """Any encoder of texts and mentions as unit vectors, such as `Encoder`."""
 
-    "mean_tokens" is the mean of the last layer over the tokens of the string itself, "mean" counts [CLS] and [SEP] too,
-    "cls" takes the first token alone. A string without tokens gets the mean over its special tokens.
+    def encode(self, texts: Sequence[str], *, progress: bool = False) -> Vectors:
+        """Return the vector of each text: float32 [n, d]."""
+        ...
+
+    def encode_mentions(self, places: Sequence[tuple[str, int, int]]) -> Vectors:
+        """Return the vector of each mention in its text: float32 [n, d]."""
+        ...
+
+
+class Encoder:
+    """Transformer encoder with its tokenizer and a pooling of token states into one vector.
+
+    Pooling "mean_tokens" is the mean of the last layer over the tokens of the text, "mean" includes [CLS] and [SEP],
+    "cls" is the first token. A text without tokens gets the mean over its special tokens.
     """
 
     def __init__(self, model: torch.nn.Module, tokenizer: Any, pooling: str = "mean_tokens") -> None:
         if pooling not in POOLINGS:
-            raise InputError(f"pooling {pooling!r} is unknown; choose one of {', '.join(POOLINGS)}")
+            raise InputError(f"pooling {pooling!r} is unknown; use one of {', '.join(POOLINGS)}")
         self.model: Any = model.eval()
         self.tokenizer = tokenizer
         self.pooling = pooling
@@ -104,17 +90,17 @@ class Encoder:
 
     @property
     def width(self) -> int:
-        """The length of a vector."""
+        """Dimension of the vectors."""
         return int(self.model.config.hidden_size)
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """Device of the model."""
         return next(self.model.parameters()).device
 
     @property
     def _token_budget(self) -> int:
-        # what a layer makes of more tokens leaves the caches of a processor; a GPU idles with fewer
+        # more tokens do not fit into the cache of a CPU; fewer do not fill a GPU
         return 2048 if self.device.type == "cpu" else 16384
 
     def encode(
@@ -126,22 +112,22 @@ class Encoder:
         pooling: str | None = None,
         progress: bool = False,
     ) -> Vectors:
-        """Return one vector a text: float32 [n, d], in the order of `texts`.
+        """Return the vector of each text: float32 [n, d], in the order of `texts`.
 
-        Texts of similar length share a batch; the result is a function of the list alone.
+        Texts of similar length share a batch.
 
         Args:
-            texts: any number of strings; what exceeds the model's positions is cut.
-            token_budget: tokens, padding included, that go through the model at once; by default what suits the device.
-            normalize: scale each vector to unit length.
-            pooling: another pooling than the model's own.
-            progress: show a bar on the standard error stream.
+            texts: any number of texts; each is truncated to the positions of the model.
+            token_budget: tokens per batch, padding included; None chooses by device.
+            normalize: whether vectors are scaled to unit length.
+            pooling: a pooling to use instead of the model's own.
+            progress: whether to show a progress bar on stderr.
         """
         from tqdm import tqdm
 
         pooling = pooling or self.pooling
         if pooling not in POOLINGS:
-            raise InputError(f"pooling {pooling!r} is unknown; choose one of {', '.join(POOLINGS)}")
+            raise InputError(f"pooling {pooling!r} is unknown; use one of {', '.join(POOLINGS)}")
         vectors = np.empty((len(texts), self.width), np.float32)
         bar = tqdm(total=len(texts), desc="encode", unit=" texts", disable=not progress)
         with torch.inference_mode(), bar:
@@ -157,12 +143,12 @@ class Encoder:
         return vectors
 
     def encode_mentions(self, places: Sequence[tuple[str, int, int]], *, token_budget: int | None = None) -> Vectors:
-        """Return the unit vector of each mention in its text, pooled from its tokens as alignment trains it.
+        """Return the unit vector of each mention in its text, pooled over the mention's tokens as in training.
 
         Args:
-            places: (text, start, end) of each mention, in code points; of a text that exceeds the model's positions
-                what is around the mention is read.
-            token_budget: as in `encode`.
+            places: (text, start, end) of each mention, in code points; if a text exceeds the positions of the model,
+                the part around the mention is encoded.
+            token_budget: tokens per batch, as in `encode`.
 
         Returns:
             float32 [n, d].
@@ -196,7 +182,7 @@ class Encoder:
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
-        """Return how many tokens each text has, [CLS] and [SEP] not counted."""
+        """Return the number of tokens of each text, without [CLS] and [SEP]."""
         if not texts:
             return []
         encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)
@@ -221,7 +207,7 @@ class Encoder:
 
 
 def _around(tokens: list[int], first: int, last: int, room: int) -> tuple[list[int], int, int]:
-    """Return up to `room` tokens around tokens first to last - 1, and where among them these stand."""
+    """Return up to `room` tokens around tokens first to last - 1, and the positions of these in the result."""
     last = min(last, first + room)
     left = max(0, min(first - (room - (last - first)) // 2, len(tokens) - room))
     return tokens[left : left + room], first - left, last - left
@@ -233,7 +219,7 @@ def _pad(rows: list[list[int]], value: int) -> torch.Tensor:
 
 
 def _batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Yield rows by descending length, as many as fill the budget when padded to the longest of them."""
+    """Yield batches of rows by descending length, each at most `token_budget` tokens when padded to its longest row."""
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     start = 0
     while start < len(order):
@@ -243,7 +229,7 @@ def _batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
 
 
 def _pool(states: torch.Tensor, mask: torch.Tensor, special: torch.Tensor, pooling: str) -> torch.Tensor:
-    """Reduce states [n, L, d] to float32 [n, d]; `mask` marks tokens, `special` marks those that frame the string."""
+    """Reduce states [n, L, d] to float32 [n, d]; `mask` marks tokens and `special` marks special tokens."""
     if pooling == "cls":
         return states[:, 0].float()
     weights = mask

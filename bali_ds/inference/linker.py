@@ -1,4 +1,4 @@
-"""Mentions to concepts: the nearest names of a dictionary under a trained encoder."""
+"""Entity linking: the concepts whose names are most similar to a mention under an encoder."""
 
 import hashlib
 import json
@@ -22,12 +22,12 @@ VECTORS = Output("the vectors of names", "index.json", ("names", "pooling", "wid
 
 @dataclass(frozen=True)
 class Candidate:
-    """A concept that a mention may mean.
+    """A candidate concept for a mention.
 
     Attributes:
-        cui: its identifier.
-        name: its name that is nearest to the mention.
-        score: cosine of the two, -1 to 1.
+        cui: identifier of the concept.
+        name: the concept's name that is most similar to the mention.
+        score: cosine of mention and name, -1 to 1.
     """
 
     cui: str
@@ -36,7 +36,7 @@ class Candidate:
 
 
 class Linker:
-    """Ranks the concepts of a dictionary by their name nearest to a mention."""
+    """Linker that ranks the concepts of a dictionary by their most similar name."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Linker:
         self.encoder = encoder
         self.dictionary = dictionary
         self.vectors = vectors
-        self._file = InvertedFile(vectors) if approximate else None
+        self._inverted_file = InvertedFile(vectors) if approximate else None
 
     @classmethod
     def build(
@@ -61,17 +61,18 @@ class Linker:
         approximate: bool = False,
         progress: bool = False,
     ) -> "Linker":
-        """Encode every name, or take the vectors from a directory that an earlier call wrote.
+        """Return a linker; name vectors are computed, or read from a directory that an earlier call wrote.
 
         Args:
-            encoder: the model.
+            encoder: the encoder.
             dictionary: the names.
-            index: a directory for the vectors; written where it does not exist, memory-mapped where it does.
-            approximate: search an inverted file instead of all names: faster, a byte a dimension, not exact.
-            progress: show a bar.
+            index: a directory for the name vectors: memory-mapped if it exists, otherwise written; None keeps them in
+                memory only.
+            approximate: search an inverted file of 8-bit vectors instead of all names: faster, but not exact.
+            progress: show a progress bar.
 
         Raises:
-            InputError: the directory holds the vectors of other names or of another width.
+            InputError: the directory holds the vectors of other names or of another model.
         """
         if index is None:
             vectors = encoder.encode(dictionary.names, progress=progress)
@@ -81,15 +82,19 @@ class Linker:
         return cls(encoder, dictionary, _read(index, dictionary, encoder), approximate=approximate)
 
     def link(self, mentions: Sequence[str], *, top: int = 5) -> list[list[Candidate]]:
-        """Return up to `top` distinct concepts for each mention, best first."""
+        """Return up to `top` distinct concepts for each mention, most similar first."""
         queries, count = self.encoder.encode(mentions), top * NAMES_A_CANDIDATE
-        found, scores = self._file.nearest(queries, count) if self._file else nearest(queries, self.vectors, count)
+        found, scores = (
+            self._inverted_file.nearest(queries, count)
+            if self._inverted_file
+            else nearest(queries, self.vectors, count)
+        )
         return [self._candidates(*row, top) for row in zip(found.tolist(), scores.tolist(), strict=True)]
 
     def _candidates(self, names: list[int], scores: list[float], top: int) -> list[Candidate]:
         best: dict[str, Candidate] = {}
         for name, score in zip(names, scores, strict=True):
-            if name < 0:  # an approximate search may find fewer
+            if name < 0:  # an approximate search may return fewer
                 continue
             for cui in self.dictionary.concepts_of(name):
                 best.setdefault(cui, Candidate(cui, self.dictionary.names[name], score))
@@ -115,11 +120,13 @@ def _write(index: Path, dictionary: ConceptDictionary, encoder: Encoder, vectors
 
 def _read(index: Path, dictionary: ConceptDictionary, encoder: Encoder) -> NDArray[np.float32]:
     if read_json(index / "index.json") != _identity(dictionary, encoder):
-        raise InputError(f"{index}: holds the vectors of other names or of another model; remove it to encode again")
+        raise InputError(
+            f"{index}: holds the vectors of other names or of another model; remove it or name another --index"
+        )
     try:
         vectors = np.load(index / "vectors.npy", mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{index}/vectors.npy: cannot be read: {error}") from error
     if vectors.shape != (len(dictionary.names), encoder.width) or vectors.dtype != np.float32:
-        raise InputError(f"{index}/vectors.npy: is damaged; remove {index} to encode again")
+        raise InputError(f"{index}/vectors.npy: is damaged; remove {index} and run the command again")
     return vectors

@@ -1,4 +1,4 @@
-"""Nearest names of a dictionary: exact, in bounded memory, or through faiss."""
+"""Nearest neighbor search by inner product: exact in bounded memory, or approximate with faiss."""
 
 from collections.abc import Iterator
 
@@ -12,9 +12,9 @@ SCORE_BYTES = 128 * 2**20
 
 
 def score_blocks(queries: Vectors, keys: Vectors) -> Iterator[tuple[slice, slice, Vectors]]:
-    """Yield (rows of queries, rows of keys, inner products) over all pairs, at most SCORE_BYTES of products at once.
+    """Yield (rows of queries, rows of keys, inner products) over all pairs, in blocks of at most SCORE_BYTES.
 
-    For each block of queries the blocks of keys come in order.
+    For each block of queries, the blocks of keys come in ascending order.
     """
     columns = max(1, SCORE_BYTES // (4 * QUERY_BLOCK))
     for top in range(0, len(queries), QUERY_BLOCK):
@@ -25,16 +25,16 @@ def score_blocks(queries: Vectors, keys: Vectors) -> Iterator[tuple[slice, slice
 
 
 def nearest(queries: Vectors, keys: Vectors, count: int) -> tuple[NDArray[np.int64], Vectors]:
-    """Return the `count` keys of greatest inner product with each query, exactly.
+    """Return the `count` keys with the largest inner product with each query, exactly.
 
     Args:
         queries: float32 [n, d].
         keys: float32 [m, d]; may be memory-mapped.
-        count: how many to return; at most m are.
+        count: number of keys per query; at most m are returned.
 
     Returns:
-        rows of keys, int64 [n, count], best first, and their inner products, float32 [n, count].
-        Among equal products the key that comes first wins.
+        rows of keys, int64 [n, count], in descending order of inner product, and the inner products, float32
+        [n, count]. Keys with equal inner products keep their order.
     """
     count = min(count, len(keys))
     best = np.full((len(queries), count), -np.inf, np.float32)
@@ -50,7 +50,7 @@ def nearest(queries: Vectors, keys: Vectors, count: int) -> tuple[NDArray[np.int
 
 
 def _largest(scores: Vectors, count: int) -> NDArray[np.int64]:
-    """Columns of the `count` largest scores of each row, in descending order, the earlier column first among equals."""
+    """Return the columns of the `count` largest scores of each row in descending order, stable for equal scores."""
     if count < scores.shape[1]:
         threshold = np.partition(scores, -count, axis=1)[:, -count, None]
     else:
@@ -63,17 +63,17 @@ def _largest(scores: Vectors, count: int) -> NDArray[np.int64]:
 
 
 class InvertedFile:
-    """Keys in cells, each dimension in one byte (faiss): a search looks into the nearest cells alone.
+    """Approximate index (faiss IVF with 8-bit scalar quantization): a search reads the nearest cells only.
 
-    Memory is one byte a dimension and key, so millions of names fit, and the keys themselves are not needed any more.
+    It takes one byte per dimension and key, and does not refer to the keys.
     """
 
     def __init__(self, keys: Vectors, *, probes: int = 32) -> None:
         """Build the index.
 
         Args:
-            keys: float32 [m, d], unit length; may be memory-mapped, is read in blocks.
-            probes: cells searched for each query; more is slower and more exact.
+            keys: float32 [m, d], unit length; may be memory-mapped.
+            probes: cells that are searched for each query; more is slower and more exact.
         """
         import faiss
 
@@ -88,6 +88,6 @@ class InvertedFile:
         self._index.nprobe = min(probes, cells)
 
     def nearest(self, queries: Vectors, count: int) -> tuple[NDArray[np.int64], Vectors]:
-        """Return up to `count` keys of greatest inner product, as the function of this name does; -1 for none."""
+        """Return up to `count` keys per query, as the function `nearest` does; -1 fills rows with fewer."""
         scores, found = self._index.search(np.ascontiguousarray(queries), count)
         return found, scores

@@ -67,6 +67,8 @@ class Aligner(nn.Module):
         # The offset starts at 0, where half precision is finest; the constant part stays a Python float.
         learned = objective.contrastive.learn_temperature and objective.contrastive.weight
         self.log_scale_offset = nn.Parameter(torch.zeros(1)) if learned else None
+        biased = objective.contrastive.kind == "sigmoid" and objective.contrastive.weight
+        self.logit_bias_offset = nn.Parameter(torch.zeros(1)) if biased else None
         if not objective.needs_graph:
             self.graph.requires_grad_(False)
         if not objective.needs("text_views"):
@@ -90,6 +92,14 @@ class Aligner(nn.Module):
         offset = self.log_scale_offset.float().clamp(max=math.log(LARGEST_LOGIT_SCALE / scale))
         return scale * offset.exp()
 
+    @property
+    def logit_bias(self) -> torch.Tensor:
+        """Float32 [1], the bias of similarities in the sigmoid loss; other kinds do not read it."""
+        bias = self.objective.contrastive.logit_bias
+        if self.logit_bias_offset is None:
+            return torch.tensor([bias], device=self.device)
+        return bias + self.logit_bias_offset.float()
+
     def forward(self, micro_batches: Sequence[Batch]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss of the step, and detached: its terms and the views of this rank.
 
@@ -105,7 +115,7 @@ class Aligner(nn.Module):
         ]
         losses = {name: _mean([views.sums[name] for views in encoded]) for name in encoded[0].sums}
         for term in self._computed():
-            value = term.step_loss(encoded, self.logit_scale)
+            value = term.step_loss(encoded, self.logit_scale, self.logit_bias)
             if value is not None:
                 losses[term.name] = value
         zero = torch.zeros((), device=self.device)

@@ -6,12 +6,15 @@ from transformers import PreTrainedModel
 
 from bali_ds.config import LoraConfig, Recipe, TextEncoderConfig
 from bali_ds.data.mixture import Mixture
-from bali_ds.errors import InputError
+from bali_ds.errors import InputError, first_line
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.graph_encoders import build_graph_encoder
 from bali_ds.model.name_table import NameTable
 from bali_ds.model.text_encoder import TextEncoder, load_text_encoder
 from bali_ds.objectives.registry import active_objectives
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The torch dtype of each `precision` of a recipe."""
 
 
 def adapt(text: TextEncoder, settings: TextEncoderConfig) -> None:
@@ -54,8 +57,7 @@ def _add_lora(encoder: PreTrainedModel, lora: LoraConfig) -> None:
     try:
         inject_adapter_in_model(chosen, encoder)
     except ValueError as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"text_encoder.lora: {reason}") from error
+        raise InputError(f"text_encoder.lora: {first_line(error)}") from error
     for name, parameter in encoder.named_parameters():
         parameter.requires_grad_(".lora_" in name)
 

@@ -20,7 +20,7 @@ class ContrastiveAlignment(Objective):
     in_evaluation = True
     settings: "ContrastiveConfig"
 
-    def step_loss(self, encoded: Sequence[EncodedViews], logit_scale: "Tensor") -> "Tensor":
+    def step_loss(self, encoded: Sequence[EncodedViews], logit_scale: "Tensor", logit_bias: "Tensor") -> "Tensor":
         """Return the loss over all text and graph views of the step."""
         import torch
 
@@ -31,11 +31,12 @@ class ContrastiveAlignment(Objective):
             concatenated(encoded, "text"),
             concatenated(encoded, "graph"),
             logit_scale,
-            query_ids=concatenated(encoded, "text_concept_ids"),
-            key_ids=concatenated(encoded, "concept_ids"),
+            query_concept_ids=concatenated(encoded, "text_concept_ids"),
+            key_concept_ids=concatenated(encoded, "concept_ids"),
             kind=self.settings.kind,
+            logit_bias=logit_bias,
             group=self._negatives,
-            wire=torch.bfloat16 if self.settings.communication_dtype == "bf16" else None,
+            communication_dtype=torch.bfloat16 if self.settings.communication_dtype == "bf16" else None,
         )
         return loss if self._negatives is None else mean_over_ranks(loss, 1)
 

@@ -158,14 +158,17 @@ class Objective:
         del encoded
         return None
 
-    def step_loss(self, encoded: Sequence[EncodedViews], logit_scale: "Tensor") -> "Tensor | None":
+    def step_loss(
+        self, encoded: Sequence[EncodedViews], logit_scale: "Tensor", logit_bias: "Tensor"
+    ) -> "Tensor | None":
         """Return the loss over all micro-batches of the step and all ranks.
 
         Args:
             encoded: the micro-batches of this rank.
             logit_scale: float32 [1], the inverse temperature.
+            logit_bias: float32 [1], the bias of similarities in the sigmoid loss.
         """
-        del encoded, logit_scale
+        del encoded, logit_scale, logit_bias
         return None
 
     def metrics(self, encoded: Sequence[EncodedViews], logit_scale: "Tensor") -> "dict[str, Tensor]":

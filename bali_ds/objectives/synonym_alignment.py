@@ -156,7 +156,7 @@ class SynonymAlignment(Objective):
         own: SynonymPairs = encoded.batch.parts[self.name]
         return encoded.names[own.rows], own.concept_ids
 
-    def step_loss(self, encoded: Sequence[EncodedViews], logit_scale: "Tensor") -> "Tensor":  # noqa: ARG002
+    def step_loss(self, encoded: Sequence[EncodedViews], logit_scale: "Tensor", logit_bias: "Tensor") -> "Tensor":  # noqa: ARG002
         """Return the loss over all pairs of the step."""
         import torch
 
@@ -166,4 +166,6 @@ class SynonymAlignment(Objective):
         concept_ids = torch.cat([views.kept[self.name][1] for views in encoded])
         first, second = torch.cat([views.kept[self.name][0] for views in encoded], dim=1)
         scale = SYNONYM_SCALE if kind == "multi_similarity" else 1.0 / self.objective.contrastive.temperature
-        return contrastive_loss(first, second, scale, query_ids=concept_ids, key_ids=concept_ids, kind=kind)
+        return contrastive_loss(
+            first, second, scale, query_concept_ids=concept_ids, key_concept_ids=concept_ids, kind=kind
+        )

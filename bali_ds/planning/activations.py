@@ -1,4 +1,4 @@
-"""Memory of one forward and backward pass, found without weights: the model runs on shapes alone."""
+"""Peak memory of a forward and backward pass, measured on the meta device: the model runs without any data."""
 
 import contextlib
 import weakref
@@ -15,15 +15,15 @@ from torch.utils._pytree import tree_iter
 
 @dataclass(frozen=True)
 class PassMemory:
-    """Peak bytes of a forward and backward pass beyond weights and batch.
+    """Peak memory of a forward and backward pass in bytes, without weights and batch.
 
     Attributes:
-        kept: with every gradient kept until the end, as ZeRO stages 0 to 2 do.
-        flowing: without the gradients of parameters, which stage 3 hands on.
+        with_gradients: peak if all parameter gradients are kept, as at ZeRO stages 0 to 2.
+        without_gradients: peak without parameter gradients, which stage 3 reduces during the backward pass.
     """
 
-    kept: int
-    flowing: int
+    with_gradients: int
+    without_gradients: int
 
 
 def pass_memory(
@@ -32,9 +32,9 @@ def pass_memory(
     """Return the peak memory of `run` and of its backward pass.
 
     Args:
-        model: on the meta device; its gradients are cleared.
-        run: returns a scalar, on the meta device, that has gradients for the model's parameters.
-        fused_attention: whether attention keeps no matrix of scores, as on GPUs; CPUs keep it under dropout.
+        model: module on the meta device; its gradients are cleared.
+        run: function that returns a scalar on the meta device, from which the backward pass starts.
+        fused_attention: whether attention stores no matrix of scores, as on GPUs; CPUs store it under dropout.
     """
     allocations = _Allocations()
     with allocations, _FusedAttention() if fused_attention else contextlib.nullcontext():
@@ -45,7 +45,7 @@ def pass_memory(
 
 
 class _Allocations(TorchDispatchMode):
-    """Logs when each storage that an operation makes appears and disappears."""
+    """Log of when each storage that an operation creates is allocated and freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,36 +54,36 @@ class _Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.bincount.default:
-            # its shape depends on data; the minimum is what callers rely on
+            # its length depends on the data; minlength is what callers rely on
             return torch.empty(args[-1], dtype=torch.int64, device="meta")
         if func is torch.ops.aten._local_scalar_dense.default:
-            # asked whether a mask is all ones: no, blocks are padded
+            # transformers asks whether a mask is all ones: it is not, blocks are padded
             return False
         result = func(*args, **(kwargs or {}))
         given = {storage._cdata for storage in _storages((args, kwargs))}
         for storage in _storages(result):
             if storage._cdata not in given:
-                self._appear(storage)
+                self._allocated(storage)
         return result
 
     def number(self, tensor: torch.Tensor) -> int:
-        """Return a number that stands for a tensor's storage, unique over the whole log."""
+        """Return the number of a tensor's storage in the log, -1 if it is not in it."""
         return self._numbers.get(tensor.untyped_storage()._cdata, -1)
 
-    def _appear(self, storage: torch.UntypedStorage) -> None:
+    def _allocated(self, storage: torch.UntypedStorage) -> None:
         if storage._cdata in self._numbers:
             return
         number = len(self._log)
         self._numbers[storage._cdata] = number
         self._log.append((number, storage.nbytes()))
-        weakref.finalize(storage, self._disappear, storage._cdata, number, storage.nbytes())
+        weakref.finalize(storage, self._freed, storage._cdata, number, storage.nbytes())
 
-    def _disappear(self, key: int, number: int, size: int) -> None:
+    def _freed(self, key: int, number: int, size: int) -> None:
         self._numbers.pop(key, None)
         self._log.append((number, -size))
 
     def peak(self, without: set[int]) -> int:
-        """Return the largest number of bytes alive at once, storages in `without` aside."""
+        """Return the largest number of bytes allocated at one time, not counting the storages in `without`."""
         alive = peak = 0
         for number, change in self._log:
             if number not in without:
@@ -97,7 +97,7 @@ def _storages(values: Any) -> list[torch.UntypedStorage]:
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention with the memory of FlashAttention (Dao et al., NeurIPS 2022)."""
+    """Mode that gives attention the memory use of FlashAttention (Dao et al., NeurIPS 2022)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:

@@ -1,4 +1,4 @@
-"""Batch and schedule arithmetic of a run: what follows from recipe, data and ranks."""
+"""Sizes of batches, micro-batches, epochs and warm-up that follow from a recipe, the data and the number of ranks."""
 
 from dataclasses import dataclass
 
@@ -7,21 +7,21 @@ from bali_ds.errors import InputError
 
 
 @dataclass(frozen=True)
-class Arithmetic:
-    """Every number that divides a run into steps, ranks and micro_batches.
+class BatchPlan:
+    """How a run is divided into steps, ranks and micro-batches.
 
     Attributes:
-        ranks: processes that train.
-        passages_per_step: over all ranks.
-        passages_per_rank: of one step.
-        micro_batches: micro-batches that a rank cuts its passages into.
-        passages_per_micro_batch: in one micro-batch.
-        training_passages: of one epoch.
-        steps_per_epoch: whole steps; the tail of an epoch is left out.
-        left_out: passages of that tail, others in each epoch.
-        steps: of the whole run.
-        epochs: visits of each passage.
-        warmup_steps: of linearly rising learning rate.
+        ranks: number of training processes.
+        passages_per_step: the global batch size.
+        passages_per_rank: passages of one rank in one step.
+        micro_batches: micro-batches of one rank in one step.
+        passages_per_micro_batch: passages of one micro-batch.
+        training_passages: passages of one epoch.
+        steps_per_epoch: full steps of one epoch.
+        dropped_passages: passages at the end of an epoch that do not fill a step; other passages in each epoch.
+        steps: optimizer steps of the run.
+        epochs: how often the run reads each passage.
+        warmup_steps: steps with linear learning rate warm-up.
     """
 
     ranks: int
@@ -31,39 +31,42 @@ class Arithmetic:
     passages_per_micro_batch: int
     training_passages: int
     steps_per_epoch: int
-    left_out: int
+    dropped_passages: int
     steps: int
     epochs: float
     warmup_steps: int
 
 
-def arithmetic(recipe: Recipe, ranks: int, training_passages: int) -> Arithmetic:
-    """Return the numbers of a run.
+def plan_batches(recipe: Recipe, ranks: int, training_passages: int) -> BatchPlan:
+    """Return the batch plan of a run.
 
     Raises:
-        InputError: the batch does not divide by ranks and micro_batches, or exceeds the data.
+        InputError: the batch cannot be divided evenly by ranks and micro-batches, or is larger than the data.
     """
     batch, micro_batches = recipe.batch.passages, recipe.batch.micro_batches
-    if batch % (ranks * micro_batches):
-        unit = ranks * micro_batches
-        nearest = [size for size in (batch - batch % unit, batch - batch % unit + unit) if size]
+    unit = ranks * micro_batches
+    if batch % unit:
+        multiples = [size for size in (batch - batch % unit, batch - batch % unit + unit) if size]
         raise InputError(
-            f"batch.passages: {batch} does not divide by {ranks} ranks x {micro_batches} micro_batches; "
-            f"use {' or '.join(map(str, nearest))}"
+            f"batch.passages: {batch} is not divisible by {ranks} ranks x {micro_batches} micro-batches; "
+            f"use {' or '.join(map(str, multiples))}"
         )
     if batch > training_passages:
-        raise InputError(f"batch.passages: {batch} is more than the {training_passages} training passages there are")
-    per_epoch = training_passages // batch
-    steps = recipe.steps if recipe.steps is not None else max(1, round((recipe.epochs or 0) * per_epoch))
-    return Arithmetic(
+        raise InputError(
+            f"batch.passages: {batch} is larger than the training split of {training_passages} passages; "
+            "use a smaller batch or build more shards"
+        )
+    steps_per_epoch = training_passages // batch
+    steps = recipe.steps if recipe.steps is not None else max(1, round((recipe.epochs or 0) * steps_per_epoch))
+    return BatchPlan(
         ranks=ranks,
         passages_per_step=batch,
         passages_per_rank=batch // ranks,
         micro_batches=micro_batches,
-        passages_per_micro_batch=batch // (ranks * micro_batches),
+        passages_per_micro_batch=batch // unit,
         training_passages=training_passages,
-        steps_per_epoch=per_epoch,
-        left_out=training_passages - per_epoch * batch,
+        steps_per_epoch=steps_per_epoch,
+        dropped_passages=training_passages - steps_per_epoch * batch,
         steps=steps,
         epochs=steps * batch / training_passages,
         warmup_steps=min(round(recipe.optimizer.warmup * steps), steps - 1),

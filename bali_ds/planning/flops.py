@@ -1,13 +1,14 @@
-"""Floating-point operations of a step, counted from shapes; for model FLOPs utilization (Chowdhery et al., 2022)."""
+"""FLOPs of a training step, counted from shapes, for model FLOPs utilization (MFU; Chowdhery et al., 2022)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from bali_ds.data.batch import Batch
+from bali_ds.data.batch import Batch, LengthBucket
 
-# Dense peaks in half precision by what the device's name contains, in operations a second (vendors' data sheets).
+# Peak dense half-precision FLOPs per second, by a part of the device name (vendors' data sheets).
 PEAKS = {
     "B200": 2250e12,
     "H200": 989e12,
@@ -22,17 +23,17 @@ PEAKS = {
 }
 ENCODED = ("passages", "names", "neighborhoods")
 """The fields of a batch whose blocks the text encoder reads."""
-# Forward, and backward for inputs and for weights; a multiplication and an addition each.
+# One multiplication and one addition each in the forward pass, for input gradients and for weight gradients.
 _PER_WEIGHT = 6
 
 
 @dataclass(frozen=True)
 class StepFlops:
-    """Counts what forward and backward passes need, recomputation and padding left out.
+    """Counter of the FLOPs of forward and backward passes, without recomputation and padding.
 
     Attributes:
-        encoder, head, graph: elements of the matrices of each part, embeddings left out.
-        layers, width: of the text encoder, for attention.
+        encoder, head, graph: number of matrix elements of each part, without embeddings.
+        layers, width: layers and hidden size of the text encoder.
     """
 
     encoder: int
@@ -43,7 +44,7 @@ class StepFlops:
 
     @classmethod
     def of(cls, model: nn.Module) -> "StepFlops":
-        """Return the counter of an aligner, before ZeRO takes its weights apart."""
+        """Return the counter of an aligner whose weights ZeRO has not partitioned yet."""
         text = model.get_submodule("text")
         configuration: Any = text.get_submodule("encoder").config
         parts = dict(text.named_children()) | {"graph": dict(model.named_children()).get("graph", nn.Module())}
@@ -56,12 +57,11 @@ class StepFlops:
         )
 
     def count(self, batch: Batch) -> tuple[int, int]:
-        """Return tokens that the encoder reads, and operations, of one micro-batch.
+        """Return the tokens that the text encoder reads in one micro-batch, and the FLOPs of its passes.
 
-        Attention adds 12 operations per layer, feature and pair of tokens (Q K^T and its product with V).
+        Attention adds 12 FLOPs per layer, feature and pair of tokens (Q K^T and its product with V).
         """
-        blocks = [block for kind in ENCODED for block in getattr(batch, kind, ())]
-        lengths = [block.lengths for block in blocks]
+        lengths = [block.lengths for block in text_encoder_blocks(batch)]
         tokens = sum(int(each.sum()) for each in lengths)
         pairs = sum(int((each * each).sum()) for each in lengths)
         operations = _PER_WEIGHT * (
@@ -70,8 +70,14 @@ class StepFlops:
         return tokens, operations + 12 * self.layers * self.width * pairs
 
 
+def text_encoder_blocks(batch: Batch) -> Iterator[LengthBucket]:
+    """Yield the blocks of a batch that the text encoder reads."""
+    for field in ENCODED:
+        yield from getattr(batch, field, ())
+
+
 def peak_of(device: str) -> float | None:
-    """Return the peak in half precision of a device by its name, None where it is unknown."""
+    """Return the peak half-precision FLOPs per second of a device by its name; None if it is unknown."""
     return next((peak for name, peak in PEAKS.items() if name in device), None)
 
 

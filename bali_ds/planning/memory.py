@@ -1,13 +1,14 @@
-"""Memory of one rank and traffic of one step under each ZeRO stage.
+"""Memory of one rank and traffic of one step at each ZeRO stage.
 
-The terms follow DeepSpeed 0.19.8 (stages of Rajbhandari et al., "ZeRO", SC 2020, section 5); `bench/plan.py` compares
-them with measured peaks. P parameters, W ranks, b bytes of a weight in the run's precision.
+The formulas follow DeepSpeed 0.19.8 (stages of Rajbhandari et al., "ZeRO", SC 2020, section 5); `bench/plan.py`
+compares them with measured peaks. P is the number of parameters, W the number of ranks, b the bytes of a weight.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from bali_ds.model.build_model import DTYPES
 from bali_ds.planning.activations import PassMemory
 
 MASTER_BYTES = 4
@@ -16,16 +17,16 @@ STAGE_0_BUCKET = 500_000_000
 
 
 @dataclass(frozen=True)
-class Run:
-    """What memory and traffic depend on.
+class MemoryInputs:
+    """Properties of a run that determine memory and traffic.
 
     Attributes:
-        parameters: P.
+        parameters: number of parameters P.
         largest: elements of the largest parameter.
-        weight_bytes: b, 4 or 2.
-        ranks: W.
-        activations: of one micro-batch.
-        on_gpu: fused optimizer and buffers that exist as soon as they are reserved.
+        weight_bytes: bytes b of a weight in the run's precision, 4 or 2.
+        ranks: number of ranks W.
+        activations: peak memory of the passes of one micro-batch.
+        on_gpu: whether ranks use GPUs: the optimizer is fused, and reserved buffers take memory even if unused.
         settings: the DeepSpeed configuration.
         names: bytes of the table of cached name vectors.
     """
@@ -41,26 +42,26 @@ class Run:
 
     @property
     def shard(self) -> int:
-        """Parameters of one rank's part, rounded up."""
+        """Parameters of one rank's partition, rounded up."""
         return -(-self.parameters // self.ranks)
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes of one rank.
+class RankMemory:
+    """Memory of one rank in bytes.
 
     Attributes:
         stage: ZeRO stage.
-        weights: as they lie between steps.
-        gathered: other ranks' weights during a pass (stage 3).
-        master: fp32 copy that the optimizer updates.
-        optimizer: AdamW's two moments.
-        gradients: as they lie at the end of the backward pass.
+        weights: weights held between steps.
+        gathered: weights of other ranks held during a pass (stage 3).
+        master: fp32 weights that the optimizer updates.
+        optimizer: the two moments of AdamW.
+        gradients: gradients held at the end of the backward pass.
         buckets: buffers of the gradient reduction.
-        activations: of one micro-batch at the peak of its passes.
-        peak: the largest sum at one time.
-        offloaded: of all these, in the host's memory instead.
-        names: cached name vectors, which no stage shares out.
+        activations: activations of one micro-batch at the peak of its passes.
+        peak: the most memory in use at one time.
+        offloaded: the part of the above that is in host memory instead.
+        names: cached name vectors, replicated on every rank at every stage.
     """
 
     stage: int
@@ -76,100 +77,118 @@ class Memory:
     names: int = 0
 
     def as_dict(self) -> dict[str, int]:
-        """Return the numbers by name."""
+        """Return the fields as a dictionary."""
         return asdict(self)
 
 
-def rank_memory(run: Run, stage: int) -> Memory:
-    """Return the memory of a rank under a ZeRO stage; bucket sizes and offloading are those of the configuration."""
-    memory = (_unsharded(run), _sharded(run, 1), _sharded(run, 2), _fully_sharded(run))[stage]
-    return replace(memory, names=run.names, peak=memory.peak + run.names)
+def rank_memory(inputs: MemoryInputs, stage: int) -> RankMemory:
+    """Return the memory of a rank at a ZeRO stage, with the bucket sizes and offloading of the configuration."""
+    memory = (_unsharded(inputs), _sharded(inputs, 1), _sharded(inputs, 2), _fully_sharded(inputs))[stage]
+    return replace(memory, names=inputs.names, peak=memory.peak + inputs.names)
 
 
-def _unsharded(run: Run) -> Memory:
-    size, b = run.parameters, run.weight_bytes
+def _unsharded(inputs: MemoryInputs) -> RankMemory:
+    size, b = inputs.parameters, inputs.weight_bytes
     mixed = b < MASTER_BYTES
     weights, master, optimizer = b * size, MASTER_BYTES * size * mixed, ADAM_BYTES * size
     flattened = b * min(size, STAGE_0_BUCKET)
-    during_step = b * size + MASTER_BYTES * size * mixed + _adam_temporaries(run, run.largest)
+    during_step = b * size + MASTER_BYTES * size * mixed + _adam_temporaries(inputs, inputs.largest)
     between = weights + master + optimizer
-    peak = between + max(run.activations.kept, b * size + flattened, during_step)
-    return Memory(0, weights, 0, master, optimizer, b * size, flattened, run.activations.kept, peak, 0)
+    peak = between + max(inputs.activations.with_gradients, b * size + flattened, during_step)
+    return RankMemory(0, weights, 0, master, optimizer, b * size, flattened, inputs.activations.with_gradients, peak, 0)
 
 
-def _sharded(run: Run, stage: int) -> Memory:
-    size, b, shard = run.parameters, run.weight_bytes, run.shard
-    zero = _zero(run)
+def _sharded(inputs: MemoryInputs, stage: int) -> RankMemory:
+    size, b, shard = inputs.parameters, inputs.weight_bytes, inputs.shard
+    zero = _zero(inputs)
     weights, master, optimizer = b * size, MASTER_BYTES * shard, ADAM_BYTES * shard
     bucket = b * int(zero.get("reduce_bucket_size", 5e8))
-    # what a CPU never writes to takes no memory
-    reserved = bucket * (2 if zero.get("overlap_comm") else 1) if run.on_gpu else 0
+    # on a CPU, reserved pages that are never written take no memory
+    reserved = bucket * (2 if zero.get("overlap_comm") else 1) if inputs.on_gpu else 0
     used = min(bucket, b * size)
     end_of_backward = max(b * size, reserved or used) + max(used, b * shard)
     offloads = _offloads(zero, "offload_optimizer")
     offloaded = (master + optimizer + MASTER_BYTES * shard) if offloads else 0
-    during_step = 0 if offloads else _sharded_step(run)
+    during_step = 0 if offloads else _sharded_step(inputs)
     between = weights + (0 if offloads else master + optimizer)
-    peak = between + max(run.activations.kept + reserved, end_of_backward, during_step)
+    peak = between + max(inputs.activations.with_gradients + reserved, end_of_backward, during_step)
     gradients = b * size if stage == 1 else b * shard
-    return Memory(
-        stage, weights, 0, master, optimizer, gradients, reserved or used, run.activations.kept, peak, offloaded
+    return RankMemory(
+        stage,
+        weights,
+        0,
+        master,
+        optimizer,
+        gradients,
+        reserved or used,
+        inputs.activations.with_gradients,
+        peak,
+        offloaded,
     )
 
 
-def _fully_sharded(run: Run) -> Memory:
-    size, b, shard = run.parameters, run.weight_bytes, run.shard
-    zero = _zero(run)
+def _fully_sharded(inputs: MemoryInputs) -> RankMemory:
+    size, b, shard = inputs.parameters, inputs.weight_bytes, inputs.shard
+    zero = _zero(inputs)
     weights, master, optimizer, gradients = b * shard, MASTER_BYTES * shard, ADAM_BYTES * shard, b * shard
-    gathered = b * min(size, int(zero.get("stage3_max_live_parameters", 1e9))) if run.ranks > 1 else 0
+    gathered = b * min(size, int(zero.get("stage3_max_live_parameters", 1e9))) if inputs.ranks > 1 else 0
     bucket = b * int(zero.get("reduce_bucket_size", 5e8))
     used = min(bucket, b * size)
-    reserved = bucket if run.on_gpu else used
+    reserved = bucket if inputs.on_gpu else used
     states_offloaded, weights_offloaded = (_offloads(zero, key) for key in ("offload_optimizer", "offload_param"))
     offloaded = weights * weights_offloaded + (master + optimizer + gradients) * states_offloaded
     between = weights + master + optimizer + gradients + reserved - offloaded
-    during_step = 0 if states_offloaded else _sharded_step(run)
-    peak = between + max(run.activations.flowing + gathered, gathered + 2 * used, during_step)
-    return Memory(
-        3, weights, gathered, master, optimizer, gradients, reserved, run.activations.flowing, peak, offloaded
+    during_step = 0 if states_offloaded else _sharded_step(inputs)
+    peak = between + max(inputs.activations.without_gradients + gathered, gathered + 2 * used, during_step)
+    return RankMemory(
+        3,
+        weights,
+        gathered,
+        master,
+        optimizer,
+        gradients,
+        reserved,
+        inputs.activations.without_gradients,
+        peak,
+        offloaded,
     )
 
 
-def _sharded_step(run: Run) -> int:
-    """Fp32 gradients of the shard, beside what AdamW needs for a moment."""
-    averaged = run.weight_bytes * run.shard
-    return MASTER_BYTES * run.shard + max(averaged, _adam_temporaries(run, run.shard))
+def _sharded_step(inputs: MemoryInputs) -> int:
+    """Fp32 gradients of the partition and the temporaries of AdamW."""
+    averaged = inputs.weight_bytes * inputs.shard
+    return MASTER_BYTES * inputs.shard + max(averaged, _adam_temporaries(inputs, inputs.shard))
 
 
-def _adam_temporaries(run: Run, elements: int) -> int:
-    # torch's plain AdamW holds the root of the second moment and its quotient; the fused one holds neither
-    return 0 if run.on_gpu else 2 * MASTER_BYTES * elements
+def _adam_temporaries(inputs: MemoryInputs, elements: int) -> int:
+    # torch's AdamW without fusion allocates the root of the second moment and its quotient
+    return 0 if inputs.on_gpu else 2 * MASTER_BYTES * elements
 
 
-def _zero(run: Run) -> Mapping[str, Any]:
-    return run.settings.get("zero_optimization", {})
+def _zero(inputs: MemoryInputs) -> Mapping[str, Any]:
+    return inputs.settings.get("zero_optimization", {})
 
 
 def _offloads(zero: Mapping[str, Any], key: str) -> bool:
     return zero.get(key, {}).get("device", "none") != "none"
 
 
-def bytes_sent(run: Run, stage: int) -> int:
-    """Return the bytes that a rank sends in one step for weights and gradients.
+def bytes_sent(inputs: MemoryInputs, stage: int) -> int:
+    """Return the bytes of weights and gradients that a rank sends in one step.
 
-    DeepSpeed reduces gradients to all ranks in stages 0, 1 and 2: a ring sends each part twice. Stages 1 and 2 then
-    gather the updated weights; stage 3 scatters gradients and gathers weights, for the backward pass once more unless
-    they may all stay alive.
+    DeepSpeed all-reduces gradients at stages 0, 1 and 2; a ring sends each part twice. Stages 1 and 2 then all-gather
+    the updated weights. Stage 3 reduce-scatters gradients and all-gathers weights, a second time for the backward pass
+    unless `stage3_max_live_parameters` lets all of them stay.
     """
-    zero = _zero(run)
-    names = {"fp32": 4, "fp16": 2, "bf16": 2}
-    gradient_bytes = names.get(run.settings.get("communication_data_type", ""), run.weight_bytes)
-    weights, gradients = run.weight_bytes * run.parameters, gradient_bytes * run.parameters
-    stays = run.parameters <= int(zero.get("stage3_max_live_parameters", 1e9))
+    zero = _zero(inputs)
+    communication = DTYPES.get(inputs.settings.get("communication_data_type", ""))
+    gradient_bytes = communication.itemsize if communication else inputs.weight_bytes
+    weights, gradients = inputs.weight_bytes * inputs.parameters, gradient_bytes * inputs.parameters
+    stays = inputs.parameters <= int(zero.get("stage3_max_live_parameters", 1e9))
     volume = {
         0: 2 * gradients,
         1: 2 * gradients + weights,
         2: 2 * gradients + weights,
         3: gradients + weights * (1 if stays else 2),
     }[stage]
-    return volume * (run.ranks - 1) // run.ranks
+    return volume * (inputs.ranks - 1) // inputs.ranks

@@ -1,4 +1,4 @@
-"""Everything that follows from a recipe, before anything is started."""
+"""The plan of a run: batch sizes, steps, memory of a rank and traffic, computed without starting anything."""
 
 import tempfile
 from dataclasses import asdict, dataclass
@@ -14,15 +14,16 @@ from bali_ds.data.mixture import Mixture, open_mixture
 from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.model.aligner import Aligner
-from bali_ds.model.build_model import build_aligner
+from bali_ds.model.build_model import DTYPES, build_aligner
 from bali_ds.model.text_encoder import read_configuration
 from bali_ds.objectives.registry import stream_settings
 from bali_ds.planning.activations import PassMemory, pass_memory
-from bali_ds.planning.batch_plan import Arithmetic, arithmetic
-from bali_ds.planning.memory import Memory, Run, bytes_sent, rank_memory
+from bali_ds.planning.batch_plan import BatchPlan, plan_batches
+from bali_ds.planning.flops import text_encoder_blocks
+from bali_ds.planning.memory import MemoryInputs, RankMemory, bytes_sent, rank_memory
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 STAGES = (0, 1, 2, 3)
+# Micro-batches that the largest is taken from: up to 8 steps of up to 4 ranks, fewer where a rank's batch is large.
 _SAMPLED_RANKS = 4
 _SAMPLED_STEPS = 8
 _SAMPLED_PASSAGES = 4096
@@ -30,79 +31,79 @@ _SAMPLED_PASSAGES = 4096
 
 @dataclass(frozen=True)
 class Plan:
-    """The derived numbers of a run.
+    """Everything that `bali-ds plan` prints.
 
     Attributes:
-        arithmetic: batch, steps, epochs.
-        parameters: by part of the model.
-        positions: tokens and padding of the largest micro-batch looked at, passages and names together.
+        batch_plan: batch sizes, steps and epochs.
+        parameters: number of parameters by part of the model.
+        positions: tokens that the text encoder reads in the largest sampled micro-batch, padding included.
         views: text-graph pairs of that micro-batch.
         stage: ZeRO stage of the recipe's DeepSpeed configuration.
-        memory: of a rank, for every stage.
-        bytes_sent: by a rank in one step, for every stage.
-        seconds: of the whole run, where a rate was given.
+        memory: memory of a rank at each ZeRO stage.
+        bytes_sent: bytes that a rank sends in one step at each ZeRO stage.
+        seconds: duration of the run; None without a throughput.
     """
 
-    arithmetic: Arithmetic
+    batch_plan: BatchPlan
     parameters: dict[str, int]
     positions: int
     views: int
     stage: int
-    memory: tuple[Memory, ...]
+    memory: tuple[RankMemory, ...]
     bytes_sent: tuple[int, ...]
     seconds: float | None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
+        """Return the plan as nested dictionaries for JSON output."""
         return asdict(self)
 
 
 def plan(recipe: Recipe, *, ranks: int, on_gpu: bool, samples_per_second: float | None = None) -> Plan:
     """Return the plan of a run.
 
-    The activations are those of the largest of the first micro-batches of the first ranks, found by running the model
-    on shapes alone.
+    Activation memory is that of the largest of the first micro-batches of the first ranks, measured by running the
+    model on the meta device.
 
     Args:
-        recipe: the run.
-        ranks: processes that train.
-        on_gpu: whether ranks own a GPU.
-        samples_per_second: measured or hoped for, over all ranks.
+        recipe: recipe of the run.
+        ranks: number of training processes.
+        on_gpu: whether each rank has a GPU.
+        samples_per_second: measured or expected throughput over all ranks.
 
     Raises:
-        InputError: recipe, data, DeepSpeed configuration and ranks do not fit together.
+        InputError: recipe, data, DeepSpeed configuration and number of ranks are not compatible.
     """
     settings = load_deepspeed_config(recipe.deepspeed)
     check_recipe(settings, recipe)
     graph, shards = KnowledgeGraph.open(recipe.data.graph), open_mixture(recipe.data.shards)
-    numbers = arithmetic(recipe, ranks, len(shards.split("train")))
-    batch = _largest_batch(recipe, shards, graph, numbers)
+    batch_plan = plan_batches(recipe, ranks, len(shards.split("train")))
+    batch = _largest_batch(recipe, shards, graph, batch_plan)
     model = shapes_of_model(recipe, 2 * graph.num_relations, shards)
-    run = Run(
+    inputs = MemoryInputs(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         largest=max(parameter.numel() for parameter in model.parameters()),
         weight_bytes=DTYPES[recipe.precision].itemsize,
         ranks=ranks,
-        activations=_activations(model, batch, numbers, on_gpu=on_gpu),
+        activations=_activations(model, batch, batch_plan, on_gpu=on_gpu),
         on_gpu=on_gpu,
         settings=settings,
         names=model.table.vectors.nbytes if model.table else 0,
     )
-    passages = numbers.steps * numbers.passages_per_step
+    passages = batch_plan.steps * batch_plan.passages_per_step
     return Plan(
-        arithmetic=numbers,
+        batch_plan=batch_plan,
         parameters={name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()},
         positions=_positions(batch),
         views=batch.num_views,
         stage=settings.get("zero_optimization", {}).get("stage", 0),
-        memory=tuple(rank_memory(run, stage) for stage in STAGES),
-        bytes_sent=tuple(bytes_sent(run, stage) for stage in STAGES),
+        memory=tuple(rank_memory(inputs, stage) for stage in STAGES),
+        bytes_sent=tuple(bytes_sent(inputs, stage) for stage in STAGES),
         seconds=passages / samples_per_second if samples_per_second else None,
     )
 
 
 def shapes_of_model(recipe: Recipe, num_relations: int, shards: Mixture | None = None) -> Aligner:
-    """Return the recipe's model on the meta device, in the recipe's precision: shapes without values.
+    """Return the recipe's model on the meta device, in the recipe's precision.
 
     Raises:
         InputError: the encoder's configuration cannot be read.
@@ -110,7 +111,7 @@ def shapes_of_model(recipe: Recipe, num_relations: int, shards: Mixture | None =
     encoder = recipe.text_encoder
     configuration = read_configuration(encoder.path)
     with tempfile.TemporaryDirectory() as directory:
-        # a directory without weights, so that none are read
+        # a directory that holds only config.json: no weights are read
         configuration.save_pretrained(directory)
         bare = recipe.model_copy(update={"text_encoder": encoder.model_copy(update={"path": directory})})
         with torch.device("meta"):
@@ -118,7 +119,7 @@ def shapes_of_model(recipe: Recipe, num_relations: int, shards: Mixture | None =
     return model.to(DTYPES[recipe.precision]).train()
 
 
-def _activations(model: Aligner, batch: Batch, numbers: Arithmetic, *, on_gpu: bool) -> PassMemory:
+def _activations(model: Aligner, batch: Batch, batch_plan: BatchPlan, *, on_gpu: bool) -> PassMemory:
     shapes = batch.to("meta")
 
     def run() -> torch.Tensor:
@@ -128,31 +129,31 @@ def _activations(model: Aligner, batch: Batch, numbers: Arithmetic, *, on_gpu: b
         return torch.stack([*(each.sum() for each in vectors), *totals]).sum()
 
     one = pass_memory(model, run, fused_attention=on_gpu)
-    # both views of all ranks in fp32: normalized, gathered, and their gradients
-    rows = 2 * batch.num_views * numbers.micro_batches * numbers.ranks
+    # the contrastive loss holds both views of all ranks in fp32: normalized, gathered, and their gradients
+    rows = 2 * batch.num_views * batch_plan.micro_batches * batch_plan.ranks
     features = 3 * 4 * rows * model.text.width
-    return PassMemory(one.kept + features, one.flowing + features)
+    return PassMemory(one.with_gradients + features, one.without_gradients + features)
 
 
-def _largest_batch(recipe: Recipe, shards: Mixture, graph: KnowledgeGraph, numbers: Arithmetic) -> Batch:
-    steps = max(1, min(_SAMPLED_STEPS, numbers.steps, _SAMPLED_PASSAGES // numbers.passages_per_rank))
+def _largest_batch(recipe: Recipe, shards: Mixture, graph: KnowledgeGraph, batch_plan: BatchPlan) -> Batch:
+    steps = max(1, min(_SAMPLED_STEPS, batch_plan.steps, _SAMPLED_PASSAGES // batch_plan.passages_per_rank))
     batches: list[Batch] = []
-    for rank in range(min(_SAMPLED_RANKS, numbers.ranks)):
+    for rank in range(min(_SAMPLED_RANKS, batch_plan.ranks)):
         loader = Loader(
             shards,
             graph,
             stream_settings(recipe),
-            global_batch=numbers.passages_per_step,
-            micro_batches=numbers.micro_batches,
+            global_batch=batch_plan.passages_per_step,
+            micro_batches=batch_plan.micro_batches,
             rank=rank,
-            world_size=numbers.ranks,
+            world_size=batch_plan.ranks,
         )
         batches += [micro_batch for step in islice(loader, steps) for micro_batch in step.micro_batches]
     return max(batches, key=_positions)
 
 
 def _positions(batch: Batch) -> int:
-    return sum(block.input_ids.numel() for block in (*batch.passages, *batch.names))
+    return sum(block.input_ids.numel() for block in text_encoder_blocks(batch))
 
 
 _COLUMNS = (
@@ -161,24 +162,25 @@ _COLUMNS = (
 
 
 def plan_text(plan: Plan, recipe: Recipe) -> str:
-    """Return the plan for reading: numbers first, then memory and traffic of every ZeRO stage."""
-    numbers = plan.arithmetic
+    """Return the plan as text: sizes first, then memory and traffic of every ZeRO stage."""
+    batch_plan = plan.batch_plan
     total = sum(plan.parameters.values())
     parts = ", ".join(f"{count / 1e6:.1f} M {name}" for name, count in plan.parameters.items())
     rows = {
         "model": f"{total / 1e6:.1f} M parameters ({parts}), {recipe.precision}",
-        "batch": f"{numbers.passages_per_step:,} passages = {numbers.ranks:,} ranks x {numbers.micro_batches} "
-        f"micro-batches x {numbers.passages_per_micro_batch:,}",
-        "data": f"{numbers.training_passages:,} passages, {numbers.steps_per_epoch:,} steps an epoch, "
-        f"{numbers.left_out:,} passages left out of each",
-        "length": f"{numbers.steps:,} steps = {numbers.epochs:.2f} epochs, the first {numbers.warmup_steps:,} warm up",
-        "tokens": f"{plan.positions:,} in a micro-batch (passages and names, padded), {plan.views:,} text-graph pairs",
-        "time": _duration(plan.seconds) if plan.seconds else "give --samples-per-second for an estimate",
+        "batch": f"{batch_plan.passages_per_step:,} passages = {batch_plan.ranks:,} ranks x {batch_plan.micro_batches} "
+        f"micro-batches x {batch_plan.passages_per_micro_batch:,}",
+        "data": f"{batch_plan.training_passages:,} passages, {batch_plan.steps_per_epoch:,} steps an epoch, "
+        f"{batch_plan.dropped_passages:,} passages dropped from each",
+        "length": f"{batch_plan.steps:,} steps = {batch_plan.epochs:.2f} epochs, "
+        f"{batch_plan.warmup_steps:,} warm-up steps",
+        "tokens": f"{plan.positions:,} in a micro-batch (padding included), {plan.views:,} text-graph pairs",
+        "time": _duration(plan.seconds) if plan.seconds else "unknown; pass --samples-per-second for an estimate",
     }
     lines = [f"{name:>7}  {value}" for name, value in rows.items()]
     lines += [
         "",
-        f"memory of one rank in GiB ({recipe.deepspeed} is stage {plan.stage}) and GiB it sends in a step",
+        f"memory of one rank, and what it sends in one step, in GiB ({recipe.deepspeed} uses ZeRO stage {plan.stage})",
         "",
     ]
     lines += [f"{'stage':>7}" + "".join(f"{name:>13}" for name in _COLUMNS) + f"{'sent':>10}"]
@@ -187,7 +189,10 @@ def plan_text(plan: Plan, recipe: Recipe) -> str:
         mark = "*" if memory.stage == plan.stage else " "
         cells = "".join(f"{values[name] / 2**30:13.3f}" for name in _COLUMNS)
         lines.append(f"{mark:>6}{memory.stage}{cells}{sent / 2**30:10.3f}")
-    lines += ["", "peak: the largest sum at one time; libraries and the CUDA context come on top (about 0.6 GiB)"]
+    lines += [
+        "",
+        "peak: the most memory in use at one time, without libraries and the CUDA context (about 0.6 GiB more)",
+    ]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Parts put together: which samples stand in which shard, and the shards themselves, copied block by block."""
+"""Assembly of parts: which samples are kept, and which shard each is copied to."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,24 +10,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bali_ds.randomness import derive, uniform
-from bali_ds.shards.part import DOCUMENT_DTYPE, BuildSettings
+from bali_ds.shards.build_settings import BuildSettings
+from bali_ds.shards.part import DOCUMENT_DTYPE
 from bali_ds.shards.shard_set import SPLITS
-from bali_ds.shards.writer import ROW_DTYPE, shard_name
+from bali_ds.shards.writer import SIZES_DTYPE, shard_name
 
-_Rows = NDArray[np.void]
+_Records = NDArray[np.void]
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One shard to be written: `rows` are its samples, `blocks` where their bytes lie (part, offset, size)."""
+    """One shard to write.
+
+    Attributes:
+        name: file name.
+        split: "train" or "validation".
+        sizes: SIZES_DTYPE, one row per sample.
+        blocks: ranges of sample bytes, as (part, offset, size).
+    """
 
     name: str
     split: str
-    rows: _Rows
+    sizes: _Records
     blocks: tuple[tuple[Path, int, int], ...]
 
     def read(self) -> Iterator[bytes]:
-        """Yield the bytes of the samples in as few and as long blocks as they allow."""
+        """Yield the bytes of the samples, one block after the other."""
         for part, offset, size in self.blocks:
             with open(part / "samples.bin", "rb") as stream:
                 stream.seek(offset)
@@ -36,13 +44,13 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Assembly:
-    """The whole shard set before it is written.
+    """Plan of a whole shard set.
 
     Attributes:
         shards: in order, train first.
         counts: what is stored.
-        dropped: documents and passages left out although they were read, by reason.
-        concepts: int64 [C, 2], each concept and the passages that hold it, most first.
+        dropped: documents and passages that were read but are not stored, by reason.
+        concepts: int64 [C, 2], each concept id and its number of passages, most frequent first.
     """
 
     shards: tuple[ShardPlan, ...]
@@ -52,35 +60,35 @@ class Assembly:
 
 
 class _Parts:
-    """The tables of all parts, one after the other."""
+    """The concatenated tables of all parts."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = paths
-        rows = [_table(path, "rows") for path in paths]
-        self.rows: _Rows = np.concatenate([np.empty(0, ROW_DTYPE), *rows])
-        self.part = np.repeat(np.arange(len(paths)), [len(table) for table in rows])
-        ends = [np.cumsum(table["size"]) for table in rows]
-        self.offsets = np.concatenate([np.empty(0, np.int64), *ends]) - self.rows["size"]
+        sizes = [_table(path, "rows") for path in paths]
+        self.sizes: _Records = np.concatenate([np.empty(0, SIZES_DTYPE), *sizes])
+        self.part = np.repeat(np.arange(len(paths)), [len(table) for table in sizes])
+        ends = [np.cumsum(table["size"]) for table in sizes]
+        self.offsets = np.concatenate([np.empty(0, np.int64), *ends]) - self.sizes["size"]
         tables = [_table(path, "documents") for path in paths]
-        self.documents: _Rows = np.concatenate([np.empty(0, DOCUMENT_DTYPE), *tables])
-        self.concepts = np.concatenate([np.empty(0, np.int32), *(_table(path, "concepts") for path in paths)])
+        self.documents: _Records = np.concatenate([np.empty(0, DOCUMENT_DTYPE), *tables])
+        self.concept_ids = np.concatenate([np.empty(0, np.int32), *(_table(path, "concepts") for path in paths)])
 
-    def plan(self, name: str, split: str, members: NDArray[np.int64]) -> ShardPlan:
-        """Return the shard of some samples; those that lie back to back in one part become one block."""
-        part, offsets, sizes = self.part[members], self.offsets[members], self.rows["size"][members]
+    def plan(self, name: str, split: str, samples: NDArray[np.int64]) -> ShardPlan:
+        """Return the plan of a shard; samples that are adjacent in one part become one block."""
+        part, offsets, sizes = self.part[samples], self.offsets[samples], self.sizes["size"][samples]
         broken = (part[1:] != part[:-1]) | (offsets[1:] != offsets[:-1] + sizes[:-1])
         firsts = np.flatnonzero(np.append(True, broken))
         totals = np.add.reduceat(sizes, firsts)
         pairs = zip(firsts, totals, strict=True)
         blocks = tuple((self.paths[part[at]], int(offsets[at]), int(size)) for at, size in pairs)
-        return ShardPlan(name, split, self.rows[members], blocks)
+        return ShardPlan(name, split, self.sizes[samples], blocks)
 
 
 def plan_shards(paths: Sequence[Path], settings: BuildSettings) -> Assembly:
-    """Decide what is kept and where it stands: a function of the parts in their order alone.
+    """Return which samples are kept and in which shard, as a function of the parts and their order alone.
 
-    Of documents with one id the last counts, of documents with one text the first. Samples keep the order of the
-    inputs; a document is in one split whole.
+    Of documents with equal ids the last is kept, of documents with equal texts the first. Samples keep the order of the
+    inputs; all passages of a document are in the same split.
     """
     parts = _Parts(paths)
     dropped: Counter[str] = Counter()
@@ -94,10 +102,10 @@ def plan_shards(paths: Sequence[Path], settings: BuildSettings) -> Assembly:
     for split in SPLITS:
         chosen = np.flatnonzero(kept & (validation == (split == "validation")))
         for number, start in enumerate(range(0, len(chosen), settings.shard_samples)):
-            members = chosen[start : start + settings.shard_samples]
-            shards.append(parts.plan(shard_name(split, number), split, members))
+            samples = chosen[start : start + settings.shard_samples]
+            shards.append(parts.plan(shard_name(split, number), split, samples))
     concepts = _concept_counts(parts, kept)
-    counts = _counts(parts.rows[kept], parts.documents[documents], len(concepts))
+    counts = _counts(parts.sizes[kept], parts.documents[documents], len(concepts))
     return Assembly(tuple(shards), counts, dict(dropped), concepts)
 
 
@@ -105,12 +113,12 @@ def _table(part: Path, name: str) -> NDArray[Any]:
     return np.load(part / f"{name}.npy", allow_pickle=False)
 
 
-def _kept_documents(documents: _Rows, dropped: Counter[str]) -> NDArray[np.bool_]:
-    """Return bool [documents]: is it the last of its id, not withdrawn, and the first of its text?"""
+def _kept_documents(documents: _Records, dropped: Counter[str]) -> NDArray[np.bool_]:
+    """Return bool [documents], whether each is the last of its id, not withdrawn, and the first of its text."""
     count = len(documents)
-    _, firsts_from_behind = np.unique(documents["id"][::-1], return_index=True)
+    _, firsts_of_reversed = np.unique(documents["id"][::-1], return_index=True)
     last = np.zeros(count, np.bool_)
-    last[count - 1 - firsts_from_behind] = True
+    last[count - 1 - firsts_of_reversed] = True
     withdrawn = documents["withdrawn"]
     dropped["documents_replaced_or_withdrawn"] = int((~last & ~withdrawn).sum())
     kept = np.flatnonzero(last & ~withdrawn)
@@ -122,36 +130,37 @@ def _kept_documents(documents: _Rows, dropped: Counter[str]) -> NDArray[np.bool_
 
 
 def _under_cap(parts: _Parts, kept: NDArray[np.bool_], cap: int, dropped: Counter[str]) -> NDArray[np.bool_]:
-    """Return bool [samples]: taken in an order that the documents' ids alone decide, had one of its concepts room?"""
-    bounds = np.append(0, np.cumsum(parts.rows["views"]))
-    numbers = np.arange(len(parts.rows))
-    first = np.repeat(np.cumsum(parts.documents["samples"]) - parts.documents["samples"], parts.documents["samples"])
-    order = derive("concept cap", np.repeat(parts.documents["id"], parts.documents["samples"]), numbers - first)
+    """Return bool [samples], whether a concept of each was below the cap, in an order set by the document ids alone."""
+    bounds = np.append(0, np.cumsum(parts.sizes["views"]))
+    numbers = np.arange(len(parts.sizes))
+    counts = parts.documents["samples"]
+    passages = numbers - np.repeat(np.cumsum(counts) - counts, counts)
+    order = np.argsort(derive("concept cap", np.repeat(parts.documents["id"], counts), passages), kind="stable")
     seen: Counter[int] = Counter()
-    chosen = np.zeros(len(parts.rows), np.bool_)
-    for number in np.argsort(order, kind="stable")[kept[np.argsort(order, kind="stable")]].tolist():
-        concepts = parts.concepts[bounds[number] : bounds[number + 1]].tolist()
-        if not concepts or any(seen[concept] < cap for concept in concepts):
-            seen.update(concepts)
+    chosen = np.zeros(len(parts.sizes), np.bool_)
+    for number in order[kept[order]].tolist():
+        concept_ids = parts.concept_ids[bounds[number] : bounds[number + 1]].tolist()
+        if not concept_ids or any(seen[each] < cap for each in concept_ids):
+            seen.update(concept_ids)
             chosen[number] = True
     dropped["passages_above_the_concept_cap"] = int((kept & ~chosen).sum())
     return chosen
 
 
 def _concept_counts(parts: _Parts, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
-    concepts, counts = np.unique(parts.concepts[np.repeat(kept, parts.rows["views"])], return_counts=True)
-    order = np.lexsort((concepts, -counts))
-    return np.stack([concepts[order].astype(np.int64), counts[order]], axis=1)
+    concept_ids, counts = np.unique(parts.concept_ids[np.repeat(kept, parts.sizes["views"])], return_counts=True)
+    order = np.lexsort((concept_ids, -counts))
+    return np.stack([concept_ids[order].astype(np.int64), counts[order]], axis=1)
 
 
-def _counts(rows: _Rows, documents: _Rows, concepts: int) -> dict[str, int]:
+def _counts(sizes: _Records, documents: _Records, num_concepts: int) -> dict[str, int]:
     return {
         "documents": len(documents),
         "documents_with_passages": int((documents["samples"] > 0).sum()),
-        "passages": len(rows),
+        "passages": len(sizes),
         "mentions": int(documents["mentions"].sum()),
         "linked_mentions": int(documents["linked_mentions"].sum()),
-        "views": int(rows["views"].sum()),
-        "concepts": concepts,
-        "tokens": int(rows["tokens"].sum()),
+        "views": int(sizes["views"].sum()),
+        "concepts": num_concepts,
+        "tokens": int(sizes["tokens"].sum()),
     }

@@ -1,4 +1,4 @@
-"""From input files to a published shard set: parts, names, shards, index."""
+"""Shard build: input files to parts, names, shards and index, resumable at any point."""
 
 import fcntl
 import hashlib
@@ -18,8 +18,9 @@ from bali_ds.errors import InputError
 from bali_ds.files import resolved, sha256_file, write_json
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.shards.assembly import Assembly, ShardPlan, plan_shards
+from bali_ds.shards.build_settings import BuildSettings, Corpus
 from bali_ds.shards.layout import FORMAT_VERSION
-from bali_ds.shards.part import BuildSettings, Corpus, PartTask, make_part
+from bali_ds.shards.part import PartTask, build_part
 from bali_ds.shards.pools import BuildProgress, Pool, open_pool
 from bali_ds.shards.shard_set import Shard
 from bali_ds.shards.summary import build_report
@@ -32,13 +33,13 @@ UNFINISHED = Output(
     ("unfinished_build_of",),
     ("lock", "workers", "parts/*/*", "dictionary-*/*", "set-*/*"),
 )
-_PATIENCE = 60
-"""Seconds to wait for processes of a killed run."""
+_WORKER_TIMEOUT = 60
+"""Seconds to wait for the processes of a killed build."""
 
 
 @dataclass
 class BuildResult:
-    """What a build made, its report, and the inputs that were set aside with the reason of each."""
+    """The index and the report of a build, and one message for each input file that was skipped."""
 
     index: dict[str, Any]
     report: dict[str, Any]
@@ -57,46 +58,47 @@ def build_shards(
 ) -> BuildResult:
     """Build a shard set from input files; equal inputs and settings give equal bytes, whatever the pool.
 
-    The work lies in `.OUT.build` beside `out` until it is published. A build that was cut short at any point goes on
-    there when it is called again.
+    Intermediate results are in `.OUT.build` beside `out` until the shard set is published. A build that was interrupted
+    at any point resumes from them when it is called again.
 
     Args:
         corpora: the input files, in the order of the samples.
         graph_path: the concept graph.
         tokenizer_source: a model directory, a tokenizer file or a name on the Hub.
-        out: where the shard set is published; one that is there is replaced.
-        settings: what decides the samples.
-        pool: where the tasks run; in this process by default.
-        overwrite: replace any other directory as well; None where the caller has no such option.
+        out: where the shard set is published; an existing shard set is replaced.
+        settings: what determines the samples.
+        pool: runs the tasks; this process by default.
+        overwrite: replace any other directory as well; None if the caller has no such option.
 
     Raises:
-        InputError: no input could be read, or nothing in them is linked to the graph.
+        InputError: no input file could be read, or no mention in them is linked to the graph.
     """
     check_replaceable(out, SHARDS, overwrite=overwrite)  # before the work, which may take hours
     graph, tokenizer = KnowledgeGraph.open(graph_path), Tokenizer.load(tokenizer_source)
-    _check(settings, corpora)
-    settings.neighbors.sampler(graph)  # names of relations and sources that the graph lacks are refused here
+    settings.check()
+    _check_files(corpora)
+    settings.neighbors.sampler(graph)  # refuses unknown relations and sources before the work
     with _working_directory(out) as working, open_pool(1) as own:
         run = pool or own
         dictionary = working / f"dictionary-{DICTIONARY_VERSION}-{graph.fingerprint[:24]}"
         if any(corpus.uses_dictionary for corpus in corpora):
             open_dictionary(dictionary, graph)
         tasks = [PartTask(corpus, graph_path.resolve(), tokenizer_source, dictionary, settings) for corpus in corpora]
-        made, failures = _make_parts(run, tasks, working, graph, tokenizer)
-        parts = [part for _, part in made]
-        assembly = plan_shards(parts, settings)
+        parts, failures = _build_parts(run, tasks, working, graph, tokenizer)
+        paths = [path for _, path in parts]
+        assembly = plan_shards(paths, settings)
         if not assembly.shards:
             remove_directory(working)
-            raise InputError(_why_nothing(corpora[0], assembly.counts, graph_path))
+            raise InputError(_no_samples(corpora[0], assembly.counts, graph_path))
         description = describe(graph, tokenizer, settings)
-        directory = working / f"set-{_digest(parts, settings, description)}"
+        directory = working / f"set-{_digest(paths, settings, description)}"
         directory.mkdir(exist_ok=True)
         shards = _write_shards(run, directory, assembly, description)
         if not (directory / "names.offsets.npy").is_file():
             write_names(directory, graph, tokenizer, settings.max_name_tokens)
-        report = build_report(made, assembly, graph, failures)
+        report = build_report(parts, assembly, graph, failures)
         write_json(directory / "report.json", report)
-        write_sample_table(directory, description, [plan.rows for plan in assembly.shards])
+        write_sample_table(directory, description, [plan.sizes for plan in assembly.shards])
         index = write_index(directory, description, shards, assembly.counts)
         _publish(directory, out, overwrite)
         if not failures:
@@ -105,7 +107,7 @@ def build_shards(
 
 
 def describe(graph: KnowledgeGraph, tokenizer: Tokenizer, settings: BuildSettings) -> dict[str, Any]:
-    """Return what every tar and the index say about the shard set."""
+    """Return the description of the shard set that every tar and the index contain."""
     neighbors = settings.neighbors.describe()
     return {
         "format_version": FORMAT_VERSION,
@@ -124,36 +126,23 @@ def describe(graph: KnowledgeGraph, tokenizer: Tokenizer, settings: BuildSetting
     }
 
 
-def _check(settings: BuildSettings, corpora: Sequence[Corpus]) -> None:
-    if settings.max_tokens < 8:
-        raise InputError(f"--max-tokens {settings.max_tokens}: too few for a sentence; use at least 8")
-    if settings.max_tokens > 65_536 or settings.stored_fan_out > 65_536:
-        raise InputError("--max-tokens and --stored-fan-out: at most 65536")
-    if settings.stored_fan_out < 1 or settings.max_name_tokens < 1 or settings.shard_samples < 1:
-        raise InputError("--stored-fan-out, --max-name-tokens and --shard-samples: must be at least 1")
-    if not 0 <= settings.validation < 1:
-        raise InputError(f"--validation {settings.validation}: is a share of the documents, from 0 to below 1")
-    if settings.concept_cap < 0:
-        raise InputError(f"--concept-cap {settings.concept_cap}: is a number of passages; 0 keeps all")
-    for corpus in corpora:
-        for path in (corpus.path, *([corpus.text[1]] if corpus.text else [])):
-            if not path.is_file():
-                raise InputError(f"{path}: is no file; --corpus and --text take FORMAT:PATH")
+def _check_files(corpora: Sequence[Corpus]) -> None:
+    for path in (path for corpus in corpora for path in corpus.files):
+        if not path.is_file():
+            raise InputError(f"{path}: is not a file; --corpus and --text take FORMAT:PATH")
 
 
-def _why_nothing(corpus: Corpus, counts: dict[str, int], graph: Path) -> str:
-    """Say why no passage has a linked mention, and what to do."""
+def _no_samples(corpus: Corpus, counts: dict[str, int], graph: Path) -> str:
+    """Return why no passage has a linked mention, and what to do."""
     if not counts["documents"]:
-        return f"{corpus.path}: holds no document; is it {corpus.format}?"
+        return f"{corpus.path}: contains no documents; check that its format is {corpus.format}"
     if counts["mentions"]:
         return (
-            f"{corpus.path}: none of {counts['mentions']} mentions is a concept of {graph}; do the identifiers belong "
-            "to the same vocabulary?"
+            f"{corpus.path}: none of {counts['mentions']} mentions is linked to a concept of {graph}; check that the "
+            "identifiers are of a vocabulary of the graph"
         )
     if corpus.uses_dictionary:
-        return (
-            f"{corpus.path}: none of {counts['documents']} documents has a name of {graph}; is it in another language?"
-        )
+        return f"{corpus.path}: none of {counts['documents']} documents contains a name of {graph}; check the language"
     return (
         f"{corpus.path}: none of {counts['documents']} documents has mentions; find names of the graph in them with "
         "--link dictionary"
@@ -162,7 +151,7 @@ def _why_nothing(corpus: Corpus, counts: dict[str, int], graph: Path) -> str:
 
 @contextmanager
 def _working_directory(out: Path) -> Iterator[Path]:
-    """Yield the directory of unfinished work beside `out`, held by this process alone."""
+    """Yield the directory of intermediate results beside `out`, locked by this process."""
     target = resolved(out)
     working = target.parent / f".{target.name}.build"
     check_replaceable(working, UNFINISHED)
@@ -179,14 +168,14 @@ def _working_directory(out: Path) -> Iterator[Path]:
         _await_workers(working)
         yield working
     except BlockingIOError as error:
-        raise InputError(f"{out}: another build of it is running; wait for it, or name another --out") from error
+        raise InputError(f"{out}: another build of it is running; wait for it, or use another --out") from error
     finally:
         os.close(lock)
 
 
 @contextmanager
-def _at_work(working: Path) -> Iterator[None]:
-    """Let a later run wait until this process has done its task: it may outlive its builder for a moment."""
+def _working(working: Path) -> Iterator[None]:
+    """Hold the lock that a later build waits for: a worker may outlive its builder for a moment."""
     lock = os.open(working / "workers", os.O_CREAT | os.O_RDWR)
     try:
         fcntl.flock(lock, fcntl.LOCK_SH)
@@ -196,23 +185,23 @@ def _at_work(working: Path) -> Iterator[None]:
 
 
 def _await_workers(working: Path) -> None:
-    """Wait for processes of a killed run, which end by themselves."""
+    """Wait for the processes of a killed build, which end by themselves."""
     lock = os.open(working / "workers", os.O_CREAT | os.O_RDWR)
     try:
-        for _ in range(10 * _PATIENCE):
+        for _ in range(10 * _WORKER_TIMEOUT):
             try:
                 return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 time.sleep(0.1)
-        raise InputError(f"{working}: processes of an earlier build still write there; end them")
+        raise InputError(f"{working}: processes of an earlier build are still writing there; end them")
     finally:
         os.close(lock)
 
 
-def _make_parts(
+def _build_parts(
     run: Pool, tasks: Sequence[PartTask], working: Path, graph: KnowledgeGraph, tokenizer: Tokenizer
 ) -> tuple[list[tuple[Corpus, Path]], list[str]]:
-    """Make the parts that are not there yet; return those that could be made, and why the others could not."""
+    """Build the missing parts; return all parts that could be built, and a message for each of the others."""
     targets = [working / "parts" / task.key(graph.fingerprint, tokenizer.fingerprint) for task in tasks]
     progress = BuildProgress([task.corpus.path.stat().st_size for task in tasks])
     failures: dict[int, str] = {}
@@ -230,19 +219,19 @@ def _make_parts(
 
 
 def _attempt(task: PartTask, target: Path) -> str | None:
-    """Make a part where there is none; return why it cannot be made."""
+    """Build a part unless it exists; return the message of an error, else None."""
     try:
-        with _at_work(target.parent.parent):
+        with _working(target.parent.parent):
             if not target.is_dir():
-                make_part(task, target)
+                build_part(task, target)
     except InputError as error:
         return str(error)
     return None
 
 
 def _digest(parts: Sequence[Path], settings: BuildSettings, description: dict[str, Any]) -> str:
-    matter = [part.name for part in parts], settings, description
-    return hashlib.sha256(repr(matter).encode()).hexdigest()[:24]
+    content = [part.name for part in parts], settings, description
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:24]
 
 
 def _write_shards(run: Pool, directory: Path, assembly: Assembly, description: dict[str, Any]) -> list[Shard]:
@@ -254,16 +243,16 @@ def _write_shards(run: Pool, directory: Path, assembly: Assembly, description: d
 
 
 def _write_planned(directory: Path, plan: ShardPlan, description: dict[str, Any]) -> Shard:
-    """Write a shard, or take over the one that an earlier run has published."""
+    """Write a shard unless an earlier run has published it."""
     tar = directory / plan.name
-    with _at_work(directory.parent):
+    with _working(directory.parent):
         if tar.is_file():
-            return Shard(plan.name, plan.split, len(plan.rows), tar.stat().st_size, sha256_file(tar))
-        return write_shard(directory, plan.name, plan.split, description, plan.read(), len(plan.rows))
+            return Shard(plan.name, plan.split, len(plan.sizes), tar.stat().st_size, sha256_file(tar))
+        return write_shard(directory, plan.name, plan.split, description, plan.read(), len(plan.sizes))
 
 
 def _publish(directory: Path, out: Path, overwrite: bool | None) -> None:
     with published_directory(out, SHARDS, overwrite=overwrite) as target:
         for file in directory.iterdir():
-            if not file.name.startswith("."):  # left there by a run that was killed
+            if not file.name.startswith("."):  # temporary file of a killed run
                 os.rename(file, target / file.name)

@@ -1,6 +1,6 @@
-"""Where every byte of a shard lies: tar and npy headers of fixed size, so that offsets are arithmetic.
+"""Byte layout of shards: tar and npy headers of fixed size, so that offsets are computed without parsing.
 
-shards/README.md describes the same on paper.
+shards/README.md specifies the format.
 """
 
 import json
@@ -17,7 +17,7 @@ NPY_HEADER = 128
 LONGEST_NAME = 100
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 
-# The parts of a tar header that never change: mode and owner, time, what follows the kind of a member.
+# The constant parts of a tar header: mode and owner, time, and everything after the type of a member.
 _OWNER = b"0000644\0" + b"0000000\0" * 2
 _TIME = b"\0" + b"00000000000\0"
 _REST = bytes(LONGEST_NAME) + b"ustar\x0000" + bytes(247)
@@ -29,7 +29,7 @@ SAMPLE_DTYPE = np.dtype([("offset", "<i8"), ("tokens", "<i4"), ("mentions", "<i4
 
 
 class MemberOffsets(NamedTuple):
-    """Where the data of a sample's arrays begin in its tar, in bytes; int64 [n] each."""
+    """Byte offsets of the data of a sample's arrays in its tar; int64 [n] each."""
 
     tokens: NDArray[np.int64]
     mentions: NDArray[np.int64]
@@ -38,11 +38,11 @@ class MemberOffsets(NamedTuple):
 
 
 def member_offsets(samples: NDArray[np.void], token_bytes: int) -> MemberOffsets:
-    """Return where the array data of samples begin; `meta` is where the tar header of the JSON member begins.
+    """Return the byte offsets of the array data of samples; `meta` is the offset of the tar header of the JSON member.
 
     Args:
         samples: rows of the sample table, SAMPLE_DTYPE [n].
-        token_bytes: bytes of one token id, 2 or 4.
+        token_bytes: bytes per token id, 2 or 4.
     """
     tokens = samples["offset"].astype(np.int64) + BLOCK
     mentions = tokens + padded(NPY_HEADER + samples["tokens"].astype(np.int64) * token_bytes) + BLOCK
@@ -52,7 +52,7 @@ def member_offsets(samples: NDArray[np.void], token_bytes: int) -> MemberOffsets
 
 
 def token_dtype(vocab_size: int) -> np.dtype[np.generic]:
-    """Return the dtype of token ids: uint16 where it can hold the vocabulary, int32 otherwise."""
+    """Return the dtype of token ids: uint16 if it can represent the vocabulary, int32 otherwise."""
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<i4")
 
 
@@ -63,7 +63,7 @@ def padded(size: Any) -> Any:
 
 @lru_cache(1 << 12)
 def npy_header(dtype: DTypeLike, shape: tuple[int, ...]) -> bytes:
-    """Return an npy version 1.0 header: 128 bytes for plain dtypes, a multiple of 128 for structured ones."""
+    """Return an npy 1.0 header: 128 bytes for scalar dtypes, a multiple of 128 for structured ones."""
     descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
     text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}, }}".encode()
     size = -(-(len(text) + 11) // NPY_HEADER) * NPY_HEADER
@@ -76,7 +76,7 @@ def npy_bytes(array: NDArray[np.generic]) -> bytes:
 
 
 def tar_header(name: str, size: int, kind: bytes = b"0") -> bytes:
-    """Return a ustar header that depends on name and size alone: mode 0644, owner 0, time 0."""
+    """Return a ustar header that depends only on name, size and type: mode 0644, owner 0, time 0."""
     path, length = name.encode("ascii"), b"%011o" % size
     checksum = _FIXED_SUM + sum(path) + sum(length) + sum(kind)
     parts = (path.ljust(LONGEST_NAME, b"\0"), _OWNER, length, _TIME, b"%06o\0 " % checksum, kind, _REST)
@@ -91,7 +91,7 @@ def tar_member(name: str, data: bytes, kind: bytes = b"0") -> bytes:
 def shard_opening(description: Mapping[str, Any]) -> bytes:
     """Return the pax global header that opens a tar; its comment is the shard set's description as JSON.
 
-    Any tar reader skips it; `bali-ds shards index` rebuilds the index from it.
+    Tar readers skip it; `bali-ds shards index` rebuilds the index from it.
     """
     comment = json.dumps(description, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     body = f" comment={comment}\n".encode()

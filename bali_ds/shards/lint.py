@@ -1,4 +1,4 @@
-"""Checks a shard set: every byte of every tar, every sample against the index and, where given, the graph."""
+"""Check of a shard set: every byte of every tar, and every sample against the index and the graph."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -22,10 +22,10 @@ _DESCRIBED = (
 
 
 def lint(path: Path, graph_path: Path | None = None) -> list[str]:
-    """Return what is wrong with a shard set, at most 100 findings, none where it is as it should be.
+    """Return the problems of a shard set, at most 100.
 
     Raises:
-        InputError: the shard set or the graph cannot be opened at all.
+        InputError: the shard set or the graph cannot be opened.
     """
     shards = ShardSet.open(path)
     graph = KnowledgeGraph.open(graph_path) if graph_path else None
@@ -53,7 +53,7 @@ def _shard_findings(
 ) -> Iterator[str]:
     tar = shards.path / shard.name
     if sha256_file(tar) != shard.sha256:
-        yield f"{tar}: its SHA-256 is not the one in the index"
+        yield f"{tar}: its SHA-256 differs from the index"
     scanner = TarScanner(tar)
     if any(scanner.description.get(key) != shards.index.get(key) for key in _DESCRIBED):
         yield f"{tar}: describes another shard set than the index"
@@ -63,13 +63,13 @@ def _shard_findings(
         sample = scanned.sample
         where = f"{tar}: {sample.key}"
         if count > len(rows) or rows[count - 1].item() != _expected_row(scanned):
-            yield f"{where}: the sample table says otherwise"
+            yield f"{where}: differs from its row in the sample table"
         if sample.key in seen:
             yield f"{where}: the key occurs twice"
         seen.add(sample.key)
         yield from (f"{where}: {finding}" for finding in sample_findings(sample, shards, graph))
     if count != len(rows):
-        yield f"{tar}: holds {count} samples, the index says {len(rows)}"
+        yield f"{tar}: contains {count} samples, the index says {len(rows)}"
 
 
 def _expected_row(scanned: ScannedSample) -> tuple[int, ...]:
@@ -78,7 +78,7 @@ def _expected_row(scanned: ScannedSample) -> tuple[int, ...]:
 
 
 def sample_findings(sample: Sample, shards: ShardSet, graph: KnowledgeGraph | None) -> Iterator[str]:
-    """Yield what is wrong with one sample."""
+    """Yield the problems of one sample."""
     tokenizer, counts = shards.index["tokenizer"], shards.index["graph"]
     tokens, mentions, edges = sample.tokens, sample.mentions, sample.edges
     if not 2 <= len(tokens) <= shards.index["max_tokens"]:
@@ -87,26 +87,26 @@ def sample_findings(sample: Sample, shards: ShardSet, graph: KnowledgeGraph | No
         yield "does not begin and end with the special tokens"
     if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < tokenizer["vocab_size"]:
         yield "a token is outside of the vocabulary"
-    starts, ends, concepts = mentions[:, 0], mentions[:, 1], mentions[:, 2]
+    starts, ends, concept_ids = mentions[:, 0], mentions[:, 1], mentions[:, 2]
     if ((starts < 1) | (ends <= starts) | (ends > len(tokens) - 1)).any():
-        yield "a mention lies outside of the passage"
-    if ((concepts < 0) | (concepts >= counts["concepts"])).any():
+        yield "a mention is outside of the passage"
+    if ((concept_ids < 0) | (concept_ids >= counts["concepts"])).any():
         yield "a mention's concept is not in the graph"
-    yield from _edge_findings(concepts, edges, shards)
+    yield from _edge_findings(concept_ids, edges, shards)
     if graph and not _are_facts(edges, graph):
-        yield "an edge is no fact of the graph"
+        yield "an edge is not a fact of the graph"
     document, passage = sample.meta.get("document"), sample.meta.get("passage")
     if not isinstance(document, str) or not isinstance(passage, int) or sample_key(document, passage) != sample.key:
-        yield "its meta data name another sample"
+        yield "its metadata names another sample"
 
 
-def _edge_findings(concepts: NDArray[np.int32], edges: NDArray[np.int32], shards: ShardSet) -> Iterator[str]:
+def _edge_findings(concept_ids: NDArray[np.int32], edges: NDArray[np.int32], shards: ShardSet) -> Iterator[str]:
     counts = shards.index["graph"]
-    order = {concept: place for place, concept in enumerate(dict.fromkeys(concepts.tolist()))}
-    places = [order.get(concept, -1) for concept in edges[:, 0].tolist()]
-    if -1 in places or places != sorted(places):
+    order = {each: position for position, each in enumerate(dict.fromkeys(concept_ids.tolist()))}
+    positions = [order.get(each, -1) for each in edges[:, 0].tolist()]
+    if -1 in positions or positions != sorted(positions):
         yield "edges are not grouped by the passage's concepts in order of first mention"
-    elif places and int(np.bincount(places).max()) > shards.index["stored_fan_out"]:
+    elif positions and int(np.bincount(positions).max()) > shards.index["stored_fan_out"]:
         yield "a concept has more edges than the stored fan-out"
     relations, neighbors = edges[:, 1], edges[:, 2]
     if ((relations < 0) | (relations >= 2 * counts["relations"])).any():
@@ -116,19 +116,19 @@ def _edge_findings(concepts: NDArray[np.int32], edges: NDArray[np.int32], shards
 
 
 def _are_facts(edges: NDArray[np.int32], graph: KnowledgeGraph) -> bool:
-    for concept in np.unique(edges[:, 0]).tolist():
-        if not 0 <= concept < graph.num_concepts:
+    for concept_id in np.unique(edges[:, 0]).tolist():
+        if not 0 <= concept_id < graph.num_concepts:
             return False
-        row = slice(int(graph.edge_offsets[concept]), int(graph.edge_offsets[concept + 1]))
+        row = slice(int(graph.edge_offsets[concept_id]), int(graph.edge_offsets[concept_id + 1]))
         facts = _fact_keys(graph.edge_targets[row], graph.edge_relations[row])
-        own = edges[edges[:, 0] == concept]
+        own = edges[edges[:, 0] == concept_id]
         if not np.isin(_fact_keys(own[:, 2], own[:, 1]), facts).all():
             return False
     return True
 
 
 def _fact_keys(neighbors: NDArray[np.int32], relations: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Return an int64 for each pair, equal where both ids are, however wrong they may be."""
+    """Return an int64 per pair that is unique even for ids outside of the graph."""
     return neighbors.astype(np.int64) * (1 << 32) + relations
 
 

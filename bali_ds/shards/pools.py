@@ -1,4 +1,4 @@
-"""Where tasks of a build run: in this process, in processes of this host, or on the ranks of an MPI job."""
+"""Pools that run the tasks of a build: in this process, in processes of this host, or on the ranks of an MPI job."""
 
 import os
 import threading
@@ -18,57 +18,57 @@ from bali_ds.errors import InputError
 
 
 class Pool(Protocol):
-    """Runs a function once for each argument tuple and yields (number of the tuple, result) as they are done."""
+    """Runs a function for each argument tuple and yields (position of the tuple, result) as tasks complete."""
 
     def __call__(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        """Start the tasks in order, as workers come free."""
+        """Start the tasks in order as workers become free."""
         ...
 
 
 @contextmanager
 def open_pool(workers: int) -> Iterator[Pool]:
-    """Yield a pool of processes on this host; of this process alone for one worker."""
+    """Yield a pool of processes on this host, or of this process alone for one worker."""
     if workers == 1:
-        yield _in_turn
+        yield _serial_pool
         return
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     context = get_context("forkserver")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_builder) as executor:
-        yield _submitter(executor)
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_exit_with_builder) as executor:
+        yield _process_pool(executor)
 
 
 @contextmanager
 def open_mpi_pool() -> Iterator[Pool | None]:
-    """Yield a pool over the ranks of the MPI job to rank 0, None to the others once they have done their share.
+    """Yield a pool over the ranks of the MPI job on rank 0; yield None on the others once all tasks are done.
 
-    Rank 0 hands the tasks out and, while others are busy, takes tasks itself.
+    Rank 0 distributes the tasks and runs tasks itself while the other ranks are busy.
     """
     from mpi4py import MPI
     from mpi4py.futures import MPICommExecutor
 
     if MPI.COMM_WORLD.size == 1:
-        yield _in_turn
+        yield _serial_pool
         return
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _end_with_launcher()
+    _exit_with_launcher()
     with MPICommExecutor() as executor:
-        yield None if executor is None else _sharer(executor)
+        yield None if executor is None else _mpi_pool(executor)
 
 
-def _in_turn(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+def _serial_pool(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
     return ((number, function(*argument)) for number, argument in enumerate(arguments))
 
 
-def _submitter(executor: Any) -> Pool:
+def _process_pool(executor: Any) -> Pool:
     def run(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         numbers: dict[Future[Any], int] = {}
         try:
             numbers.update((executor.submit(function, *argument), number) for number, argument in enumerate(arguments))
             for future in as_completed(numbers):
                 yield numbers[future], future.result()
-        except (BrokenProcessPool, EOFError, ConnectionError) as error:  # the last two where the fork server is gone
+        except (BrokenProcessPool, EOFError, ConnectionError) as error:  # the last two if the fork server is gone
             raise InputError(
-                "a worker process died (out of memory?); run the same command again with fewer --workers, it goes on"
+                "a worker process died, perhaps out of memory; run the command again with fewer --workers to resume"
             ) from error
         finally:
             for future in numbers:
@@ -77,8 +77,8 @@ def _submitter(executor: Any) -> Pool:
     return run
 
 
-def _sharer(executor: Any) -> Pool:
-    """Return a pool of the executor's workers and this process: it takes the last task that no worker has begun."""
+def _mpi_pool(executor: Any) -> Pool:
+    """Return a pool of the executor's workers and this process, which takes the last task that no worker has begun."""
 
     def run(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         pending: dict[int, Future[Any]] = {
@@ -101,25 +101,25 @@ def _sharer(executor: Any) -> Pool:
     return run
 
 
-def _end_with_builder() -> None:
-    """End this worker when its builder is gone. Its parent is the fork server, which lives as long as its workers."""
+def _exit_with_builder() -> None:
+    """End this worker when its builder is gone; its parent is the fork server, which lives as long as its workers."""
     builder = parent_process()
     if builder is not None:
-        _end_after(builder.join)
+        _exit_after(builder.join)
 
 
-def _end_with_launcher() -> None:
-    """End this rank when what launched it is gone: the others would wait for tasks for ever."""
+def _exit_with_launcher() -> None:
+    """End this rank when its launcher is gone; otherwise it would wait for tasks forever."""
     launcher = os.getppid()
 
     def watch() -> None:
         while os.getppid() == launcher:
             time.sleep(0.5)
 
-    _end_after(watch)
+    _exit_after(watch)
 
 
-def _end_after(wait_for: Callable[[], None]) -> None:
+def _exit_after(wait_for: Callable[[], None]) -> None:
     def watch() -> None:
         wait_for()
         os._exit(1)
@@ -128,7 +128,7 @@ def _end_after(wait_for: Callable[[], None]) -> None:
 
 
 class BuildProgress:
-    """A bar over the bytes of the inputs, with documents a second; updated as parts are done."""
+    """Progress bar over the bytes of the inputs, with documents per second."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self._sizes = sizes
@@ -139,7 +139,7 @@ class BuildProgress:
         )
 
     def done(self, number: int, part: Path) -> None:
-        """Count the part of one input."""
+        """Add the part of one input."""
         if part.is_dir():
             self._documents += len(np.load(part / "documents.npy", mmap_mode="r", allow_pickle=False))
         rate = self._documents / max(time.monotonic() - self._start, 1e-9)
@@ -147,5 +147,5 @@ class BuildProgress:
         self._bar.update(self._sizes[number])
 
     def close(self) -> None:
-        """Leave the line as it is."""
+        """Close the bar and keep its last line."""
         self._bar.close()

@@ -1,4 +1,4 @@
-"""One sample: a linked passage with the neighborhoods of its concepts, and its bytes in a shard."""
+"""Samples: linked passages with the neighborhoods of their concepts, and their bytes in a shard."""
 
 import hashlib
 import json
@@ -17,14 +17,14 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_\-]")
 
 @dataclass(frozen=True)
 class Sample:
-    """One passage as it is stored.
+    """One stored passage.
 
     Attributes:
-        key: the name of its members before the first dot.
+        key: the names of its members up to the first dot.
         tokens: uint16 or int32 [T], special tokens included.
         mentions: int32 [M, 3]: first token, one past the last token, concept id.
         edges: int32 [E, 3]: concept id, relation id, neighbor id, grouped by concept in order of first mention.
-        meta: document id, passage number, character range.
+        meta: document id, passage number, range of code points.
     """
 
     key: str
@@ -35,11 +35,11 @@ class Sample:
 
     @property
     def num_views(self) -> int:
-        """How many distinct concepts the passage mentions."""
+        """Number of distinct concepts in the passage."""
         return len(set(self.mentions[:, 2].tolist()))
 
     def to_bytes(self) -> bytes:
-        """Return the sample's members as they stand in a tar."""
+        """Return the tar members of the sample."""
         arrays = (self.tokens, self.mentions, self.edges)
         pairs = zip(ARRAY_MEMBERS, arrays, strict=True)
         parts = [tar_member(f"{self.key}.{name}", npy_bytes(array)) for name, array in pairs]
@@ -48,10 +48,10 @@ class Sample:
 
 
 def sample_key(document: str, passage: int) -> str:
-    """Return the key of a passage: the document's id, safe as a file name, and the passage's number.
+    """Return the key of a passage: the document id made safe as a file name, and the passage number.
 
-    Dots and slashes become underscores. An id with other unsafe characters, or too long for a tar header, keeps
-    its beginning and gains a hash.
+    Dots and slashes become underscores. An id with other unsafe characters, or too long for a tar header, is truncated
+    and followed by a hash.
     """
     safe = _UNSAFE.sub("_", document)
     if _UNSAFE.search(document.replace(".", "").replace("/", "")) or len(document) > _LONGEST_ID or not document:

@@ -1,4 +1,4 @@
-"""Shards as a reader sees them: an index, a memory-mapped sample table, a table of tokenized names, tars."""
+"""Shard set on disk: an index, a memory-mapped sample table, a table of tokenized names, and tars."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ from bali_ds.shards.layout import FORMAT_VERSION, LONGEST_NAME, SAMPLE_DTYPE, me
 
 SPLITS = ("train", "validation")
 TABLES = ("samples.npy", "names.tokens.npy", "names.offsets.npy")
-# Names become paths, URLs and words of a user's command, perhaps of a shell behind ssh: nothing in them may mean more.
+# Names become paths, URLs and arguments of a user's command, perhaps in a shell behind ssh: no special characters.
 _TAR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _INDEX_KEYS = {
@@ -29,7 +29,7 @@ _INDEX_KEYS = {
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar of a shard set, as the index lists it."""
+    """Entry of one tar in the index."""
 
     name: str
     split: str
@@ -39,11 +39,11 @@ class Shard:
 
 
 class ShardSource(NamedTuple):
-    """Where the tars of a shard set come from that are not all in its directory.
+    """Origin of the tars of a shard set whose directory is a cache.
 
     Attributes:
         url: a URL or command that the user named; never read from the directory.
-        limit_bytes: what the tars in the directory may take together.
+        limit_bytes: the largest total size of the tars in the directory.
     """
 
     url: str
@@ -51,7 +51,7 @@ class ShardSource(NamedTuple):
 
 
 class Names(NamedTuple):
-    """Every name of the graph, tokenized without special tokens, in the order of name ids.
+    """All names of the graph, tokenized without special tokens, in the order of name ids.
 
     Attributes:
         tokens: uint16 or int32 [all tokens].
@@ -63,13 +63,13 @@ class Names(NamedTuple):
 
 
 class ShardSet:
-    """A directory of shards. Opening checks versions and file sizes and reads no sample.
+    """A directory of shards; opening it checks versions and file sizes and reads no samples.
 
     Attributes:
         path: the directory.
-        source: where missing tars are fetched from; None where the directory holds all of them.
+        source: where missing tars are downloaded from; None if the directory contains all of them.
         index: the parsed index.json.
-        fingerprint: a hash over everything that matters to training.
+        fingerprint: a hash of everything that training reads.
         shards: the tars in order, train first.
         starts: int64 [num_shards + 1], the first sample row of each shard.
         samples: SAMPLE_DTYPE [num_samples], memory-mapped, in shard order.
@@ -89,14 +89,14 @@ class ShardSet:
 
     @classmethod
     def open(cls, path: Path | str, source: ShardSource | None = None) -> "ShardSet":
-        """Open a directory of shards; with a source, its tars need not be there.
+        """Open a directory of shards; with a source, tars may be missing.
 
         Raises:
             InputError: a file is missing, truncated, of another format version or inconsistent with the index.
         """
         path = Path(path)
         if not path.is_dir():
-            raise InputError(f"{path}: is no directory of shards; make one with: bali-ds shards build")
+            raise InputError(f"{path}: is not a directory of shards; build one with: bali-ds shards build")
         index = read_index(path)
         try:
             shards = cls(path, index, source)
@@ -117,16 +117,16 @@ class ShardSet:
         return Names(_column(self.path / "names.tokens.npy", self.token_dtype, int(offsets[-1])), offsets)
 
     def check_graph(self, graph: KnowledgeGraph) -> None:
-        """Check that a graph is the one that the shards were built from, and that the index counts its ids right.
+        """Check that a graph is the one that the shards were built from, and that the index has its counts.
 
         Raises:
-            InputError: it is another graph, or the index bounds ids by other numbers than the graph does.
+            InputError: it is another graph, or counts in the index differ from those of the graph.
         """
         wanted = self.index["graph_fingerprint"]
         if graph.fingerprint != wanted:
             raise InputError(
                 f"{self.path}: was built from the graph {wanted}, but {graph.path} is {graph.fingerprint}; "
-                "name that graph or build the shards again"
+                "use that graph or build the shards again"
             )
         counts = {"concepts": graph.num_concepts, "names": graph.num_names, "relations": graph.num_relations}
         for name, count in counts.items():
@@ -138,37 +138,38 @@ class ShardSet:
 
     def split(self, name: str) -> range:
         """Return the sample rows of "train" or "validation"."""
-        rows = {split: sum(shard.samples for shard in self.shards if shard.split == split) for split in SPLITS}
-        if name not in rows:
-            raise InputError(f"split {name!r}: is none of {', '.join(SPLITS)}")
-        return range(rows["train"]) if name == "train" else range(rows["train"], rows["train"] + rows["validation"])
+        counts = {split: sum(shard.samples for shard in self.shards if shard.split == split) for split in SPLITS}
+        if name not in counts:
+            raise InputError(f"split {name!r}: must be one of {', '.join(SPLITS)}")
+        first = 0 if name == "train" else counts["train"]
+        return range(first, first + counts[name])
 
-    def shard_numbers(self, rows: NDArray[np.int64] | int) -> NDArray[np.int64]:
-        """Return the number of the shard that holds each sample row, int64 [n]."""
-        return np.searchsorted(self.starts, np.atleast_1d(rows), side="right") - 1
+    def shard_numbers(self, sample_rows: NDArray[np.int64] | int) -> NDArray[np.int64]:
+        """Return the number of the shard of each sample, int64 [n]."""
+        return np.searchsorted(self.starts, np.atleast_1d(sample_rows), side="right") - 1
 
-    def key(self, row: int) -> str:
-        """Return the key of a sample, read off its first tar header."""
-        return next(self.keys([row]))
+    def key(self, sample_row: int) -> str:
+        """Return the key of a sample, read from its first tar header."""
+        return next(self.keys([sample_row]))
 
-    def keys(self, rows: Iterable[int]) -> Iterator[str]:
-        """Yield the keys of samples; ascending rows open each tar once."""
+    def keys(self, sample_rows: Iterable[int]) -> Iterator[str]:
+        """Yield the keys of samples; for ascending rows each tar is opened once."""
         with ExitStack() as opened:
             tar: Path | None = None
             stream: IO[bytes]
-            for row in rows:
-                if self._tar(row) != tar:
+            for sample_row in sample_rows:
+                if self._tar(sample_row) != tar:
                     opened.close()
-                    tar = self._tar(row)
+                    tar = self._tar(sample_row)
                     stream = opened.enter_context(open(tar, "rb"))
-                stream.seek(int(self.samples["offset"][row]))
+                stream.seek(int(self.samples["offset"][sample_row]))
                 yield stream.read(LONGEST_NAME).split(b".", 1)[0].decode("ascii", "replace")
 
-    def arrays(self, row: int) -> tuple[NDArray[Any], NDArray[np.int32], NDArray[np.int32]]:
-        """Return tokens [T], mentions [M, 3] and edges [E, 3] of a sample, read plainly: for tools and tests."""
-        sample = self.samples[row : row + 1]
+    def arrays(self, sample_row: int) -> tuple[NDArray[Any], NDArray[np.int32], NDArray[np.int32]]:
+        """Return tokens [T], mentions [M, 3] and edges [E, 3] of a sample; a simple reader for tools and tests."""
+        sample = self.samples[sample_row : sample_row + 1]
         at = member_offsets(sample, self.token_dtype.itemsize)
-        tar = self._tar(row)
+        tar = self._tar(sample_row)
         tokens, mentions, edges = (int(sample[name][0]) for name in ("tokens", "mentions", "edges"))
         return (
             _read(tar, int(at.tokens[0]), self.token_dtype, tokens),
@@ -176,10 +177,10 @@ class ShardSet:
             _read(tar, int(at.edges[0]), np.dtype("<i4"), edges * 3).reshape(-1, 3),
         )
 
-    def _tar(self, row: int) -> Path:
-        if not 0 <= row < len(self.samples):
-            raise InputError(f"{self.path}: has no sample {row}; there are {len(self.samples)}")
-        return self.path / self.shards[int(self.shard_numbers(row)[0])].name
+    def _tar(self, sample_row: int) -> Path:
+        if not 0 <= sample_row < len(self.samples):
+            raise InputError(f"{self.path}: has no sample {sample_row}; it has {len(self.samples)} samples")
+        return self.path / self.shards[int(self.shard_numbers(sample_row)[0])].name
 
     def _check_sizes(self) -> None:
         for shard in self.shards:
@@ -193,14 +194,14 @@ class ShardSet:
 
 
 def read_index(path: Path, origin: str | None = None) -> dict[str, Any]:
-    """Return index.json of a directory of shards, its keys, version and file names checked.
+    """Return index.json of a directory of shards, with keys, version and file names checked.
 
     Args:
         path: the directory.
-        origin: what messages call the index; its path by default.
+        origin: the name of the index in messages; its path by default.
 
     Raises:
-        InputError: it is missing, no JSON, of another version, lacks a key, or names a file that is not a shard set's.
+        InputError: it is missing, not JSON, of another version, lacks a key, or lists a file of another name.
     """
     index = read_json(path / "index.json")
     file = origin or str(path / "index.json")
@@ -211,14 +212,16 @@ def read_index(path: Path, origin: str | None = None) -> dict[str, Any]:
         )
     for key, kind in _INDEX_KEYS.items():
         if not isinstance(index.get(key), kind):
-            raise InputError(f"{file}: key {key!r} is missing or no {kind.__name__}; rebuild it: bali-ds shards index")
+            raise InputError(
+                f"{file}: key {key!r} is missing or not of type {kind.__name__}; rebuild it: bali-ds shards index"
+            )
     _check_names(file, index)
     return index
 
 
 def _check_names(file: str, index: dict[str, Any]) -> None:
-    """Refuse an index that names any file but the known tables and plain tars, before any of them is touched."""
-    for key in ("fingerprint", "graph_fingerprint"):  # parts of paths in caches, too
+    """Refuse an index that lists other files than the known tables and plain tars, before any file is opened."""
+    for key in ("fingerprint", "graph_fingerprint"):  # also parts of paths in caches
         if not _SHA256.fullmatch(index[key]):
             raise InputError(f"{file}: {key} {index[key]!r} is not a SHA-256; rebuild it: bali-ds shards index")
     tables = index.get("tables", {})
@@ -243,28 +246,28 @@ def _shards(path: Path, index: dict[str, Any]) -> tuple[Shard, ...]:
     shards = tuple(Shard(**entry) for entry in index["shards"])
     for shard in shards:
         if shard.split not in SPLITS or not isinstance(shard.samples, int) or shard.samples < 0:
-            raise InputError(f"{path / 'index.json'}: shard {shard.name}: bad split or sample count")
+            raise InputError(f"{path / 'index.json'}: shard {shard.name}: the split or the sample count is invalid")
     if [shard.split for shard in shards] != sorted(shard.split for shard in shards):
         raise InputError(f"{path / 'index.json'}: train shards must come before validation shards")
     return shards
 
 
 def _column(file: Path, dtype: np.dtype[Any], length: int) -> NDArray[Any]:
-    """Memory-map one npy file whose dtype and length are known beforehand."""
+    """Memory-map an npy file of known dtype and length."""
     try:
         column = np.load(file, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise InputError(f"{file}: is no valid npy file: {error}") from error
+        raise InputError(f"{file}: is not a valid npy file: {error}") from error
     if column.dtype != dtype or column.shape != (length,):
         raise InputError(
-            f"{file}: holds {column.dtype} {list(column.shape)}, expected {dtype} [{length}]; build the shards again"
+            f"{file}: has {column.dtype} {list(column.shape)}, expected {dtype} [{length}]; build the shards again"
         )
     return column
 
 
 def _read(tar: Path, offset: int, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
     if count < 0 or offset < 0 or offset + count * dtype.itemsize > tar.stat().st_size:
-        raise InputError(f"{tar}: the sample table points past its end; rebuild it: bali-ds shards index")
+        raise InputError(f"{tar}: the sample table exceeds its size; rebuild it: bali-ds shards index")
     return np.fromfile(tar, dtype, count, offset=offset)

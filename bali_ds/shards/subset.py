@@ -1,4 +1,4 @@
-"""New shard sets from old ones: a random subset, or several sets as one."""
+"""Derived shard sets: a random subset of one set, or several sets merged into one."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,21 +20,21 @@ _TABLES = ("names.tokens.npy", "names.offsets.npy")
 
 
 def sample_shards(source: Path, out: Path, samples: int, seed: int, *, overwrite: bool | None = None) -> dict[str, Any]:
-    """Publish a random subset of a shard set, in the order of the whole, and return its index.
+    """Publish a random subset of a shard set, in the original order, and return its index.
 
-    Each split gives its share. The same seed gives the same subset.
+    Samples are chosen from all splits together and keep their split. Equal seeds give equal subsets.
 
     Raises:
-        InputError: the set holds fewer samples, or `out` cannot be written.
+        InputError: the set has fewer samples, or `out` cannot be written.
     """
     shards = ShardSet.open(source)
     total = len(shards.samples)
     if not 0 < samples <= total:
-        raise InputError(f"--samples {samples}: {source} holds {total} samples")
+        raise InputError(f"--samples {samples}: {source} has {total} samples")
     description = TarScanner(source / shards.shards[0].name).description
     wanted = np.sort(permute(np.arange(samples), total, derive(seed, "subset")))
     with published_directory(out, SHARDS, overwrite=overwrite) as directory:
-        _link_names(source, directory)
+        _copy_names(source, directory)
         for split in SPLITS:
             rows = shards.split(split)
             chosen = wanted[(wanted >= rows.start) & (wanted < rows.stop)]
@@ -46,14 +46,14 @@ def sample_shards(source: Path, out: Path, samples: int, seed: int, *, overwrite
 
 
 def merge_shards(sources: Sequence[Path], out: Path, *, overwrite: bool | None = None) -> dict[str, Any]:
-    """Publish several shard sets of one graph, tokenizer and limits as one, in their order, and return its index.
+    """Merge shard sets of one graph, tokenizer and limits in their order, publish the result and return its index.
 
     Raises:
-        InputError: the sets differ in graph, tokenizer or limits, or hold a sample of the same key.
+        InputError: the sets differ in graph, tokenizer or limits, or have samples of equal keys.
     """
     sets = [ShardSet.open(source) for source in sources]
     with published_directory(out, SHARDS, overwrite=overwrite) as directory:
-        _link_names(sources[0], directory)
+        _copy_names(sources[0], directory)
         for split in SPLITS:
             tars = [shards.path / shard.name for shards in sets for shard in shards.shards if shard.split == split]
             for number, tar in enumerate(tars):
@@ -61,20 +61,22 @@ def merge_shards(sources: Sequence[Path], out: Path, *, overwrite: bool | None =
         return reindex(directory)
 
 
-def _link_names(source: Path, directory: Path) -> None:
+def _copy_names(source: Path, directory: Path) -> None:
     for name in _TABLES:
         shutil.copyfile(source / name, directory / name)
 
 
-def _blocks(shards: ShardSet, rows: NDArray[np.int64]) -> Iterator[bytes]:
-    """Yield the bytes of samples: each ends where the next of its tar begins, the last at the end of the archive."""
-    for row, number in zip(rows.tolist(), shards.shard_numbers(rows).tolist(), strict=True):
+def _blocks(shards: ShardSet, sample_rows: NDArray[np.int64]) -> Iterator[bytes]:
+    """Yield the bytes of samples; each ends where the next of its tar begins, the last at the end of the archive."""
+    for sample_row, number in zip(sample_rows.tolist(), shards.shard_numbers(sample_rows).tolist(), strict=True):
         shard = shards.shards[number]
-        start = int(shards.samples["offset"][row])
-        last = row + 1 == shards.starts[number + 1]
-        end = shard.bytes - len(END_OF_ARCHIVE) if last else int(shards.samples["offset"][row + 1])
+        start = int(shards.samples["offset"][sample_row])
+        last = sample_row + 1 == shards.starts[number + 1]
+        end = shard.bytes - len(END_OF_ARCHIVE) if last else int(shards.samples["offset"][sample_row + 1])
         if not 0 < start < end:
-            raise InputError(f"{shards.path}: the sample table does not fit {shard.name}; run: bali-ds shards index")
+            raise InputError(
+                f"{shards.path}: the sample table contradicts {shard.name}; rebuild it: bali-ds shards index"
+            )
         with open(shards.path / shard.name, "rb") as stream:
             stream.seek(start)
             yield stream.read(end - start)

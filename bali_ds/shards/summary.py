@@ -1,4 +1,4 @@
-"""The report of a build: what was read, what is stored, what was left out and why."""
+"""Report of a build: what was read, what is stored, what was dropped and why; statistics of a shard set."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -11,10 +11,20 @@ from bali_ds.corpus.document import ReadReport
 from bali_ds.files import read_json
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.shards.assembly import Assembly
-from bali_ds.shards.part import Corpus
+from bali_ds.shards.build_settings import Corpus
 from bali_ds.shards.shard_set import ShardSet
 
 _MOST_FREQUENT = 20
+_LABELS = {
+    "surface_mismatches": "mentions that differ from the text",
+    "mentions_outside_graph": "mentions of concepts not in the graph",
+    "mentions_cut": "mentions across passage boundaries",
+    "mentions_of_placeholder": "mentions of an abstract placeholder",
+    "documents_with_a_text_seen_before": "documents with duplicate text",
+    "concepts_that_hold_half_of_the_views": "concepts in half of all mentions",
+    "share_of_the_graph": "fraction of the graph",
+}
+"""What the printed report calls counts whose stored name is unclear."""
 
 
 def build_report(
@@ -22,8 +32,8 @@ def build_report(
 ) -> dict[str, Any]:
     """Return the report of a build as plain values.
 
-    `read` counts what the readers saw, over all inputs; `formats` the same by format; `dropped` what was read and not
-    stored; `coverage` how much of the graph the passages reach; `most_frequent` the concepts of most passages.
+    `read` has the counts of the readers over all inputs, `formats` the same by format, `dropped` what was read but is
+    not stored, `coverage` how much of the graph occurs in passages, `most_frequent` the concepts of most passages.
     """
     whole = ReadReport()
     formats: dict[str, Counter[str]] = defaultdict(Counter)
@@ -47,8 +57,8 @@ def build_report(
             "concepts_that_hold_half_of_the_views": half,
         },
         "most_frequent": [
-            {"cui": graph.cui(concept), "name": graph.preferred_name(concept), "passages": count}
-            for concept, count in assembly.concepts[:_MOST_FREQUENT].tolist()
+            {"cui": graph.cui(concept_id), "name": graph.preferred_name(concept_id), "passages": count}
+            for concept_id, count in assembly.concepts[:_MOST_FREQUENT].tolist()
         ],
         "remarks": whole.remarks,
         "failures": list(failures),
@@ -63,12 +73,15 @@ def readable_report(report: dict[str, Any]) -> str:
         "read": report["read"],
         "linked, by format": {name: counts.get("linked_mentions", 0) for name, counts in report["formats"].items()},
         "linked, by type": report["linked_by_type"],
-        "left out": report["dropped"],
+        "dropped": report["dropped"],
         "coverage of the graph": report["coverage"],
     }
     for title, section in sections.items():
         values = {name: value for name, value in section.items() if value}
-        lines += [title, *(f"  {name.replace('_', ' '):40}{value:>12,}" for name, value in values.items())]
+        lines += [
+            title,
+            *(f"  {_LABELS.get(name, name).replace('_', ' '):40}{value:>12,}" for name, value in values.items()),
+        ]
     lines.append("most frequent concepts")
     lines += [
         f"  {row['cui'] + '  ' + row['name']:40.40}{row['passages']:>12,}" for row in report["most_frequent"][:10]
@@ -81,10 +94,10 @@ _COUNTS = ("documents", "passages", "mentions", "linked_mentions", "concepts")
 
 
 def statistics(path: Path) -> dict[str, Any]:
-    """Return the counts of a shard set, read off its index and sample table.
+    """Return the counts of a shard set from its index and sample table.
 
     `documents` and `mentions` count what was read, `passages` what is stored, `linked_mentions` the stored mentions
-    of concepts of the graph, `concepts` the distinct ones.
+    that are linked to the graph, `concepts` their distinct concepts.
     """
     shards = ShardSet.open(path)
     samples = shards.samples

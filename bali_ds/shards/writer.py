@@ -1,4 +1,4 @@
-"""Writes the files of a shard set: tars, the sample table, the index with its fingerprint."""
+"""Writers of the files of a shard set: tars, sample table, names, and the index with its fingerprint."""
 
 import hashlib
 import json
@@ -32,18 +32,18 @@ SHARDS = Output(
     ("shards", "fingerprint"),
     (*TABLES, "report.json", *(f"{each}-*.tar" for each in SPLITS)),
 )
-ROW_DTYPE = np.dtype([("size", "<i8"), ("tokens", "<i4"), ("mentions", "<i4"), ("edges", "<i4"), ("views", "<i4")])
+SIZES_DTYPE = np.dtype([("size", "<i8"), ("tokens", "<i4"), ("mentions", "<i4"), ("edges", "<i4"), ("views", "<i4")])
 
 
-def sample_row(sample: Sample, size: int) -> tuple[int, int, int, int, int]:
-    """Return the ROW_DTYPE row of a sample whose members take `size` bytes."""
+def sample_sizes(sample: Sample, size: int) -> tuple[int, int, int, int, int]:
+    """Return the row of SIZES_DTYPE of a sample whose tar members take `size` bytes."""
     return size, len(sample.tokens), len(sample.mentions), len(sample.edges), sample.num_views
 
 
 def write_shard(
     directory: Path, name: str, split: str, description: Mapping[str, Any], blocks: Iterable[bytes], samples: int
 ) -> Shard:
-    """Publish one tar made of whole samples' bytes and return its entry for the index."""
+    """Publish one tar from the bytes of whole samples and return its entry for the index."""
     digest, size = hashlib.sha256(), 0
     with published_file(directory / name) as stream:
         for block in (shard_opening(description), *blocks, END_OF_ARCHIVE):
@@ -53,12 +53,12 @@ def write_shard(
     return Shard(name, split, samples, size, digest.hexdigest())
 
 
-def write_sample_table(directory: Path, description: Mapping[str, Any], rows: Sequence[NDArray[np.void]]) -> None:
-    """Publish samples.npy from the ROW_DTYPE rows of each shard, in shard order."""
+def write_sample_table(directory: Path, description: Mapping[str, Any], sizes: Sequence[NDArray[np.void]]) -> None:
+    """Publish samples.npy from the SIZES_DTYPE rows of each shard, in shard order."""
     opening = len(shard_opening(description))
     with published_file(directory / "samples.npy") as stream:
-        stream.write(npy_header(SAMPLE_DTYPE, (sum(len(table) for table in rows),)))
-        for table in rows:
+        stream.write(npy_header(SAMPLE_DTYPE, (sum(len(table) for table in sizes),)))
+        for table in sizes:
             samples = np.empty(len(table), SAMPLE_DTYPE)
             samples["offset"] = opening + np.cumsum(table["size"]) - table["size"]
             for field in ("tokens", "mentions", "edges", "views"):
@@ -75,38 +75,16 @@ def write_index(
     """
     entries = [asdict(shard) for shard in shards]
     tables = {name: sha256_file(directory / name) for name in TABLES}
-    matter = json.dumps([description, entries, tables], sort_keys=True).encode()
+    content = json.dumps([description, entries, tables], sort_keys=True).encode()
     index = {
         **description,
         "counts": dict(counts),
         "shards": entries,
         "tables": tables,
-        "fingerprint": hashlib.sha256(matter).hexdigest(),
+        "fingerprint": hashlib.sha256(content).hexdigest(),
     }
     write_json(directory / "index.json", index)
     return index
-
-
-def write_samples(
-    directory: Path,
-    description: Mapping[str, Any],
-    splits: Mapping[str, Iterable[Sample]],
-    shard_samples: int,
-    counts: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Write samples straight into shards, a split after the other; the tables of names must be there already."""
-    shards: list[Shard] = []
-    rows: list[NDArray[np.void]] = []
-    for split in SPLITS:
-        samples = list(splits.get(split, ()))
-        for number, start in enumerate(range(0, len(samples), shard_samples)):
-            chosen = samples[start : start + shard_samples]
-            blocks = [sample.to_bytes() for sample in chosen]
-            pairs = zip(chosen, blocks, strict=True)
-            rows.append(np.array([sample_row(sample, len(block)) for sample, block in pairs], ROW_DTYPE))
-            shards.append(write_shard(directory, shard_name(split, number), split, description, blocks, len(chosen)))
-    write_sample_table(directory, description, rows)
-    return write_index(directory, description, shards, counts)
 
 
 def shard_name(split: str, number: int) -> str:
@@ -120,14 +98,14 @@ _BATCH = 8192
 def write_names(directory: Path, graph: KnowledgeGraph, tokenizer: Tokenizer, max_name_tokens: int) -> None:
     """Publish names.tokens.npy and names.offsets.npy, streaming over the graph.
 
-    A name is cut to `max_name_tokens`; one that yields no token becomes one unknown token.
+    A name is truncated to `max_name_tokens`; a name without tokens becomes one unknown token.
     """
     lengths = np.zeros(graph.num_names + 1, np.int64)
     with published_file(directory / "names.tokens.npy") as stream:
         stream.write(bytes(NPY_HEADER))
         for start in range(0, graph.num_names, _BATCH):
             stop = min(start + _BATCH, graph.num_names)
-            ids = tokenizer.encode_ids([graph.name(number) for number in range(start, stop)])
+            ids = tokenizer.encode_ids([graph.name(name_id) for name_id in range(start, stop)])
             cut = [name[:max_name_tokens] or [tokenizer.unk_id] for name in ids]
             lengths[start + 1 : stop + 1] = [len(name) for name in cut]
             flat = [token for name in cut for token in name]

@@ -32,11 +32,11 @@ def build(data: Path, encoder: Path, folder: Path = BUILT, *, held_out: Path | N
     """Build the graph, without the facts of a table of pairs, and the shards, unless they are there."""
     graph, shards = folder / "graph", folder / "shards"
     if not (graph / "manifest.json").exists():
-        without = ["--hold-out", held_out] if held_out else []
+        without: list[str | Path] = ["--hold-out", held_out] if held_out else []
         bali_ds("graph", "build", "--rrf", data / "kg/kg_ext_umls_rrf", *without, "--out", graph)
     if not (shards / "index.json").exists():
         corpus = f"pubtator:{data / 'corpora/medmentions_st21pv_train.pubtator.txt.gz'}"
-        source = ["--graph", graph, "--corpus", corpus, "--tokenizer", encoder]
+        source: list[str | Path] = ["--graph", graph, "--corpus", corpus, "--tokenizer", encoder]
         bali_ds("shards", "build", *source, "--validation", "0.02", "--out", shards)
 
 
@@ -56,9 +56,9 @@ def train(recipe: Path, overrides: Sequence[str]) -> None:
     with socket.socket() as free:  # other runs on this host may have the usual port
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    launcher = [Path(sys.executable).parent / "deepspeed", "--num_accelerators", "2", "--master_port", port]
+    launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", "2", "--master_port", port]
     subprocess.run(
-        [*launcher, "launch/train.py", "--config", recipe, *overrides],
+        [*launcher, "launch/train.py", "--config", str(recipe), *overrides],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
         check=True,

@@ -1,6 +1,7 @@
 """Counts the bytes of storages that live at one time, by looking at every operation."""
 
 import weakref
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,7 +16,7 @@ class PeakBytes(TorchDispatchMode):
         self.live = self.peak = 0
         self.known: dict[int, weakref.ref] = {}
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         given = {tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if torch.is_tensor(tensor)}
         for tensor in tree_leaves(result):
@@ -23,7 +24,7 @@ class PeakBytes(TorchDispatchMode):
                 self._count(tensor, given)
         return result
 
-    def _count(self, tensor, given):
+    def _count(self, tensor: torch.Tensor, given: set[int]) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in given or key in self.known:
@@ -32,7 +33,7 @@ class PeakBytes(TorchDispatchMode):
         self.live += size
         self.peak = max(self.peak, self.live)
 
-        def gone(_):
+        def gone(_: object) -> None:
             self.live -= size
             self.known.pop(key, None)
 

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,10 @@ class PlainCollator:
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """Return a batch of samples."""
         ids = [torch.from_numpy(tokens.astype(np.int64)) for tokens, _, _ in samples]
-        names, edges, relations, spans = [], [], [], []
+        names: list[Any] = []
+        edges: list[Any] = []
+        relations: list[Any] = []
+        spans: list[Any] = []
         for number, (_, mentions, stored) in enumerate(samples):
             neighbors: dict[int, list[tuple[int, int]]] = {}
             for concept, relation, neighbor in stored.tolist():

@@ -1,4 +1,4 @@
-"""A small BERT as a Hugging Face directory without weights: configuration and a WordPiece vocabulary of its own."""
+"""Writes a small BERT as a Hugging Face directory without weights: configuration and a new WordPiece vocabulary."""
 
 import json
 from collections.abc import Iterable
@@ -7,26 +7,26 @@ from pathlib import Path
 from tokenizers import BertWordPieceTokenizer
 from wordpiece import train_wordpiece
 
-VOCABULARY = 3000
-LONGEST = 160
+VOCABULARY_SIZE = 3000
+MAX_TOKENS = 160
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def write_encoder(out: Path, texts: Iterable[str]) -> None:
     """Train the vocabulary on `texts` and write the directory `out`."""
     out.mkdir(exist_ok=True)
-    pieces = train_wordpiece(texts, VOCABULARY, SPECIAL)
-    wordpiece = BertWordPieceTokenizer({piece: place for place, piece in enumerate(pieces)}, lowercase=True)
+    vocabulary = train_wordpiece(texts, VOCABULARY_SIZE, SPECIAL)
+    wordpiece = BertWordPieceTokenizer({token: number for number, token in enumerate(vocabulary)}, lowercase=True)
     wordpiece.save(str(out / "tokenizer.json"))
     config = {
         "architectures": ["BertForMaskedLM"],
         "model_type": "bert",
-        "vocab_size": len(pieces),
+        "vocab_size": len(vocabulary),
         "hidden_size": 128,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "intermediate_size": 512,
-        "max_position_embeddings": LONGEST,
+        "max_position_embeddings": MAX_TOKENS,
         "type_vocab_size": 2,
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.1,
@@ -36,7 +36,7 @@ def write_encoder(out: Path, texts: Iterable[str]) -> None:
         "pad_token_id": 0,
     }
     tokens = {f"{name}_token": token for name, token in zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL, strict=True)}
-    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": LONGEST, **tokens}
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": MAX_TOKENS, **tokens}
     for name, content in (
         ("config.json", config),
         ("tokenizer_config.json", settings),

@@ -1,8 +1,8 @@
-"""Write the sample data set from its tables: the same bytes every time.
+"""Generates the sample data set from its tables; the output is byte-reproducible.
 
     python shards/sample/generate.py [OUT]
 
-OUT is this folder unless given. Needs Python and the `tokenizers` library, nothing else.
+OUT defaults to this folder. The script needs only Python and the `tokenizers` library.
 """
 
 import sys
@@ -34,7 +34,7 @@ def main(out: Path) -> None:
 
 
 def queries(concepts: dict[str, Concept]) -> str:
-    """Return the held-out surface forms: those that passages use (pair seen in training) and those that none uses."""
+    """Return the queries: surface forms that passages contain (pair seen in training) and forms that none contains."""
     forms = [
         (form, concept.cui, seen)
         for concept in concepts.values()
@@ -42,12 +42,12 @@ def queries(concepts: dict[str, Concept]) -> str:
         for form in group
     ]
     lines = ["pmid\tmention\tcui\tin_dict_exact\tcui_seen_in_train\tpair_seen_in_train"]
-    lines += [f"{FIRST_QUERY + place}\t{form}\t{cui}\t0\t1\t{seen}" for place, (form, cui, seen) in enumerate(forms)]
+    lines += [f"{FIRST_QUERY + number}\t{form}\t{cui}\t0\t1\t{seen}" for number, (form, cui, seen) in enumerate(forms)]
     return "\n".join(lines) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file with plain line ends on every machine."""
+    """Write a text file with newline characters as line ends on every platform."""
     path.write_text(text, encoding="utf-8", newline="\n")
 
 

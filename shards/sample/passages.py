@@ -1,4 +1,4 @@
-"""Passages that state the facts in running text, each mention with its place and its concept."""
+"""Generates passages that state the facts in sentences, with the span and the concept of each mention."""
 
 import random
 import re
@@ -9,10 +9,10 @@ from tables import Concept, Fact, by_preferred_name, rows, split
 
 PASSAGES = 3000
 FIRST_DOCUMENT = 90_000_001
-SHARE_OF_NAMES = 0.4
-"""Share of a concept's mentions that use a name of the graph; the others use a text form."""
-SHARE_NAMED_IN_GRAPH_ALONE = 0.25
-"""Share of the concepts with text forms whose graph names no passage uses."""
+FRACTION_OF_NAMES = 0.4
+"""Fraction of a concept's mentions that use a name of the graph; the others use a text form."""
+FRACTION_WITHOUT_NAMES = 0.25
+"""Fraction of the concepts with text forms whose names in the graph occur in no passage."""
 PERSONS = ("patient", "outpatient", "teacher", "farmer", "nurse", "cook", "driver", "neighbour", "student", "relative")
 DRUGS = ("T116", "T121", "T195")
 PROPER = frozenset(
@@ -25,10 +25,10 @@ PROPER = frozenset(
         *("Treponema",),
     )
 )
-"""First words of names that keep their capital within a sentence."""
+"""First words of names that stay capitalized within a sentence."""
 _SLOT = re.compile(r"\{([^}]+)\}")
 
-Piece = tuple[str, str, str]
+Segment = tuple[str, str, str]
 """Text, entity type, identifiers; plain text has the type ""."""
 
 
@@ -45,7 +45,7 @@ class Mention:
 
 @dataclass
 class Writer:
-    """Writes passages; counts what it used, so that facts, sentences and surface forms come up evenly."""
+    """Writes passages; counts facts, sentences and surface forms so that all are used evenly."""
 
     concepts: dict[str, Concept]
     facts: list[Fact]
@@ -64,27 +64,27 @@ class Writer:
             self.about[fact.head].append(fact)
             self.about[fact.tail].append(fact)
         worded = [cui for cui, concept in self.concepts.items() if concept.text_forms]
-        self.silent = set(self.draw.sample(worded, round(SHARE_NAMED_IN_GRAPH_ALONE * len(worded))))
+        self.silent = set(self.draw.sample(worded, round(FRACTION_WITHOUT_NAMES * len(worded))))
 
     def rarest(self) -> str:
-        """Return the concept that passages mention least, in proportion to its surface forms."""
+        """Return the concept with the fewest mentions in relation to its surface forms."""
         forms = {cui: len(concept.text_forms) + 1 for cui, concept in self.concepts.items()}
         return min(forms, key=lambda cui: (self.used[cui] / forms[cui], self.draw.random()))
 
-    def passage(self, topic: str) -> list[list[Piece]]:
-        """Return the sentences of a passage about a concept, in pieces."""
+    def passage(self, topic: str) -> list[list[Segment]]:
+        """Return the sentences of a passage about a concept, in segments."""
         count = self.draw.choices((1, 2, 3), (0.2, 0.45, 0.35))[0]
         facts = sorted(self.about[topic], key=lambda fact: (self.used[fact], self.draw.random()))[:count]
-        surfaces: dict[str, str] = {}
-        sentences = [self.sentence(fact, surfaces) for fact in facts]
+        chosen: dict[str, str] = {}
+        sentences = [self.sentence(fact, chosen) for fact in facts]
         if self.draw.random() < 0.08:
             sentences.append(self.composite())
         if self.draw.random() < 0.1:
             sentences.append(self.unlinked())
         return sentences
 
-    def sentence(self, fact: Fact, surfaces: dict[str, str]) -> list[Piece]:
-        """Return one sentence that states a fact, in pieces; `surfaces` keeps one form per concept and passage."""
+    def sentence(self, fact: Fact, chosen: dict[str, str]) -> list[Segment]:
+        """Return one sentence that states a fact, in segments; `chosen` maps concepts to their form in the passage."""
         self.used[fact] += 1
         others = [
             other.tail
@@ -96,59 +96,59 @@ class Writer:
         slots = {"a": fact.head, "b": fact.tail, "c": self.draw.choice(others) if others else ""}
         person = self.draw.choice(PERSONS)
 
-        def fill(slot: str) -> Piece:
-            return (person, "", "") if slot == "person" else self.mention(slots[slot], surfaces)
+        def fill(slot: str) -> Segment:
+            return (person, "", "") if slot == "person" else self.mention(slots[slot], chosen)
 
-        return pieces(self.least_used(choice), fill)
+        return segments(self.least_used(choice), fill)
 
     def of_drug(self, fact: Fact) -> bool:
-        """Return whether a fact says what kind of drug a drug is."""
+        """Return whether a fact classifies a drug."""
         return fact.relation == "isa" and self.concepts[fact.head].semantic_type in DRUGS
 
-    def mention(self, cui: str, surfaces: dict[str, str]) -> Piece:
-        """Return a mention of a concept by the surface form that is due."""
+    def mention(self, cui: str, chosen: dict[str, str]) -> Segment:
+        """Return a mention of a concept by its least used surface form, or by its form in this passage."""
         concept = self.concepts[cui]
-        if cui not in surfaces:
-            forms = dict.fromkeys(concept.text_forms, (1 - SHARE_OF_NAMES) / max(1, len(concept.text_forms)))
+        if cui not in chosen:
+            forms = dict.fromkeys(concept.text_forms, (1 - FRACTION_OF_NAMES) / max(1, len(concept.text_forms)))
             if cui not in self.silent:
-                forms |= dict.fromkeys(concept.names, SHARE_OF_NAMES / len(concept.names))
+                forms |= dict.fromkeys(concept.names, FRACTION_OF_NAMES / len(concept.names))
             due = {form: (self.used[cui, form] + self.draw.random()) / share for form, share in forms.items()}
             form = min(due, key=lambda form: due[form])
             self.used[cui, form] += 1
             self.used[cui] += 1
-            surfaces[cui] = lower_first(form) if form in concept.names else form
-        return surfaces[cui], self.entity[concept.semantic_type], cui
+            chosen[cui] = lower_first(form) if form in concept.names else form
+        return chosen[cui], self.entity[concept.semantic_type], cui
 
-    def composite(self) -> list[Piece]:
-        """Return a sentence with one phrase that stands for two concepts."""
+    def composite(self) -> list[Segment]:
+        """Return a sentence with one phrase that refers to two concepts."""
         phrase, cuis = self.draw.choice(self.composites)
         entity = self.entity[self.concepts[cuis[0]].semantic_type]
-        return pieces(self.least_used(self.sentences["composite"]), lambda _: (phrase, entity, "|".join(cuis)))
+        return segments(self.least_used(self.sentences["composite"]), lambda _: (phrase, entity, "|".join(cuis)))
 
-    def unlinked(self) -> list[Piece]:
-        """Return a sentence with a mention that no concept of the graph fits."""
+    def unlinked(self) -> list[Segment]:
+        """Return a sentence with a mention of no concept of the graph."""
         missing = self.draw.choice(("-", "-1"))
-        return pieces(self.least_used(self.sentences["unlinked"]), lambda slot: (slot[2:], "Other", missing))
+        return segments(self.least_used(self.sentences["unlinked"]), lambda slot: (slot[2:], "Other", missing))
 
     def least_used(self, texts: list[str]) -> str:
-        """Return the sentence that came up least, ties drawn."""
+        """Return the least used sentence; ties are broken at random."""
         text = min(texts, key=lambda text: (self.used[text], self.draw.random()))
         self.used[text] += 1
         return text
 
 
-def pieces(sentence: str, fill) -> list[Piece]:
-    """Return a sentence in pieces, its slots filled, its first letter a capital."""
+def segments(sentence: str, fill) -> list[Segment]:
+    """Return a sentence in segments, with its slots filled and its first letter in upper case."""
     parts = _SLOT.split(sentence)
     found = [fill(part) if place % 2 else (part, "", "") for place, part in enumerate(parts)]
-    found = [piece for piece in found if piece[0]]
+    found = [segment for segment in found if segment[0]]
     first = found[0]
     head = first[0][0].upper() if first[0][0].isascii() else first[0][0]
     return [(head + first[0][1:], *first[1:]), *found[1:]]
 
 
 def lower_first(name: str) -> str:
-    """Return a name as it stands within a sentence: "Gout" becomes "gout"; "TP53 gene" and "Crohn disease" stay."""
+    """Return a name as written within a sentence: "Gout" becomes "gout"; "TP53 gene" and "Crohn disease" stay."""
     word = name.split(" ")[0]
     common = word[1:2].isalpha() and word[1:].islower() and not word.endswith("'s") and word not in PROPER
     return name[0].lower() + name[1:] if common else name
@@ -157,7 +157,7 @@ def lower_first(name: str) -> str:
 def write_documents(concepts: dict[str, Concept], facts: list[Fact], seed: int) -> list[str]:
     """Return every document of the corpus in PubTator form."""
     writer = Writer(concepts, facts, random.Random(seed))
-    passages: dict[str, list[list[Piece]]] = {}
+    passages: dict[str, list[list[Segment]]] = {}
     while len(passages) < PASSAGES:
         before = writer.used.copy()
         sentences = writer.passage(writer.rarest())
@@ -167,21 +167,21 @@ def write_documents(concepts: dict[str, Concept], facts: list[Fact], seed: int) 
     return [pubtator(number, sentences) for number, sentences in enumerate(passages.values(), FIRST_DOCUMENT)]
 
 
-def plain(sentences: list[list[Piece]]) -> str:
+def plain(sentences: list[list[Segment]]) -> str:
     """Return the text of a passage."""
-    return " ".join("".join(piece[0] for piece in sentence) for sentence in sentences)
+    return " ".join("".join(segment[0] for segment in sentence) for sentence in sentences)
 
 
-def pubtator(number: int, sentences: list[list[Piece]]) -> str:
+def pubtator(number: int, sentences: list[list[Segment]]) -> str:
     """Return one document: the first sentence is its title, the others are its abstract."""
     text, mentions = "", []
     for place, sentence in enumerate(sentences):
         text += " " if place else ""
-        for surface, entity, identifiers in sentence:
+        for string, entity, identifiers in sentence:
             if entity:
-                mentions.append(Mention(len(text), len(text) + len(surface), surface, entity, identifiers))
-            text += surface
-    title = "".join(piece[0] for piece in sentences[0])
+                mentions.append(Mention(len(text), len(text) + len(string), string, entity, identifiers))
+            text += string
+    title = "".join(segment[0] for segment in sentences[0])
     lines = [f"{number}|t|{title}", f"{number}|a|{text[len(title) + 1 :]}"]
     lines += [f"{number}\t{m.start}\t{m.end}\t{m.text}\t{m.entity}\t{m.identifiers}" for m in mentions]
     return "\n".join(lines) + "\n\n"

@@ -1,4 +1,4 @@
-"""The graph as the UMLS would release it: MRCONSO, MRREL, MRSTY and MRDOC in the Rich Release Format."""
+"""Writes the graph in the UMLS Rich Release Format: MRCONSO, MRREL, MRSTY and MRDOC."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ SOURCE = "BALISAMPLE"
 
 
 def write_release(out: Path, concepts: dict[str, Concept], facts: list[Fact]) -> None:
-    """Write the four files into `out`; every row ends in a bar, every fact is there from both ends."""
+    """Write the four files into `out`; every row ends in a bar, and every fact is stated from both ends."""
     relations = {name: (inverse, rel, inverse_rel) for name, inverse, rel, inverse_rel in rows("relations")}
     write_rows(out / "MRCONSO.RRF", [row for concept in concepts.values() for row in atoms(concept)], number=(7, 3, 5))
     write_rows(out / "MRREL.RRF", relation_rows(facts, relations), number=(8,))
@@ -20,7 +20,7 @@ def write_release(out: Path, concepts: dict[str, Concept], facts: list[Fact]) ->
 
 
 def atoms(concept: Concept) -> list[list[str]]:
-    """Return the MRCONSO rows of a concept, without their running numbers."""
+    """Return the MRCONSO rows of a concept, without their serial numbers."""
     found = []
     for place, name in enumerate(concept.names):
         preferred, term_type = ("P", "PT") if place == 0 else ("S", "SY")
@@ -41,7 +41,7 @@ def relation_rows(facts: list[Fact], relations: dict[str, tuple[str, str, str]])
 
 
 def write_rows(path: Path, table: list[list[str]], number: tuple[int, ...]) -> None:
-    """Write a table; the columns `number` hold a letter that gets the row's number."""
+    """Write a table; the row number is appended to the letter in the columns `number`."""
     with path.open("w", encoding="utf-8", newline="\n") as lines:
         for place, row in enumerate(table, 1):
             cells = [f"{cell}{place:08d}" if column in number else cell for column, cell in enumerate(row)]

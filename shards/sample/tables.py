@@ -1,4 +1,4 @@
-"""The hand-written tables of the sample: concepts, facts, sentences."""
+"""Reads the hand-written tables of the sample: concepts, facts, sentences."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,14 +8,14 @@ TABLES = Path(__file__).with_name("tables")
 
 
 class Concept(NamedTuple):
-    """One concept.
+    """One concept with its names and other surface forms.
 
     Attributes:
         cui: UMLS concept identifier.
         semantic_type: TUI of the UMLS Semantic Network.
-        names: what the graph calls it, preferred name first.
-        text_forms: what only passages call it, always with its CUI; no name in the graph.
-        held_out_forms: what neither graph nor passages call it.
+        names: its names in the graph, preferred name first.
+        text_forms: surface forms that occur in passages only, always linked to the CUI.
+        held_out_forms: surface forms that occur neither in the graph nor in passages.
     """
 
     cui: str
@@ -48,7 +48,7 @@ def read_concepts() -> dict[str, Concept]:
 
 
 def read_facts(concepts: dict[str, Concept]) -> list[Fact]:
-    """Return the facts; the tables write concepts by preferred name."""
+    """Return the facts; the tables name concepts by preferred name."""
     cui = by_preferred_name(concepts)
     return [
         Fact(cui[head], relation, cui[tail]) for head, relation, tails in rows("facts") for tail in tails.split(";")

@@ -1,4 +1,4 @@
-"""Mutated inputs of every format: one clear line or a right result, never another exception, never a bad passage."""
+"""Mutated inputs of every format are read correctly or refused in one line, without any other exception."""
 
 import gzip
 import json
@@ -16,7 +16,7 @@ from bali_ds.errors import InputError
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 
 MUTATIONS = int(os.environ.get("BALI_MUTATIONS", "200"))
-"""Of each format; 1,450 of each are above 10,000 in all."""
+"""Mutations per format; 1,450 give more than 10,000 in total."""
 
 TEXT = "Chronic renal failure of β-é mice. Insulin (INS) was found."
 SEEDS = {
@@ -36,7 +36,7 @@ SEEDS = {
     "jsonl": json.dumps({"id": 1, "text": TEXT, "ents": [
         {"start": 8, "end": 13, "kb_ents": [["C0000001", 0.9]]}]}) + '\n{"id": 2, "text": "x"}\n',
 }  # fmt: skip
-PIECES = [
+FRAGMENTS = [
     b"", b"\x00", b"\xff", b"\n", b"\t", b"|", b"<", b"&a;", b"]]>", b'"', b"{", b"[[[[", b"-1", b"1e9", b"9" * 30,
     b"NaN", b"\\ud800", b"null", "𝛼é".encode(), b"<!DOCTYPE x [<!ENTITY a 'b'>]>", b"\r", b"\xef\xbb\xbf", b"</p>",
 ]  # fmt: skip
@@ -47,7 +47,7 @@ def mutate(content: bytes, draw: random.Random) -> bytes:
         at = draw.randrange(len(content) + 1)
         end = min(len(content), at + draw.choice([0, 0, 1, 1, 3, 40]))
         content = (
-            content[:at] + draw.choice([*PIECES, content[at:end] * 2, bytes([draw.randrange(256)])]) + content[end:]
+            content[:at] + draw.choice([*FRAGMENTS, content[at:end] * 2, bytes([draw.randrange(256)])]) + content[end:]
         )
     if draw.random() < 0.05:
         content = gzip.compress(content)[: draw.choice([None, -5, 20])]

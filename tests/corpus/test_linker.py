@@ -10,7 +10,7 @@ from bali_ds.corpus.concept_resolver import ConceptResolver
 from bali_ds.corpus.dictionary_linker import DictionaryLinker
 from bali_ds.corpus.document import Document, Mention
 from bali_ds.corpus.name_index import LONGEST_NAME, open_dictionary
-from bali_ds.corpus.normalization import WordHasher, fold, split_words
+from bali_ds.corpus.normalization import WordHasher, normalize_word, split_words
 from bali_ds.corpus.stopwords import is_stop_name
 from bali_ds.errors import InputError
 from bali_ds.graph.builder import build_graph
@@ -77,7 +77,7 @@ def test_names_in_text(linker, text, expected):
     assert links(linker, text) == expected
 
 
-def test_abbreviations_mean_what_the_text_says(linker):
+def test_abbreviations_refer_to_their_long_form_in_the_text(linker):
     assert links(linker, "Heart failure (HF) is common. HF kills.") == [
         ("Heart failure", "C01"), ("HF", "C01"), ("HF", "C01"),
     ]  # fmt: skip
@@ -100,8 +100,8 @@ def test_abbreviations_mean_what_the_text_says(linker):
         ("Insulin gene and Guardian.", "C13"),
     ],
 )
-def test_a_name_of_two_concepts(linker, text, expected):
-    """The one that prefers it; else the one spoken of; else the one of the document's kind; else more facts."""
+def test_disambiguation_of_a_name_of_two_concepts(linker, text, expected):
+    """Preferred names first, then mentions of the document, then semantic types, then the number of facts."""
     assert links(linker, text)[-1][1] == expected
 
 
@@ -110,7 +110,7 @@ def test_mentions_have_the_type_of_their_concept(linker):
     assert [mention.type for mention in document.mentions] == ["T028", "", "T023"]
 
 
-def test_many_documents_at_once_give_what_each_gives_alone(linker):
+def test_a_batch_of_documents_is_linked_like_each_document_alone(linker):
     texts = [
         " ".join(random.Random(n).choices(["heart", "failure", "(HF)", "AIDS", "cold", "common", ".", "x"], k=30))
         for n in range(40)
@@ -133,24 +133,24 @@ def test_longest_matches_are_those_of_a_plain_search(graph, linker, words):
         for name in graph.names(concept):
             own = split_words(name).texts
             if not is_stop_name(own):
-                names.setdefault(tuple(map(fold, own)), set()).add(concept)
-    table = linker._dictionary
-    matches = table.longest_matches(np.array(WordHasher()(words), np.uint64))
+                names.setdefault(tuple(map(normalize_word, own)), set()).add(concept)
+    index = linker._name_index
+    matches = index.longest_matches(np.array(WordHasher()(words), np.uint64))
     expected = {}
     for first in range(len(words)):
         for length in range(1, LONGEST_NAME + 1):
-            key = tuple(map(fold, words[first : first + length]))
+            key = tuple(map(normalize_word, words[first : first + length]))
             if len(key) == length and key in names:
                 expected[first] = (length, names[key])
     assert matches.words.tolist() == sorted(expected)
-    for first, length, entry in zip(*(column.tolist() for column in matches), strict=True):
-        concepts = set(table.concepts[table.offsets[entry] : table.offsets[entry + 1]].tolist())
+    for first, length, row in zip(*(column.tolist() for column in matches), strict=True):
+        concepts = set(index.concept_ids[index.offsets[row] : index.offsets[row + 1]].tolist())
         assert (length, concepts) == expected[first]
 
 
-def test_a_dictionary_of_another_graph_is_refused(graph, graph_directory, tmp_path):
+def test_the_name_index_of_another_graph_is_refused(graph, graph_directory, tmp_path):
     open_dictionary(tmp_path / "d", graph)
-    with pytest.raises(InputError, match="is the dictionary of another graph"):
+    with pytest.raises(InputError, match="is the name index of another graph"):
         open_dictionary(tmp_path / "d", KnowledgeGraph.open(graph_directory))
 
 
@@ -186,6 +186,6 @@ def test_schwartz_hearst(text, expected):
         (("D999999", "nonsense", "a:b:c", ":"), "Disease", []),
     ],
 )
-def test_codes_become_concepts(graph, ids, kind, expected):
-    concepts = ConceptResolver(graph).concepts(Mention(0, 1, "x", kind, ids))
-    assert [graph.cui(concept) for concept in concepts] == expected
+def test_identifiers_are_resolved_to_concepts(graph, ids, kind, expected):
+    concept_ids = ConceptResolver(graph).resolve(Mention(0, 1, "x", kind, ids))
+    assert [graph.cui(concept_id) for concept_id in concept_ids] == expected

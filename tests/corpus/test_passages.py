@@ -29,12 +29,12 @@ def cut(document, tokenizer, graph, max_tokens):
     return passages, report
 
 
-def mention(text, surface, *ids):
-    start = text.index(surface)
-    return Mention(start, start + len(surface), surface, "", ids)
+def mention(text, string, *ids):
+    start = text.index(string)
+    return Mention(start, start + len(string), string, "", ids)
 
 
-def test_sentences_are_packed_up_to_the_budget(tokenizer, graph):
+def test_passages_are_filled_with_sentences_up_to_the_budget(tokenizer, graph):
     text = "Heart failure was found. Insulin was found. " * 6
     passages, _ = cut(Document("1", text), tokenizer, graph, 32)
     lengths = [len(sentence) for sentence in sentencex.segment("en", text)]
@@ -44,7 +44,7 @@ def test_sentences_are_packed_up_to_the_budget(tokenizer, graph):
         assert passage.start in bounds
         assert len(passage.tokens) <= 32
         following = [b for b in bounds if b > passage.end]
-        if len(following) > 1:  # the next sentence would not have fitted
+        if len(following) > 1:  # the next sentence would have exceeded the budget
             more = tokenizer.encode(text[passage.start : following[1]])
             assert len(more.ids) + 2 > 32
     assert "".join(text[p.start : p.end] for p in passages).replace(" ", "") == text.replace(" ", "")
@@ -70,7 +70,7 @@ def test_a_sentence_end_inside_a_mention_ends_no_passage(tokenizer, graph):
     assert sum(len(passage.mentions) for passage in passages) == 1
 
 
-def test_a_mention_longer_than_the_budget_is_left_out_and_counted(tokenizer, graph):
+def test_a_mention_longer_than_the_budget_is_dropped_and_counted(tokenizer, graph):
     text = "renal " * 40
     passages, report = cut(Document("1", text, (Mention(0, 239, text[:239], "", ("C0000001",)),)), tokenizer, graph, 16)
     assert not any(len(passage.mentions) for passage in passages)

@@ -62,7 +62,7 @@ def test_unlinked_mentions_have_no_ids(tmp_path, row):
     assert report.counts["mentions_unlinked"] == 1
 
 
-def test_relation_rows_are_counted_and_left_out(tmp_path):
+def test_relation_rows_are_counted_and_dropped(tmp_path):
     (document,), report = read(tmp_path, RECORD + "1\tCID\tD1\tD2\n")
     assert document.mentions == ()
     assert report.counts["relations"] == 1
@@ -80,7 +80,7 @@ def test_the_same_id_twice_gives_two_documents(tmp_path):
     assert [d.text for d in documents] == ["One A", "Two B"]
 
 
-def test_gzip_is_told_by_content(tmp_path):
+def test_gzip_is_detected_from_the_content(tmp_path):
     (document,), _ = read(tmp_path, gzip.compress(RECORD.encode()), raw=True)
     assert document.id == "1"
 
@@ -94,26 +94,26 @@ def test_documents_without_text_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (RECORD + "1\t30\t60\tdie\tCell\tC1\n", r"corpus.txt:3: mention 'die' at 30-60 lies outside"),
-        (RECORD + "1\t-3\t2\tdie\tCell\tC1\n", r"corpus.txt:3: mention 'die' at -3-2 lies outside"),
-        (RECORD + "1\t5\t5\t\tCell\tC1\n", r"corpus.txt:3: mention '' at 5-5 lies outside"),
-        (RECORD + "1\t5\tx\tdie\tCell\tC1\n", r"corpus.txt:3: offsets '5' and 'x' are no two numbers"),
-        (RECORD + "nonsense\n", r"corpus.txt:3: is neither"),
-        (RECORD + "1|a|again\n", r"corpus.txt:3: a second abstract of 1"),
-        ("1\t0\t3\tabc\tCell\tC1\n", r"corpus.txt: holds mentions but no text lines"),
+        (RECORD + "1\t30\t60\tdie\tCell\tC1\n", r"corpus.txt:3: mention 'die' at 30-60 is outside"),
+        (RECORD + "1\t-3\t2\tdie\tCell\tC1\n", r"corpus.txt:3: mention 'die' at -3-2 is outside"),
+        (RECORD + "1\t5\t5\t\tCell\tC1\n", r"corpus.txt:3: mention '' at 5-5 is outside"),
+        (RECORD + "1\t5\tx\tdie\tCell\tC1\n", r"corpus.txt:3: offsets '5' and 'x' are not two integers"),
+        (RECORD + "nonsense\n", r"corpus.txt:3: is not id\|t\|title"),
+        (RECORD + "1|a|again\n", r"corpus.txt:3: a second abstract of document 1"),
+        ("1\t0\t3\tabc\tCell\tC1\n", r"corpus.txt: has mentions but no text lines"),
         (RECORD + "1\t0\t5\tother\tCell\tC1\n", r"corpus.txt: 1 of 1 mentions differ"),
     ],
 )
-def test_what_cannot_be_right_is_refused_with_file_and_line(tmp_path, text, message):
+def test_invalid_lines_are_refused_with_file_and_line(tmp_path, text, message):
     with pytest.raises(InputError, match=message) as caught:
         read(tmp_path, text)
     assert "\n" not in str(caught.value)
 
 
 def test_another_encoding_and_a_truncated_gzip_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"corpus.txt:\d+: is no UTF-8"):
+    with pytest.raises(InputError, match=r"corpus.txt:\d+: is not UTF-8"):
         read(tmp_path, RECORD.encode("latin-1", "replace"), raw=True)
-    with pytest.raises(InputError, match="compressed data end or break"):
+    with pytest.raises(InputError, match="compressed data is truncated or damaged"):
         read(tmp_path, gzip.compress(RECORD.encode() * 50)[:-12], raw=True)
 
 
@@ -139,7 +139,7 @@ def test_an_unknown_format_is_refused(tmp_path):
         ("annotation_formats/bioconcepts2pubtator_offsets.sample.gz", {"mentions": 7537, "mentions_of_placeholder": 2}),
     ],
 )
-def test_real_files_give_the_counts_of_their_audit(real_data, name, expected):
+def test_real_files_give_the_expected_counts(real_data, name, expected):
     report = ReadReport()
     for document in read_documents("pubtator", real_data / name, report):
         assert all(0 <= m.start < m.end <= len(document.text) for m in document.mentions)

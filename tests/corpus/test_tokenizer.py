@@ -16,12 +16,12 @@ def test_offsets_are_code_points(tokenizer_directory):
     tokenizer = Tokenizer.load(tokenizer_directory)
     text = "𝛼 heart 漢字 β"
     encoding = tokenizer.encode(text)
-    pieces = [text[a:b] for a, b in zip(encoding.starts, encoding.ends, strict=True)]
-    assert "".join(pieces).replace(" ", "") == text.replace(" ", "")
+    parts = [text[a:b] for a, b in zip(encoding.starts, encoding.ends, strict=True)]
+    assert "".join(parts).replace(" ", "") == text.replace(" ", "")
     assert tokenizer.encode_ids([text]) == [encoding.ids.tolist()]
 
 
-PIECES = [
+WORDS = [
     "heart",
     "Heart,",
     "(β-é)",
@@ -41,37 +41,35 @@ PIECES = [
 
 @settings(max_examples=200, deadline=None)
 @given(
-    texts=st.lists(
-        st.lists(st.sampled_from([*PIECES, ""]) | st.text(max_size=6), max_size=20).map(" ".join), max_size=4
-    )
+    texts=st.lists(st.lists(st.sampled_from([*WORDS, ""]) | st.text(max_size=6), max_size=20).map(" ".join), max_size=4)
 )
-def test_remembered_pieces_give_what_the_whole_text_gives(tokenizer_directory, texts):
+def test_cached_words_give_the_tokens_of_the_whole_text(tokenizer_directory, texts):
     tokenizer = Tokenizer.load(tokenizer_directory)
-    texts = [text.encode("utf-8", "ignore").decode() for text in texts]  # no halves of surrogate pairs
+    texts = [text.encode("utf-8", "ignore").decode() for text in texts]  # without unpaired surrogates
     whole = tokenizer._tokenizer.encode_batch(texts, add_special_tokens=False)
-    assert tokenizer._pieces is not None
+    assert tokenizer._word_cache is not None
     for _ in range(2):
         found = tokenizer.encode_batch(texts)
         assert [e.ids.tolist() for e in found] == [item.ids for item in whole]
         assert [list(zip(e.starts.tolist(), e.ends.tolist(), strict=True)) for e in found] == [i.offsets for i in whole]
 
 
-def test_a_table_of_pieces_that_is_full_starts_afresh(tokenizer_directory, monkeypatch):
+def test_a_full_word_cache_is_cleared(tokenizer_directory, monkeypatch):
     monkeypatch.setattr(word_cache, "_LIMIT", 200)
     tokenizer = Tokenizer.load(tokenizer_directory)
     for number in range(300):
         text = f"heart {number} liver-{number}"
         assert tokenizer.encode_batch([text])[0].ids.tolist() == tokenizer.encode_ids([text])[0]
-    assert len(tokenizer._pieces._numbers) < 60
+    assert len(tokenizer._word_cache._word_ids) < 60
 
 
-def test_a_tokenizer_whose_tokens_hold_spaces_takes_whole_texts(tmp_path):
+def test_a_tokenizer_whose_tokens_contain_spaces_does_not_use_the_word_cache(tmp_path):
     raw = tokenizers.ByteLevelBPETokenizer()
     raw.train_from_iterator(["heart failure of the heart"] * 9, vocab_size=300, show_progress=False)
     raw.add_special_tokens(["<s>", "</s>", "<pad>", "<mask>"])
     raw.save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer.load(tmp_path)
-    assert tokenizer._pieces is None
+    assert tokenizer._word_cache is None
     assert tokenizer.encode("the heart").ids.tolist() == raw.encode("the heart").ids
 
 
@@ -108,7 +106,7 @@ def test_vocabulary_file_alone(tokenizer_directory, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", "{}", None])
-def test_what_is_no_tokenizer_gets_one_line(tmp_path, content):
+def test_an_invalid_tokenizer_is_refused_in_one_line(tmp_path, content):
     if content:
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(InputError, match="tokenizer") as caught:

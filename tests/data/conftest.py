@@ -9,7 +9,7 @@ from bali_ds.graph.tables import TableSource
 from bali_ds.shards.layout import FORMAT_VERSION, npy_bytes, token_dtype
 from bali_ds.shards.sample import Sample
 from bali_ds.shards.shard_set import ShardSet
-from bali_ds.shards.writer import write_samples
+from tests.shards.sample_writer import write_samples
 
 VOCABULARY = {"vocab_size": 200, "pad_id": 0, "unk_id": 1, "cls_id": 2, "sep_id": 3, "mask_id": 4}
 RELATIONS = 5

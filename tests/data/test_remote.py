@@ -40,6 +40,8 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
+    server: "Server"
+
     def do_GET(self):
         path = self.server.directory / self.path.lstrip("/")
         number = self.server.asked[path.name]
@@ -163,8 +165,10 @@ def test_what_a_killed_process_left_of_a_download_is_removed(data, tmp_path):
     mirrored = open_shards(server.url, cache=tmp_path)
     server.troubles = ("endless",)
     script = (
-        "import sys; from bali_ds.shards.shard_set import ShardSet, Source; from bali_ds.data.remote import Mirror\n"
-        "shards = ShardSet.open(sys.argv[1], Source(sys.argv[2], 1 << 30)); Mirror.of(shards).fetch(shards.shards[0])"
+        "import sys; from bali_ds.data.remote import Mirror\n"
+        "from bali_ds.shards.shard_set import ShardSet, ShardSource\n"
+        "shards = ShardSet.open(sys.argv[1], ShardSource(sys.argv[2], 1 << 30))\n"
+        "Mirror.of(shards).fetch(shards.shards[0])"
     )
     killed = subprocess.Popen([sys.executable, "-c", script, str(mirrored.path), server.url])
     part = mirrored.path / f".{shards.shards[0].name}.part"
@@ -244,7 +248,7 @@ def test_a_command_feeds_the_same_run(data, tmp_path, caplog):
     [
         ("false {name}", "ended with status 1"),
         ("sleep 20; cat {path}/{name}", "wrote nothing"),
-        ("head -c 100 {path}/{name}", "no valid JSON"),
+        ("head -c 100 {path}/{name}", "not valid JSON"),
     ],
 )
 def test_a_command_that_fails_or_falls_silent_is_an_input_error(data, tmp_path, monkeypatch, command, message):

@@ -9,7 +9,7 @@ import pytest
 
 from bali_ds.cli import main
 from bali_ds.doctor import hosts, machine
-from bali_ds.doctor.check_result import findings_text
+from bali_ds.doctor.check_result import results_text
 from bali_ds.doctor.hostfile import Host
 
 FAKE_SSH = f"""#!{sys.executable}
@@ -52,26 +52,26 @@ def fake_ssh(tmp_path, monkeypatch):
     [
         ("good", "ok", "8 slots", ""),
         ("gone", "error", "No route to host", "ssh-copy-id gone"),
-        ("chatty", "error", "'welcome", "login scripts must print nothing"),
+        ("chatty", "error", "'welcome", "what its login scripts print"),
         ("old", "error", "torch 0.1, here", "same versions"),
-        ("late", "warning", "its clock is 3", "NTP"),
-        ("elsewhere", "error", "has no ", "share it"),
+        ("late", "warning", "clock differs by 3", "NTP"),
+        ("elsewhere", "error", "does not exist", "available on every host"),
         ("bare", "error", "No such file or directory", "same path"),
     ],
 )
 @pytest.mark.usefixtures("fake_ssh")
 def test_each_fault_of_a_host_is_named_with_its_remedy(name, status, value, remedy):
-    finding = hosts.host_findings([Host(name, 8)], timeout=60)[0]
-    assert (finding.subject, finding.status) == (name, status)
-    assert value in finding.value
-    assert remedy in finding.remedy
+    result = hosts.check_hosts([Host(name, 8)], timeout=60)[0]
+    assert (result.subject, result.status) == (name, status)
+    assert value in result.value
+    assert remedy in result.remedy
 
 
 @pytest.mark.usefixtures("fake_ssh")
 def test_a_host_that_does_not_answer_ends_in_time():
-    finding = hosts.host_findings([Host("silent", 8)], timeout=2)[0]
-    assert finding.status == "error"
-    assert "no answer within 2 s" in finding.value
+    result = hosts.check_hosts([Host("silent", 8)], timeout=2)[0]
+    assert result.status == "error"
+    assert "no answer within 2 s" in result.value
 
 
 def test_ssh_never_asks_and_never_takes_a_host_for_an_option():
@@ -87,13 +87,13 @@ def test_a_stale_lock_of_a_killed_build_is_found(tmp_path, monkeypatch):
     lock.touch()
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
 
-    def finding():
-        return next(each for each in machine.machine_findings(tmp_path) if each.subject == "kernel build")
+    def result():
+        return next(each for each in machine.check_machine(tmp_path) if each.subject == "kernel build")
 
-    assert finding().status == "warning"
+    assert result().status == "warning"
     os.utime(lock, (time.time() - 3600,) * 2)
-    assert finding().status == "error"
-    assert finding().remedy.endswith(f"rm {lock}")
+    assert result().status == "error"
+    assert result().remedy.endswith(f"rm {lock}")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_forwarded_environment_must_be_pairs(tmp_path, monkeypatch, text, status
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     Path(".deepspeed_env").write_text(text)
-    found = [each for each in machine.machine_findings(tmp_path) if each.subject == "environment"]
+    found = [each for each in machine.check_machine(tmp_path) if each.subject == "environment"]
     assert [each.status for each in found] == [status]
 
 
@@ -115,7 +115,7 @@ def test_a_taken_port_and_a_wrong_interface_are_seen(tmp_path, monkeypatch):
         taken.listen()
         monkeypatch.setattr(machine, "MASTER_PORT", taken.getsockname()[1])
         monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib77")
-        found = {each.subject: each for each in machine.machine_findings(tmp_path)}
+        found = {each.subject: each for each in machine.check_machine(tmp_path)}
     assert found["port"].status == "warning"
     assert found["network"].status == "error"
     assert "ib77" in found["network"].value
@@ -137,14 +137,14 @@ def test_command_prints_a_table_and_fails_on_errors(tmp_path, capsys):
 def test_table_counts_what_it_shows():
     from bali_ds.doctor.check_result import error, ok, warning
 
-    text = findings_text([ok("a", "fine"), warning("bb", "hm", "do this"), error("c", "no", "do that")])
-    assert text.splitlines()[-1] == "1 errors, 1 warnings, 1 fine"
+    text = results_text([ok("a", "fine"), warning("bb", "hm", "do this"), error("c", "no", "do that")])
+    assert text.splitlines()[-1] == "1 errors, 1 warnings, 1 ok"
     assert "-> do this" in text
 
 
-@pytest.mark.parametrize(("built", "value"), [(True, "its own kernels"), (False, "by torch on CPUs")])
+@pytest.mark.parametrize(("built", "value"), [(True, "native kernels"), (False, "torch on CPUs")])
 def test_says_who_makes_the_tiles_of_the_loss(built, value, tmp_path, monkeypatch):
     monkeypatch.setattr("bali_ds.losses.contrastive.native_tiles.available", lambda: built)
-    (found,) = (each for each in machine.machine_findings(tmp_path) if each.subject == "contrastive loss")
+    (found,) = (each for each in machine.check_machine(tmp_path) if each.subject == "contrastive loss")
     assert value in found.value
     assert found.status == "ok"

@@ -28,15 +28,15 @@ def test_thousands_of_hosts_come_back_as_written(tmp_path_factory, hosts):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a slots=1\nb\n", ":2: 'b' is no host; write NAME slots=N"),
-        ("a slots=one", ":1: .* is no host"),
-        ("a slots=-1", ":1: .* is no host"),
-        ("a slots=1 b", ":1: .* is no host"),
-        ("a slots=0", ":1: a has no slots"),
-        ("a slots=1\n\na slots=2", ":3: a is named twice"),
-        ("-oProxyCommand=x slots=1", ":1: .* is no host name"),
-        ("$(reboot) slots=1", ":1: .* is no host name"),
-        ("# nothing\n", "names no host"),
+        ("a slots=1\nb\n", ":2: 'b' is not a host; write NAME slots=N"),
+        ("a slots=one", ":1: .* is not a host"),
+        ("a slots=-1", ":1: .* is not a host"),
+        ("a slots=1 b", ":1: .* is not a host"),
+        ("a slots=0", ":1: a has 0 slots"),
+        ("a slots=1\n\na slots=2", ":3: a is listed twice"),
+        ("-oProxyCommand=x slots=1", ":1: .* is not a host name"),
+        ("$(reboot) slots=1", ":1: .* is not a host name"),
+        ("# nothing\n", "lists no hosts"),
     ],
 )
 def test_mistakes_are_named_with_their_line(tmp_path, text, message):

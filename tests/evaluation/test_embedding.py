@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from bali_ds.evaluation.charts import scatter_chart
-from bali_ds.evaluation.embedding_map import describe_embedding
+from bali_ds.evaluation.embedding_map import GROUPS, describe_embedding, semantic_group
 from bali_ds.evaluation.report import write_report
-from bali_ds.evaluation.semantic_groups import GROUPS, semantic_group
 from bali_ds.files import write_json
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 

@@ -9,9 +9,8 @@ import bali_ds
 from bali_ds.cli import main
 from bali_ds.corpus.name_index import open_dictionary
 from bali_ds.evaluation.context_recall import evaluate_context, supporting_triples
-from bali_ds.evaluation.graph_questions import GraphQuestion, QuestionMaker
-from bali_ds.evaluation.held_out_facts import draw_held_out, held_out_entries
-from bali_ds.evaluation.multi_hop import Budget, evaluate_multi_hop, filtered_ranks
+from bali_ds.evaluation.graph_questions import GraphQuestion, QuestionMaker, held_out_entries, sample_held_out
+from bali_ds.evaluation.multi_hop import MultiHopTraining, evaluate_multi_hop, filtered_ranks
 from bali_ds.graph.builder import build_graph
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.tables import TableSource
@@ -67,7 +66,7 @@ def test_answers_are_those_of_a_plain_walk(graph, graph_directory, hops):
 
 
 def test_only_the_last_fact_of_a_path_is_held_out(graph, tmp_path):
-    draw_held_out(graph, tmp_path / "held.tsv", share=0.3, seed=1)
+    sample_held_out(graph, tmp_path / "held.tsv", fraction=0.3, seed=1)
     pairs = [line.split("\t") for line in (tmp_path / "held.tsv").read_text().splitlines()[1:]]
     held_out = {frozenset(pair) for pair in pairs}
     entries = held_out_entries(graph, tmp_path / "held.tsv")
@@ -104,7 +103,7 @@ class Oracle:
 
 
 def test_what_an_encoder_knows_is_found_and_what_it_does_not_know_is_not(ring, tmp_path):
-    draw_held_out(ring, tmp_path / "held.tsv", share=0.1, seed=0)
+    sample_held_out(ring, tmp_path / "held.tsv", fraction=0.1, seed=0)
     maker = QuestionMaker(ring, 0, held_out_entries(ring, tmp_path / "held.tsv"))
     known = maker.questions(1, 400, held_out=False, most_answers=10)
     asked = [
@@ -116,8 +115,8 @@ def test_what_an_encoder_knows_is_found_and_what_it_does_not_know_is_not(ring, t
         def encode(self, texts):
             return np.full((len(texts), 8), 8**-0.5, np.float32)
 
-    budget = Budget(epochs=150, graph_epochs=400, width=16)
-    table = evaluate_multi_hop({"oracle": Oracle(), "ignorant": Ignorant()}, maker, known, asked, budget)
+    training = MultiHopTraining(epochs=150, graph_epochs=400, width=16)
+    table = evaluate_multi_hop({"oracle": Oracle(), "ignorant": Ignorant()}, maker, known, asked, training)
     assert set(table) == {"1", "2"}
     one, two = table["1"]["systems"], table["2"]["systems"]
     assert one["oracle"]["hits@10"]["value"] > 0.9

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bali_ds.evaluation import retrieval
-from bali_ds.evaluation.retrieval import alignment, evaluate_retrieval, first_right, uniformity
+from bali_ds.evaluation.retrieval import alignment, evaluate_retrieval, recall_at_1, retrieval_ranks, uniformity
 
 
 def unit(vectors):
@@ -16,7 +16,7 @@ def test_ranks_equal_a_plain_loop(bytes_at_once, monkeypatch):
     queries, keys = unit(draw.normal(size=(30, 4))), unit(draw.normal(size=(50, 4)))
     key_ids = np.concatenate([np.arange(20), draw.integers(0, 20, 30)])
     query_ids = draw.integers(0, 20, 30)
-    found = first_right(queries, keys, query_ids, key_ids)
+    found = retrieval_ranks(queries, keys, query_ids, key_ids)
     for row in range(30):
         order = np.argsort(-(keys @ queries[row]))
         expected = next(place for place, key in enumerate(order, 1) if key_ids[key] == query_ids[row])
@@ -34,6 +34,14 @@ def test_perfect_views_and_constant_views():
     constant = evaluate_retrieval(np.ones((4, 3)), np.ones((4, 3)), ids)
     assert constant["text_to_graph"]["r@1"]["value"] == 0.0
     assert constant["uniformity"]["text"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_recall_at_1_is_that_of_the_evaluation():
+    draw = np.random.default_rng(4)
+    text, ids = draw.normal(size=(40, 6)), draw.integers(0, 9, 40)
+    graph = text + 0.8 * draw.normal(size=(40, 6))
+    assert recall_at_1(text, graph, ids) == evaluate_retrieval(text, graph, ids)["text_to_graph"]["r@1"]["value"]
+    assert recall_at_1(np.ones((4, 3)), np.ones((4, 3)), np.arange(4)) == 0.0
 
 
 def test_alignment_and_uniformity_by_their_formulas():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import BertConfig, BertTokenizerFast
+from transformers import BertConfig, BertTokenizer
 
 from tests.conftest import run_ranks
 from tests.export.ranks import ALONE, CASES, STEPS
@@ -32,7 +32,7 @@ def encoder_directory(tmp_path_factory) -> Path:
         max_position_embeddings=16,
     ).save_pretrained(directory)  # fmt: skip
     (directory / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    BertTokenizerFast(str(directory / "vocab.txt")).save_pretrained(directory)
+    BertTokenizer(str(directory / "vocab.txt")).save_pretrained(directory)
     return directory
 
 

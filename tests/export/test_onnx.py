@@ -9,7 +9,7 @@ from transformers import AutoModel
 from bali_ds.errors import InputError
 from bali_ds.export import onnx
 from bali_ds.export.export_run import export_run
-from bali_ds.inference.encoder import EXPORT
+from bali_ds.inference.exported_directory import EXPORT
 
 
 def test_the_graph_computes_what_transformers_loads(run_of, tmp_path):

@@ -3,19 +3,22 @@
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 
 from bali_ds.errors import InputError
-from bali_ds.export.push import push
+from bali_ds.export.export_run import push
 
 
 class Hub(BaseHTTPRequestHandler):
     """Answers what the client asks for when it makes a repository and commits small files."""
 
+    server: Any
+
     def do_POST(self):
         length = self.headers.get("Content-Length")
-        body = self.rfile.read(int(length)) if length else self.micro_batches()
+        body = self.rfile.read(int(length)) if length else self.read_chunks()
         self.server.asked.append((self.path, body))
         address = f"{self.server.url}/someone/model"
         if self.headers.get("Authorization") != "Bearer good":
@@ -32,7 +35,7 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self):
         self.answer(200, {"id": "someone/model", "sha": "0", "siblings": []})
 
-    def micro_batches(self):
+    def read_chunks(self):
         found = b""
         while size := int(self.rfile.readline(), 16):
             found += self.rfile.read(size)
@@ -54,7 +57,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.asked, server.url = [], f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)

@@ -184,7 +184,7 @@ def test_the_graph_encoder_loads_again(run_of, trained, tmp_path):
         assert torch.equal(parameter.to(torch.bfloat16), live[f"graph.{name}"]), name
     description["recipe"]["graph_encoder"]["layers"] = 2
     (tmp_path / "out" / "bali_ds.json").write_text(json.dumps(description))
-    with pytest.raises(InputError, match=r"does not fit the recipe at layers\.1"):
+    with pytest.raises(InputError, match=r"does not match the recipe at layers\.1"):
         load_aligned(tmp_path / "out")
 
 
@@ -214,7 +214,7 @@ def test_an_export_lists_the_files_of_a_tokenizer_that_nobody_knows(run_of, tmp_
         def save_pretrained(self, out):
             (out / "odd.vocabulary").touch()
 
-    monkeypatch.setattr("bali_ds.export.export_run.load_tokenizer", lambda _: Odd())
+    monkeypatch.setattr("bali_ds.export.architecture.load_tokenizer", lambda _: Odd())
     run = run_of("1-bf16")
     for _ in range(2):
         export_run(run, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""safetensors files written a piece at a time: read by the safetensors library itself."""
+"""Safetensors files that are written piece by piece, read by the safetensors library."""
 
 import json
 
@@ -49,7 +49,7 @@ def test_large_weights_are_cut_into_files_with_an_index(tmp_path):
 def test_overflow_and_nan_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"big: 70000 is too large for float16; export with --dtype bfloat16"):
         write_weights(tmp_path, "model", {"big": stored(torch.tensor([1.0, -70000.0]))}, torch.float16)
-    with pytest.raises(InputError, match="bad: holds values that are no finite numbers"):
+    with pytest.raises(InputError, match="bad: has non-finite values"):
         write_weights(tmp_path, "model", {"bad": stored(torch.tensor([1.0, float("nan")]))}, torch.float16)
 
 

@@ -1,4 +1,4 @@
-"""A slow, plain reading of RRF to compare with: lists of dicts, one row at a time."""
+"""Slow reference reader of RRF: lists of dicts, one row at a time."""
 
 import gzip
 from collections import defaultdict
@@ -8,7 +8,7 @@ from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.relations import inverse_name
 from bali_ds.graph.rrf import COLUMNS, RrfFilter
 
-Entry = tuple[str, str, str, str]
+Fact = tuple[str, str, str, str]
 
 
 def read(folder: Path, name: str) -> list[dict[str, str]]:
@@ -26,7 +26,7 @@ def read(folder: Path, name: str) -> list[dict[str, str]]:
 
 
 def names(folder: Path, kept: RrfFilter) -> dict[str, list[str]]:
-    """Names of each concept, in order of preference."""
+    """Return the names of each concept in order of preference."""
     ranks = {(row["SAB"], row["TTY"], row["SUPPRESS"]): int(row["RANK"]) for row in reversed(read(folder, "MRRANK"))}
     best: dict[str, dict[str, tuple]] = defaultdict(dict)
     for row in read(folder, "MRCONSO"):
@@ -55,8 +55,8 @@ def names(folder: Path, kept: RrfFilter) -> dict[str, list[str]]:
     }
 
 
-def entries(folder: Path, kept: RrfFilter, concepts: dict[str, list[str]]) -> set[Entry]:
-    """Facts as each end tells them: (row, relation, neighbor, source)."""
+def facts(folder: Path, kept: RrfFilter, concepts: dict[str, list[str]]) -> set[Fact]:
+    """Return each fact from both ends: (concept, relation, neighbor, source)."""
     found = set()
     restricted = {row["SAB"] for row in read(folder, "MRCONSO") if int(row["SRL"]) > kept.license}
     for row in read(folder, "MRREL"):
@@ -73,14 +73,14 @@ def entries(folder: Path, kept: RrfFilter, concepts: dict[str, list[str]]) -> se
     return found
 
 
-def stored_entries(graph: KnowledgeGraph) -> list[Entry]:
+def stored_facts(graph: KnowledgeGraph) -> list[Fact]:
     return [
         (
             graph.cui(concept),
-            graph.relation_name(int(graph.edge_relations[entry])),
-            graph.cui(int(graph.edge_targets[entry])),
-            graph.sources[graph.edge_sources[entry]],
+            graph.relation_name(int(graph.edge_relations[at])),
+            graph.cui(int(graph.edge_targets[at])),
+            graph.sources[graph.edge_sources[at]],
         )
         for concept in range(graph.num_concepts)
-        for entry in range(graph.edge_offsets[concept], graph.edge_offsets[concept + 1])
+        for at in range(graph.edge_offsets[concept], graph.edge_offsets[concept + 1])
     ]

@@ -1,4 +1,4 @@
-"""Stores from strangers: refused or right, whatever the bytes; nothing half-written when a disk is full."""
+"""Damaged graphs are refused or read correctly, whatever the bytes; a full disk leaves no partial graph."""
 
 import contextlib
 import json
@@ -16,15 +16,14 @@ from bali_ds.graph.concept_display import describe_concept, readable
 from bali_ds.graph.graph_statistics import graph_statistics
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.manifest import checksum
-from bali_ds.graph.neighbor_sampling import sample_neighbors
-from bali_ds.graph.neighbor_weights import EdgeFilter, WeightedSampler
+from bali_ds.graph.neighbor_sampling import EdgeFilter, WeightedSampler, sample_neighbors
 from bali_ds.randomness import derive
 
 MUTATIONS = int(os.environ.get("BALI_MUTATIONS", "150"))
 
 
 def mutate(content: bytes, random) -> bytes:
-    """Cut, lengthen, swap, zero, flip or overwrite a few bytes."""
+    """Return the content truncated, extended, rotated, or with a few bytes zeroed, flipped or overwritten."""
     data = bytearray(content)
     kind, at = random.integers(7), int(random.integers(max(len(data), 1)))
     match kind:
@@ -46,12 +45,15 @@ def mutate(content: bytes, random) -> bytes:
 
 
 def use(graph: KnowledgeGraph) -> list:
-    """Everything that commands and training do with a graph."""
+    """Call everything that commands and training call on a graph, and return the results."""
     concepts = np.arange(graph.num_concepts)
     keys = derive(1, concepts)
     results = [graph.lookup(["C1", "C4", "C9"]).tolist(), graph.code_to_cuis("", "MESH:D005334")]
-    kept = EdgeFilter(largest_degree=3, held_out=np.array([[0, 1]]))
-    for sampled in (sample_neighbors(graph, concepts, 2, keys), WeightedSampler(graph, kept).sample(concepts, 2, keys)):
+    edge_filter = EdgeFilter(largest_degree=3, held_out=np.array([[0, 1]]))
+    for sampled in (
+        sample_neighbors(graph, concepts, 2, keys),
+        WeightedSampler(graph, edge_filter).sample(concepts, 2, keys),
+    ):
         results.append([part.tolist() for part in sampled])
     for concept in concepts.tolist():
         description = describe_concept(graph, graph.cui(concept))
@@ -60,8 +62,8 @@ def use(graph: KnowledgeGraph) -> list:
 
 
 @pytest.mark.timeout(300 + MUTATIONS)
-def test_mutated_stores_are_refused_or_right(small_graph, tmp_path):
-    """A verified graph is refused or gives the very same answers; an unverified one never crashes or grows."""
+def test_mutated_graphs_are_refused_or_read_correctly(small_graph, tmp_path):
+    """A verified graph is refused or gives equal results; an unverified one neither crashes nor allocates."""
     random = np.random.default_rng(int(os.environ.get("BALI_SEED", "11")))
     whole = {path.name: path.read_bytes() for path in small_graph.path.iterdir()}
     expected, statistics = use(small_graph), graph_statistics(small_graph)
@@ -88,7 +90,7 @@ def test_mutated_stores_are_refused_or_right(small_graph, tmp_path):
 
 
 def test_missing_columns_of_a_manifest_are_refused(small_graph):
-    """A manifest with a valid checksum that leaves out or redefines what a graph needs."""
+    """A manifest with a valid checksum that lacks or redefines a required field."""
     path = small_graph.path / "manifest.json"
     manifest = json.loads(path.read_text())
     changes = [
@@ -109,8 +111,8 @@ def test_missing_columns_of_a_manifest_are_refused(small_graph):
 
 
 @pytest.mark.parametrize("limit", [0, 100, 400])
-def test_full_disk_is_one_line_and_leaves_nothing(small_tables, tmp_path, limit):
-    """A limit on the size of files stands for the disk: writing beyond it fails as a full disk does."""
+def test_a_full_disk_is_reported_in_one_line_and_leaves_no_files(small_tables, tmp_path, limit):
+    """A limit on the size of files simulates a full disk: writing beyond it fails in the same way."""
     script = (
         "import resource, signal, sys; from bali_ds.cli import main;"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"

@@ -14,14 +14,14 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one file; may break off, change its version, or know no ranges."""
+    """Serves one file; can close early, change its version, or refuse ranges."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.content = CONTENT
         self.version = '"one"'
         self.ranges = True
-        self.break_after: int | None = None
+        self.close_after: int | None = None
         self.asked: list[str | None] = []
 
 
@@ -35,19 +35,19 @@ class Handler(BaseHTTPRequestHandler):
         if self.path != "/graph.obo":
             self.send_error(404)
             return
-        continued = asked and server.ranges and self.headers.get("If-Range") == server.version
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if continued else 0
-        if continued and start >= len(server.content):
+        resumed = asked and server.ranges and self.headers.get("If-Range") == server.version
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if resumed else 0
+        if resumed and start >= len(server.content):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(server.content)}")
             self.end_headers()
             return
         body = server.content[start:]
-        self.send_response(206 if continued else 200)
+        self.send_response(206 if resumed else 200)
         self.send_header("ETag", server.version)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[: server.break_after])
+        self.wfile.write(body[: server.close_after])
 
     def log_message(self, *_: object) -> None:
         pass
@@ -73,11 +73,11 @@ def test_whole_file(server, tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["graph.obo"]
 
 
-def test_broken_download_is_continued(server, tmp_path):
+def test_interrupted_download_is_resumed(server, tmp_path):
     target = tmp_path / "graph.obo"
-    server.break_after = 1_000_000
+    server.close_after = 1_000_000
     for _ in range(2):
-        with pytest.raises(InputError, match="run the command again to continue"):
+        with pytest.raises(InputError, match="run the command again to resume"):
             fetch(address(server), target, DIGEST)
         assert not target.exists()
     fetch(address(server), target, DIGEST)
@@ -85,32 +85,32 @@ def test_broken_download_is_continued(server, tmp_path):
     assert server.asked == [None, "bytes=1000000-", "bytes=2000000-"]
 
 
-def test_new_version_starts_again(server, tmp_path):
-    server.break_after = 1000
-    with pytest.raises(InputError, match="broke off after 1,000 of 3,000,000 bytes"):
+def test_new_version_starts_over(server, tmp_path):
+    server.close_after = 1000
+    with pytest.raises(InputError, match="closed after 1,000 of 3,000,000 bytes"):
         fetch(address(server), tmp_path / "graph.obo")
-    server.break_after, server.version, server.content = None, '"two"', CONTENT[::-1]
+    server.close_after, server.version, server.content = None, '"two"', CONTENT[::-1]
     fetch(address(server), tmp_path / "graph.obo")
     assert (tmp_path / "graph.obo").read_bytes() == CONTENT[::-1]
 
 
-def test_server_without_ranges_starts_again(server, tmp_path):
-    server.break_after, server.ranges = 1000, False
-    with pytest.raises(InputError, match="broke off"):
+def test_server_without_ranges_starts_over(server, tmp_path):
+    server.close_after, server.ranges = 1000, False
+    with pytest.raises(InputError, match="the connection closed"):
         fetch(address(server), tmp_path / "graph.obo")
-    server.break_after = None
+    server.close_after = None
     assert fetch(address(server), tmp_path / "graph.obo") == DIGEST
 
 
-def test_complete_part_is_not_fetched_again(server, tmp_path):
+def test_complete_part_is_not_downloaded_again(server, tmp_path):
     (tmp_path / "graph.obo.part").write_bytes(CONTENT)
     (tmp_path / "graph.obo.part.json").write_text('{"version": "\\"one\\""}')
     assert fetch(address(server), tmp_path / "graph.obo") == DIGEST
 
 
-def test_files_of_the_user_and_links_stay(server, tmp_path):
+def test_files_of_the_user_and_symbolic_links_are_kept(server, tmp_path):
     (tmp_path / "graph.obo.part").write_text("the second part of my thesis")
-    with pytest.raises(InputError, match=r"graph\.obo\.part: is not the beginning of a download by bali-ds; move it"):
+    with pytest.raises(InputError, match=r"graph\.obo\.part: is not a partial download by bali-ds; move it"):
         fetch(address(server), tmp_path / "graph.obo")
     assert (tmp_path / "graph.obo.part").read_text() == "the second part of my thesis"
     (tmp_path / "link.obo").symlink_to("disk/graph.obo")

@@ -25,6 +25,22 @@ def graph(small_tables, tmp_path, capsys):
     return str(tmp_path / "graph")
 
 
+def test_the_report_of_a_build_lists_dropped_rows_by_reason(capsys, tmp_path):
+    names = ["C1|ENG|P||PF||Y|||||X|PT|1|one|0|N||", "C1|FRE|P||PF||Y|||||X|PT|1|un|0|N||"]
+    (tmp_path / "META").mkdir()
+    (tmp_path / "META/MRCONSO.RRF").write_text("\n".join([*names, "C1|ENG|S||PF||Y|||||X|SY|1|i|0|O||"]))
+    (tmp_path / "META/MRREL.RRF").write_text(
+        "C1||CUI|RO|C1||CUI|causes|||X|X|||N||\nC1||CUI|RO|C9||CUI|causes|||X|X|||N||\n"
+    )
+    assert main(["graph", "build", "--rrf", str(tmp_path / "META"), "--out", str(tmp_path / "graph")]) == 0
+    assert capsys.readouterr().out.splitlines()[:-1] == [
+        "META/MRCONSO: 3 rows; dropped: 1 suppressed, 1 language",
+        "META/MRREL: 2 rows",
+        "dropped: 1 relations of unknown concepts",
+        "dropped: 1 self-relations",
+    ]
+
+
 def printed(capsys, *arguments):
     assert main(["graph", *arguments]) == 0
     return capsys.readouterr().out
@@ -66,11 +82,11 @@ def test_show_draws(graph, tmp_path, capsys, cui):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["show", "GRAPH", "C99"], "C99: is no concept"),
+        (["show", "GRAPH", "C99"], "C99: is not a concept"),
         (["show", "GRAPH", "C1", "--png", "/proc/x.png"], "cannot be written"),
-        (["stats", "nowhere"], "nowhere: holds no graph"),
+        (["stats", "nowhere"], "nowhere: is not a graph"),
         (["build", "--out", "x"], "no source"),
-        (["build", "--rrf", "nowhere", "--out", "x"], "holds no MRCONSO"),
+        (["build", "--rrf", "nowhere", "--out", "x"], "contains no MRCONSO"),
         (["build", "--obo", "nowhere.obo", "--out", "x"], "nowhere.obo: cannot be read"),
         (["build", "--mesh", "nowhere.xml", "--out", "x"], "nowhere.xml: cannot be read"),
         (["build", "--edges", "nowhere.csv", "--out", "x"], "nowhere.csv: cannot be read"),

@@ -1,4 +1,4 @@
-"""Ontologies, MeSH and foreign tables: small files written here, read as people would."""
+"""Readers of ontologies, MeSH and tables with other column names, on small files written here."""
 
 import gzip
 import json
@@ -12,7 +12,7 @@ from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.mesh import MeshSource
 from bali_ds.graph.obo import OboSource
 from bali_ds.graph.tables import TableSource
-from tests.graph.plain_rrf import stored_entries
+from tests.graph.plain_rrf import stored_facts
 
 OBO = """format-version: 1.4
 ontology: hp
@@ -55,7 +55,7 @@ BASE = "http://purl.obolibrary.org/obo/"
 
 
 def as_obo_graph() -> str:
-    """The same ontology as an OBO graph."""
+    """Return the same ontology as an OBO graph."""
 
     def xrefs(*values):
         return [{"val": value} for value in values]
@@ -115,7 +115,7 @@ def test_ontology_by_cross_reference(ontology, tmp_path):
     assert graph.names(0) == ["Fever", "Pyrexia"]
     assert graph.names(1) == ["Phenotypic abnormality", "Organ abnormality"]
     assert graph.definitions(1) == ['A "phenotypic" abnormality.']
-    assert {entry for entry in stored_entries(graph) if entry[1] in ("isa", "part_of")} == {
+    assert {fact for fact in stored_facts(graph) if fact[1] in ("isa", "part_of")} == {
         ("C0015967", "isa", "C4021819", "HPO"), ("HP:0009999", "isa", "C4021819", "HPO"),
         ("C0015967", "part_of", "C4021819", "HPO"),
     }  # fmt: skip
@@ -177,7 +177,7 @@ def test_mesh_descriptors(tmp_path, name):
     assert graph.names(0) == ["Calcimycin", "A-23187"]
     assert graph.definitions(0) == ["An ionophore & more."]
     assert graph.code_to_cuis("MESH", "D000001") == ["MESH:D000001"]
-    assert set(stored_entries(graph)) == {
+    assert set(stored_facts(graph)) == {
         ("MESH:D000001", "CHD", "MESH:D000002", "MSH"), ("MESH:D000002", "PAR", "MESH:D000001", "MSH"),
         ("MESH:D000001", "has_pharmacological_action", "MESH:D000003", "MSH"),
         ("MESH:D000003", "pharmacological_action_of", "MESH:D000001", "MSH"),
@@ -229,24 +229,24 @@ def test_edges_that_name_their_nodes(tmp_path, name):
         'so-called "drug"',
     ]
     assert graph.semantic_types(1) == ("gene/protein",)
-    assert ("9", "drug_effect", "10", "KG") in stored_entries(graph)
+    assert ("9", "drug_effect", "10", "KG") in stored_facts(graph)
     assert graph.num_edges == 2
 
 
 def test_column_errors_are_named(tmp_path):
     path = tmp_path / "kg.csv"
     PRIMEKG.write_csv(path)
-    with pytest.raises(InputError, match=r"kg\.csv: line 1: no column head_cui; it has relation, x_index"):
+    with pytest.raises(InputError, match=r"kg\.csv: line 1: has no column head_cui; it has relation, x_index"):
         TableSource(None, path)
-    with pytest.raises(InputError, match="no column z"):
+    with pytest.raises(InputError, match="has no column z"):
         TableSource(None, path, {**PRIMEKG_COLUMNS, "source": "z"})
-    with pytest.raises(InputError, match="column haed: is no column"):
+    with pytest.raises(InputError, match="column haed: is not a column"):
         TableSource(None, path, {"haed": "x_index"})
     path.write_text(path.read_text() + "one,two\n")
     with pytest.raises(InputError, match=r"kg\.csv: "):
         built(tmp_path, TableSource(None, path, PRIMEKG_COLUMNS))
     (tmp_path / "kg.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(InputError, match="is no readable Parquet file"):
+    with pytest.raises(InputError, match="is not a readable Parquet file"):
         TableSource(None, tmp_path / "kg.parquet", PRIMEKG_COLUMNS)
 
 
@@ -260,5 +260,5 @@ def test_sources_merge_on_the_identifier(ontology, small_tables, tmp_path):
     assert graph.fingerprint == KnowledgeGraph.open(other).fingerprint
     fever = int(graph.lookup(["C0015967"])[0])
     assert graph.names(fever) == ["Fever", "fever", "Pyrexia", "febrile"]
-    relations = {entry[1:3] for entry in stored_entries(graph) if entry[0] == "C0015967"}
+    relations = {fact[1:3] for fact in stored_facts(graph) if fact[0] == "C0015967"}
     assert relations == {("isa", "C4021819"), ("part_of", "C4021819"), ("phenotype_of", "C2")}

@@ -1,4 +1,4 @@
-"""The joined ontologies as RRF and as tables, against plain Python readings of the same files."""
+"""The merged ontologies as RRF and as tables, compared with plain Python readings of the same files."""
 
 import csv
 import gzip
@@ -33,8 +33,8 @@ def test_rrf_and_tables_give_one_graph(graphs):
         assert (first.path / f"{column}.npy").read_bytes() == (second.path / f"{column}.npy").read_bytes()
 
 
-def test_equal_statements_give_equal_bytes(graphs, real_data, tmp_path):
-    """The RRF has one code of each concept and no types of 293; where the table says no more, every file is equal."""
+def test_rrf_and_tables_with_equal_content_give_equal_bytes(graphs, real_data, tmp_path):
+    """The RRF lacks some codes and types of the table; with the same rows in both, all files are equal."""
     folder = real_data / "kg"
     codes, types = defaultdict(set), defaultdict(set)
     for name, found in (("MRCONSO", codes), ("MRSTY", types)):

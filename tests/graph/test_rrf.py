@@ -37,21 +37,21 @@ def atoms(draw) -> str:
 
 @st.composite
 def facts(draw) -> list[str]:
-    """A relation, from one end or from both."""
+    """MRREL rows of a relation, from one end or from both."""
     first, second = draw(st.sampled_from([*CUIS, "C9"])), draw(st.sampled_from(CUIS))
     rel, rela = draw(st.sampled_from(LABELS))
     shared = {"SAB": draw(st.sampled_from(["MSH", "NCI"])), "SUPPRESS": draw(st.sampled_from(["N", "N", "N", "O"]))}
-    told = [row("MRREL", CUI1=first, REL=rel, CUI2=second, RELA=rela, **shared)]
+    lines_of_fact = [row("MRREL", CUI1=first, REL=rel, CUI2=second, RELA=rela, **shared)]
     if draw(st.booleans()):
         inverse = {"RELA": inverse_name(rela), "REL": "RO"} if rela else {"REL": inverse_name(rel)}
         if rel != "XR":
-            told.append(row("MRREL", CUI1=second, CUI2=first, **inverse, **shared))
-    return told
+            lines_of_fact.append(row("MRREL", CUI1=second, CUI2=first, **inverse, **shared))
+    return lines_of_fact
 
 
 @st.composite
 def releases(draw) -> dict[str, bytes]:
-    """RRF files in one of the ways in which they lie on people's disks."""
+    """RRF files in one of the forms that releases come in."""
     relations = draw(st.lists(facts(), max_size=15))
     types = st.builds(lambda cui, tui: row("MRSTY", CUI=cui, TUI=tui), st.sampled_from([*CUIS, "C9"]), TEXT)
     files = {
@@ -81,22 +81,22 @@ FILTERS = st.builds(
 
 @settings(max_examples=int(os.environ.get("BALI_EXAMPLES", "60")), deadline=None)
 @given(releases(), FILTERS)
-def test_any_release_reads_as_plain_python_reads_it(files, kept):
+def test_any_release_is_read_like_the_reference_reads_it(files, kept):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for file, content in files.items():
             (folder / file).write_bytes(content)
         names = plain_rrf.names(folder, kept)
         if not names:
-            with pytest.raises(InputError, match="name no concept"):
+            with pytest.raises(InputError, match="contain no concept"):
                 build_graph([RrfSource(folder, kept)], folder / "graph")
             return
         report = build_graph([RrfSource(folder, kept)], folder / "graph")
         graph = KnowledgeGraph.open(folder / "graph", verify=True)
         assert {graph.cui(concept): graph.names(concept) for concept in range(graph.num_concepts)} == names
         assert list(names) == [graph.cui(concept) for concept in range(graph.num_concepts)]
-        stored = plain_rrf.stored_entries(graph)
-        wanted = plain_rrf.entries(folder, kept, names)
+        stored = plain_rrf.stored_facts(graph)
+        wanted = plain_rrf.facts(folder, kept, names)
         assert sorted(stored) == sorted(wanted)
         assert report["edges"] == graph.num_edges == len(wanted) // 2
         for concept, cui in enumerate(names):
@@ -128,7 +128,7 @@ def built(folder: Path) -> KnowledgeGraph:
     return KnowledgeGraph.open(folder / "graph")
 
 
-def test_inverse_names_are_told_from_the_data(two):
+def test_inverse_names_are_inferred_from_the_data(two):
     lines = relation("C2", "RO", "C1", "regulates") + relation("C1", "RO", "C2", "under_control")
     lines += relation("C3", "RO", "C2", "regulates") + relation("C2", "RO", "C3", "under_control")
     graph = built(write(two, MRREL=lines))
@@ -141,7 +141,7 @@ def test_inverse_names_are_read_from_mrdoc(two):
     doc = "RELA|regulates|rela_inverse|under_control|\nRELA|under_control|rela_inverse|regulates|\n"
     graph = built(write(two, MRREL=lines, MRDOC=doc))
     assert (graph.relations, graph.inverse_relations) == (("regulates",), ("under_control",))
-    assert set(plain_rrf.stored_entries(graph)) == {
+    assert set(plain_rrf.stored_facts(graph)) == {
         ("C1", "regulates", "C2", "NCI"), ("C2", "under_control", "C1", "NCI"),
         ("C1", "under_control", "C3", "NCI"), ("C3", "regulates", "C1", "NCI"),
     }  # fmt: skip
@@ -150,7 +150,7 @@ def test_inverse_names_are_read_from_mrdoc(two):
 def test_symmetric_relations_are_one_fact(two):
     graph = built(write(two, MRREL=relation("C2", "SY", "C1") + relation("C1", "SY", "C2")))
     assert graph.num_edges == 1
-    assert set(plain_rrf.stored_entries(graph)) == {("C1", "SY", "C2", "NCI"), ("C2", "SY", "C1", "NCI")}
+    assert set(plain_rrf.stored_facts(graph)) == {("C1", "SY", "C2", "NCI"), ("C2", "SY", "C1", "NCI")}
 
 
 def test_definitions_and_retired_identifiers(two):
@@ -202,12 +202,37 @@ def test_dropped_rows_are_counted_by_reason(two):
     assert report["dropped"]["self-relations"] == 1
 
 
+def test_columns_are_those_of_the_reference_manual(tmp_path):
+    """Rows in the documented order of columns, since the other tests write and read with the reader's own lists."""
+    lines = "C0001175|ENG|P|L0001175|PF|S0010339|Y|A0019180||M0000245|D000163|MSH|MH|D000163|AIDS|0|N|256|\n"
+    lines += "C0001175|ENG|S|L0001842|PF|S0011877|Y|A0021055||M0000245|D000163|MSH|ET|D000163|Acquired syndrome|0|N||\n"
+    lines += "C0021051|ENG|P|L0021051|PF|S0049642|Y|A0070885||M0011150|D007153|MSH|MH|D007153|Deficiency|0|N||\n"
+    lines += "C0000001|FRE|P|L1|PF|S1|Y|A1||||MSHFRE|PT|D1|Sida|3|N||\n"
+    write(
+        tmp_path,
+        MRCONSO=lines,
+        MRREL="C0021051|A0070885|AUI|CHD|C0001175|A0019180|AUI|isa|R1||MSH|MSH|||N||\n",
+        MRSTY="C0001175|T047|B2.2.1.2.1|Disease or Syndrome|AT17683839|256|\n",
+        MRDEF="C0001175|A0019180|AT1||MSH|An acquired defect.|N||\n",
+        MRRANK="0400|MSH|MH|N|\n0100|MSH|ET|N|\n",
+    )
+    graph = built(tmp_path)
+    assert [graph.cui(concept_id) for concept_id in range(graph.num_concepts)] == ["C0001175", "C0021051"]
+    assert graph.names(0) == ["AIDS", "Acquired syndrome"]
+    assert graph.semantic_types(0) == ("T047",)
+    assert graph.definitions(0) == ["An acquired defect."]
+    assert graph.code_to_cuis("MSH", "D000163") == ["C0001175"]
+    assert set(plain_rrf.stored_facts(graph)) == {
+        ("C0001175", "isa", "C0021051", "MSH"), ("C0021051", "inverse_isa", "C0001175", "MSH"),
+    }  # fmt: skip
+
+
 BAD = {
-    "columns": (b"C1|ENG|\n", "line 4: 3 columns where there must be 19"),
-    "bar in a name": (atom("C4", "a|b").encode(), "line 4: 20 columns where there must be 19"),
+    "columns": (b"C1|ENG|\n", "line 4: 3 columns, expected 19"),
+    "bar in a name": (atom("C4", "a|b").encode(), "line 4: 20 columns, expected 19"),
     "encoding": (atom("C4", "ä").encode("latin-1"), "line 4: byte 20 is not UTF-8"),
     "wide encoding": (atom("C4", "a").encode("utf-16"), "line 4: byte 1 is not UTF-8"),
-    "carriage return": (atom("C4", "a\rb").encode(), "line 4: a carriage return"),
+    "carriage return": (atom("C4", "a\rb").encode(), "line 4: contains a carriage return"),
 }
 
 
@@ -230,27 +255,27 @@ def test_truncated_gz_is_refused(two):
     content = gzip.compress("".join(atom(f"C{number}", f"name {number}") for number in range(5000)).encode())
     (two / "MRCONSO.RRF").unlink()
     (two / "MRCONSO.RRF.gz").write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match=r"MRCONSO\.RRF\.gz: line \d+: the compressed file is cut off"):
+    with pytest.raises(InputError, match=r"MRCONSO\.RRF\.gz: line \d+: the compressed file is truncated"):
         build_graph([RrfSource(two)], two / "graph")
     (two / "MRCONSO.RRF.gz").write_bytes(content[:-4])
-    with pytest.raises(InputError, match=r"MRCONSO\.RRF\.gz: line \d+: the compressed file is cut off"):
+    with pytest.raises(InputError, match=r"MRCONSO\.RRF\.gz: line \d+: the compressed file is truncated"):
         build_graph([RrfSource(two)], two / "graph")
     assert sorted(path.name for path in two.iterdir()) == ["MRCONSO.RRF.gz"]
 
 
-def test_files_that_are_there_twice_are_refused(two):
+def test_files_that_exist_twice_are_refused(two):
     (two / "MRREL.RRF").write_text("")
     (two / "MRREL.RRF.gz").write_bytes(gzip.compress(b""))
-    with pytest.raises(InputError, match="is there twice"):
+    with pytest.raises(InputError, match="exists twice"):
         RrfSource(two)
 
 
-@pytest.mark.parametrize("kind", ["columns", "encoding", "cut off", "twice"])
+@pytest.mark.parametrize("kind", ["columns", "encoding", "truncated", "twice"])
 def test_commands_refuse_damage_with_one_line(two, kind, capsys):
     lines = relation("C2", "RO", "C1").encode() * 500
     whole = gzip.compress(lines)
     (two / "MRREL.RRF.gz").write_bytes(whole)
-    if kind == "cut off":
+    if kind == "truncated":
         (two / "MRREL.RRF.gz").write_bytes(whole[:-9])
     elif kind == "twice":
         (two / "MRREL.RRF").write_bytes(lines)
@@ -265,5 +290,5 @@ def test_commands_refuse_damage_with_one_line(two, kind, capsys):
 
 
 def test_folder_without_names_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"holds no MRCONSO\.RRF"):
+    with pytest.raises(InputError, match=r"contains no MRCONSO\.RRF"):
         RrfSource(tmp_path)

@@ -10,7 +10,7 @@ from bali_ds.graph.tables import TableSource
 
 
 def facts(graph: KnowledgeGraph) -> set[tuple[str, str, str, str]]:
-    """Every entry of every neighbor list, as (row, relation read from the row, neighbor, source)."""
+    """Return every fact from both ends, as (concept, relation read from the concept, neighbor, source)."""
     return {
         (
             graph.cui(concept),
@@ -34,7 +34,7 @@ def test_concepts_names_and_types(small_graph):
     assert small_graph.num_names == 9
 
 
-def test_lookup_gives_minus_one_for_strangers(small_graph):
+def test_lookup_returns_minus_one_for_unknown_identifiers(small_graph):
     found = small_graph.lookup(["C4", "C", "", "C11", "c1", "C1", "Ω"])
     assert found.dtype == np.int32
     assert found.tolist() == [3, -1, -1, -1, -1, 0, -1]
@@ -59,7 +59,7 @@ def test_dropped_facts_are_counted(small_tables, tmp_path):
     }  # fmt: skip
 
 
-def test_facts_between_held_out_pairs_are_left_out(small_tables, tmp_path):
+def test_facts_between_held_out_pairs_are_dropped(small_tables, tmp_path):
     (tmp_path / "pairs.tsv").write_text("head_cui\ttail_cui\nC3\tC2\nC4\tC1\nC4\tC99\n")
     report = build_graph([TableSource(*small_tables)], tmp_path / "out", tmp_path / "pairs.tsv")
     # The fact that is stated twice is counted twice: rows are counted, not facts.
@@ -116,7 +116,7 @@ def test_missing_or_changed_files_are_refused(small_graph):
     column.unlink()
     with pytest.raises(InputError, match=r"edges\.entries\.npy: cannot be read"):
         KnowledgeGraph.open(small_graph.path)
-    with pytest.raises(InputError, match="holds no graph"):
+    with pytest.raises(InputError, match="is not a graph"):
         KnowledgeGraph.open(small_graph.path / "nowhere")
 
 
@@ -126,7 +126,7 @@ def test_changed_contents_are_refused_when_verified(small_graph):
     content[-1] ^= 1
     column.write_bytes(content)
     KnowledgeGraph.open(small_graph.path)
-    with pytest.raises(InputError, match="is not what was built"):
+    with pytest.raises(InputError, match="differs from its SHA-256"):
         KnowledgeGraph.open(small_graph.path, verify=True)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import BertConfig, BertModel, BertTokenizer
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "mention", "name", "pair", "plus", *map(str, range(60))]
 
@@ -17,5 +17,5 @@ def tiny_encoder(tmp_path_factory):
     )  # fmt: skip
     BertModel(config).save_pretrained(directory)
     (directory / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    BertTokenizerFast(str(directory / "vocab.txt")).save_pretrained(directory)
+    BertTokenizer(str(directory / "vocab.txt")).save_pretrained(directory)
     return directory

@@ -81,7 +81,7 @@ def test_weights_that_do_not_fill_the_architecture_are_refused(tiny_encoder, tmp
     weights = load_file(copy / "model.safetensors")
     del weights["encoder.layer.1.output.dense.weight"]
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match=r"lack 1 tensors of the architecture, such as encoder.layer.1"):
+    with pytest.raises(InputError, match=r"lack 1 tensors of the architecture, for example encoder.layer.1"):
         load(copy)
     (copy / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(InputError, match="cannot be loaded as an encoder"):

@@ -121,3 +121,15 @@ def test_the_commands(tiny_encoder, names, graph_directory, tmp_path, capsys, mo
     assert set(found) == {"question", "concepts", "facts", "text"}
     assert main(["encode", *model, str(tmp_path / "none"), "--out", str(tmp_path / "x.npy")]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_encode_gives_a_vector_for_each_line_of_a_file_or_of_standard_input(tiny_encoder, tmp_path, monkeypatch):
+    text = "renal failure\n\nanemia\n"
+    (tmp_path / "lines.txt").write_text(text)
+    monkeypatch.setattr("sys.stdin", StringIO(text))
+    encode = ["encode", "--model", str(tiny_encoder), "--out"]
+    assert main([*encode, str(tmp_path / "file.npy"), str(tmp_path / "lines.txt")]) == 0
+    assert main([*encode, str(tmp_path / "stdin.npy"), "-"]) == 0
+    expected = bali_ds.load(tiny_encoder).encode(text.splitlines())
+    for name in ("file", "stdin"):
+        assert np.array_equal(np.load(tmp_path / f"{name}.npy"), expected)

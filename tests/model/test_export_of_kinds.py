@@ -101,7 +101,7 @@ def test_learned_embeddings_are_refused_for_another_graph(sample, graph_director
     export_run(recipe.directory, tmp_path / "export")
     aligner, _ = load_aligned(tmp_path / "export", graph=data.graph)
     assert aligner.graph.concepts.num_embeddings == data.graph.num_concepts + 1
-    with pytest.raises(InputError, match=f"concepts of graph {data.graph.fingerprint}"):
+    with pytest.raises(InputError, match=f"concept embeddings of graph {data.graph.fingerprint}"):
         load_aligned(tmp_path / "export", graph=KnowledgeGraph.open(graph_directory))
 
 

@@ -39,4 +39,4 @@ def test_a_toy_graph_encoder_trains(sample, tmp_path, monkeypatch):
         gradients = [parameter.grad for parameter in aligner.graph.parameters()]
         assert loss.isfinite()
         assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
-        assert aligner.graph.layers[0].linear.weight.grad.abs().max() > 0
+        assert aligner.graph.get_parameter("layers.0.linear.weight").grad.abs().max() > 0

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertConfig
 
 from bali_ds.cli import main
 from bali_ds.errors import InputError
-from bali_ds.export.export_run import _Architecture
+from bali_ds.export.architecture import ExportArchitecture
 from bali_ds.inference.encoder import load
 from bali_ds.model.pretrained import fresh_model, load_configuration, load_model, load_tokenizer
 from bali_ds.model.text_encoder import load_text_encoder
@@ -79,7 +79,7 @@ def test_the_trap_is_live(stranger, canary):
         load_tokenizer,
         lambda path: load_model(AutoModel, path),
         lambda path: load_text_encoder(str(path), seed=0),
-        _Architecture.of,
+        ExportArchitecture.of,
     ],
     ids=["load", "configuration", "tokenizer", "model", "training", "export"],
 )

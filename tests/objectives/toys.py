@@ -59,6 +59,7 @@ class ToyObjective(Objective):
     """The toy's module and loss."""
 
     name: ClassVar[str] = "toy"
+    settings: ToyConfig
 
     def batch_part(self):
         return FirstNodesPart(self.settings.scale)

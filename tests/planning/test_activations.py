@@ -15,8 +15,8 @@ def test_a_chain_of_matrices_counts_by_hand():
     memory = pass_memory(model, lambda: model(inputs).sum())
     product, gradient = 50 * 100 * 4, 100 * 100 * 4
     # at the end of the backward pass: both gradients, the first product's gradient, at most one more product
-    assert 2 * gradient + product <= memory.kept <= 2 * gradient + 3 * product + 64
-    assert memory.flowing <= 3 * product + 64
+    assert 2 * gradient + product <= memory.with_gradients <= 2 * gradient + 3 * product + 64
+    assert memory.without_gradients <= 3 * product + 64
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -34,7 +34,7 @@ def test_saved_tensors_decide_the_peak():
 
         return forward
 
-    shallow, deep = (pass_memory(layer, run(depth)).flowing for depth in (3, 13))
+    shallow, deep = (pass_memory(layer, run(depth)).without_gradients for depth in (3, 13))
     assert deep - shallow == 10 * 1000 * 10 * 4
 
 
@@ -43,7 +43,7 @@ def test_half_precision_takes_half():
         with torch.device("meta"):
             model = nn.Linear(64, 64, dtype=dtype)
             inputs = torch.empty(512, 64, dtype=dtype)
-        return pass_memory(model, lambda: torch.tanh(model(inputs)).float().mean()).kept
+        return pass_memory(model, lambda: torch.tanh(model(inputs)).float().mean()).with_gradients
 
     assert peak(torch.bfloat16) < 0.8 * peak(torch.float32)
 
@@ -56,7 +56,7 @@ def test_fused_attention_keeps_no_scores(fused):
         with torch.device("meta"):
             query, key, value = (torch.empty(n, heads, size, width, requires_grad=True) for _ in range(3))
         attend = partial(nn.functional.scaled_dot_product_attention, query, key, value, dropout_p=0.1)
-        return pass_memory(nn.Identity(), lambda: attend().sum(), fused_attention=fused).kept
+        return pass_memory(nn.Identity(), lambda: attend().sum(), fused_attention=fused).with_gradients
 
     grows = peak(2 * length) / peak(length)
     assert (1.9 < grows < 2.1) if fused else grows > 3.5

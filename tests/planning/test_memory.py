@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 
 from bali_ds.planning.activations import PassMemory
-from bali_ds.planning.memory import Run, bytes_sent, rank_memory
+from bali_ds.planning.memory import MemoryInputs, bytes_sent, rank_memory
 
-RUN = Run(
+RUN = MemoryInputs(
     parameters=1000,
     largest=400,
     weight_bytes=2,
     ranks=4,
-    activations=PassMemory(kept=10**6, flowing=9 * 10**5),
+    activations=PassMemory(with_gradients=10**6, without_gradients=9 * 10**5),
     on_gpu=True,
     settings={"zero_optimization": {"stage": 1, "reduce_bucket_size": 500, "overlap_comm": True}},
 )

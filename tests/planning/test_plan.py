@@ -5,8 +5,12 @@ import pytest
 import yaml
 
 from bali_ds.cli import main
+from bali_ds.data.loader import Loader
+from bali_ds.data.mixture import open_mixture
 from bali_ds.errors import InputError
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.model.build_model import build_aligner
+from bali_ds.objectives.registry import stream_settings
 from bali_ds.planning.run_plan import plan, shapes_of_model
 
 REPOSITORY = Path(__file__).parents[2]
@@ -27,7 +31,7 @@ def test_parameters_are_those_of_the_built_model(recipe):
 
 def test_plan_of_the_sample(recipe):
     two = plan(recipe, ranks=2, on_gpu=False, samples_per_second=32.0)
-    assert two.arithmetic.passages_per_micro_batch == 8
+    assert two.batch_plan.passages_per_micro_batch == 8
     assert two.stage == 2
     assert two.seconds == pytest.approx(20 * 16 / 32)
     assert [memory.stage for memory in two.memory] == [0, 1, 2, 3]
@@ -39,19 +43,37 @@ def test_plan_of_the_sample(recipe):
     assert halves.seconds is None
 
 
+def test_the_largest_batch_counts_linearized_neighborhoods(recipe):
+    """The text encoder reads neighborhoods, the longest part of a linearized batch, as well as passages."""
+    linearized = recipe.graph_encoder.model_copy(update={"kind": "linearized", "tokens": 128})
+    recipe = recipe.model_copy(update={"graph_encoder": linearized})
+    graph, shards = KnowledgeGraph.open(recipe.data.graph), open_mixture(recipe.data.shards)
+    with Loader(shards, graph, stream_settings(recipe), global_batch=16) as loader:
+        batches = [next(loader).micro_batches[0] for _ in range(8)]
+
+    def positions(*fields):
+        return [sum(block.input_ids.numel() for field in fields for block in getattr(each, field)) for each in batches]
+
+    everything, passages = positions("passages", "names", "neighborhoods"), positions("passages")
+    assert everything.index(max(everything)) != passages.index(max(passages))
+    made = plan(recipe, ranks=1, on_gpu=False)
+    assert made.positions == max(everything)
+    assert made.views == batches[everything.index(max(everything))].num_views
+
+
 def test_command_for_a_hostfile_of_thousands(recipe, tmp_path, capsys):
     hostfile, file = tmp_path / "hostfile", tmp_path / "recipe.yaml"
     hostfile.write_text("".join(f"node{n} slots=2\n" for n in range(1000)))
     file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     arguments = ["plan", "--config", str(file), "--hostfile", str(hostfile), "--device", "cuda"]
     assert main([*arguments, "batch.passages=2000", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["arithmetic"]["ranks"] == 2000
-    assert told["arithmetic"]["passages_per_rank"] == 1
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["batch_plan"]["ranks"] == 2000
+    assert printed["batch_plan"]["passages_per_rank"] == 1
     assert main([*arguments, "batch.passages=2001"]) == 2
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
-    assert "does not divide by 2000 ranks x 1 micro_batches; use 2000 or 4000" in captured.err
+    assert "is not divisible by 2000 ranks x 1 micro-batches; use 2000 or 4000" in captured.err
 
 
 def test_text_shows_every_stage_and_marks_the_recipes_own(recipe, tmp_path, capsys):

@@ -3,11 +3,11 @@ import random
 import pytest
 
 from bali_ds.shards.build import build_shards
-from bali_ds.shards.part import BuildSettings, Corpus
+from bali_ds.shards.build_settings import BuildSettings, Corpus
 
 
 def write_corpus(path, names, *, documents, seed, first=0):
-    """Write made-up PubTator text whose mentions are names of the small graph."""
+    """Write random PubTator text whose mentions are names of the small graph."""
     draw = random.Random(seed)
     cuis = list(names)
     filler = ["was found in the cell.", "with", "and the β-é of", "causes", "Treated patients were", "of the mouse."]
@@ -44,7 +44,7 @@ SETTINGS = BuildSettings(max_tokens=48, stored_fan_out=8, shard_samples=32, vali
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory, corpora, graph_directory, tokenizer_directory):
-    """A shard set of the made-up corpora; tests that change it copy it first."""
+    """A shard set of the random corpora; tests that change it copy it first."""
     out = tmp_path_factory.mktemp("built") / "shards"
     build_shards(corpora, graph_directory, str(tokenizer_directory), out, SETTINGS)
     return out

@@ -1,4 +1,4 @@
-"""The committed sample data set: made by its generator, well formed, honest."""
+"""The committed sample data set is what its generator writes, well-formed and free of leaks."""
 
 import csv
 import itertools
@@ -61,7 +61,7 @@ def documents() -> list[tuple[str, list[list[str]]]]:
 
 
 @pytest.fixture(scope="module")
-def linked_surfaces(documents) -> dict[str, Counter]:
+def linked_strings(documents) -> dict[str, Counter]:
     found: dict[str, Counter] = defaultdict(Counter)
     for _, mentions in documents:
         for _, _, text, _, identifiers in mentions:
@@ -72,7 +72,7 @@ def linked_surfaces(documents) -> dict[str, Counter]:
 
 def test_generator_writes_the_committed_bytes(tmp_path):
     script = SAMPLE / "generate.py"
-    environment = {"PYTHONDONTWRITEBYTECODE": "1"}  # the hash seed is left to chance
+    environment = {"PYTHONDONTWRITEBYTECODE": "1"}  # random hash seed
     subprocess.run([sys.executable, script, tmp_path], check=True, env=environment, capture_output=True)
     written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert written == set(GENERATED)
@@ -92,7 +92,7 @@ def test_release_is_well_formed(names):
     assert max(spelled.values()) == 1
 
 
-def test_every_fact_is_there_from_both_ends(names):
+def test_every_fact_is_stated_from_both_ends(names):
     inverse = {row[1]: row[3] for row in read_rrf("MRDOC.RRF", 4)}
     assert all(inverse[partner] == name for name, partner in inverse.items())
     rel = {"CHD": "PAR", "PAR": "CHD", "RO": "RO"}
@@ -112,12 +112,12 @@ def test_every_fact_is_there_from_both_ends(names):
     assert 2 * len(written) == len(rows)
 
 
-def test_no_drug_is_both_given_and_forbidden():
-    told = defaultdict(set)
+def test_no_drug_is_both_indicated_and_contraindicated():
+    stated = defaultdict(set)
     for row in read_table("facts"):
-        told[row["relation"]] |= {(row["concept"], other) for other in row["related_concepts"].split(";")}
-    assert not told["may_be_treated_by"] & told["has_contraindicated_drug"]
-    for relation, pairs in told.items():
+        stated[row["relation"]] |= {(row["concept"], other) for other in row["related_concepts"].split(";")}
+    assert not stated["may_be_treated_by"] & stated["has_contraindicated_drug"]
+    for relation, pairs in stated.items():
         assert not pairs & {(tail, head) for head, tail in pairs}, relation
 
 
@@ -129,7 +129,7 @@ def test_offsets_are_exact_code_points(documents):
         assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
 
 
-def test_corpus_shows_what_readers_must_handle(documents, names):
+def test_corpus_covers_what_readers_must_handle(documents, names):
     rows = [mention for _, mentions in documents for mention in mentions]
     identifiers = [row[4] for row in rows]
     assert {cui for cell in identifiers for cui in cell.split("|")} - {"-", "-1"} == set(names)
@@ -144,40 +144,42 @@ def test_dictionary_holds_every_name(names):
     assert lines == [f"{cui}||{name}" for cui in sorted(names) for name in names[cui]]
 
 
-def test_queries_are_no_names_and_their_concepts_occur(names, linked_surfaces):
+def test_queries_are_no_names_and_their_concepts_occur(names, linked_strings):
     queries = read_queries()
     spelled = {name.lower() for group in names.values() for name in group}
     assert not [query["mention"] for query in queries if query["mention"].lower() in spelled]
     assert {query["in_dict_exact"] for query in queries} == {"0"}
     assert {query["cui_seen_in_train"] for query in queries} == {"1"}
-    assert {query["cui"] for query in queries} <= set(linked_surfaces) & set(names)
+    assert {query["cui"] for query in queries} <= set(linked_strings) & set(names)
     assert len(queries) >= 300
     assert len({query["cui"] for query in queries}) >= 150
     assert len({query["mention"].lower() for query in queries}) == len(queries)
 
 
-def test_queries_tell_truly_whether_training_shows_the_pair(linked_surfaces):
+def test_queries_state_correctly_whether_training_has_the_pair(linked_strings):
     everywhere = Counter()
-    for surfaces in linked_surfaces.values():
-        everywhere.update(surfaces)
-    known_words = {word for surface in everywhere for word in words(surface)}
+    for strings in linked_strings.values():
+        everywhere.update(strings)
+    known_words = {word for string in everywhere for word in words(string)}
     for query in read_queries():
         mention, seen = query["mention"].lower(), query["pair_seen_in_train"]
         if seen == "1":
-            assert linked_surfaces[query["cui"]][mention] >= 4, mention
+            assert linked_strings[query["cui"]][mention] >= 4, mention
         else:
             assert everywhere[mention] == 0, mention
             assert set(words(mention)) <= known_words, mention
 
 
-def test_no_sentence_gives_a_synonym_away(documents):
-    told = re.compile(r"also (known|called|named)|synonym|abbreviat|short for|means the same|i\.e\.|aka", re.IGNORECASE)
-    assert not [text for text, _ in documents if told.search(text)]
+def test_no_sentence_states_a_synonym(documents):
+    stated = re.compile(
+        r"also (known|called|named)|synonym|abbreviat|short for|means the same|i\.e\.|aka", re.IGNORECASE
+    )
+    assert not [text for text, _ in documents if stated.search(text)]
     for text, mentions in documents:
         forms = defaultdict(set)
-        for _, _, surface, _, cui in mentions:
+        for _, _, string, _, cui in mentions:
             if "|" not in cui and not cui.startswith("-"):
-                forms[cui].add(surface.lower())
+                forms[cui].add(string.lower())
         assert all(len(group) == 1 for group in forms.values()), text
 
 

@@ -12,8 +12,8 @@ from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.errors import InputError
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.shards.build import build_shards
+from bali_ds.shards.build_settings import BuildSettings, Corpus
 from bali_ds.shards.lint import lint
-from bali_ds.shards.part import BuildSettings, Corpus
 from bali_ds.shards.shard_set import ShardSet
 from bali_ds.shards.summary import statistics
 from bali_ds.shards.tar_scanner import reindex
@@ -46,7 +46,7 @@ def test_equal_input_gives_equal_bytes_in_another_process_and_place(
     assert [path.name for path in out.parent.iterdir()] == ["again"]
 
 
-def test_plain_tar_and_webdataset_read_what_the_store_reads(built):
+def test_tarfile_and_webdataset_read_the_same_samples(built):
     shards = ShardSet.open(built)
     row = 0
     for shard in shards.shards:
@@ -65,8 +65,8 @@ def test_plain_tar_and_webdataset_read_what_the_store_reads(built):
     assert row == len(shards.samples) > 100
 
 
-def test_samples_are_what_a_slow_reading_of_the_corpus_says(built, corpora, graph_directory, tokenizer_directory):
-    """Every linked mention's string, decoded from its tokens, with its concept, document by document."""
+def test_samples_equal_those_of_a_slow_reader(built, corpora, graph_directory, tokenizer_directory):
+    """Compare the tokens and the concept of every linked mention, and the facts of every concept, by document."""
     graph, tokenizer, shards = (
         KnowledgeGraph.open(graph_directory),
         Tokenizer.load(tokenizer_directory),
@@ -77,10 +77,10 @@ def test_samples_are_what_a_slow_reading_of_the_corpus_says(built, corpora, grap
         for document in corpus.documents(ReadReport()):
             for mention in document.mentions:
                 for cui in mention.ids:
-                    concept = int(graph.lookup([cui.removeprefix("UMLS:")])[0])
-                    if concept >= 0:
-                        surface = tokenizer.encode(mention.text).ids.tolist()
-                        expected.setdefault(document.id, []).append((surface, concept))
+                    concept_id = int(graph.lookup([cui.removeprefix("UMLS:")])[0])
+                    if concept_id >= 0:
+                        tokens = tokenizer.encode(mention.text).ids.tolist()
+                        expected.setdefault(document.id, []).append((tokens, concept_id))
     found = {}
     for row in range(len(shards.samples)):
         tokens, mentions, edges = shards.arrays(row)
@@ -109,7 +109,7 @@ def test_splits_hold_whole_documents(built):
     assert len(shards.split("train")) + len(shards.split("validation")) == len(shards.samples)
 
 
-def test_names_are_all_names_of_the_graph_cut(built, graph_directory, tokenizer_directory):
+def test_names_are_all_names_of_the_graph_truncated(built, graph_directory, tokenizer_directory):
     graph, tokenizer, names = (
         KnowledgeGraph.open(graph_directory),
         Tokenizer.load(tokenizer_directory),
@@ -148,7 +148,7 @@ def test_keep_unlinked_keeps_every_passage(tmp_path, corpora, graph_directory, t
     assert lint(tmp_path / "all", graph_directory) == []
 
 
-def test_a_broken_input_among_others_is_set_aside_and_named(tmp_path, corpora, graph_directory, tokenizer_directory):
+def test_a_broken_input_among_others_is_skipped_and_named(tmp_path, corpora, graph_directory, tokenizer_directory):
     broken = tmp_path / "broken.txt"
     broken.write_text("1|t|Short\n1\t3\t99\tx\ty\tC0000001\n")
     result = build_shards(
@@ -166,13 +166,15 @@ def test_a_broken_input_among_others_is_set_aside_and_named(tmp_path, corpora, g
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1|t|Short\n1\t3\t99\tx\ty\tC0000001\n", r"broken.txt:2: .*lies outside"),
-        ("1|t|Short\n1\t0\t5\tShort\ty\tX1\n", r"none of 1 mentions is a concept"),
-        ("", r"holds no document; is it pubtator\?"),
+        ("1|t|Short\n1\t3\t99\tx\ty\tC0000001\n", r"broken.txt:2: .*is outside"),
+        ("1|t|Short\n1\t0\t5\tShort\ty\tX1\n", r"none of 1 mentions is linked to a concept"),
+        ("", r"contains no documents; check that its format is pubtator"),
         ("1|t|Heart failure\n", r"none of 1 documents has mentions; .* with --link dictionary$"),
     ],
 )
-def test_nothing_is_written_when_nothing_can_be(tmp_path, graph_directory, tokenizer_directory, text, message):
+def test_an_unusable_input_is_refused_and_nothing_is_written(
+    tmp_path, graph_directory, tokenizer_directory, text, message
+):
     path = tmp_path / "broken.txt"
     path.write_text(text)
     with pytest.raises(InputError, match=message):
@@ -180,7 +182,7 @@ def test_nothing_is_written_when_nothing_can_be(tmp_path, graph_directory, token
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["broken.txt"]
 
 
-def test_plain_text_without_mentions_is_pointed_to_the_dictionary(tmp_path, graph_directory, tokenizer_directory):
+def test_text_without_mentions_is_refused_with_the_dictionary_as_remedy(tmp_path, graph_directory, tokenizer_directory):
     path = tmp_path / "plain.jsonl"
     path.write_text('{"id": 1, "text": "Synonym 7 and synonym 8."}\n{"id": 2, "title": "synonym 9", "abstract": ""}\n')
     arguments = (graph_directory, str(tokenizer_directory), tmp_path / "s", SETTINGS)
@@ -193,5 +195,5 @@ def test_plain_text_without_mentions_is_pointed_to_the_dictionary(tmp_path, grap
     build_shards([Corpus("jsonl", path, "dictionary")], *arguments)
     assert statistics(tmp_path / "s")["linked_mentions"] == 3
     path.write_text('{"id": 1, "text": "Nothing known."}\n')
-    with pytest.raises(InputError, match=r"none of 1 documents has a name of .*graph"):
+    with pytest.raises(InputError, match=r"none of 1 documents contains a name of .*graph"):
         build_shards([Corpus("jsonl", path, "dictionary")], *arguments)

@@ -1,5 +1,7 @@
-"""Builds in several processes, killed at random moments, whole or in part: nothing is left running, and the same
-command ends with the same bytes. BALI_KILLS=20 is the long form."""
+"""Builds in several processes, killed at random moments: no process survives, and a rerun gives the same bytes.
+
+BALI_KILLS=20 is the long form.
+"""
 
 import os
 import random
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from bali_ds.shards.build import build_shards
-from bali_ds.shards.part import Corpus
+from bali_ds.shards.build_settings import Corpus
 from bali_ds.shards.shard_set import ShardSet
 
 from .conftest import SETTINGS, write_corpus
@@ -44,12 +46,12 @@ def contents(directory):
 
 
 def session(leader: int) -> list[int]:
-    """The processes of a session that have not ended."""
+    """Return the running processes of a session."""
     alive = []
     for entry in Path("/proc").iterdir():
         try:
             state, _, _, number = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-        except (OSError, ValueError):  # no process, or gone meanwhile
+        except (OSError, ValueError):  # not a process, or it has ended
             continue
         if int(number) == leader and state != "Z":
             alive.append(int(entry.name))
@@ -64,7 +66,7 @@ def wait_until_ended(leader: int) -> None:
 
 
 def start_and_wait_for_work(command, working, log):
-    with open(log, "wb") as stream:  # no pipe: what is left running would hold it
+    with open(log, "wb") as stream:  # not a pipe, which a surviving process would keep open
         builder = subprocess.Popen(command, start_new_session=True, stdout=stream, stderr=stream)
     while builder.poll() is None and not working.is_dir():
         time.sleep(0.01)
@@ -123,7 +125,7 @@ def mpirun(ranks: int) -> list[str]:
     return [launcher, "--allow-run-as-root", "--oversubscribe", "-n", str(ranks)]
 
 
-def test_every_rank_takes_tasks(tmp_path):
+def test_every_rank_runs_tasks(tmp_path):
     script = tmp_path / "ranks.py"
     script.write_text(
         "import time\n"

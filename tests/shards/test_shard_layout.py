@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bali_ds.shards.layout import npy_bytes, shard_opening, tar_member
+from bali_ds.shards.layout import SAMPLE_DTYPE, npy_bytes, npy_header, shard_opening, tar_member
 from bali_ds.shards.sample import sample_key
 
 
 @given(name=st.from_regex(r"[A-Za-z0-9_.]{1,100}", fullmatch=True), data=st.binary(max_size=1500))
-def test_members_are_what_tarfile_writes(name, data):
+def test_members_equal_those_of_tarfile(name, data):
     info = tarfile.TarInfo(name)
     info.size = len(data)
     oracle = io.BytesIO()
@@ -23,18 +23,30 @@ def test_members_are_what_tarfile_writes(name, data):
 @pytest.mark.parametrize("shape", [(0,), (7,), (0, 3), (123456789, 3)])
 @pytest.mark.parametrize("dtype", ["<u2", "<i4", "<i8"])
 def test_npy_headers_are_128_bytes_and_numpy_reads_them(dtype, shape):
+    header = npy_header(dtype, shape)
+    assert len(header) == 128
+    stream = io.BytesIO(header)
+    assert np.lib.format.read_magic(stream) == (1, 0)
+    assert np.lib.format.read_array_header_1_0(stream) == (shape, False, np.dtype(dtype))
     if np.prod(shape) < 100:
         array = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
-        stream = io.BytesIO(npy_bytes(array))
-        loaded = np.load(stream, allow_pickle=False)
+        loaded = np.load(io.BytesIO(npy_bytes(array)), allow_pickle=False)
         assert loaded.dtype == array.dtype
-        assert loaded.shape == shape
         assert (loaded == array).all()
-    assert len(npy_bytes(np.empty((0, 3), dtype))) == 128
 
 
-def test_the_opening_is_a_pax_header_that_tarfile_reads():
-    for length in range(80, 120):  # lengths around which the record's own length gains a digit
+def test_headers_of_structured_arrays_are_read_by_numpy():
+    table = np.zeros(3, SAMPLE_DTYPE)
+    table["tokens"] = [7, 8, 9]
+    content = npy_bytes(table)
+    assert (len(content) - table.nbytes) % 128 == 0
+    loaded = np.load(io.BytesIO(content), allow_pickle=False)
+    assert loaded.dtype == SAMPLE_DTYPE
+    assert (loaded == table).all()
+
+
+def test_the_opening_is_a_pax_header_readable_by_tarfile():
+    for length in range(80, 120):  # around lengths at which the length of the record gains a digit
         description = {"x": "y" * length}
         stream = io.BytesIO(shard_opening(description) + tar_member("a", b"") + bytes(1024))
         with tarfile.open(fileobj=stream) as archive:
@@ -42,7 +54,7 @@ def test_the_opening_is_a_pax_header_that_tarfile_reads():
         assert archive.pax_headers["comment"] == '{"x":"' + "y" * length + '"}'
 
 
-def test_keys_are_safe_and_short():
+def test_keys_are_safe_short_and_distinct():
     assert sample_key("12345", 7) == "12345_007"
     assert sample_key("10.1016/j.molcel", 0) == "10_1016_j_molcel_000"
     for odd in ("a b", "a\tb", "../x y", "é", "x" * 300, "", "a*b"):

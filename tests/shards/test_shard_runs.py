@@ -1,4 +1,4 @@
-"""Builds in several processes, on MPI ranks, and cut short at any moment: always the same bytes."""
+"""Builds in several processes, on MPI ranks, and interrupted at any moment give the same bytes."""
 
 import os
 import random
@@ -13,7 +13,7 @@ import pytest
 from bali_ds.errors import InputError
 from bali_ds.shards import build as build_module
 from bali_ds.shards.build import build_shards
-from bali_ds.shards.part import BuildSettings, Corpus
+from bali_ds.shards.build_settings import BuildSettings, Corpus
 from bali_ds.shards.pools import open_pool
 from bali_ds.shards.shard_set import ShardSet
 
@@ -75,25 +75,27 @@ def test_killed_at_any_moment_and_run_again(
         assert [path.name for path in tmp_path.iterdir()] == ["shards"]
 
 
-def test_what_was_done_is_not_done_again(built, tmp_path, corpora, graph_directory, tokenizer_directory, monkeypatch):
+def test_a_resumed_build_does_not_rebuild_parts(
+    built, tmp_path, corpora, graph_directory, tokenizer_directory, monkeypatch
+):
     out = tmp_path / "shards"
     arguments = (corpora, graph_directory, str(tokenizer_directory), out, SETTINGS)
-    real, made = build_module.make_part, []
+    real, built_paths = build_module.build_part, []
 
     def interrupted(task, target):
-        if made:
+        if built_paths:
             raise KeyboardInterrupt
-        made.append(task.corpus.path)
+        built_paths.append(task.corpus.path)
         real(task, target)
 
-    monkeypatch.setattr(build_module, "make_part", interrupted)
+    monkeypatch.setattr(build_module, "build_part", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build_shards(*arguments)
     monkeypatch.setattr(
-        build_module, "make_part", lambda task, target: (made.append(task.corpus.path), real(task, target))
+        build_module, "build_part", lambda task, target: (built_paths.append(task.corpus.path), real(task, target))
     )
     build_shards(*arguments)
-    assert made == [corpus.path for corpus in corpora]
+    assert built_paths == [corpus.path for corpus in corpora]
     assert contents(out) == contents(built)
 
 
@@ -112,10 +114,8 @@ def citation(pmid, text):
     )
 
 
-def test_updates_replace_deletions_withdraw_and_copies_count_once(
-    tmp_path, concept_names, graph_directory, tokenizer_directory
-):
-    """The dictionary linker on MEDLINE: a corrected citation, a deleted one, two with the same text."""
+def test_updates_deletions_and_duplicates(tmp_path, concept_names, graph_directory, tokenizer_directory):
+    """MEDLINE with the dictionary linker: a corrected citation, a deleted one, and two of equal text."""
     name = {number: concept_names[f"C{number:07d}"][1] for number in range(4)}
     baseline = [citation(1, f"Old {name[0]}."), citation(2, f"Bad {name[1]}."), citation(3, f"Same {name[2]}.")]
     updates = [citation(1, f"New {name[3]}."), citation(4, f"Same {name[2]}.")]
@@ -131,7 +131,9 @@ def test_updates_replace_deletions_withdraw_and_copies_count_once(
     assert result.index["counts"]["documents"] == 2
 
 
-def test_the_cap_keeps_passages_while_a_concept_has_room(tmp_path, concept_names, graph_directory, tokenizer_directory):
+def test_the_concept_cap_keeps_passages_of_concepts_below_it(
+    tmp_path, concept_names, graph_directory, tokenizer_directory
+):
     write_corpus(tmp_path / "c.txt", concept_names, documents=150, seed=3)
     corpus = [Corpus("pubtator", tmp_path / "c.txt")]
     sets = {}

@@ -10,10 +10,9 @@ from bali_ds.cli import main
 from bali_ds.errors import InputError
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.shards.build import build_shards
+from bali_ds.shards.build_settings import BuildSettings, NeighborSettings
 from bali_ds.shards.lint import lint
-from bali_ds.shards.part import BuildSettings
 from bali_ds.shards.shard_set import ShardSet
-from bali_ds.shards.stored_neighbors import NeighborChoice
 from bali_ds.shards.subset import merge_shards, sample_shards
 from bali_ds.shards.tar_scanner import reindex
 
@@ -39,7 +38,7 @@ def test_a_subset_is_lint_clean_and_its_samples_are_the_originals(built, tmp_pat
     validation = {ShardSet.open(built).key(row) for row in ShardSet.open(built).split("validation")}
     subset = ShardSet.open(tmp_path / "a")
     assert {subset.key(row) for row in subset.split("validation")} == validation & set(chosen)
-    with pytest.raises(InputError, match="holds"):
+    with pytest.raises(InputError, match=r"--samples 1000000: .* has \d+ samples"):
         sample_shards(built, tmp_path / "d", 10**6, seed=1)
 
 
@@ -60,19 +59,19 @@ def test_merged_sets_hold_the_samples_of_all(built, tmp_path, corpora, graph_dir
 
 
 def test_facts_are_stored_by_weight_source_and_degree(built, tmp_path, corpora, graph_directory, tokenizer_directory):
-    """C0000000 is the hub of has_part; without that relation and without the hub only isa and treats are left."""
+    """C0000000 is the hub of has_part; without that relation, or without the hub, only isa and treats remain."""
     common = [corpora[:1], graph_directory, str(tokenizer_directory)]
     graph = KnowledgeGraph.open(graph_directory)
     has_part = graph.relations.index("has_part") + np.array([0, graph.num_relations])
     found = {}
-    for name, choice in {
-        "weights": NeighborChoice(weights=(("has_part", 0.0),)),
-        "degree": NeighborChoice(largest_degree=30),
-        "sources": NeighborChoice(sources=("MADE",)),
+    for name, neighbor_settings in {
+        "weights": NeighborSettings(weights=(("has_part", 0.0),)),
+        "degree": NeighborSettings(largest_degree=30),
+        "sources": NeighborSettings(sources=("MADE",)),
     }.items():
-        settings = replace(SETTINGS, neighbors=choice)
+        settings = replace(SETTINGS, neighbors=neighbor_settings)
         index = build_shards(*common, tmp_path / name, settings).index
-        assert index["neighbours"] == choice.describe() != {}
+        assert index["neighbours"] == neighbor_settings.describe() != {}
         assert lint(tmp_path / name, graph_directory) == []
         assert reindex(tmp_path / name) == index
         found[name] = np.concatenate([edges for _, _, edges in map(ShardSet.open(tmp_path / name).arrays, range(20))])
@@ -81,11 +80,11 @@ def test_facts_are_stored_by_weight_source_and_degree(built, tmp_path, corpora, 
     assert (found["degree"][:, 2] != 0).all()
     assert np.isin(found["sources"][:, 1], has_part).any()
     assert "neighbours" not in ShardSet.open(built).index
-    with pytest.raises(InputError, match=r"belongs to another shard set .*: neighbors differs"):
+    with pytest.raises(InputError, match=r"belongs to another shard set .*: neighbours differs"):
         merge_shards([built, tmp_path / "weights"], tmp_path / "mixed")
-    for choice in (NeighborChoice(weights=(("cures", 2.0),)), NeighborChoice(sources=("NONE",))):
-        with pytest.raises(InputError, match="has none of this name"):
-            build_shards(*common, tmp_path / "none", replace(SETTINGS, neighbors=choice))
+    for neighbor_settings in (NeighborSettings(weights=(("cures", 2.0),)), NeighborSettings(sources=("NONE",))):
+        with pytest.raises(InputError, match=r"is not in .*; use one of"):
+            build_shards(*common, tmp_path / "none", replace(SETTINGS, neighbors=neighbor_settings))
     assert not (tmp_path / "none").exists()
 
 
@@ -98,12 +97,14 @@ def test_the_build_command_reports(tmp_path, corpora, graph_directory, tokenizer
     assert report["linked_by_type"] == {"Disease": report["counts"]["linked_mentions"]}
     assert report["most_frequent"][0]["passages"] >= report["most_frequent"][1]["passages"]
     assert main([*common, "--corpus", *files, "--out", str(tmp_path / "s"), "--link", "dictionary"]) == 0
-    assert "most frequent concepts" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "\ndropped\n" in text
+    assert "most frequent concepts" in text
     assert lint(tmp_path / "s", graph_directory) == []
     broken = tmp_path / "broken.txt"
     broken.write_text("1|t|Short\n1\t3\t99\tx\ty\tC0000001\n")
     assert main([*common, "--corpus", files[0], f"pubtator:{broken}", "--out", str(tmp_path / "s")]) == 1
-    assert "set aside: " in capsys.readouterr().err
+    assert "skipped: " in capsys.readouterr().err
     for wrong in (
         ["--corpus", "nonsense"],
         ["--corpus", "pubtator:/no/file"],

@@ -1,7 +1,9 @@
-"""What the sample's graph, shards and training come to, in figures that a change of structure must not change.
+"""Records hashes of the sample's graph and shards, and losses and gradient norms of training on it.
 
-python -m tests.system.figures OUT.json [RECIPE ...] records them, of all recipes or of those named; two recordings on
-one machine are equal to the last bit.
+    python -m tests.system.figures OUT.json [RECIPE ...]
+
+records all recipes or those named. Two recordings on one machine are equal bit for bit, so a refactoring can be checked
+with it. `test_figures.py` compares with `figures.json` on any machine.
 """
 
 import hashlib
@@ -32,7 +34,7 @@ def hashes(directory: Path) -> dict[str, str]:
 
 def build_sample(out: Path) -> None:
     """Build graph and shards of the sample into `out`/graph and `out`/shards, as `make train` does."""
-    # in processes of their own: their threads would not survive the forks of the ranks
+    # In processes of their own, because threads would not survive the forks of the ranks.
     graph = ["graph", "build", "--rrf", SOURCE, "--out", out / "graph"]
     shards = ["shards", "build", "--graph", out / "graph", "--corpus", f"pubtator:{SOURCE}/corpus.pubtator"]
     shards += ["--tokenizer", SOURCE / "encoder", "--validation", "0.05", "--out", out / "shards"]

@@ -1,6 +1,6 @@
-"""Damaged and remote shards under the launcher with two ranks: no hang, no uneven ranks, nothing silent.
+"""Damaged and remote shards under the launcher with two ranks: no rank hangs, all take the same steps, all is reported.
 
-Every run is started by `deepspeed` and under a watchdog: a launcher that does not end in time fails the test.
+Every run is started by `deepspeed`. A launcher that does not end in time fails the test.
 """
 
 import json
@@ -25,17 +25,17 @@ from bali_ds.files import sha256_file
 from bali_ds.randomness import derive, uniform
 from bali_ds.shards.layout import member_offsets
 from bali_ds.shards.shard_set import ShardSet
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, TIMEOUT_FACTOR
 from tests.data.test_remote import Server
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
-WATCHDOG = 600
+WATCHDOG = 600 * TIMEOUT_FACTOR
 STEPS, BATCH = 12, 16
 
 
 @pytest.fixture(scope="module")
 def many(sample, tmp_path_factory):
-    """The shards of the sample in tars of 8 passages: more than a process keeps mapped."""
+    """The shards of the sample in tars of 8 passages, more tars than a process keeps mapped."""
     out = tmp_path_factory.mktemp("many") / "shards"
     build = f"shards build --graph {sample.graph} --corpus pubtator:{REPOSITORY}/shards/sample/corpus.pubtator "
     build += f"--tokenizer {sample.encoder} --validation 0.05 --shard-samples 8 --out {out}"
@@ -103,6 +103,7 @@ def empty(tar):
     tar.write_bytes(b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [truncate, empty, Path.unlink])
 def test_a_shard_damaged_beforehand_is_an_error_before_the_first_step(sample, shards, tmp_path, damage):
     damage(shards / "train-000003.tar")
@@ -146,6 +147,7 @@ def test_garbage_is_quarantined_and_both_ranks_take_all_steps(sample, shards, tm
     assert sum(ranks) == 5
 
 
+@pytest.mark.slow
 def test_shards_of_garbage_stop_both_ranks_with_a_checkpoint(sample, shards, tmp_path):
     damaged = {f"train-{number:06d}.tar" for number in range(3, 23)}
     for name in damaged:
@@ -161,7 +163,8 @@ def test_shards_of_garbage_stop_both_ranks_with_a_checkpoint(sample, shards, tmp
     assert {name for _, name in quarantined(recipe.directory)} <= damaged
 
 
-def test_equal_keys_and_other_bytes_than_the_index_knows_hang_nothing(sample, shards, tmp_path):
+@pytest.mark.slow
+def test_equal_keys_and_bytes_that_differ_from_the_index_do_not_hang(sample, shards, tmp_path):
     opened = ShardSet.open(shards)
     first, second = (int(opened.samples[row]["offset"]) for row in (0, 1))
     with open(shards / opened.shards[0].name, "r+b") as stream:
@@ -184,7 +187,8 @@ def late_tar(shards, positions):
     return opened.shards[late[0]].name
 
 
-def test_a_shard_lost_while_running_is_waited_for_then_the_run_stops_with_a_checkpoint(sample, shards, tmp_path):
+@pytest.mark.slow
+def test_a_run_waits_for_a_lost_shard_then_stops_with_a_checkpoint(sample, shards, tmp_path):
     recipe, config = recipe_of(sample, shards, tmp_path, steps=2000)
     launcher = launch(config)
     metrics, until = recipe.directory / "metrics.jsonl", time.monotonic() + WATCHDOG
@@ -209,7 +213,8 @@ def check_cache(cache, shards):
     assert all(sha256_file(tar) == digests[tar.name] for tar in kept)
 
 
-def test_a_slow_server_that_breaks_off_is_trained_from(sample, tmp_path):
+@pytest.mark.slow
+def test_training_reads_from_a_slow_server_that_breaks_off(sample, tmp_path):
     server = Server(sample.shards, ("half", "slow"))
     recipe, config = recipe_of(sample, server.url, tmp_path, steps=8)
     status, _, said = ended(launch(config, BALI_DS_CACHE=str(tmp_path / "cache")))
@@ -219,7 +224,7 @@ def test_a_slow_server_that_breaks_off_is_trained_from(sample, tmp_path):
     check_cache(tmp_path / "cache", sample.shards)
 
 
-def test_a_server_that_fails_for_good_stops_the_run_with_a_checkpoint(sample, many, tmp_path):
+def test_a_server_that_fails_permanently_stops_the_run_with_a_checkpoint(sample, many, tmp_path):
     server = Server(many)
     server.gone = {late_tar(many, 600)}
     recipe, config = recipe_of(sample, server.url, tmp_path, steps=2000)

@@ -1,4 +1,4 @@
-"""Training over several hosts, which are network namespaces of this machine with an sshd each."""
+"""Training on several hosts, simulated by network namespaces of this machine with an sshd each."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 from bali_ds.config import dump_recipe
 
 REPOSITORY = Path(__file__).parents[2]
-SCRIPT = REPOSITORY / "launch/test_hosts.sh"
+SCRIPT = REPOSITORY / "launch/simulate_hosts.sh"
 SSH_PORT = 2277
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
@@ -27,9 +27,9 @@ def script(*arguments, **options):
 
 @pytest.fixture
 def make_hosts(tmp_path):
-    """Make any number of hosts; they go when the test ends."""
+    """Simulate any number of hosts until the test ends."""
     if not os.environ.get("BALI_REQUIRE_HOSTS"):
-        pytest.skip("makes network namespaces; set BALI_REQUIRE_HOSTS=1 to run it")
+        pytest.skip("creates network namespaces; set BALI_REQUIRE_HOSTS=1 to run it")
     checked = script("check")
     assert checked.returncode == 0, checked.stderr
     directory = tmp_path / "hosts"
@@ -52,7 +52,7 @@ TOOLS = {"pdsh": "pdsh", "openmpi": "mpirun"}
 
 
 def command(hosts, launcher, config, *overrides):
-    """What starts training on all hosts of a hostfile, and its environment."""
+    """Return the command that starts training on all hosts of a hostfile, and its environment."""
     binaries = Path(sys.executable).parent
     path = f"{binaries}{os.pathsep}{os.environ['PATH']}"
     if not shutil.which(TOOLS[launcher], path=path):
@@ -90,7 +90,7 @@ def test_hosts_train_one_model(make_hosts, sample, tmp_path, launcher, count):
     assert [row["step"] for row in rows if "loss" in row] == [1, 2]
 
 
-def test_the_others_name_a_lost_host_and_go_on_without_it(make_hosts, sample, tmp_path):
+def test_the_others_name_a_lost_host_and_resume_without_it(make_hosts, sample, tmp_path):
     hosts = make_hosts(3)
     recipe = sample.recipe(
         tmp_path / "runs",

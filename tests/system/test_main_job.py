@@ -1,4 +1,4 @@
-"""The main job as a user starts it, on the sample data set."""
+"""Training as a user starts it, on the sample data set."""
 
 import json
 import os
@@ -56,6 +56,7 @@ def accuracy(run: Path, model: str) -> float:
     return json.loads((run / "evaluation.json").read_text())["linking"][model]["unique_not_exact"]["acc@1"]["value"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_alignment_with_the_right_graph_is_what_helps(sample, learning, tmp_path):
     config = write_recipe(tmp_path / "aligned.yaml", learning)
@@ -83,7 +84,7 @@ def test_alignment_with_the_right_graph_is_what_helps(sample, learning, tmp_path
     assert accuracy(shuffled.directory, "trained") < accuracy(run, "trained") / 3
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.timeout(600)
 def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(sample, tmp_path, stage):
     recipe = sample.recipe(
@@ -115,13 +116,15 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(sample, tmp_pat
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optimizer.warmpu=1", "optimizer.warmpu: no such key; did you mean warmup?"),
-        ("batch.passages=15", "batch.passages: 15 does not divide by 2 ranks"),
-        ("data.shards=nowhere", "nowhere"),
+        pytest.param(
+            "optimizer.warmpu=1", "optimizer.warmpu: no such key; did you mean warmup?", marks=pytest.mark.slow
+        ),
+        pytest.param("batch.passages=15", "batch.passages: 15 is not divisible by 2 ranks", marks=pytest.mark.slow),
+        pytest.param("data.shards=nowhere", "nowhere", marks=pytest.mark.slow),
         ("text_encoder.path={other}", "was built with tokenizer"),
     ],
 )
-def test_a_mistake_ends_the_job_with_one_line_and_status_2(sample, tmp_path, override, message):
+def test_an_unusable_input_ends_the_job_with_one_line_and_status_2(sample, tmp_path, override, message):
     config = write_recipe(tmp_path / "recipe.yaml", sample.recipe(tmp_path))
     other = tmp_path / "other"
     shutil.copytree(sample.encoder, other)
@@ -140,7 +143,8 @@ def test_a_mistake_ends_the_job_with_one_line_and_status_2(sample, tmp_path, ove
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_a_port_that_another_run_has_ends_the_job_with_one_line_and_status_2(sample, tmp_path):
+@pytest.mark.slow
+def test_a_port_in_use_ends_the_job_with_one_line_and_status_2(sample, tmp_path):
     config = write_recipe(tmp_path / "recipe.yaml", sample.recipe(tmp_path))
     with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as taken:
         port = str(taken.getsockname()[1])
@@ -153,8 +157,9 @@ def test_a_port_that_another_run_has_ends_the_job_with_one_line_and_status_2(sam
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resume", ["auto", "never"])
-def test_a_run_that_another_job_uses_ends_the_job_with_one_line_and_status_2(sample, tmp_path, resume):
+def test_a_run_directory_in_use_ends_the_job_with_one_line_and_status_2(sample, tmp_path, resume):
     recipe = sample.recipe(tmp_path)
     config = write_recipe(tmp_path / "recipe.yaml", recipe)
     recipe.directory.mkdir()

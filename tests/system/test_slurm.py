@@ -1,4 +1,4 @@
-"""The batch script under a Slurm made of three small programs, which do as its manual pages say."""
+"""The batch script under a fake Slurm: three small programs that behave as its manual pages describe."""
 
 import json
 import os
@@ -16,8 +16,8 @@ from tests.conftest import REPOSITORY
 SCRIPT = REPOSITORY / "launch/slurm.sbatch"
 HOSTS, PER_HOST = ("node-7", "node-8"), 2
 
-# Starts every task at once and ends with the highest status, 128 + N for a task that signal N ended; SIGUSR1 to the
-# step goes to the tasks and to none of their children.
+# Starts all tasks and exits with the highest status, 128 + N for a task that signal N ended. SIGUSR1 goes to the tasks
+# and not to their children.
 SRUN = """
 import os, signal, subprocess, sys
 options = []
@@ -40,7 +40,7 @@ if sys.argv[1:3] == ["show", "hostnames"]:
 else:
     print("scontrol", *sys.argv[1:])
 """
-# Stands for the Python of the environment: a rank that writes down what it was given.
+# Replaces the Python of the environment: a rank that records its arguments and environment.
 RANK = """
 import json, os, signal, sys, time
 rank = os.environ["RANK"]
@@ -58,7 +58,7 @@ sys.exit(int(os.environ["STATUSES"].split()[int(rank)]))
 
 @pytest.fixture
 def job(tmp_path):
-    """Start the script as Slurm does in the folder that it was submitted from."""
+    """Start the script as Slurm does."""
     programs = {"bin/srun": SRUN, "bin/scontrol": SCONTROL, ".venv/bin/python": RANK}
     for name, text in programs.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -81,11 +81,11 @@ def ranks(folder: Path):
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(4)]
 
 
-def test_ranks_learn_who_they_are(job, tmp_path):
+def test_ranks_get_their_numbers_and_the_address_of_rank_0(job, tmp_path):
     said, _ = job("recipe.yaml", "name=two words").communicate(timeout=60)
     assert "scontrol requeue" not in said
     options = said.splitlines()[0].split()[1:]
-    # without these the statuses of ranks that are still leaving would be lost, or the first one's evaluation
+    # Without these the statuses of ranks that are still exiting would be lost, or the evaluation by rank 0.
     assert {"--kill-on-bad-exit=0", "--wait=0"} <= set(options)
     for number, rank in enumerate(ranks(tmp_path)):
         assert rank["arguments"] == ["launch/train.py", "--config", "recipe.yaml", "name=two words"]
@@ -109,14 +109,14 @@ def test_ranks_learn_who_they_are(job, tmp_path):
         ("1 0 0 0", 1, False),
     ],
 )
-def test_a_stopped_run_is_queued_again_and_no_other(job, statuses, status, requeued):
+def test_only_an_interrupted_run_is_requeued(job, statuses, status, requeued):
     process = job("recipe.yaml", statuses=statuses)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == status
     assert ("scontrol requeue 41234" in said) == requeued
 
 
-def test_a_run_that_fails_again_and_again_is_given_up(job):
+def test_a_run_is_requeued_a_hundred_times_at_most(job):
     process = job("recipe.yaml", statuses="75 75 75 75", SLURM_RESTART_COUNT="100")
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 75
@@ -125,7 +125,7 @@ def test_a_run_that_fails_again_and_again_is_given_up(job):
 
 def test_the_signal_before_the_time_limit_reaches_the_ranks(job, tmp_path):
     directives = re.findall(r"^#SBATCH (\S+)$", SCRIPT.read_text(), re.MULTILINE)
-    assert "--signal=USR1@300" in directives  # to the steps; with B: the script alone would hear of it
+    assert "--signal=USR1@300" in directives  # "B:" would signal the script only
     assert {"--requeue", "--open-mode=append"} <= set(directives)
     process = job("recipe.yaml", statuses="wait")
     until = time.monotonic() + 60

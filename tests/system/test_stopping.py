@@ -1,4 +1,4 @@
-"""A run that is told to stop, by whatever means, saves a checkpoint, leaves no process behind and goes on later."""
+"""Every way to stop a run leaves a complete checkpoint and no process."""
 
 import os
 import signal
@@ -12,13 +12,13 @@ import pytest
 import yaml
 
 from bali_ds.checkpoint.marker import complete_checkpoints
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, TIMEOUT_FACTOR
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 
 def processes(config: Path) -> list[psutil.Process]:
-    """The launcher and the ranks of one job, in the order in which they began: process ids start again at the end."""
+    """The launcher and the ranks of one job, oldest first; process ids wrap around, so they do not give that order."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         if str(config) in (process.info["cmdline"] or []):
@@ -26,9 +26,9 @@ def processes(config: Path) -> list[psutil.Process]:
     return sorted(found, key=lambda process: process.create_time())
 
 
-def waited_for(condition, seconds=240.0):
-    """Whether a condition comes true in time."""
-    until = time.monotonic() + seconds
+def becomes_true(condition, seconds=240.0):
+    """Return whether a condition becomes true in time."""
+    until = time.monotonic() + TIMEOUT_FACTOR * seconds
     while time.monotonic() < until:
         if condition():
             return True
@@ -38,7 +38,7 @@ def waited_for(condition, seconds=240.0):
 
 @pytest.fixture
 def job(sample, tmp_path):
-    """A long run, begun by the launcher and past its first step."""
+    """A long run that the launcher started, past its first step."""
     recipe = sample.recipe(tmp_path, steps=100_000, checkpoints={"every": 100_000})
     config = tmp_path / "recipe.yaml"
     config.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
@@ -51,7 +51,7 @@ def job(sample, tmp_path):
     )
     metrics = recipe.directory / "metrics.jsonl"
     try:
-        assert waited_for(lambda: metrics.exists() and metrics.stat().st_size > 0)
+        assert becomes_true(lambda: metrics.exists() and metrics.stat().st_size > 0)
         yield launcher, config, recipe.directory
     finally:
         for process in processes(config):
@@ -75,11 +75,19 @@ def touch_stop_file(_launcher, _config, run):
     (run / "stop").touch()
 
 
-@pytest.mark.parametrize("stop", [terminate_launcher, kill_launcher, terminate_rank, touch_stop_file])
+@pytest.mark.parametrize(
+    "stop",
+    [
+        pytest.param(terminate_launcher, marks=pytest.mark.slow),
+        kill_launcher,
+        pytest.param(terminate_rank, marks=pytest.mark.slow),
+        touch_stop_file,
+    ],
+)
 def test_a_stopped_run_has_a_complete_checkpoint_and_no_process_left(job, stop):
     launcher, config, run = job
     stop(*job)
-    assert waited_for(lambda: not processes(config), 120), [process.cmdline() for process in processes(config)]
+    assert becomes_true(lambda: not processes(config), 120), [process.cmdline() for process in processes(config)]
     assert len(complete_checkpoints(run / "checkpoints")) == 1
     if stop in (terminate_rank, touch_stop_file):
         assert launcher.wait() == 75

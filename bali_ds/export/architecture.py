@@ -1,0 +1,106 @@
+"""Hugging Face architecture of an export: names of its tensors, config.json, tokenizer, sentence-transformers files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bali_ds.checkpoint.lazy_tensor import LazyTensor
+from bali_ds.errors import InputError
+from bali_ds.files import write_json
+from bali_ds.model.pretrained import fresh_model, load_configuration, load_tokenizer
+
+SENTENCE_MODULES = (
+    ("", "sentence_transformers.models.Transformer"),
+    ("1_Pooling", "sentence_transformers.models.Pooling"),
+    ("2_Normalize", "sentence_transformers.models.Normalize"),
+)
+
+
+@dataclass(frozen=True)
+class ExportArchitecture:
+    """The text encoder with its masked language modeling head, on the meta device.
+
+    Attributes:
+        source: directory of config.json and tokenizer.
+        model: the transformers model.
+    """
+
+    source: Path
+    model: Any
+
+    @classmethod
+    def of(cls, source: Path) -> "ExportArchitecture":
+        """Build the architecture of a directory with config.json and tokenizer."""
+        from transformers import AutoModelForMaskedLM
+
+        config = load_configuration(source)
+        with torch.device("meta"):
+            return cls(source, fresh_model(AutoModelForMaskedLM, config, source))
+
+    @property
+    def width(self) -> int:
+        """Hidden size."""
+        return int(self.model.config.hidden_size)
+
+    def rename(self, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+        """Return the tensors of text encoder and head under their names in transformers.
+
+        The head consists of the modules beside the base model, one or several.
+
+        Raises:
+            InputError: a tensor is missing, has another shape, or does not belong to the architecture.
+        """
+        base = self.model.base_model_prefix
+        heads = [name for name, _ in self.model.named_children() if name != base]
+        prefixes = {"text.encoder.": f"{base}."}
+        if len(heads) == 1:
+            prefixes["text.head."] = f"{heads[0]}."
+        else:
+            prefixes.update({f"text.head.{number}.": f"{name}." for number, name in enumerate(heads)})
+        renamed = {}
+        for name, tensor in tensors.items():
+            for prefix, published in prefixes.items():
+                if name.startswith(prefix):
+                    renamed[published + name.removeprefix(prefix)] = tensor
+        for alias, original in (self.model._tied_weights_keys or {}).items():
+            if original in renamed:
+                renamed.pop(alias, None)
+        self._check(renamed)
+        return renamed
+
+    def _check(self, found: Mapping[str, LazyTensor]) -> None:
+        tied = set(self.model._tied_weights_keys or {})
+        expected = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items() if name not in tied}
+        for name, shape in expected.items():
+            if name not in found:
+                raise InputError(f"{self.source}: the checkpoint lacks {name} of this architecture")
+            if found[name].shape != shape:
+                raise InputError(f"{self.source}: {name} is {list(found[name].shape)}, config.json says {list(shape)}")
+        if surplus := sorted(set(found) - set(expected)):
+            raise InputError(f"{self.source}: {surplus[0]} of the checkpoint is not a weight of this architecture")
+
+    def save(self, out: Path, dtype: torch.dtype) -> None:
+        """Write config.json and the files of the tokenizer."""
+        self.model.config.architectures = [type(self.model).__name__]
+        self.model.config.dtype = dtype
+        self.model.config.save_pretrained(out)
+        load_tokenizer(self.source).save_pretrained(out)
+
+    def save_sentence_modules(self, out: Path) -> None:
+        """Write the files that make the directory a sentence-transformers model: mean pooling, unit length.
+
+        The mean of sentence-transformers includes [CLS] and [SEP], so its vectors differ slightly from those of
+        `bali_ds.load`, whose mean is over the tokens of the text as in training.
+        """
+        rows = [
+            {"idx": row, "name": str(row), "path": path, "type": kind}
+            for row, (path, kind) in enumerate(SENTENCE_MODULES)
+        ]
+        write_json(out / "modules.json", rows)
+        write_json(out / "sentence_bert_config.json", {"max_seq_length": None, "do_lower_case": False})
+        pooling = {"word_embedding_dimension": self.width, "pooling_mode_mean_tokens": True}
+        write_json(out / "1_Pooling" / "config.json", pooling)
+        (out / "2_Normalize").mkdir()

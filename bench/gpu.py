@@ -1,0 +1,443 @@
+"""Prove and measure the trainer on one GPU, part by part, the most valuable first.
+
+    python bench/gpu.py                          # all parts, under seven minutes on one GPU
+    python bench/gpu.py --parts loss_speed step  # some of them
+    python bench/gpu.py --device cpu --small     # the same code on small shapes: keeps this script running
+
+The JSON is written after every part, so that a run that is cut off keeps what it has. A part that fails is recorded
+with its error and the others go ahead; the exit status is then 1. Graph and shards of the sample data set are built
+where they are missing (`make train` builds them too).
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bali_ds.config import Recipe, dump_recipe
+from bali_ds.data.loader import Loader, Step
+from bali_ds.files import write_json
+from bali_ds.losses.contrastive import contrastive_loss
+from bali_ds.model.aligner import Aligner
+from bali_ds.model.build_model import build_aligner
+from bali_ds.objectives.registry import stream_settings
+from bali_ds.planning.flops import StepFlops, peak_of
+from bali_ds.training.run_directory import RunData
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT / "shards/sample"
+sys.path.insert(0, str(ROOT))  # the dense losses of the tests are the oracle
+
+from tests.losses.dense_contrastive import dense_loss, views  # noqa: E402
+
+# Training alone, without export, evaluation and report.
+TRAIN = """
+import sys
+from pathlib import Path
+from bali_ds.config import load_recipe
+from bali_ds.training.trainer import train
+train(load_recipe(Path(sys.argv[1])), resume=False)
+"""
+KINDS = ("ntxent", "clip", "supcon", "marginal", "multi_similarity", "sigmoid")
+BERT_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+Figures = dict[str, Any]
+
+
+@dataclass
+class Bench:
+    """What all parts share.
+
+    Attributes:
+        device: "cuda" or "cpu".
+        small: shapes that take seconds on a CPU.
+        data: directory with `graph` and `shards` of the sample data set.
+        folder: temporary directory for encoders, recipes and runs.
+    """
+
+    device: str
+    small: bool
+    data: Path
+    folder: Path
+    _steps: dict[int, list[Step]] = field(default_factory=dict)
+
+    def encoder(self, shape: dict[str, int]) -> Path:
+        """Return the directory of a BERT of a shape, without weights, with the sample's tokenizer."""
+        path = self.folder / f"encoder-{shape['hidden_size']}-{shape['num_hidden_layers']}"
+        if not path.exists():
+            shutil.copytree(SAMPLE / "encoder", path)
+            configuration = json.loads((path / "config.json").read_text())
+            (path / "config.json").write_text(json.dumps(configuration | shape))
+        return path
+
+    def recipe(self, name: str, shape: dict[str, int], **changes: Any) -> Recipe:
+        """Return a recipe on the sample; keys of `changes` replace whole sections."""
+        values: dict[str, Any] = {
+            "name": name,
+            "runs": self.folder / "runs",
+            "data": {"graph": self.data / "graph", "shards": str(self.data / "shards"), "workers": 0},
+            "text_encoder": {"path": str(self.encoder(shape))},
+            "optimizer": {"text_learning_rate": 1e-4, "graph_learning_rate": 1e-4},
+            "batch": {"passages": 16},
+            "steps": 5,
+            "precision": "fp32",
+            "deepspeed": ROOT / "ds_configs/zero1.json",
+            "log_every": 1,
+        }
+        return Recipe.model_validate(values | changes)
+
+    def aligner(self, recipe: Recipe) -> tuple[Aligner, Loader]:
+        """Return the model of a recipe in its precision on the device, and its loader."""
+        data = RunData.open(recipe)
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[recipe.precision]
+        aligner = build_aligner(recipe, 2 * data.graph.num_relations, data.shards).to(self.device, dtype).train()
+        loader = Loader(
+            data.shards, data.graph, stream_settings(recipe),
+            global_batch=recipe.batch.passages, micro_batches=recipe.batch.micro_batches,
+        )  # fmt: skip
+        return aligner, loader
+
+    def train(self, recipe: Recipe, *, stop_after: int = 0, whole: bool = True) -> tuple[int, list[float], str]:
+        """Run a recipe as its only rank.
+
+        Args:
+            recipe: the run.
+            stop_after: after this step the run's stop file is touched; 0 lets the run end by itself.
+            whole: run launch/train.py, with export, evaluation and report; otherwise train alone.
+
+        Returns:
+            The exit status, the loss of each step, and the output.
+        """
+        file, metrics = self.folder / f"{recipe.name}.yaml", recipe.directory / "metrics.jsonl"
+        file.write_text(dump_recipe(recipe))
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+        if self.device == "cpu":
+            environment |= {"DS_ACCELERATOR": "cpu"}
+        arguments = [str(ROOT / "launch/train.py"), "--config"] if whole else ["-c", TRAIN]
+        command = [sys.executable, *arguments, str(file)]
+        with subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as run:
+            while stop_after and run.poll() is None:
+                if metrics.exists() and len(metrics.read_text().splitlines()) >= stop_after:
+                    (recipe.directory / "stop").touch()
+                    break
+                time.sleep(0.05)
+            output = run.communicate(timeout=300)[0]
+        lines = map(json.loads, metrics.read_text().splitlines()) if metrics.exists() else ()
+        return run.returncode, [line["loss"] for line in lines if "loss" in line], output
+
+    def seconds(self, work: Callable[[], Any], repeats: int = 5) -> float:
+        """Return the median seconds of some work, after one warm-up; the device's own clock on a GPU."""
+        work()
+        times = []
+        for _ in range(repeats):
+            if self.device == "cpu":
+                begin = time.perf_counter()
+                work()
+                times.append(time.perf_counter() - begin)
+                continue
+            begin_event, end_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            begin_event.record()
+            work()
+            end_event.record()
+            torch.cuda.synchronize()
+            times.append(begin_event.elapsed_time(end_event) / 1000)
+        return statistics.median(times)
+
+
+def random_state(bench: Bench) -> Figures:
+    """Dropout under micro-batches: recomputation must repeat the masks of the forward pass."""
+    recipe = bench.recipe("micro", TINY, batch={"passages": 16, "micro_batches": 2})
+    aligner, loader = bench.aligner(recipe)
+    with loader:
+        micro_batches = [each.to(torch.device(bench.device)) for each in next(loader).micro_batches]
+
+    def gradients() -> list[Tensor]:
+        aligner.zero_grad()
+        torch.manual_seed(3)
+        aligner(micro_batches)[0].backward()
+        return [parameter.grad.clone() for parameter in aligner.parameters() if parameter.grad is not None]
+
+    recomputed = gradients()
+    with mock.patch("bali_ds.model.aligner.checkpoint", lambda run, *given, **_: run(*given)):
+        kept = gradients()
+    error = max(float((a - b).norm() / b.norm().clamp(min=1e-12)) for a, b in zip(recomputed, kept, strict=True))
+    assert error < 1e-4, f"gradients of recomputed micro-batches are off by {error:.1e}"
+    return {"relative_error": error}
+
+
+def loss_oracle(bench: Bench) -> Figures:
+    """All kinds of the contrastive loss, float32 and bfloat16 features, against dense float64."""
+    errors = {}
+    for kind in KINDS:
+        for dtype in (torch.float32, torch.bfloat16):
+            queries, keys, query_ids, key_ids = views(7, 93, 93, 48, concepts=40)
+            given = [each.to(dtype) for each in (queries, keys)]
+            exact = [each.double().requires_grad_() for each in given]
+            dense = dense_loss(*exact, 20.0, query_ids, key_ids, kind)
+            dense.backward()
+            inputs = [each.to(bench.device).requires_grad_() for each in given]
+            ids = [each.to(bench.device) for each in (query_ids, key_ids)]
+            loss = _loss(*inputs, torch.tensor(20.0, device=bench.device), *ids, kind)
+            loss.backward()
+            slopes = [
+                float((each.grad.double().cpu() - want.grad).norm() / want.grad.norm())  # type: ignore[union-attr]
+                for each, want in zip(inputs, exact, strict=True)
+            ]
+            errors[f"{kind} {dtype}"] = {"loss": abs(loss.item() / dense.item() - 1), "gradient": max(slopes)}
+            # gradients come back in the dtype of the features: bfloat16 keeps 8 bits
+            allowed = 1e-4 if dtype is torch.float32 else 2**-7
+            assert max(errors[f"{kind} {dtype}"].values()) < allowed, (kind, dtype, errors[f"{kind} {dtype}"])
+    return {"errors": errors}
+
+
+def _loss(queries: Tensor, keys: Tensor, scale: Tensor, query_ids: Tensor, key_ids: Tensor, kind: str) -> Tensor:
+    loss: Tensor = contrastive_loss(queries, keys, scale, query_ids=query_ids, key_ids=key_ids, kind=kind)
+    return loss
+
+
+def training(bench: Bench) -> Figures:
+    """Five steps of the sample, then a run that its stop file ends and that resumes: exit statuses and losses."""
+    small = {"validation": {"passages": 32}}
+    whole = bench.recipe("whole", TINY, **small)
+    status, losses, output = bench.train(whole)
+    assert status == 0, output[-2000:]
+    assert len(losses) == whole.steps, losses
+    stopped = bench.recipe("stopped", TINY, steps=40, **small)
+    first, before, output = bench.train(stopped, stop_after=3)
+    assert first == 75, output[-2000:]
+    second, after, output = bench.train(stopped)
+    assert second == 0, output[-2000:]
+    assert after[: len(before)] == before, "the resumed run rewrote its past"
+    return {"losses": losses, "statuses": [status, first, second], "resumed_after": len(before)}
+
+
+def stages(bench: Bench) -> Figures:
+    """ZeRO 0 to 3 take the same steps."""
+    losses = {}
+    for stage in range(4):
+        recipe = bench.recipe(f"zero{stage}", TINY, deepspeed=ROOT / f"ds_configs/zero{stage}.json")
+        recipe = recipe.model_copy(update={"text_encoder": recipe.text_encoder.model_copy(update={"dropout": 0.0})})
+        status, losses[f"zero{stage}"], output = bench.train(recipe, whole=False)
+        assert status == 0, output[-2000:]
+    for name, found in losses.items():
+        worst = max(abs(a / b - 1) for a, b in zip(found, losses["zero0"], strict=True))
+        assert worst < 1e-4, f"{name} is off by {worst:.1e}"
+    return {"losses": losses}
+
+
+def loss_speed(bench: Bench) -> Figures:
+    """Forward and backward of the loss against dense torch and open_clip, and the rate of its products."""
+    rows = []
+    width, sizes = (64, (256,)) if bench.small else (768, (1_280, 4_096, 16_384, 65_536))
+    for pairs in sizes:
+        generator = torch.Generator().manual_seed(0)
+        features = [F.normalize(torch.randn(pairs, width, generator=generator)) for _ in range(2)]
+        inputs = [each.to(bench.device, torch.bfloat16).requires_grad_() for each in features]
+        scale, ids = torch.tensor(14.0, device=bench.device), torch.arange(pairs, device=bench.device)
+        peers: dict[str, Callable[[], Tensor]] = {
+            "clip": lambda: _loss(*inputs, scale, ids, ids, "clip"),  # noqa: B023
+            "ntxent": lambda: _loss(*inputs, scale, ids, ids, "ntxent"),  # noqa: B023
+        }
+        # four matrices of all similarities in float32
+        if bench.device == "cpu" or 16 * pairs**2 < 0.8 * torch.cuda.mem_get_info()[0]:
+            peers["dense clip"] = lambda: _dense_clip(*inputs, scale)  # noqa: B023
+            if (open_clip := _open_clip()) is not None:
+                peers["open_clip"] = lambda: open_clip(*inputs, scale)  # noqa: B023
+        product = bench.seconds(lambda: inputs[0].detach() @ inputs[1].detach().T)  # noqa: B023
+        row: Figures = {"pairs": pairs, "width": width, "product_seconds": product}
+        for name, loss in peers.items():
+            with _peak_memory(bench, row, name):
+                row[name] = bench.seconds(lambda: loss().backward())  # noqa: B023
+        row["clip over its four products"] = row["clip"] / (4 * product)
+        rows.append(row)
+        print(f"  {row}", flush=True)
+    return {"rows": rows}
+
+
+def _dense_clip(queries: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
+    logits = scale * queries @ keys.T
+    places = torch.arange(len(queries), device=queries.device)
+    return (F.cross_entropy(logits, places) + F.cross_entropy(logits.T, places)) / 2
+
+
+def _open_clip() -> Callable[..., Tensor] | None:
+    """Return open_clip's loss, from its own file: the rest of the package asks for image libraries."""
+    package = importlib.util.find_spec("open_clip")
+    if package is None or package.origin is None:
+        return None
+    spec = importlib.util.spec_from_file_location("open_clip_loss", Path(package.origin).with_name("loss.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    loss: Callable[..., Tensor] = module.ClipLoss()
+    return loss
+
+
+@contextmanager
+def _peak_memory(bench: Bench, row: Figures, name: str) -> Iterator[None]:
+    if bench.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    yield
+    if bench.device == "cuda":
+        row[f"{name} bytes"] = torch.cuda.max_memory_allocated()
+
+
+def step(bench: Bench) -> Figures:
+    """A training step of BERT-base in bfloat16: time, model FLOPs utilization, kernels, synchronizations."""
+    shape, passages = (TINY, 16) if bench.small else (BERT_BASE, 256)
+    recipe = bench.recipe("step", shape, batch={"passages": passages}, precision="bf16")
+    aligner, loader = bench.aligner(recipe)
+    with loader:
+        steps = [[each.to(torch.device(bench.device)) for each in made.micro_batches] for made in islice(loader, 2)]
+    optimizer = torch.optim.AdamW(aligner.parameters(), lr=1e-5, fused=bench.device == "cuda")
+
+    def work() -> None:
+        for micro_batches in steps:
+            aligner(micro_batches)[0].backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    seconds = bench.seconds(work) / len(steps)
+    counted = [StepFlops.of(aligner).count(each) for micro_batches in steps for each in micro_batches]
+    tokens, operations = (sum(column) / len(steps) for column in zip(*counted, strict=True))
+    figures: Figures = {"passages": passages, "seconds": seconds, "tokens_per_second": tokens / seconds}
+    figures["teraflops"] = operations / seconds / 1e12
+    if bench.device == "cuda":
+        if peak := peak_of(torch.cuda.get_device_name()):
+            figures["mfu"] = operations / seconds / peak
+        figures |= _profiled(work) | {"synchronizations": _synchronizations(work)}
+    return figures
+
+
+def _profiled(work: Callable[[], None]) -> Figures:
+    """Return the share of wall time in which a kernel ran, and the ten kernels that took longest."""
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        work()
+        torch.cuda.synchronize()
+    wall = time.perf_counter() - begin
+    events = sorted(profile.key_averages(), key=lambda each: -each.device_time_total)
+    total = sum(each.device_time_total for each in events) / 1e6
+    kernels = [{"name": each.key[:80], "count": each.count, "ms": each.device_time_total / 1e3} for each in events[:10]]
+    return {"kernel_share": total / wall, "kernels": sum(each.count for each in events), "longest": kernels}
+
+
+def _synchronizations(work: Callable[[], None]) -> list[str]:
+    """Return the places at which the host waits for the device, with the innermost lines of this package."""
+    torch.cuda.set_sync_debug_mode("warn")
+    places: list[str] = []
+
+    def note(message: Any, *_: Any, **__: Any) -> None:
+        frames = [f for f in traceback.extract_stack() if "bali_ds" in f.filename or "deepspeed" in f.filename]
+        places.append(f"{frames[-1].filename}:{frames[-1].lineno}" if frames else str(message)[:80])
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            with mock.patch("warnings.showwarning", note):
+                work()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return [f"{place} x{places.count(place)}" for place in dict.fromkeys(places)]
+
+
+def inference(bench: Bench) -> Figures:
+    """The exported encoder of the `training` part gives on the device the vectors that it gives on the CPU."""
+    from bali_ds.inference.encoder import load
+
+    export = bench.folder / "runs/whole/export"
+    assert export.exists(), "the part `training` has not run or failed"
+    texts = [f"chronic renal failure {number} with anemia" * (1 + number % 5) for number in range(64)]
+    on_cpu, on_device = (load(export, device=device).encode(texts) for device in ("cpu", bench.device))
+    error = float(abs(on_cpu - on_device).max())
+    assert error < 5e-3, f"vectors are off by {error:.1e}"
+    encoder = load(export, device=bench.device)
+    return {"largest_difference": error, "texts_per_second": len(texts) / bench.seconds(lambda: encoder.encode(texts))}
+
+
+PARTS: dict[str, Callable[[Bench], Figures]] = {
+    "random_state": random_state,
+    "loss_oracle": loss_oracle,
+    "training": training,
+    "loss_speed": loss_speed,
+    "step": step,
+    "stages": stages,
+    "inference": inference,
+}
+
+
+def main() -> int:
+    """Run the parts, print and write their figures; return 1 if one failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--small", action="store_true", help="shapes that take seconds on a CPU")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument(
+        "--data", type=Path, default=ROOT / "shards/built/sample", help="graph and shards of the sample"
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "bench/results/gpu.json")
+    options = parser.parse_args()
+    _build(options.data)
+    results: Figures = {"machine": _machine(options.device), "parts": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(options.device, options.small, options.data, Path(folder))
+        for name in options.parts:
+            begin = time.perf_counter()
+            try:
+                figures = {"passed": True, **PARTS[name](bench)}
+            except Exception as error:
+                traceback.print_exc()
+                figures = {"passed": False, "error": f"{type(error).__name__}: {error}"[:2000]}
+            results["parts"][name] = figures | {"part_seconds": time.perf_counter() - begin}
+            write_json(options.out, results)
+            print(f"{name:<16}{'passed' if figures['passed'] else 'FAILED':<8}{time.perf_counter() - begin:6.1f} s")
+    return int(not all(part["passed"] for part in results["parts"].values()))
+
+
+def _build(data: Path) -> None:
+    if not (data / "shards/index.json").exists():
+        from bali_ds.cli import main as bali_ds
+
+        bali_ds(["graph", "build", "--rrf", str(SAMPLE), "--out", str(data / "graph")])
+        bali_ds([
+            "shards", "build", "--graph", str(data / "graph"), "--corpus", f"pubtator:{SAMPLE}/corpus.pubtator",
+            "--tokenizer", str(SAMPLE / "encoder"), "--validation", "0.05", "--out", str(data / "shards"),
+        ])  # fmt: skip
+
+
+def _machine(device: str) -> Figures:
+    from importlib.metadata import version
+
+    card = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    packages = {name: version(name) for name in ("torch", "deepspeed", "transformers")}
+    return {"device": card, "date": date.today().isoformat(), "cuda": torch.version.cuda, **packages}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

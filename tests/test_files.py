@@ -1,0 +1,24 @@
+import gzip
+
+import pytest
+
+from bali_ds import files
+from bali_ds.errors import InputError
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_lines_are_numbered_without_the_byte_order_mark(tmp_path, compressed):
+    content = "\ufeffone\r\n\n\r\n  \nfive\tβ".encode()
+    (tmp_path / "file").write_bytes(gzip.compress(content) if compressed else content)
+    lines = [(1, "one"), (2, ""), (3, ""), (4, "  "), (5, "five\tβ")]
+    assert list(files.numbered_lines(tmp_path / "file")) == lines
+    assert list(files.nonempty_lines(tmp_path / "file")) == [lines[0], *lines[3:]]
+
+
+def test_lines_that_are_too_long_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LONGEST_LINE", 8)
+    (tmp_path / "file").write_text("short\n" + "x" * 20)
+    with pytest.raises(InputError, match=r"file:2: has more than 8 characters; check the file format"):
+        list(files.numbered_lines(tmp_path / "file"))
+    with pytest.raises(InputError, match=r"missing: cannot be read"):
+        list(files.numbered_lines(tmp_path / "missing"))
