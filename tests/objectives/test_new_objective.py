@@ -53,7 +53,7 @@ def test_a_toy_objective_trains_on_batches_of_worker_processes(recipe):
 def test_needs_of_an_objective_are_checked_against_the_graph_encoder():
     objective = ToyObjectiveConfig.model_validate({"toy": {"weight": 1.0}})
     objective.check_needs(linearized=False, name_gradients=True)
-    with pytest.raises(ValueError, match=r"objective\.toy: needs nodes"):
+    with pytest.raises(ValueError, match=r"objective\.toy: needs another graph_encoder.kind"):
         objective.check_needs(linearized=True, name_gradients=True)
 
 
