@@ -43,7 +43,7 @@ setup(
         # Only its functions are called, so that it need not be a module; without it the tiles are torch's.
         Extension(
             "bali_ds.losses.contrastive._native_tiles",
-            [f"{KERNELS}/sweep.c"],
+            [f"{KERNELS}/kernels.c"],
             depends=[f"{KERNELS}/{name}.h" for name in ("tiles", "packing", "products")],
             extra_compile_args=["-O3"],
             optional=True,

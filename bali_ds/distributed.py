@@ -1,4 +1,4 @@
-"""The ranks of a job, and their collective calls under the names of torch.distributed."""
+"""Collective communication between the ranks of a job, under the names of torch.distributed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,15 +11,15 @@ from torch import Tensor
 
 @dataclass
 class Ranks:
-    """This process among the ranks of a job or of a process group; alone where torch.distributed is not in use.
+    """A process group and this process's rank in it; a single rank if torch.distributed is not initialized.
 
     Attributes:
         rank: this process's rank in the group.
-        world_size: how many ranks there are.
-        group: the process group, None for the default one.
-        device: that this process computes on.
-        host: the same ranks over host memory (gloo), so that no call waits for the device; None for the default group.
-        sent: bytes of payload that the tensor calls of this rank have sent; a collective counts as its ring form sends.
+        world_size: number of ranks.
+        group: the process group; None for the default one.
+        device: the device of this process.
+        host: a gloo group of the same ranks, whose calls do not wait for the device; None for the default group.
+        bytes_sent: bytes that the tensor collectives of this rank have sent, each counted as its ring algorithm sends.
     """
 
     rank: int
@@ -27,7 +27,7 @@ class Ranks:
     group: dist.ProcessGroup | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     host: dist.ProcessGroup | None = None
-    sent: int = 0
+    bytes_sent: int = 0
 
     @classmethod
     def of(cls, group: dist.ProcessGroup | None) -> "Ranks":
@@ -38,7 +38,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, which alone prints and writes shared files."""
+        """Whether this is rank 0, the one that prints and writes shared files."""
         return self.rank == 0
 
     def broadcast_object(self, value: Any) -> Any:
@@ -54,7 +54,7 @@ class Ranks:
         return values
 
     def all_reduce_max(self, value: int) -> int:
-        """Return the largest value of any rank, on every rank; the host does not wait for the device."""
+        """Return the largest value of all ranks on every rank, without waiting for the device."""
         number = torch.tensor([value])
         dist.all_reduce(number, op=dist.ReduceOp.MAX, group=self.host)
         return int(number)
@@ -69,7 +69,7 @@ class Ranks:
             return [list(local)]
         mine = torch.tensor(local, dtype=torch.int64, device=device)
         everyone = torch.empty(self.world_size * len(local), dtype=torch.int64, device=device)
-        self.sent += (self.world_size - 1) * mine.numel() * 8
+        self.bytes_sent += (self.world_size - 1) * mine.numel() * 8
         dist.all_gather(list(everyone.chunk(self.world_size)), mine, group=self.group)
         return everyone.view(self.world_size, len(local)).tolist()
 
@@ -87,7 +87,7 @@ class Ranks:
         padded[: len(rows)] = rows
         everyone = rows.new_empty((self.world_size * longest, *rows.shape[1:]))
         if longest:
-            self.sent += (self.world_size - 1) * padded.numel() * padded.element_size()
+            self.bytes_sent += (self.world_size - 1) * padded.numel() * padded.element_size()
             dist.all_gather(list(everyone.chunk(self.world_size)), padded, group=self.group)
         blocks = everyone.view(self.world_size, longest, *rows.shape[1:])
         return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
@@ -96,20 +96,20 @@ class Ranks:
         """Return the sum of `value` over the ranks, without gradients."""
         if self.world_size > 1:
             value = value.clone()
-            self.sent += 2 * (self.world_size - 1) * value.numel() * value.element_size() // self.world_size
+            self.bytes_sent += 2 * (self.world_size - 1) * value.numel() * value.element_size() // self.world_size
             dist.all_reduce(value, group=self.group)
         return value
 
     def all_to_all(self, outgoing: list[Tensor | None], like: Tensor, senders: list[int]) -> list[Tensor]:
-        """Send one tensor to each rank that has one and return what came, in the order of `senders`.
+        """Send a tensor to some ranks and return the received tensors in the order of `senders`.
 
         Args:
-            outgoing: one tensor or None for each rank.
-            like: a tensor of the shape and dtype in which every sender sends.
+            outgoing: for each rank the tensor to send to it, or None.
+            like: a tensor with the shape and dtype of every received one.
             senders: the ranks that send to this one.
         """
         given = [tensor for tensor in outgoing if tensor is not None]
-        self.sent += sum(tensor.numel() * tensor.element_size() for tensor in given)
+        self.bytes_sent += sum(tensor.numel() * tensor.element_size() for tensor in given)
         incoming = like.new_empty(len(senders) * like.numel())
         dist.all_to_all_single(
             incoming,
@@ -122,10 +122,10 @@ class Ranks:
         return [parts[rank] for rank in senders]
 
     def start_send_receive(self, tensor: Tensor, to: int, into: Tensor, sender: int) -> Callable[[], Tensor]:
-        """Start sending `tensor` and receiving `into`; the returned function waits for both and gives `into`."""
+        """Start sending `tensor` and receiving `into`; the returned function waits for both and returns `into`."""
         operations = []
         if tensor.numel():
-            self.sent += tensor.numel() * tensor.element_size()
+            self.bytes_sent += tensor.numel() * tensor.element_size()
             operations.append(dist.P2POp(dist.isend, tensor.contiguous(), group=self.group, group_peer=to))
         if into.numel():
             operations.append(dist.P2POp(dist.irecv, into, group=self.group, group_peer=sender))
@@ -134,7 +134,7 @@ class Ranks:
         def wait() -> Tensor:
             for work in pending:
                 work.wait()
-            operations.clear()  # they kept what is being sent alive
+            operations.clear()  # they hold references to the sent tensor
             return into
 
         return wait

@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake."""
+"""Exceptions that end a command or a run, their exit statuses, and one-line messages."""
 
 
 class InputError(ValueError):
@@ -47,6 +47,17 @@ class LostRank(RunEnded):
     """A lost connection to a rank that reported no error: it was killed, or its host failed."""
 
     status = STOPPED
+
+
+def first_line(error: BaseException, message: str | None = None) -> str:
+    """Return the first line of an error's message, or the name of its type where the message is empty.
+
+    Args:
+        error: any exception.
+        message: the message, `str(error)` by default.
+    """
+    lines = (str(error) if message is None else message).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def exit_status(error: Exception) -> int:

@@ -4,9 +4,10 @@
     python bench/contrastive.py --pairs --width 768 --ranks 1 2 4
     python bench/contrastive.py --pairs --many 1000000 --threads 2
 
-Every contestant gets the same unit features and gives all gradients, the scale's where it has one. Losses are
-compared before anything is timed. Runs are interleaved in one process; times are CPU seconds of one thread, medians
-and minima, which other load on the machine disturbs little; peak is of live storages, read off every operation.
+Every loss gets the same unit features and computes all gradients, including the logit scale's where it has one. Values
+and gradients are compared before anything is timed. Runs are interleaved in one process; times are CPU seconds of one
+thread, medians and minima, on which other load has little effect. Peak memory is that of live storages, recorded at
+every operation.
 """
 
 import argparse
@@ -29,18 +30,18 @@ import torch.nn.functional as F
 from peers.memory import PeakBytes
 from torch import Tensor
 
+from bali_ds.distributed import Ranks
 from bali_ds.files import read_json, write_json
 from bali_ds.losses.contrastive import contrastive_loss
 
-CACHE = 2 << 30
-KEY = ("pairs", "width", "data", "scale", "threads", "name")  # what tells a row from others
-DENSE_LIMIT = 20_000  # pairs beyond which the contestants that hold all similarities are left out
-METRIC_LEARNING_LIMIT = 1 << 30  # bytes of its positive pairs times negative pairs
+KEY = ("pairs", "width", "data", "scale", "threads", "name")  # identifies a row
+DENSE_LIMIT = 20_000  # pairs above which losses that hold the whole similarity matrix are skipped
+METRIC_LEARNING_LIMIT = 1 << 30  # bytes of its matrix of positive pairs by negative pairs
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def main() -> None:
-    """Measure what was asked for, print one table, write JSON, in which other rows stay."""
+    """Measure what the options ask for, print a table and update the JSON file, keeping its other rows."""
     options = _options()
     torch.set_num_threads(options.threads)
     rows: list[dict[str, Any]] = []
@@ -50,7 +51,7 @@ def main() -> None:
                 for data in options.data:
                     rows += measure(pairs, width, scale, data, options)
     for ranks in options.ranks:
-        rows += [measure_ranks(ranks, 4096, options.width[0], how) for how in ("gather", "ring", "column")]
+        rows += [measure_ranks(ranks, 4096, options.width[0], each) for each in ("gather", "ring", "column")]
     rows += [measure_products(width, options) for width in options.width if options.pairs]
     rows += [measure_many(pairs) for pairs in options.many]
     out = Path(__file__).parent / "results" / "contrastive.json"
@@ -60,20 +61,20 @@ def main() -> None:
 
 
 def measure(pairs: int, width: int, scale: float, data: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return one row for each contestant on one set of views."""
+    """Return one row for each loss on one set of views."""
     queries, keys, ids = views(pairs, width, data)
-    everyone = contestants(pairs, ids)
+    losses = all_losses(pairs, ids)
     inputs = [queries.requires_grad_(), keys.requires_grad_(), torch.tensor(scale, requires_grad=True)]
-    check(everyone, inputs, data)
-    times: dict[str, list[float]] = {name: [] for name in everyone}
-    walls: dict[str, list[float]] = {name: [] for name in everyone}
+    check(losses, inputs, data)
+    times: dict[str, list[float]] = {name: [] for name in losses}
+    walls: dict[str, list[float]] = {name: [] for name in losses}
     for _ in range(options.repeats):
-        for name, loss in everyone.items():
+        for name, loss in losses.items():
             cpu, wall = run(loss, inputs)
             times[name].append(cpu)
             walls[name].append(wall)
     rows = []
-    for name, loss in everyone.items():
+    for name, loss in losses.items():
         base = "dense ntxent" if "ntxent" in name or "NTXent" in name else "dense clip"
         row = {
             "name": name, "pairs": pairs, "width": width, "scale": scale, "data": data, "threads": options.threads,
@@ -100,29 +101,26 @@ def views(pairs: int, width: int, data: str) -> tuple[Tensor, Tensor, Tensor]:
     return queries, keys, ids
 
 
-def contestants(pairs: int, ids: Tensor) -> dict[str, Loss]:
-    """Return the losses by name; those that hold all similarities only while these are few."""
+def all_losses(pairs: int, ids: Tensor) -> dict[str, Loss]:
+    """Return the losses by name; those that hold the whole similarity matrix only for few pairs."""
 
-    def ours(kind: str, cache_bytes: int) -> Loss:
-        return lambda q, k, s: contrastive_loss(q, k, s, query_ids=ids, key_ids=ids, kind=kind, cache_bytes=cache_bytes)
+    def ours(kind: str) -> Loss:
+        return lambda q, k, s: contrastive_loss(q, k, s, query_concept_ids=ids, key_concept_ids=ids, kind=kind)
 
-    everyone = {
-        "ours clip": ours("clip", 0), "ours clip, cache": ours("clip", CACHE),
-        "ours ntxent": ours("ntxent", 0), "ours ntxent, cache": ours("ntxent", CACHE),
-    }  # fmt: skip
+    losses: dict[str, Loss | None] = {"ours clip": ours("clip"), "ours ntxent": ours("ntxent")}
     if pairs <= DENSE_LIMIT:
-        everyone["dense clip"] = lambda q, k, s: dense_clip(q, k, s, ids)
-        everyone["open_clip ClipLoss"] = open_clip_loss()
+        losses["dense clip"] = lambda q, k, s: dense_clip(q, k, s, ids)
+        losses["open_clip ClipLoss"] = open_clip_loss()
     if pairs <= DENSE_LIMIT // 4:
-        everyone["dense ntxent"] = lambda q, k, s: dense_ntxent(q, k, s, ids)
-        everyone["pytorch-metric-learning NTXentLoss"] = metric_learning_loss(ids)
+        losses["dense ntxent"] = lambda q, k, s: dense_ntxent(q, k, s, ids)
+        losses["pytorch-metric-learning NTXentLoss"] = metric_learning_loss(ids)
     if pairs <= DENSE_LIMIT // 16:
-        everyone["sentence-transformers cached"] = sentence_transformers_loss()
-    return {name: loss for name, loss in everyone.items() if loss is not None}
+        losses["sentence-transformers cached"] = sentence_transformers_loss()
+    return {name: loss for name, loss in losses.items() if loss is not None}
 
 
 def dense_clip(queries: Tensor, keys: Tensor, scale: Tensor, ids: Tensor) -> Tensor:
-    """Both directions from one matrix; duplicates are masked where there are any."""
+    """Return the symmetric cross-entropy over one similarity matrix, with duplicates masked."""
     logits = scale * queries @ keys.T
     places = torch.arange(len(queries))
     if len(ids.unique()) < len(ids):
@@ -131,7 +129,7 @@ def dense_clip(queries: Tensor, keys: Tensor, scale: Tensor, ids: Tensor) -> Ten
 
 
 def dense_ntxent(queries: Tensor, keys: Tensor, scale: Tensor, ids: Tensor) -> Tensor:
-    """The joint matrix of all views, each positive pair against all negatives."""
+    """Return NT-Xent over the similarity matrix of all views: each positive pair against all negatives."""
     views, ids = torch.cat([queries, keys]), torch.cat([ids, ids])
     logits = scale * views @ views.T
     same = ids[:, None] == ids
@@ -141,7 +139,7 @@ def dense_ntxent(queries: Tensor, keys: Tensor, scale: Tensor, ids: Tensor) -> T
 
 
 def open_clip_loss() -> Loss | None:
-    """Return open_clip's loss, from its own file: the rest of the package asks for image libraries."""
+    """Return open_clip's loss, imported from its file because the package needs image libraries."""
     package = importlib.util.find_spec("open_clip")
     if package is None or package.origin is None:
         return missing("open_clip")
@@ -154,11 +152,11 @@ def open_clip_loss() -> Loss | None:
 
 
 def metric_learning_loss(ids: Tensor) -> Loss | None:
-    """Return pytorch-metric-learning's NTXentLoss on queries and keys together, while it can: it compares pairs."""
+    """Return pytorch-metric-learning's NTXentLoss on all views, or None if its matrix of pairs would be too large."""
     same = ids.repeat(2)[:, None] == ids.repeat(2)
     needed = (int(same.sum()) - len(same)) * int((~same).sum()) * 4
     if needed > METRIC_LEARNING_LIMIT:
-        print(f"pytorch-metric-learning would take {needed >> 30} GiB and is left out", file=sys.stderr)
+        print(f"pytorch-metric-learning would take {needed >> 30} GiB and is skipped", file=sys.stderr)
         return None
     try:
         from pytorch_metric_learning.losses import NTXentLoss
@@ -168,7 +166,7 @@ def metric_learning_loss(ids: Tensor) -> Loss | None:
 
 
 def sentence_transformers_loss() -> Loss | None:
-    """Return the cached two-way loss on given vectors: an encoder that only looks them up."""
+    """Return the cached symmetric loss, with an encoder that returns its input."""
     try:
         from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
     except ImportError:
@@ -184,8 +182,8 @@ def sentence_transformers_loss() -> Loss | None:
 
 
 def missing(name: str) -> None:
-    """Say that a contestant is absent."""
-    print(f"{name} is not installed and left out", file=sys.stderr)
+    """Print that a library is not installed."""
+    print(f"{name} is not installed and skipped", file=sys.stderr)
 
 
 def run(loss: Loss, inputs: list[Tensor]) -> tuple[float, float]:
@@ -198,10 +196,10 @@ def run(loss: Loss, inputs: list[Tensor]) -> tuple[float, float]:
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
-def check(everyone: dict[str, Loss], inputs: list[Tensor], data: str) -> None:
-    """Compare every contestant of a definition with the dense one; also warms all of them up."""
+def check(losses: dict[str, Loss], inputs: list[Tensor], data: str) -> None:
+    """Compare every loss with its dense form, which also warms all of them up."""
     values = {}
-    for name, loss in everyone.items():
+    for name, loss in losses.items():
         run(loss, inputs)
         values[name] = (float(loss(*inputs).detach()), inputs[0].grad.clone())  # type: ignore[union-attr]
     for name, (value, gradient) in values.items():
@@ -209,15 +207,15 @@ def check(everyone: dict[str, Loss], inputs: list[Tensor], data: str) -> None:
         comparable = base in values and (data == "random" or name.startswith("ours") or "NTXent" in name)
         if comparable and "sentence" not in name and data != "saturated":
             want, slope = values[base]
-            # The others take features as they are, ours their directions: compare along the sphere.
+            # Ours normalizes its input and the others do not: compare gradients on the sphere.
             unit = inputs[0].detach()
             slope, gradient = (each - (each * unit).sum(1, keepdim=True) * unit for each in (slope, gradient))
             if abs(value - want) > 1e-5 * abs(want) or (gradient - slope).norm() > 1e-4 * slope.norm():
-                raise SystemExit(f"{name} gives {value}, {base} {want}: nothing timed")
+                raise SystemExit(f"{name} gives {value}, {base} {want}; nothing was timed")
 
 
 def peak_bytes(loss: Loss, inputs: list[Tensor]) -> int:
-    """Return the most bytes alive at one time beside the inputs, the returned gradients included."""
+    """Return the peak of live bytes besides the inputs, gradients included."""
     for each in inputs:
         each.grad = None
     with PeakBytes() as memory:
@@ -226,7 +224,7 @@ def peak_bytes(loss: Loss, inputs: list[Tensor]) -> int:
 
 
 def measure_products(width: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the row of torch's product of 1,024 queries and keys, the first third of what a dense form does."""
+    """Return the row of torch's product of 1,024 queries and keys, a third of the products of a dense form."""
     queries, keys, _ = views(1024, width, "random")
     out = torch.empty(1024, 1024)
     times = []
@@ -242,13 +240,13 @@ def measure_products(width: int, options: argparse.Namespace) -> dict[str, Any]:
     return row
 
 
-def measure_ranks(ranks: int, pairs: int, width: int, how: str) -> dict[str, Any]:
-    """Return one row for gloo ranks on this machine: slowest CPU seconds and most bytes sent by one of them."""
+def measure_ranks(ranks: int, pairs: int, width: int, algorithm: str) -> dict[str, Any]:
+    """Return one row for gloo ranks on this machine: CPU seconds and bytes sent, each the largest of any rank."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_rank, (ranks, pairs, width, how, folder), nprocs=ranks)
+        torch.multiprocessing.spawn(_rank, (ranks, pairs, width, algorithm, folder), nprocs=ranks)
         parts = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(ranks)]
     row = {
-        "name": f"ours ntxent, {how}, {ranks} ranks, bf16 wire", "pairs": pairs, "width": width, "scale": 14.0,
+        "name": f"ours ntxent, {algorithm}, {ranks} ranks, bf16 wire", "pairs": pairs, "width": width, "scale": 14.0,
         "data": "random", "threads": 1, "load": os.getloadavg()[0],
         **{key: max(part[key] for part in parts) for key in ("cpu_s", "wall_s", "bytes_sent")},
     }  # fmt: skip
@@ -257,28 +255,34 @@ def measure_ranks(ranks: int, pairs: int, width: int, how: str) -> dict[str, Any
     return row
 
 
-def _rank(rank: int, ranks: int, pairs: int, width: int, how: str, folder: str) -> None:
+def _rank(rank: int, ranks: int, pairs: int, width: int, algorithm: str, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
     queries, keys, ids = (each.tensor_split(ranks)[rank] for each in views(pairs, width, "random"))
     inputs = [queries.requires_grad_(), keys.requires_grad_(), torch.tensor(14.0, requires_grad=True)]
-    stats: dict[str, float] = {}
+    counted = Ranks.of(None)
 
     def loss(q: Tensor, k: Tensor, s: Tensor) -> Tensor:
-        value, found = contrastive_loss(
-            q, k, s, query_ids=ids, key_ids=ids, communication=how, wire=torch.bfloat16, return_stats=True
+        return contrastive_loss(
+            q,
+            k,
+            s,
+            query_concept_ids=ids,
+            key_concept_ids=ids,
+            communication=algorithm,
+            communication_dtype=torch.bfloat16,
+            group=counted,
         )
-        stats.update(found)
-        return value
 
     cpu, wall = min(run(loss, inputs) for _ in range(2))
-    (Path(folder) / f"{rank}.json").write_text(json.dumps({"cpu_s": cpu, "wall_s": wall, **stats}))
+    figures = {"cpu_s": cpu, "wall_s": wall, "bytes_sent": counted.bytes_sent // 2}
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(figures))
     dist.barrier()
     dist.destroy_process_group()
 
 
 def measure_many(pairs: int) -> dict[str, Any]:
-    """Return the row of so many pairs of width 256 in bfloat16, with the most memory resident in this process."""
+    """Return the row of many pairs of width 256 in bfloat16, with the peak of this process's resident memory."""
     *features, ids = views(pairs, 256, "random")
     inputs = [*(each.bfloat16().requires_grad_() for each in features), torch.tensor(14.0, requires_grad=True)]
     features.clear()
@@ -286,7 +290,9 @@ def measure_many(pairs: int) -> dict[str, Any]:
         Path("/proc/self/clear_refs").write_text("5")
 
     def loss(q: Tensor, k: Tensor, s: Tensor) -> Tensor:
-        return contrastive_loss(q, k, s, query_ids=ids, key_ids=ids, kind="clip", wire=torch.bfloat16)
+        return contrastive_loss(
+            q, k, s, query_concept_ids=ids, key_concept_ids=ids, kind="clip", communication_dtype=torch.bfloat16
+        )
 
     cpu, wall = run(loss, inputs)
     row = {
@@ -299,7 +305,7 @@ def measure_many(pairs: int) -> dict[str, Any]:
 
 
 def most_resident() -> int:
-    """Return the most bytes resident since the marks were cleared."""
+    """Return the peak of resident bytes since /proc/self/clear_refs was written."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
 
@@ -323,7 +329,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--scale", type=float, nargs="+", default=[14.0, 50.0, 100.0])
     parser.add_argument("--data", nargs="+", default=["random", "saturated", "zipf"])
     parser.add_argument("--ranks", type=int, nargs="*", default=[], help="also on this many gloo ranks")
-    parser.add_argument("--many", type=int, nargs="*", default=[], help="also so many pairs: a million take hours")
+    parser.add_argument("--many", type=int, nargs="*", default=[], help="also this many pairs; a million take hours")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()

@@ -119,7 +119,7 @@ def rank(recipe: Recipe, log: Path, fails: Callable[[int], bool] | None) -> int:
     os.dup2(output, 1)
     os.dup2(output, 2)
     evaluating = recipe.directory / "evaluating"
-    validate = loop.validate
+    validate = loop.Validator.validate
 
     def marked_validate(*arguments: object) -> dict[str, float]:
         evaluating.touch()
@@ -128,7 +128,7 @@ def rank(recipe: Recipe, log: Path, fails: Callable[[int], bool] | None) -> int:
         finally:
             evaluating.unlink(missing_ok=True)
 
-    loop.validate = marked_validate  # type: ignore[assignment]
+    loop.Validator.validate = marked_validate  # type: ignore[method-assign,assignment]
     try:
         loop.train(recipe)
     except RunEnded as ended:

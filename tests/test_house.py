@@ -23,6 +23,7 @@ FLOORS = {
     "model": 4,
     "inference": 5, "doctor": 5,
     "planning": 6, "evaluation": 6,
+    "library_internals": 6,
     "checkpoint": 7,
     "training": 8,
     "export": 9,

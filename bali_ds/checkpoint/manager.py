@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or absent."""
+"""Checkpoints of a run: saved asynchronously, verified, published by a rename, so that each is complete or absent."""
 
 import logging
 import os
@@ -9,8 +9,8 @@ from typing import Any
 
 import deepspeed
 
-from bali_ds.checkpoint.asynchronous_save import Writing
-from bali_ds.checkpoint.load_state import adopt, optimized_names
+from bali_ds.checkpoint.asynchronous_save import AsynchronousSave
+from bali_ds.checkpoint.load_state import load_state, optimized_names
 from bali_ds.checkpoint.marker import (
     REPLACED,
     Marker,
@@ -18,6 +18,7 @@ from bali_ds.checkpoint.marker import (
     complete_checkpoints,
     named_checkpoints,
     read_marker,
+    step_name,
     write_marker,
 )
 from bali_ds.config import CheckpointConfig
@@ -33,7 +34,12 @@ _LAYOUT = ("world size", "ZeRO stage")
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far a run has come; with the recipe and the data it says everything that follows."""
+    """How far a run has come. With recipe and data it determines everything that follows.
+
+    Attributes:
+        step: optimizer steps taken.
+        position: position in the data after them.
+    """
 
     step: int
     position: Position
@@ -48,79 +54,79 @@ class NotSaved(RunEnded):
 class CheckpointManager:
     """The checkpoints of one run, `checkpoints/step-00000123/`, each with a marker that lists its files.
 
-    A checkpoint is written beside, brought to the disk and hashed while training goes on, marked and renamed at a step
-    boundary; only then do older ones go.
+    A checkpoint is written into a directory of its own, flushed and hashed while training continues, then marked and
+    renamed at a step boundary. Only then are older ones removed.
     """
 
     def __init__(self, directory: Path, ranks: Ranks, settings: CheckpointConfig, *, identity: dict[str, Any]) -> None:
-        """Manage the checkpoints below `directory`.
+        """Manage the checkpoints in `directory`.
 
         Args:
-            directory: the run's `checkpoints` folder.
+            directory: the run's `checkpoints` directory.
             ranks: the ranks, which save and load together.
-            settings: what stays.
-            identity: what a checkpoint was made with: fingerprint of the data, world size, ZeRO stage. With another
-                world size or stage it is taken over, with other data refused.
+            settings: how often to save and what to keep.
+            identity: what checkpoints are saved with: fingerprint of the data, world size, ZeRO stage. A checkpoint of
+                another world size or stage is converted while loading; one of other data is refused.
         """
         self.directory = directory
-        self._scratch = directory / ".writing"
+        self._workspace = directory / ".writing"
         self.ranks = ranks
         self.settings = settings
         self.identity = identity
         self._failed: tuple[int, str] | None = None
         self._saved: RunProgress | None = None
-        self._begun: tuple[RunProgress, Writing] | None = None
+        self._pending: tuple[RunProgress, AsynchronousSave] | None = None
 
-    def any(self) -> bool:
-        """Return whether there is one to return to."""
+    def any_complete(self) -> bool:
+        """Return whether there is a complete checkpoint; every rank calls this."""
         self.finish()
         return bool(self.ranks.broadcast_object(bool(self._complete()) if self.ranks.is_first else None))
 
     def due(self, step: int) -> bool:
-        """Return whether to save after `step`; a save that failed is tried again soon."""
+        """Return whether to save after `step`; a failed save is tried again after a tenth of the interval."""
         again = self._failed is not None and step >= self._failed[0] + max(1, self.settings.every // 10)
         return again or step % self.settings.every == 0
 
     def save(self, engine: deepspeed.DeepSpeedEngine, progress: RunProgress) -> None:
-        """Begin a checkpoint; every rank calls this after the same step. Before the first step there is none.
+        """Start a checkpoint, which `publish_if_flushed` or `finish` publishes; every rank calls this after a step.
 
-        `advance` or `finish` publish it.
+        Nothing is saved before the first step, and nothing twice.
         """
         self.finish()
         if progress.step == 0 or progress == self._saved:
             return
-        writing = Writing(self._scratch / f"step-{progress.step:08d}")
+        save = AsynchronousSave(self._workspace / step_name(progress.step))
         if self.ranks.is_first:
-            writing.make_room()
-        writing.fault = self.ranks.broadcast_object(writing.fault)
-        if not writing.fault:
-            writing.write(engine, {"bali_ds": {**asdict(progress), "optimised": optimized_names(engine)}})
-        self._begun = progress, writing
-        if any(self.ranks.all_gather_object(writing.fault)):
+            save.make_directory()
+        save.fault = self.ranks.broadcast_object(save.fault)
+        if not save.fault:
+            save.write(engine, {"bali_ds": {**asdict(progress), "optimised": optimized_names(engine)}})
+        self._pending = progress, save
+        if any(self.ranks.all_gather_object(save.fault)):
             self.finish()
         else:
-            writing.settle()
+            save.start_flush()
 
-    def advance(self) -> None:
-        """Publish what was begun if it has reached the disk on every rank; every rank calls this before every step."""
-        if self._begun and not self.ranks.all_reduce_max(int(self._begun[1].settling)):
+    def publish_if_flushed(self) -> None:
+        """Publish the started checkpoint if every rank has flushed its files; every rank calls this before a step."""
+        if self._pending and not self.ranks.all_reduce_max(int(self._pending[1].is_flushing)):
             self.finish()
 
     def finish(self) -> bool:
-        """Publish what was begun; wait for it where need be. Every rank calls this.
+        """Publish the started checkpoint, waiting for its flush; every rank calls this.
 
         Returns:
-            Whether the checkpoint that was asked for last is there; otherwise a rank could not write, `fault` is why,
-            and the older ones stay. A warning names the step and the fault; it is not repeated for the same step.
+            Whether the checkpoint that was requested last exists. Otherwise a rank could not write, `fault` is why, and
+            the older checkpoints remain. A warning names step and fault, once per step and fault.
         """
-        if self._begun:
-            (progress, writing), self._begun = self._begun, None
-            writing.wait()
-            fault = self._concluded(progress, writing)
+        if self._pending:
+            (progress, save), self._pending = self._pending, None
+            save.wait()
+            fault = self._finished(progress, save)
             before, self._failed = self._failed, (progress.step, fault) if fault else None
             self._saved = None if fault else progress
             if self._failed and self._failed != before:
-                self.warn(f"no checkpoint of step {progress.step}: {fault}; the older ones stay")
+                self.warn(f"no checkpoint of step {progress.step}: {fault}; the older ones remain")
         return self._saved is not None
 
     @property
@@ -128,27 +134,27 @@ class CheckpointManager:
         """Why the newest attempt to save failed; None if it did not."""
         return self._failed[1] if self._failed else None
 
-    def _concluded(self, progress: RunProgress, writing: Writing) -> str | None:
+    def _finished(self, progress: RunProgress, save: AsynchronousSave) -> str | None:
         """Mark and publish what all ranks have written; return the first failure of any, the same on every rank."""
-        shares = self.ranks.all_gather_object((writing.fault, writing.files))
-        fault = next((fault for fault, _ in shares if fault), None)
+        of_ranks = self.ranks.all_gather_object((save.fault, save.files))
+        fault = next((fault for fault, _ in of_ranks if fault), None)
         if self.ranks.is_first:
-            with writing.noted():
+            with save.recorded_fault():
                 if not fault:
-                    files = {name: facts for _, share in shares for name, facts in share.items()}
-                    write_marker(writing.directory, progress.step, progress.position, self.identity, files)
-                    self._publish(writing.directory)
-            fault = fault or writing.fault
+                    files = {name: entry for _, own in of_ranks for name, entry in own.items()}
+                    write_marker(save.directory, progress.step, progress.position, self.identity, files)
+                    self._publish(save.directory)
+            fault = fault or save.fault
             if not fault:
                 try:
-                    self._retire()
+                    self._remove_old()
                 except OSError as error:
-                    self.warn(f"{self.directory}: a checkpoint that is not kept could not be removed: {error}")
-            shutil.rmtree(self._scratch, ignore_errors=True)
+                    self.warn(f"{self.directory}: an old checkpoint could not be removed: {error}")
+            shutil.rmtree(self._workspace, ignore_errors=True)
         return self.ranks.broadcast_object(fault)
 
     def _publish(self, written: Path) -> None:
-        """Give a checkpoint its name; at any moment the old or the new one of the same step has one that counts."""
+        """Rename a checkpoint to its place; at any moment the old or the new one of the same step has a valid name."""
         target = self.directory / written.name
         replaced = target.with_name(target.name + REPLACED)
         sync(written)
@@ -159,8 +165,8 @@ class CheckpointManager:
         os.rename(written, target)
         sync(self.directory)
 
-    def _retire(self) -> None:
-        """Remove the checkpoints that need not be kept any more."""
+    def _remove_old(self) -> None:
+        """Remove the checkpoints that the settings do not keep."""
         complete = self._complete()
         steps = list(dict.fromkeys(map(checkpoint_step, complete)))
         every = self.settings.keep_every
@@ -171,64 +177,68 @@ class CheckpointManager:
                 self._remove(path)
 
     def _remove(self, path: Path) -> None:
-        # Renamed first: a checkpoint of which a killed process had removed some files would be warned of ever after.
-        os.rename(path, self._scratch / path.name)
-        shutil.rmtree(self._scratch / path.name)
+        # Renamed first: otherwise a kill during the removal would leave an incomplete checkpoint, warned of forever.
+        os.rename(path, self._workspace / path.name)
+        shutil.rmtree(self._workspace / path.name)
 
     def restore(self, engine: deepspeed.DeepSpeedEngine) -> RunProgress | None:
-        """Load the newest sound checkpoint into the engine; None where the run has none.
+        """Load the newest intact checkpoint into the engine; every rank calls this.
 
-        One of another world size or ZeRO stage is taken over: the same samples follow.
+        Returns:
+            The progress at that checkpoint; None where the run has no checkpoint.
 
         Raises:
-            InputError: the checkpoint belongs to other data, or all that there are are damaged.
+            InputError: the checkpoint belongs to other data, or every checkpoint is damaged.
         """
         self.finish()
-        found: list[tuple[Path, Marker]] = []
-        if self.ranks.is_first:
-            # What a killed process was writing or removing takes space that this run may need.
-            shutil.rmtree(self._scratch, ignore_errors=True)
-            found = [(path, read_marker(path)) for path in self._complete()]
-        found = self.ranks.broadcast_object(found)
-        sound, marker = next((each for each in found if not self._damaged(*each)), (None, None))
-        if sound is None or marker is None:
+        path, marker = self._newest_intact()
+        if path is None or marker is None:
             if self.ranks.broadcast_object(any(self.directory.glob("step-*"))):
                 raise InputError(
-                    f"{self.directory}: none of its checkpoints is sound; restore one, or start afresh with "
+                    f"{self.directory}: all of its checkpoints are damaged; restore one, or start afresh with "
                     "--resume never"
                 )
             return None
-        made_with = marker.identity
-        if made_with.get("data") != self.identity["data"]:
+        saved_with = marker.identity
+        if saved_with.get("data") != self.identity["data"]:
             raise InputError(
-                f"{sound}: was saved with data {made_with.get('data')}, this run has {self.identity['data']}; "
+                f"{path}: was saved with data {saved_with.get('data')}, this run has {self.identity['data']}; "
                 "resume with the same data or start another run"
             )
         progress = RunProgress(marker.progress.step, marker.position)
-        if any(made_with.get(key) != self.identity[key] for key in _LAYOUT):
+        if any(saved_with.get(key) != self.identity[key] for key in _LAYOUT):
             before, now = (
-                ", ".join(f"{key} {each.get(key)}" for key in _LAYOUT) for each in (made_with, self.identity)
+                ", ".join(f"{key} {each.get(key)}" for key in _LAYOUT) for each in (saved_with, self.identity)
             )
-            logger.info("%s: was saved with %s; goes on with %s", sound, before, now)
-        adopt(engine, sound)
+            logger.info("%s: was saved with %s; continuing with %s", path, before, now)
+        load_state(engine, path)
         engine.global_steps = progress.step
-        # What was saved after this checkpoint is not on the disk any more, or is damaged, and may be saved again.
+        # Later checkpoints are gone from the disk or damaged, and may be saved again.
         self._saved = progress
         return progress
 
-    def _damaged(self, path: Path, marker: Marker) -> bool:
-        """Compare hashes, shared out over the ranks."""
-        own = sorted(marker.files.items())[self.ranks.rank :: self.ranks.world_size]
-        fault = next((fault for name, file in own if (fault := file.fault(path / name, hashed=True))), None)
+    def _newest_intact(self) -> tuple[Path | None, Marker | None]:
+        """Return the newest checkpoint whose hashes match and its marker, the same on every rank."""
+        found: list[tuple[Path, Marker]] = []
+        if self.ranks.is_first:
+            # What a killed process was writing or removing takes space that this run may need.
+            shutil.rmtree(self._workspace, ignore_errors=True)
+            found = [(path, read_marker(path)) for path in self._complete()]
+        found = self.ranks.broadcast_object(found)
+        return next(((path, marker) for path, marker in found if self._is_intact(path, marker)), (None, None))
+
+    def _is_intact(self, path: Path, marker: Marker) -> bool:
+        """Compare hashes; each rank reads a slice of the files."""
+        fault = marker.fault(path, hashed=True, part=(self.ranks.rank, self.ranks.world_size))
         faults = [fault for fault in self.ranks.all_gather_object(fault) if fault]
         if faults:
             self.warn(f"{path}: not used, {faults[0]}")
-        return bool(faults)
+        return not faults
 
     def _complete(self) -> list[Path]:
         return complete_checkpoints(self.directory, self.warn)
 
     def warn(self, line: str) -> None:
-        """Say something that a person should read."""
+        """Log a warning on rank 0."""
         if self.ranks.is_first:
             logger.warning(line)

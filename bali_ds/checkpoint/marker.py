@@ -1,4 +1,4 @@
-"""Which directories are complete checkpoints: their names, and the marker that each of them holds."""
+"""Names of checkpoints, and the marker file that makes a directory a complete checkpoint."""
 
 import hashlib
 import json
@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 MARKER = "COMPLETE.json"
 REPLACED = ".replaced"
-"""Ends the name of a checkpoint whose place a new one of the same step is about to take. Until the new one has it, the
-old one is a checkpoint like any other."""
+"""Suffix of a checkpoint that a new one of the same step is about to replace. Until then it is a valid checkpoint."""
 
 _NAME = re.compile(rf"step-([0-9]{{8}}|[1-9][0-9]{{8,17}})({re.escape(REPLACED)})?")
+_NAMING = "the name of a checkpoint is step- and at least eight digits"
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
 
@@ -48,7 +48,7 @@ class StoredFile(_Strict):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
     def fault(self, file: Path, *, hashed: bool) -> str | None:
-        """Return what is wrong with the file; its bytes are read only where they are to be `hashed`."""
+        """Return what is wrong with the file, None if nothing is; its bytes are read only if `hashed`."""
         try:
             if not file.is_file():
                 return f"{file.name} is missing"
@@ -62,21 +62,29 @@ class StoredFile(_Strict):
 
 
 class Marker(_Strict):
-    """What `COMPLETE.json` says of the checkpoint that holds it; `sha256` is its own, of all that precedes it.
-
-    Checkpoints of earlier versions have no `sha256`.
-    """
+    """The content of `COMPLETE.json`. `sha256` is the hash of its other fields; earlier versions wrote none."""
 
     progress: _Progress
     identity: dict[str, Any]
-    """What the checkpoint was made with: fingerprint of the data, world size, ZeRO stage."""
+    """What the checkpoint was saved with: fingerprint of the data, world size, ZeRO stage."""
     files: dict[_FileName, StoredFile]
     sha256: str | None = None
 
     @property
     def position(self) -> Position:
-        """Where the data stood."""
+        """Position in the data after the checkpoint's last step."""
         return Position(**self.progress.position.model_dump())
+
+    def fault(self, checkpoint: Path, *, hashed: bool, part: tuple[int, int] = (0, 1)) -> str | None:
+        """Return what is wrong with the files of a checkpoint, None if nothing is.
+
+        Args:
+            checkpoint: the directory.
+            hashed: whether to compare hashes too, which reads the files.
+            part: (number, count): check only one of `count` slices of the files.
+        """
+        files = sorted(self.files.items())[part[0] :: part[1]]
+        return next((fault for name, file in files if (fault := file.fault(checkpoint / name, hashed=hashed))), None)
 
 
 def write_marker(
@@ -87,7 +95,7 @@ def write_marker(
     Args:
         checkpoint: the directory.
         step: optimizer steps taken.
-        position: where the data stood after them.
+        position: position in the data after them.
         identity: as in `Marker`.
         files: bytes and sha256 of every other file by name.
     """
@@ -116,34 +124,46 @@ def read_marker(checkpoint: Path) -> Marker:
     return marker
 
 
+def step_name(step: int) -> str:
+    """Return the name of a file or directory about a step, `step-` and at least eight digits."""
+    return f"step-{step:08d}"
+
+
+def parse_step_name(name: str) -> int | None:
+    """Return the step in a name by `step_name`, also of a replaced checkpoint; None for any other name."""
+    match = _NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
 def checkpoint_step(path: Path) -> int:
-    """Return the step that a checkpoint's directory is named after.
+    """Return the step in the name of a checkpoint's directory.
 
     Raises:
         InputError: the directory has another name.
     """
-    match = _NAME.fullmatch(path.name)
-    if not match:
-        raise InputError(f"{path}: a checkpoint is named step- and at least eight digits")
-    return int(match[1])
+    step = parse_step_name(path.name)
+    if step is None:
+        raise InputError(f"{path}: {_NAMING}")
+    return step
 
 
 def named_checkpoints(directory: Path, warn: Callable[[str], None] = logger.warning) -> list[tuple[int, Path]]:
-    """Return step and path of all that has the name of a checkpoint, complete or not, newest first.
+    """Return step and path of every directory with the name of a checkpoint, complete or not, newest first.
 
-    Warn of other names that begin like one. Where two have the same step, the replaced one comes second.
+    Warns of other names that begin with step-. Of two with the same step, the replaced one comes second.
     """
     found = []
     for path in directory.glob("step-*"):
-        if _NAME.fullmatch(path.name):
-            found.append((checkpoint_step(path), path))
+        step = parse_step_name(path.name)
+        if step is None:
+            warn(f"{path}: not used, {_NAMING}")
         else:
-            warn(f"{path}: not used, a checkpoint is named step- and at least eight digits")
+            found.append((step, path))
     return sorted(found, key=lambda each: (-each[0], each[1].name))
 
 
 def complete_checkpoints(directory: Path, warn: Callable[[str], None] = logger.warning) -> list[Path]:
-    """Return the checkpoints whose files are all there in their full size, newest first; warn of the others."""
+    """Return the checkpoints whose files are all there in full size, newest first; warn of the others."""
     complete = []
     for _, path in named_checkpoints(directory, warn):
         if fault := checkpoint_fault(path, hashed=False):
@@ -154,14 +174,12 @@ def complete_checkpoints(directory: Path, warn: Callable[[str], None] = logger.w
 
 
 def checkpoint_fault(checkpoint: Path, *, hashed: bool) -> str | None:
-    """Return what is wrong with a checkpoint; None if nothing is. Files are read only where they are to be `hashed`."""
+    """Return what is wrong with a checkpoint, None if nothing is; its files are read only if `hashed`."""
     try:
-        files = read_marker(checkpoint).files
+        marker = read_marker(checkpoint)
     except InputError as error:
         return str(error).removeprefix(f"{checkpoint}/")
-    return next(
-        (fault for name, file in files.items() if (fault := file.fault(checkpoint / name, hashed=hashed))), None
-    )
+    return marker.fault(checkpoint, hashed=hashed)
 
 
 def _digest(content: dict[str, Any]) -> str:

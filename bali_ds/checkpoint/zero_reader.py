@@ -1,16 +1,16 @@
-"""The files of a DeepSpeed checkpoint of any ZeRO stage and world size, taken apart into tensors by name.
+"""Reader of DeepSpeed checkpoints of any ZeRO stage and world size: weights and optimizer state by parameter name.
 
 What each stage writes (DeepSpeed 0.19):
 
-- stage 0: `mp_rank_00_model_states.pt`, all weights by name under `module`, in the type that was trained in, and the
-  optimizer's state of each parameter by its number; in half precision float32 weights too;
-- stages 1 and 2: the same file, and for each rank `*zero_pp_rank_R_mp_rank_00_optim_states.pt` with its part of the
+- stage 0: `mp_rank_00_model_states.pt` with all weights by name under `module`, in the dtype of training, and the
+  optimizer's state of each parameter by its index; in half precision float32 weights too;
+- stages 1 and 2: the same file, and for each rank `*zero_pp_rank_R_mp_rank_00_optim_states.pt` with its slice of the
   float32 weights: each optimizer group is one flat vector, its parameters in the order of `param_shapes`, cut into
-  one stretch a rank;
-- stage 3: for each rank a file of either kind; every parameter is cut by itself into equal parts, the last padded,
-  and a rank's parts of all parameters lie in one flat vector.
+  one slice per rank;
+- stage 3: a file of each kind for each rank; every parameter is cut by itself into equal slices, the last one padded,
+  and a rank's slices of all parameters are concatenated to one flat vector.
 
-The moments lie as the float32 weights do.
+The moments have the layout of the float32 weights.
 """
 
 import pickle
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from bali_ds.checkpoint.lazy_tensor import LazyTensor, stretch_of
-from bali_ds.errors import InputError
+from bali_ds.errors import InputError, first_line
 
 WEIGHTS = "weights"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -32,7 +32,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class ZeroFiles:
-    """The files of a checkpoint, memory-mapped: of the model, and of the optimizer's shards where ZeRO made any."""
+    """The loaded files of a checkpoint, memory-mapped: model states, and ZeRO's optimizer shards above stage 0."""
 
     models: list[dict[str, Any]]
     optimizers: list[dict[str, Any]]
@@ -54,7 +54,7 @@ class ZeroFiles:
         return cls(models, optimizers)
 
     def tensors(self, kind: str) -> dict[str, LazyTensor]:
-        """Return the weights with buffers, or one of the moments, by name."""
+        """Return the weights and buffers, or one of the moments, by name."""
         if not self.optimizers:
             tensors = _from_module(self.models[0])
         elif int(self.optimizers[0]["zero_stage"]) == 3:
@@ -68,15 +68,15 @@ class ZeroFiles:
 
 
 def base_state(optimizer: Mapping[str, Any]) -> Mapping[int, Mapping[str, Any]]:
-    """Return the state of AdamW itself, by the number of its flat vector or, at stage 0, of its parameter."""
+    """Return the state of AdamW itself, by the index of its flat vector or, at stage 0, of its parameter."""
     wrapped = optimizer.get("base_optimizer_state") or optimizer.get("optimizer_state_dict") or optimizer
     return wrapped["state"]
 
 
 def _aliases(model: Mapping[str, Any]) -> dict[str, str]:
-    """Other names of shared parameters, and the name under which ZeRO keeps each.
+    """Return the other names of shared parameters, each with the name under which ZeRO keeps it.
 
-    DeepSpeed lists shared parameters but overlooks shared modules; below stage 3 these show as one storage.
+    DeepSpeed lists shared parameters but misses shared modules; below stage 3 these have the same storage.
     """
     kept = {name for shapes in model.get("param_shapes") or () for name in shapes}
     places = {
@@ -97,18 +97,16 @@ def _by_rank(path: Path, pattern: str) -> list[Path]:
 
 
 def _load(file: Path) -> dict[str, Any]:
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
+    # an export that finds nothing to read ends before DeepSpeed is imported
+    from bali_ds.library_internals import checkpoint_classes
 
-    known = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
     try:
-        with torch.serialization.safe_globals(known):
+        with torch.serialization.safe_globals(checkpoint_classes()):
             loaded = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise InputError(f"{file}: is damaged or no checkpoint: {str(error).strip().splitlines()[0]}") from error
+        raise InputError(f"{file}: is damaged or not a checkpoint: {first_line(error)}") from error
     if not isinstance(loaded, dict):
-        raise InputError(f"{file}: is no DeepSpeed checkpoint: it holds no dictionary")
+        raise InputError(f"{file}: is not a DeepSpeed checkpoint: it does not hold a dictionary")
     return loaded
 
 
@@ -140,7 +138,7 @@ def _sharded(model: Mapping[str, Any], optimizers: list[dict[str, Any]], kind: s
 
 
 def _flat(optimizer: Mapping[str, Any], weights: str, kind: str) -> list[torch.Tensor]:
-    """One rank's flat vectors of weights or of a moment."""
+    """Return one rank's flat vectors of weights or of a moment."""
     if kind == WEIGHTS:
         return optimizer[weights]
     base = base_state(optimizer)
@@ -169,13 +167,13 @@ def _fully_sharded(models: list[dict[str, Any]], optimizers: list[dict[str, Any]
 
 @dataclass(frozen=True)
 class StoredState:
-    """What training goes on from.
+    """The state that training resumes from.
 
     Attributes:
-        weights: as `read_checkpoint` returns them, float32 at stage 0 too.
-        moments: AdamW's two, by kind and by the parameter's name.
-        steps: that the optimizer has taken.
-        scaler: the state of fp16's loss scaler, by attribute.
+        weights: as `read_checkpoint` returns them, but float32 at stage 0 too.
+        moments: both moments of AdamW, by kind and parameter name.
+        steps: steps that the optimizer has taken.
+        scaler: state of fp16's loss scaler, by attribute.
     """
 
     weights: dict[str, LazyTensor]
@@ -185,9 +183,9 @@ class StoredState:
 
 
 def read_checkpoint(path: Path) -> dict[str, LazyTensor]:
-    """Return every weight and buffer of a checkpoint by its name in the trained module, float32 where ZeRO keeps it.
+    """Return every weight and buffer of a checkpoint by its name in the trained module, float32 where ZeRO keeps that.
 
-    The names of a shared parameter refer to one and the same tensor; of a shared module at stage 3 only one is known.
+    All names of a shared parameter refer to the same tensor; of a shared module at stage 3 only one name is known.
 
     Args:
         path: the directory of one checkpoint, which holds the `.pt` files.
@@ -200,7 +198,7 @@ def read_checkpoint(path: Path) -> dict[str, LazyTensor]:
 
 
 def read_state(path: Path) -> StoredState:
-    """Return weights and the state of the optimizer from the directory of one checkpoint.
+    """Return weights and optimizer state from the directory of one checkpoint.
 
     Raises:
         InputError: a file is missing, damaged or of an unknown layout.
@@ -229,7 +227,7 @@ def _known_layout(path: Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: is of a layout that cannot be read: {type(error).__name__} {error}") from error
+        raise InputError(f"{path}: has an unknown layout: {type(error).__name__} {error}") from error
 
 
 def _numbered(tensors: list[torch.Tensor], names: list[str]) -> dict[str, LazyTensor]:

@@ -183,10 +183,13 @@ def _fetch(options: argparse.Namespace) -> None:
 
 
 def build_text(report: dict[str, Any], out: Path) -> str:
-    """Return the report of a build as text: what was read, dropped and written."""
+    """Return the report of a build as text: rows read and dropped by file, facts dropped by reason, and the result."""
     lines = []
     for name, counts in report["read"].items():
-        lines.append(f"{name}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items() if count))
+        found = {what: f"{count:,} {what.removeprefix('dropped: ')}" for what, count in counts.items() if count}
+        dropped = ", ".join(text for what, text in found.items() if what.startswith("dropped: "))
+        read = ", ".join(text for what, text in found.items() if not what.startswith("dropped: "))
+        lines.append(f"{name}: {read}; dropped: {dropped}" if dropped else f"{name}: {read}")
     lines += [f"dropped: {count:,} {what}" for what, count in report["dropped"].items() if count]
     lines.append(
         f"{out}: {report['concepts']:,} concepts, {report['names']:,} names, {report['edges']:,} edges, "

@@ -1,6 +1,6 @@
 """The parts of the total loss and their weights."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,10 +14,20 @@ class ContrastiveConfig(Section):
     kind: Literal["ntxent", "clip", "supcon", "marginal", "multi_similarity", "sigmoid"] = "ntxent"
     temperature: float = Field(default=0.07, gt=0)
     learn_temperature: bool = False
+    logit_bias: float = -10.0
+    """Initial value of the bias that `sigmoid` learns; other kinds have no bias."""
     negatives: Literal["all", "rank"] = "all"
     """Views of all ranks, or of each rank alone, so that the loss depends on their number."""
     communication_dtype: Literal["fp32", "bf16"] = "fp32"
     """In which views travel between ranks; bf16 halves the traffic and rounds them before they are compared."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _siglip_defaults(cls, values: Any) -> Any:
+        """Let `sigmoid` start as in SigLIP (Zhai et al., ICCV 2023): a learned logit scale of 10, a bias of -10."""
+        if isinstance(values, dict) and values.get("kind") == "sigmoid":
+            return {"temperature": 0.1, "learn_temperature": True} | values
+        return values
 
 
 class MaskedLanguageModelConfig(Section):

@@ -13,7 +13,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from bali_ds.corpus.word_cache import WordCache
-from bali_ds.errors import InputError
+from bali_ds.errors import InputError, first_line
 from bali_ds.files import read_json
 
 _ROLES = {"cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>"), "pad": ("[PAD]", "<pad>"), "mask": ("[MASK]", "<mask>")}
@@ -69,10 +69,9 @@ class Tokenizer:
         except InputError:
             raise
         except Exception as error:  # the library raises plain Exception for every error
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InputError(
-                f"tokenizer {source}: cannot be loaded: {reason[:200]}; pass a model directory with tokenizer.json or "
-                "vocab.txt, or a model on the Hub"
+                f"tokenizer {source}: cannot be loaded: {first_line(error)[:200]}; pass a model directory with "
+                "tokenizer.json or vocab.txt, or a model on the Hub"
             ) from error
 
     @cached_property

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lxml import etree
 
-from bali_ds.errors import InputError
+from bali_ds.errors import InputError, first_line
 
 
 def elements(path: Path, *tags: str) -> Iterator[etree._Element]:
@@ -35,7 +35,7 @@ def elements(path: Path, *tags: str) -> Iterator[etree._Element]:
                 _clear(element)
     except etree.XMLSyntaxError as error:
         raise InputError(
-            f"{path}:{error.lineno or 0}: is not well-formed XML: {str(error.msg).splitlines()[0]}"
+            f"{path}:{error.lineno or 0}: is not well-formed XML: {first_line(error, error.msg)}"
         ) from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: the compressed data is truncated or damaged; download the file again") from error

@@ -11,7 +11,7 @@ from bali_ds.checkpoint.marker import checkpoint_fault, named_checkpoints, read_
 from bali_ds.checkpoint.zero_reader import read_checkpoint
 from bali_ds.config import Recipe, recorded_recipe
 from bali_ds.directories import published_directory
-from bali_ds.errors import InputError
+from bali_ds.errors import InputError, first_line
 from bali_ds.export.architecture import ExportArchitecture
 from bali_ds.export.model_card import model_card
 from bali_ds.export.onnx import write_onnx
@@ -108,9 +108,8 @@ def push(directory: Path, repository: str) -> str:
         url = hub.create_repo(repository, private=True, exist_ok=True)
         hub.upload_folder(folder_path=directory, repo_id=repository, commit_message="Upload a model by bali-ds")
     except Exception as error:  # the client raises errors of several libraries
-        line = str(error).strip().splitlines()[0]
         remedy = f"{directory} is complete; log in with `hf auth login`, or check name and permissions"
-        raise InputError(f"--push {repository}: {line}; {remedy}") from error
+        raise InputError(f"--push {repository}: {first_line(error)}; {remedy}") from error
     return str(url)
 
 

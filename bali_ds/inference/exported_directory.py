@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from bali_ds.directories import Output
-from bali_ds.errors import InputError
+from bali_ds.errors import InputError, first_line
 from bali_ds.model.pooling import POOLINGS, MentionPooling
 from bali_ds.model.pretrained import PICKLED_WEIGHTS
 
@@ -56,7 +56,7 @@ def load_module_weights(module: nn.Module, file: Path) -> None:
         missing = {name for name, _ in module.named_parameters()} - set(weights)
         unexpected = module.load_state_dict(weights, strict=False).unexpected_keys
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise InputError(f"{file}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{file}: {first_line(error)}") from error
     if wrong := sorted(missing) + unexpected:
         raise InputError(f"{file}: does not match the recipe at {wrong[0]}; export the run again")
 

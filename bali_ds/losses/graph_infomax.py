@@ -1,4 +1,4 @@
-"""Deep graph infomax (Velickovic et al., ICLR 2019) over the nodes of a micro-batch."""
+"""Deep graph infomax over the nodes of a micro-batch."""
 
 import torch
 import torch.nn.functional as F
@@ -6,11 +6,14 @@ from torch import Tensor, nn
 
 
 class GraphInfomax(nn.Module):
-    """Tells node vectors of the graph from those of one with shuffled features, by a summary of the graph.
+    """Discriminator between nodes of the graph and nodes of a corrupted graph (Velickovic et al., ICLR 2019).
 
-    With s = sigmoid(mean of h) and D(h) = sigmoid(h W s), the loss is the mean of -log D(h) over the real nodes plus
-    the mean of -log(1 - D(h')) over those of the corrupted graph (equations 1 and 4 there): the Jensen-Shannon form
-    of the mutual information of nodes and summary.
+    With h the vectors of nodes, h' those of the same graph with shuffled features, s = sigmoid(mean of h) a summary of
+    the graph and D(h) = sigmoid(h W s), the loss is the mean of -log D(h) plus the mean of -log(1 - D(h')) (equations 1
+    and 4 of the paper), the Jensen-Shannon estimator of the mutual information between nodes and summary.
+
+    Args:
+        width: size d of the vectors.
     """
 
     def __init__(self, width: int) -> None:
@@ -19,11 +22,11 @@ class GraphInfomax(nn.Module):
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, real: Tensor, corrupted: Tensor) -> tuple[Tensor, int]:
-        """Return the loss summed over nodes, and their number.
+        """Return the loss summed over nodes, float32 scalar, and the number of nodes.
 
         Args:
-            real: float [N, d]; N may be 0.
-            corrupted: float [N, d].
+            real: float [N, d], vectors of the graph's nodes; N may be 0.
+            corrupted: float [N, d], vectors of the corrupted graph's nodes.
         """
         summary = torch.sigmoid(real.sum(dim=0) / max(len(real), 1))
         direction = self.weight @ summary

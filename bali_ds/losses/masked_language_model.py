@@ -12,35 +12,30 @@ def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the cross-entropy summed over tokens: float32 scalar (float64 for float64 logits).
 
     Args:
-        logits: float [K, vocabulary], scores of the labeled tokens alone; K may be 0.
-        labels: int64 [K], the token ids that stood there.
+        logits: float [K, vocabulary], of the labeled tokens only; K may be 0.
+        labels: int64 [K], the original token ids.
     """
     exact = logits if logits.dtype == torch.float64 else logits.float()
     return F.cross_entropy(exact, labels, reduction="sum")
 
 
 def mean_over_ranks(total: Tensor, count: int, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Return the sum of all ranks' totals over the sum of their counts.
+    """Return the sum of all ranks' totals divided by the sum of their counts; a collective call.
 
-    The value is the same on every rank. Each rank's gradients are scaled so that averaging over ranks, as data
-    parallelism does, gives the gradient of the mean over everything, however unevenly it is spread.
+    The value is the same on every rank. Gradients are scaled so that averaging them over ranks, as data parallelism
+    does, gives the gradient of the global mean, whatever the counts of the ranks.
 
     Args:
         total: float scalar, this rank's sum.
-        count: how many terms this rank's sum has; 0 is allowed, also on all ranks.
+        count: number of terms in this rank's sum; may be 0, even on all ranks.
         group: the ranks that share the loss; None for the default group.
 
     Returns:
-        scalar of the dtype of `total`; 0 where no rank has a term.
+        scalar of the dtype of `total`; 0 if no rank has a term.
     """
     ranks = Ranks.of(group)
     sums = ranks.all_reduce_sum(torch.stack([total.detach().double(), total.new_tensor(count, dtype=torch.float64)]))
     terms = sums[1].clamp(min=1)
     mean = (sums[0] / terms).to(total.dtype)
-    share = total * (ranks.world_size / terms).to(total.dtype)
-    return share + (mean - share).detach()
-
-
-def masked_language_model_loss(logits: Tensor, labels: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Return the mean cross-entropy over the labeled tokens of all ranks; see the functions above."""
-    return mean_over_ranks(summed_cross_entropy(logits, labels), len(labels), group)
+    local = total * (ranks.world_size / terms).to(total.dtype)
+    return local + (mean - local).detach()

@@ -74,6 +74,8 @@ class Aligner(nn.Module):
         # The offset starts at 0, where half precision is finest; the constant part stays a Python float.
         learned = objective.contrastive.learn_temperature and objective.contrastive.weight
         self.log_scale_offset = nn.Parameter(torch.zeros(1)) if learned else None
+        biased = objective.contrastive.kind == "sigmoid" and objective.contrastive.weight
+        self.logit_bias_offset = nn.Parameter(torch.zeros(1)) if biased else None
         if not objective.needs_graph:
             self.graph.requires_grad_(False)
         if not objective.contrastive.weight:
@@ -96,6 +98,14 @@ class Aligner(nn.Module):
             return torch.tensor([scale], device=self.device)
         offset = self.log_scale_offset.float().clamp(max=math.log(LARGEST_LOGIT_SCALE / scale))
         return scale * offset.exp()
+
+    @property
+    def logit_bias(self) -> torch.Tensor:
+        """Float32 [1], the bias of similarities in the sigmoid loss; other kinds do not read it."""
+        bias = self.objective.contrastive.logit_bias
+        if self.logit_bias_offset is None:
+            return torch.tensor([bias], device=self.device)
+        return bias + self.logit_bias_offset.float()
 
     def forward(self, micro_batches: Sequence[Batch]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss of the step, and detached: its parts and the views of this rank.
@@ -216,11 +226,12 @@ class Aligner(nn.Module):
             torch.cat([views.text for views in encoded]),
             torch.cat([views.graph for views in encoded]),
             self.logit_scale,
-            query_ids=torch.cat([views.text_ids for views in encoded]),
-            key_ids=torch.cat([views.concept_ids for views in encoded]),
+            query_concept_ids=torch.cat([views.text_ids for views in encoded]),
+            key_concept_ids=torch.cat([views.concept_ids for views in encoded]),
             kind=self.objective.contrastive.kind,
+            logit_bias=self.logit_bias,
             group=self._negatives,
-            wire=torch.bfloat16 if self.objective.contrastive.communication_dtype == "bf16" else None,
+            communication_dtype=torch.bfloat16 if self.objective.contrastive.communication_dtype == "bf16" else None,
         )
         return loss if self._negatives is None else mean_over_ranks(loss, 1)
 
@@ -237,7 +248,7 @@ class Aligner(nn.Module):
         ids = torch.cat([views.synonym_ids for views in encoded])
         first, second = torch.cat([views.synonyms for views in encoded], dim=1)
         scale = SYNONYM_SCALE if kind == "multi_similarity" else 1.0 / self.objective.contrastive.temperature
-        return contrastive_loss(first, second, scale, query_ids=ids, key_ids=ids, kind=kind)
+        return contrastive_loss(first, second, scale, query_concept_ids=ids, key_concept_ids=ids, kind=kind)
 
     def _information(self, encoded: Sequence[EncodedViews]) -> dict[str, torch.Tensor]:
         """What the two views are known to tell of each other, in nats, where the decoder's estimates are logged too."""

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from bali_ds.config import LoraConfig, Recipe, TextEncoderConfig
 from bali_ds.data.mixture import Mixture
-from bali_ds.errors import InputError
+from bali_ds.errors import InputError, first_line
 from bali_ds.losses.graph_infomax import GraphInfomax
 from bali_ds.losses.link_prediction import LinkPrediction
 from bali_ds.model.aligner import Aligner
@@ -59,7 +59,7 @@ def _add_lora(encoder: PreTrainedModel, lora: LoraConfig) -> None:
     try:
         inject_adapter_in_model(chosen, encoder)
     except ValueError as error:
-        raise InputError(f"text_encoder.lora: {str(error).splitlines()[0]}") from error
+        raise InputError(f"text_encoder.lora: {first_line(error)}") from error
     for name, parameter in encoder.named_parameters():
         parameter.requires_grad_(".lora_" in name)
 

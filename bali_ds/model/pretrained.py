@@ -13,7 +13,7 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from transformers.utils import logging
 
-from bali_ds.errors import InputError
+from bali_ds.errors import InputError, first_line
 
 PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _CODE = "needs code of its own (auto_map in {}), which is not executed; choose a model that transformers itself has"
@@ -95,8 +95,7 @@ def _one_line(path: str | Path, summary: str, code_file: str = "config.json") ->
             raise InputError(f"{path}: {_CODE.format(code_file)}") from error
         if "use_safetensors" in text:  # of a name on the Hub
             raise InputError(f"{path}: {_PICKLE}") from error
-        reason = text.splitlines()[0] if text else type(error).__name__
-        raise InputError(f"{path}: {summary}: {reason}") from error
+        raise InputError(f"{path}: {summary}: {first_line(error)}") from error
 
 
 @contextmanager

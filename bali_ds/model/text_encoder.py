@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from bali_ds.data.batch import TokenBlock
-from bali_ds.errors import InputError
+from bali_ds.errors import InputError, first_line
 from bali_ds.model.pooling import mean_of_inner_tokens
 from bali_ds.model.pretrained import fresh_model, load_configuration, load_model
 
@@ -121,7 +121,7 @@ def _choose_attention(model: PreTrainedModel, attention: str) -> None:
         try:
             model.set_attn_implementation(attention)
         except (ImportError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
     if not reason and model.config._attn_implementation != attention:
         reason = f"{type(model).__name__} does not have it"
     if reason:

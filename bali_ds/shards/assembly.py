@@ -15,7 +15,7 @@ from bali_ds.shards.part import DOCUMENT_DTYPE
 from bali_ds.shards.shard_set import SPLITS
 from bali_ds.shards.writer import SIZES_DTYPE, shard_name
 
-_Table = NDArray[np.void]
+_Records = NDArray[np.void]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ShardPlan:
 
     name: str
     split: str
-    sizes: _Table
+    sizes: _Records
     blocks: tuple[tuple[Path, int, int], ...]
 
     def read(self) -> Iterator[bytes]:
@@ -65,12 +65,12 @@ class _Parts:
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = paths
         sizes = [_table(path, "rows") for path in paths]
-        self.sizes: _Table = np.concatenate([np.empty(0, SIZES_DTYPE), *sizes])
+        self.sizes: _Records = np.concatenate([np.empty(0, SIZES_DTYPE), *sizes])
         self.part = np.repeat(np.arange(len(paths)), [len(table) for table in sizes])
         ends = [np.cumsum(table["size"]) for table in sizes]
         self.offsets = np.concatenate([np.empty(0, np.int64), *ends]) - self.sizes["size"]
         tables = [_table(path, "documents") for path in paths]
-        self.documents: _Table = np.concatenate([np.empty(0, DOCUMENT_DTYPE), *tables])
+        self.documents: _Records = np.concatenate([np.empty(0, DOCUMENT_DTYPE), *tables])
         self.concept_ids = np.concatenate([np.empty(0, np.int32), *(_table(path, "concepts") for path in paths)])
 
     def plan(self, name: str, split: str, samples: NDArray[np.int64]) -> ShardPlan:
@@ -113,7 +113,7 @@ def _table(part: Path, name: str) -> NDArray[Any]:
     return np.load(part / f"{name}.npy", allow_pickle=False)
 
 
-def _kept_documents(documents: _Table, dropped: Counter[str]) -> NDArray[np.bool_]:
+def _kept_documents(documents: _Records, dropped: Counter[str]) -> NDArray[np.bool_]:
     """Return bool [documents], whether each is the last of its id, not withdrawn, and the first of its text."""
     count = len(documents)
     _, firsts_of_reversed = np.unique(documents["id"][::-1], return_index=True)
@@ -153,7 +153,7 @@ def _concept_counts(parts: _Parts, kept: NDArray[np.bool_]) -> NDArray[np.int64]
     return np.stack([concept_ids[order].astype(np.int64), counts[order]], axis=1)
 
 
-def _counts(sizes: _Table, documents: _Table, num_concepts: int) -> dict[str, int]:
+def _counts(sizes: _Records, documents: _Records, num_concepts: int) -> dict[str, int]:
     return {
         "documents": len(documents),
         "documents_with_passages": int((documents["samples"] > 0).sum()),

@@ -14,13 +14,13 @@ from bali_ds.planning.batch_plan import BatchPlan
 
 
 def learning_rate_factor(step: int, *, steps: int, warmup_steps: int) -> float:
-    """Return what the base learning rates are multiplied by in one optimizer step.
+    """Return the factor of the base learning rates in one optimizer step.
 
     Linear warm-up from 1/warmup_steps to 1, then half a cosine that would reach 0 right after the last step.
 
     Args:
         step: steps taken so far, 0 in the first.
-        steps: steps of the whole run, counted over all ranks, resumptions included.
+        steps: optimizer steps of the whole run, those before a resume included.
         warmup_steps: steps of the warm-up, fewer than `steps`.
     """
     if step < warmup_steps:
@@ -30,9 +30,9 @@ def learning_rate_factor(step: int, *, steps: int, warmup_steps: int) -> float:
 
 
 def deepspeed_settings(recipe: Recipe, batch_plan: BatchPlan) -> dict[str, Any]:
-    """Return the recipe's DeepSpeed JSON with everything that the recipe decides.
+    """Return the recipe's DeepSpeed JSON completed by the settings that the recipe decides.
 
-    A rank's share of the batch is one engine call, cut into micro_batches inside it, so DeepSpeed itself never
+    A rank's slice of the batch is one engine call, cut into micro-batches by the model, so DeepSpeed itself never
     accumulates gradients.
 
     Raises:
@@ -43,7 +43,7 @@ def deepspeed_settings(recipe: Recipe, batch_plan: BatchPlan) -> dict[str, Any]:
     settings["train_batch_size"] = batch_plan.passages_per_step
     settings["train_micro_batch_size_per_gpu"] = batch_plan.passages_per_rank
     settings["gradient_accumulation_steps"] = 1
-    # DeepSpeed clips at 1.0 unless told otherwise, so 0 must be said too.
+    # DeepSpeed clips at 1.0 by default, so 0 must be passed too.
     settings["gradient_clipping"] = recipe.optimizer.gradient_clipping
     if recipe.precision != "fp32":
         settings[recipe.precision] = {"enabled": True}
@@ -51,11 +51,11 @@ def deepspeed_settings(recipe: Recipe, batch_plan: BatchPlan) -> dict[str, Any]:
 
 
 def parameter_groups(aligner: Aligner, optimizer: OptimizerConfig) -> list[dict[str, Any]]:
-    """Return AdamW's groups: what is pretrained and what is fresh, each with and without weight decay.
+    """Return AdamW's groups: pretrained and new parameters, each with and without weight decay.
 
-    The text encoder and its pretrained head learn at the text encoder's rate, the graph encoder and a fresh head at
-    the graph encoder's. Vectors (biases, normalization, scales) are not decayed. Each group holds its base learning
-    rate as `base_learning_rate`; the schedule multiplies it.
+    The text encoder and its pretrained head have the text encoder's learning rate, everything else the graph
+    encoder's. Vectors (biases, normalization, scales) are not decayed. Each group holds its base learning rate as
+    `base_learning_rate`, which the schedule multiplies.
     """
     pretrained = ("text.encoder.",) if aligner.text.fresh_head else ("text.",)
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
@@ -75,12 +75,12 @@ def parameter_groups(aligner: Aligner, optimizer: OptimizerConfig) -> list[dict[
 
 
 def build_engine(aligner: Aligner, recipe: Recipe, settings: dict[str, Any]) -> deepspeed.DeepSpeedEngine:
-    """Return the ZeRO-sharded engine; every rank must call it with equal weights and `deepspeed_settings`."""
+    """Return the ZeRO-sharded engine; every rank calls this with equal weights and `deepspeed_settings`."""
     groups = parameter_groups(aligner, recipe.optimizer)
     fused = get_accelerator().device_name() == "cuda"
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=fused)
-    # In half precision at stage 0 DeepSpeed makes the moments by a step with zero gradients, which would decay the
-    # weights and count: at rate 0 it changes nothing, and its count is taken back.
+    # In half precision at stage 0 DeepSpeed creates the moments by a step with zero gradients, which would decay the
+    # weights and be counted. At learning rate 0 it changes nothing; the count is reset below.
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     engine, *_ = deepspeed.initialize(model=aligner, optimizer=optimizer, config=settings)
@@ -90,7 +90,16 @@ def build_engine(aligner: Aligner, recipe: Recipe, settings: dict[str, Any]) -> 
     return engine
 
 
-def set_learning_rates(engine: deepspeed.DeepSpeedEngine, factor: float) -> None:
+def set_learning_rates(engine: Any, factor: float) -> None:
     """Set every group's learning rate to its base times `factor`."""
     for group in engine.optimizer.param_groups:
         group["lr"] = group["base_learning_rate"] * factor
+
+
+def discard_gradients(engine: Any) -> None:
+    """Drop the gradients of a step whose loss is non-finite; weights and optimizer state do not change."""
+    if engine.zero_optimization_stage() or engine.fp16_enabled() or engine.bfloat16_enabled():
+        # DeepSpeed's own optimizers skip a step whose gradients are non-finite
+        engine.step()
+    else:
+        engine.optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""Heartbeat of the ranks: names a host that is gone, and carries the error that ends one rank to all others."""
+"""Heartbeat of the ranks, which detects lost hosts and passes on errors; and the watchdog of slow steps."""
 
 import faulthandler
 import json
@@ -18,35 +18,36 @@ import torch.distributed as dist
 
 from bali_ds.distributed import Ranks
 from bali_ds.errors import STOPPED
-from bali_ds.training.joining import lost_rank
-from bali_ds.training.rank_errors import LEAVING, RankError
+from bali_ds.training.process_group import EXITING, RankError, lost_rank
+
+logger = logging.getLogger(__name__)
 
 _ERROR = "bali_ds/error"
 _RESTART = "start the run again on hosts that work"
 
 
-class HostWatch:
-    """Each rank shows a sign of life at the store of rank 0, which looks at all of them.
+class Heartbeat:
+    """Each rank updates a counter in the store of rank 0, which checks the counters of all.
 
-    A connection to a host without power ends only when its own time is up, which may be hours; so each rank also
-    watches how long rank 0 has not answered. Silence is counted in this process's own rounds, not by the clock: a
+    A connection to a host without power ends only after its own timeout, which may be hours. So each rank also
+    measures how long rank 0 has not answered. Silence is counted in rounds of this process, not by the clock: a
     machine that was suspended has not lost the others.
 
-    A rank that an error ends posts it at the store first. The others would wait for it in a collective call, for
-    ever on some networks: they read the post and leave with its exit status.
+    A rank that an error ends posts it in the store first. The others would wait for it in a collective call, on some
+    networks forever: they read the post and exit with its status.
     """
 
     def __init__(self, ranks: Ranks, seconds: float) -> None:
-        """Join the watch; every rank calls this.
+        """Connect to the store of rank 0; every rank calls this.
 
         Args:
-            ranks: of the run.
-            seconds: after which a silent rank counts as gone. The others end within half as much again.
+            ranks: the ranks of the run.
+            seconds: after which a silent rank counts as lost. The others end within half of that time more.
         """
         self._ranks, self._seconds = ranks, seconds
         self._interval = min(5.0, seconds / 6)
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        # a connection of its own: the process groups use the other while they are made
+        # a second connection, since the process groups use the first one while they are created
         self._store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=seconds))
         self._store.set(self._key(ranks.rank), "0")
         self._hosts = ranks.all_gather_object(socket.gethostname())
@@ -55,31 +56,32 @@ class HostWatch:
         self._ended = threading.Event()
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Watch inside the block.
+    def running(self) -> Iterator[None]:
+        """Run the heartbeat inside the block.
 
         Raises:
-            RunEnded, InputError: another rank left with this first, in place of the block's own error that came of it.
+            RunEnded, InputError: the error that another rank posted first, in place of the block's own error if that
+                is a consequence.
         """
-        threads = [threading.Thread(target=work, daemon=True) for work in (self._show_life, self._listen)]
+        threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._watch_rank_0)]
         for thread in threads:
             thread.start()
         try:
             yield
         except Exception as error:
-            LEAVING.set()
+            EXITING.set()
             self._ended.set()
-            ending = self._exchanged(error)
-            if ending is error:
+            cause = self._exchange(error)
+            if cause is error:
                 raise
-            raise ending from error
+            raise cause from error
         finally:
             self._ended.set()
             for thread in threads:
                 thread.join(2 * self._interval)
 
-    def _exchanged(self, error: Exception) -> Exception:
-        """Post an error unless another rank was first; return what this rank leaves with."""
+    def _exchange(self, error: Exception) -> Exception:
+        """Post an error unless another rank was first; return the error that this rank exits with."""
         lost = lost_rank(error)
         error = lost or error
         own = RankError.of(error, self._ranks.rank)
@@ -101,13 +103,13 @@ class HostWatch:
         self._store.set(self._key(self._ranks.rank, "read"), "")
 
     def _wait_for_others(self) -> None:
-        """Keep the store, which lives in rank 0, until all have read what is posted there, or are gone."""
+        """Keep the store, which lives in rank 0, until all other ranks have read the post, or are gone."""
         until = time.monotonic() + 1.5 * self._interval
         keys = [self._key(rank, "read") for rank in range(self._ranks.world_size)]
         while not self._store.check(keys) and time.monotonic() < until:
             time.sleep(0.05)
 
-    def _show_life(self) -> None:
+    def _beat(self) -> None:
         seen: dict[int, tuple[bytes, int]] = {}
         beats = 0
         while not self._ended.wait(self._interval):
@@ -115,50 +117,48 @@ class HostWatch:
             try:
                 self._store.set(self._key(self._ranks.rank), str(beats))
                 if self._ranks.is_first:
-                    self._look_at_all(seen, beats)
+                    self._check_all(seen, beats)
                 if self._store.check([_ERROR]):
                     self._posted = RankError(*json.loads(self._store.get(_ERROR)))
                     self._acknowledge()
             except (dist.DistError, RuntimeError):
-                # rank 0 closes its store when it is done, and so is this rank then
+                # rank 0 closes its store at its regular end, when this rank ends too
                 if not self._ended.wait(2 * self._interval):
-                    self._leave(f"rank 0 on host {self._hosts[0]} has ended")
+                    self._exit(f"rank 0 on host {self._hosts[0]} has ended")
                 return
             self._unheard = 0
-            if self._posted and not LEAVING.is_set():
-                # time for the main thread to leave by itself, if it does not hang
+            if self._posted and not EXITING.is_set():
+                # give the main thread time to exit by itself, if it does not hang
                 if not self._ended.wait(self._interval):
-                    self._follow(self._posted)
+                    self._exit_with(self._posted)
                 return
 
-    def _look_at_all(self, seen: dict[int, tuple[bytes, int]], beats: int) -> None:
+    def _check_all(self, seen: dict[int, tuple[bytes, int]], beats: int) -> None:
         numbers = range(self._ranks.world_size)
-        for rank, sign in zip(numbers, self._store.multi_get([self._key(rank) for rank in numbers]), strict=True):
-            if rank not in seen or seen[rank][0] != sign:
-                seen[rank] = (sign, beats)
+        for rank, counter in zip(numbers, self._store.multi_get([self._key(rank) for rank in numbers]), strict=True):
+            if rank not in seen or seen[rank][0] != counter:
+                seen[rank] = (counter, beats)
         silent = [rank for rank in numbers if (beats - seen[rank][1]) * self._interval > self._seconds]
         if silent:
             hosts = ", ".join(dict.fromkeys(self._hosts[rank] for rank in silent))
             line = f"no sign of life from host {hosts} for {self._seconds:.0f} s (rank {silent[0]}); {_RESTART}"
             self._post(RankError(STOPPED, self._ranks.rank, self._hosts[0], line))
 
-    def _listen(self) -> None:
+    def _watch_rank_0(self) -> None:
         while not self._ended.wait(self._interval):
             self._unheard += 1
             if self._unheard * self._interval > self._seconds + 2 * self._interval:
-                self._leave(
-                    f"no sign of life from host {self._hosts[0]} for {self._seconds:.0f} s (rank 0); {_RESTART}"
-                )
+                self._exit(f"no sign of life from host {self._hosts[0]} for {self._seconds:.0f} s (rank 0); {_RESTART}")
 
-    def _follow(self, posted: RankError) -> NoReturn:
-        """Leave with the error of another rank in place of the main thread, which waits for that rank."""
+    def _exit_with(self, posted: RankError) -> NoReturn:
+        """End the process with the error of another rank, since the main thread waits for that rank."""
         if self._ranks.is_first:
             print(f"train: {posted}", file=sys.stderr, flush=True)
             self._wait_for_others()
         os._exit(posted.status)
 
-    def _leave(self, line: str) -> NoReturn:
-        # the main thread may wait for the lost host for ever
+    def _exit(self, line: str) -> NoReturn:
+        # the main thread may wait for the lost host forever
         print(f"train: {line}", file=sys.stderr, flush=True)
         os._exit(STOPPED)
 
@@ -167,34 +167,31 @@ class HostWatch:
         return f"bali_ds/{what}/{rank}"
 
 
-logger = logging.getLogger(__name__)
-
-
 class Watchdog:
-    """Writes the stacks of this rank's threads, once for each step that exceeds its time.
+    """Writes the stacks of this rank's threads once for each step that exceeds its time limit.
 
-    Ranks go through a step together, so where one hangs all write theirs, and the odd one out is the culprit.
+    Ranks go through a step together, so if one hangs, all write theirs, and the one that differs is the cause.
     """
 
     def __init__(self, path: Path, seconds: float) -> None:
-        """Watch over a rank.
+        """Watch this rank.
 
         Args:
-            path: where its stacks are appended.
-            seconds: that a step may take, with its data, validation and checkpoint.
+            path: file that stacks are appended to.
+            seconds: the time limit of a step with its data, validation and checkpoint.
         """
         self._path, self._seconds = path, seconds
-        self._step, self._begun = 0, time.monotonic()
+        self._step, self._begin = 0, time.monotonic()
         self._ended = threading.Event()
 
-    def begins(self, step: int) -> None:
-        """Take note that a step begins."""
-        self._step, self._begun = step, time.monotonic()
+    def start_step(self, step: int) -> None:
+        """Restart the clock."""
+        self._step, self._begin = step, time.monotonic()
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Watch inside the block."""
-        self.begins(self._step)
+    def running(self) -> Iterator[None]:
+        """Run the watchdog inside the block."""
+        self.start_step(self._step)
         thread = threading.Thread(target=self._watch, daemon=True)
         thread.start()
         try:
@@ -206,8 +203,8 @@ class Watchdog:
     def _watch(self) -> None:
         written = 0.0
         while not self._ended.wait(min(1.0, self._seconds / 4)):
-            if self._begun != written and time.monotonic() - self._begun > self._seconds:
-                written = self._begun
+            if self._begin != written and time.monotonic() - self._begin > self._seconds:
+                written = self._begin
                 self._write()
 
     def _write(self) -> None:

@@ -1,38 +1,42 @@
-"""What a run says while it goes on: a progress line, metrics.jsonl, TensorBoard."""
+"""Metrics of training: what is measured, and its log as a progress line, metrics.jsonl and TensorBoard."""
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import deepspeed
 import torch
-from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
-from bali_ds.checkpoint.manager import RunProgress
+from bali_ds.config import Recipe
 from bali_ds.data.loader import Step
 from bali_ds.distributed import Ranks
+from bali_ds.evaluation.retrieval import recall_at_1
+from bali_ds.planning.batch_plan import BatchPlan
 from bali_ds.planning.flops import StepFlops, peak_of
-from bali_ds.training.stability import GradientWatch
-from bali_ds.training.timers import Communication
+from bali_ds.training.stability import GradientNorms
+from bali_ds.training.step import StepResult
+from bali_ds.training.timers import CommunicationTimer, StragglerTimer
 
 _MOST_VIEWS = 1024
 
 
-class Meter:
-    """Speed, use of the hardware, gradient norms, temperature and retrieval within the batch.
+class PerformanceMetrics:
+    """Throughput, hardware utilization, gradient norms, temperature and retrieval within the batch.
 
-    Counting uses what lies on the host; everything else is read when a report waits for the device anyway.
+    Counting uses data in host memory; everything else is read when a report waits for the device anyway.
     """
 
     def __init__(
         self,
         engine: deepspeed.DeepSpeedEngine,
         ranks: Ranks,
-        gradients: GradientWatch,
+        gradients: GradientNorms,
         flops: StepFlops,
-        communication: Communication,
+        communication: CommunicationTimer,
     ) -> None:
         self._engine, self._ranks, self._gradients, self._flops = engine, ranks, gradients, flops
         self._communication = communication
@@ -46,19 +50,19 @@ class Meter:
             self._tokens += tokens
             self._operations += operations
 
-    def measured(self, parts: dict[str, torch.Tensor], seconds: float) -> dict[str, float]:
-        """Return everything by name, for the steps since the last report; every rank calls this.
+    def measure(self, outputs: dict[str, torch.Tensor], seconds: float) -> dict[str, float]:
+        """Return all metrics by name for the steps since the last call; every rank calls this.
 
         Args:
-            parts: what the model returned in the last of them.
-            seconds: that they took.
+            outputs: what the model returned in the last of these steps.
+            seconds: duration of these steps.
 
         Returns:
             `tokens_per_second` over all ranks (this rank's times their number), `teraflops` of a rank and, on devices
-            whose peak in half precision is known, `mfu`; `communication`, the share of the time that this rank stood
+            whose peak in half precision is known, `mfu`; `communication`, the fraction of the time that this rank spent
             in collectives; `gradient_norm` over all ranks before clipping, `gradient_norm_PART` of this rank's own
-            gradients; `temperature` where it is learned; `batch_r@1`, how often the nearest graph view of a text view
-            of this rank is one of its concept; `memory_gib` on GPUs.
+            gradients; `temperature` and `logit_bias` where they are learned; `batch_r@1`, how often the nearest graph
+            view of a text view of this rank is one of its concept; `memory_gib` on GPUs.
         """
         rate = self._operations / seconds
         values = {
@@ -66,8 +70,8 @@ class Meter:
             "teraflops": rate / 1e12,
             **({"mfu": rate / self._peak} if self._peak else {}),
             "communication": self._communication.seconds() / seconds,
-            **{f"gradient_norm_{part}": float(norm) for part, norm in self._gradients.norms().items()},
-            **_retrieval(parts),
+            **{f"gradient_norm_{part}": float(norm) for part, norm in self._gradients.by_part().items()},
+            **_retrieval(outputs),
         }
         self._tokens = self._operations = 0
         norm = self._engine.get_global_grad_norm()
@@ -77,142 +81,138 @@ class Meter:
         if offset is not None:
             with deepspeed.zero.GatheredParameters([offset]), torch.no_grad():
                 values["temperature"] = 1 / float(self._engine.module.logit_scale)
+        offset = getattr(self._engine.module, "logit_bias_offset", None)
+        if offset is not None:
+            with deepspeed.zero.GatheredParameters([offset]), torch.no_grad():
+                values["logit_bias"] = float(self._engine.module.logit_bias)
         if self._ranks.device.type == "cuda":
             values["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         return values
 
 
-def _retrieval(parts: dict[str, torch.Tensor]) -> dict[str, float]:
-    if not {"text_views", "graph_views", "concept_ids"} <= parts.keys() or not parts["concept_ids"].numel():
+def _retrieval(outputs: dict[str, torch.Tensor]) -> dict[str, float]:
+    if not {"text_views", "graph_views", "concept_ids"} <= outputs.keys() or not outputs["concept_ids"].numel():
         return {}
-    text, graph, concepts = (parts[name][:_MOST_VIEWS] for name in ("text_views", "graph_views", "concept_ids"))
+    text, graph, concept_ids = (outputs[name][:_MOST_VIEWS] for name in ("text_views", "graph_views", "concept_ids"))
     if text.shape != graph.shape:
         return {}
-    nearest = (F.normalize(text.float(), dim=1) @ F.normalize(graph.float(), dim=1).T).argmax(1)
-    return {"batch_r@1": float((concepts[nearest] == concepts).float().mean())}
+    return {"batch_r@1": recall_at_1(*(each.cpu().numpy() for each in (text.float(), graph.float(), concept_ids)))}
 
 
-_SHORT = {"masked_language_model": "mlm"}
+_SHORT_NAMES = {"masked_language_model": "mlm"}
 
 
-class Telemetry:
-    """Collects losses and times, and reports them every few steps from rank 0.
+class MetricsLogger:
+    """Accumulates losses and times, and reports them from rank 0 every `log_every` steps and after the last.
 
     Losses stay tensors until they are reported, so that no step waits for the device.
     """
 
     def __init__(
         self,
-        run: Path,
+        recipe: Recipe,
         ranks: Ranks,
-        meter: Meter,
+        batch_plan: BatchPlan,
+        performance: PerformanceMetrics,
+        stragglers: StragglerTimer,
         *,
-        steps: int,
         first_step: int,
-        every: int,
-        passages: int,
-        epoch_samples: int,
     ) -> None:
-        """Report the steps from `first_step` to `steps`.
+        """Open the log of a run.
 
         Args:
-            run: the run's directory; lines of metrics.jsonl from `first_step` on are dropped, they are made again.
-            ranks: of the run.
-            meter: what else is measured at the steps that are reported.
-            steps: optimizer steps of the whole run.
+            recipe: the run; lines of its metrics.jsonl after `first_step` are dropped, since these steps are repeated.
+            ranks: the ranks of the run.
+            batch_plan: steps and passages of the run.
+            performance: what is measured at the steps that are reported.
+            stragglers: which hosts are slow.
             first_step: steps taken before.
-            every: steps between reports.
-            passages: passages of one step over all ranks.
-            epoch_samples: passages of the training split.
         """
-        self.steps, self.every = steps, every
-        self.passages, self.epoch_samples = passages, epoch_samples
-        self.meter = meter
-        self.first_step = first_step
-        self.part_names: list[str] = []
-        self.parts: list[dict[str, torch.Tensor]] = []
-        self.waited = 0.0
-        self.started = self.reported = time.monotonic()
-        self.file: IO[str] | None = None
+        self._ranks, self._performance, self._stragglers = ranks, performance, stragglers
+        self._every, self._steps, self._first_step = recipe.log_every, batch_plan.steps, first_step
+        self._passages, self._epoch_samples = batch_plan.passages_per_step, batch_plan.training_passages
+        self._learning_rate = recipe.optimizer.text_learning_rate
+        self._losses: list[dict[str, torch.Tensor]] = []
+        self._waited = self._last_wait = 0.0
+        self._started = self._reported = time.monotonic()
+        self._file: IO[str] | None = None
         if ranks.is_first:
-            self.file = _reopened(run / "metrics.jsonl", first_step)
-            self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
+            self._file = _reopened(recipe.directory / "metrics.jsonl", first_step)
+            self._board = SummaryWriter(str(recipe.directory / "tensorboard"), purge_step=first_step)
 
-    def record(
-        self,
-        progress: RunProgress,
-        parts: dict[str, torch.Tensor],
-        learning_rate: float,
-        *,
-        batch: Step,
-        waited: float,
-    ) -> None:
-        """Take in one step; report when it is due.
+    @contextmanager
+    def data_wait(self) -> Iterator[None]:
+        """Count the time of the block as waiting for data; that of a skipped batch does not count."""
+        begin = time.monotonic()
+        yield
+        self._last_wait = time.monotonic() - begin
+
+    def record(self, result: StepResult, batch: Step, learning_rate_factor: float) -> None:
+        """Take in one step and report when it is due; every rank calls this.
 
         Args:
-            progress: the run after this step.
-            parts: the loss and its parts, scalars, and the views.
-            learning_rate: of the text encoder.
+            result: of the step.
             batch: this rank's samples.
-            waited: seconds spent waiting for data.
+            learning_rate_factor: of the schedule.
         """
-        step, position = progress.step, progress.position
-        self.parts.append({name: value for name, value in parts.items() if value.numel() == 1})
-        self.waited += waited
-        self.meter.count(batch)
-        if step % self.every and step != self.steps:
-            return
-        means = {name: float(torch.stack([each[name].float() for each in self.parts]).mean()) for name in self.parts[0]}
+        step = result.progress.step
+        self._losses.append({name: value for name, value in result.outputs.items() if value.numel() == 1})
+        self._waited += self._last_wait
+        self._performance.count(batch)
+        if step % self._every == 0 or step == self._steps:
+            self._report(result, learning_rate_factor)
+        if step % self._every == 0 and (slow := self._stragglers.all_gather_slow_hosts()) and self._ranks.is_first:
+            print(slow, flush=True)
+
+    def _report(self, result: StepResult, learning_rate_factor: float) -> None:
+        step, position = result.progress.step, result.progress.position
+        losses, self._losses = self._losses, []
+        means = {name: float(torch.stack([each[name].float() for each in losses]).mean()) for name in losses[0]}
         now = time.monotonic()
-        seconds = now - self.reported
+        seconds = now - self._reported
         values = {
             **means,
-            "learning_rate": learning_rate,
-            "epoch": position.epoch + position.samples_seen / self.epoch_samples,
-            "samples": step * self.passages,
-            "samples_per_second": len(self.parts) * self.passages / seconds,
-            "data_wait": self.waited / seconds,
-            "seconds": now - self.started,
-            **self.meter.measured(parts, seconds),
+            "learning_rate": self._learning_rate * learning_rate_factor,
+            "epoch": position.epoch + position.samples_seen / self._epoch_samples,
+            "samples": step * self._passages,
+            "samples_per_second": len(losses) * self._passages / seconds,
+            "data_wait": self._waited / seconds,
+            "seconds": now - self._started,
+            **self._performance.measure(result.outputs, seconds),
         }
-        self.part_names = list(means)
-        self.parts, self.waited, self.reported = [], 0.0, now
+        self._waited, self._reported = 0.0, now
         self.write(step, values)
-        if self.file:
-            print(self._line(step, values), flush=True)
+        if self._ranks.is_first:
+            print(self._line(step, values, list(means)), flush=True)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Write values to metrics.jsonl and TensorBoard."""
-        if self.file:
-            self.file.write(json.dumps({"step": step, **values}) + "\n")
-            self.file.flush()
+        """Write values to metrics.jsonl and TensorBoard, on rank 0."""
+        if self._file:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
             for name, value in values.items():
-                self.board.add_scalar(name, value, step)
+                self._board.add_scalar(name, value, step)
 
-    def _line(self, step: int, values: dict[str, Any]) -> str:
-        remaining = (self.steps - step) * (time.monotonic() - self.started) / (step - self.first_step)
+    def _line(self, step: int, values: dict[str, Any], losses: list[str]) -> str:
+        remaining = (self._steps - step) * (time.monotonic() - self._started) / (step - self._first_step)
         minutes, seconds = divmod(int(remaining), 60)
-        parts = ", ".join(
-            f"{_SHORT.get(name, name)} {values[name]:.4f}"
-            for name in self.part_names
-            if name != "loss" and name in values
-        )
+        parts = ", ".join(f"{_SHORT_NAMES.get(name, name)} {values[name]:.4f}" for name in losses if name != "loss")
         return (
-            f"step {step}/{self.steps}  epoch {values['epoch']:.2f}  loss {values['loss']:.4f} ({parts})  "
+            f"step {step}/{self._steps}  epoch {values['epoch']:.2f}  loss {values['loss']:.4f} ({parts})  "
             f"lr {values['learning_rate']:.2e}  {values['samples_per_second']:.1f} samples/s  "
             f"data wait {values['data_wait']:.1%}  communication {values['communication']:.1%}  "
             f"ETA {minutes}:{seconds:02d}"
         )
 
     def close(self) -> None:
-        """Flush and close what is open."""
-        if self.file:
-            self.file.close()
-            self.board.close()
+        """Flush and close the files."""
+        if self._file:
+            self._file.close()
+            self._board.close()
 
 
 def _reopened(path: Path, first_step: int) -> IO[str]:
-    """Open metrics.jsonl for appending, without the lines of steps that will be taken again."""
+    """Open metrics.jsonl for appending, without the lines of steps that will be repeated."""
     kept = []
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -220,6 +220,6 @@ def _reopened(path: Path, first_step: int) -> IO[str]:
                 if json.loads(line)["step"] <= first_step:
                     kept.append(line + "\n")
             except (ValueError, KeyError):
-                continue  # the last line of a killed run may be half a line
+                continue  # the last line of a killed run may be incomplete
     path.write_text("".join(kept), encoding="utf-8")
     return path.open("a", encoding="utf-8")

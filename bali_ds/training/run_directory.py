@@ -1,26 +1,28 @@
-"""The directory of a run, and the data and numbers that a recipe leads to."""
+"""The directory of a run, and the opened data of its recipe."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from bali_ds.checkpoint.manager import RunProgress
 from bali_ds.config import Recipe, dump_recipe, recorded_recipe
 from bali_ds.corpus.tokenizer import Tokenizer
+from bali_ds.data.loader import Loader
 from bali_ds.data.mixture import Mixture, open_mixture
+from bali_ds.data.sampler import Position
+from bali_ds.data.settings import StreamSettings
 from bali_ds.directories import Output, published_directory
 from bali_ds.errors import InputError
 from bali_ds.files import published_file
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.inference.exported_directory import EXPORT, TOKENIZER_FILES
+from bali_ds.library_internals import parameter_size
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.pretrained import load_tokenizer
 from bali_ds.model.text_encoder import positions_of, read_configuration
 from bali_ds.planning.batch_plan import BatchPlan
 
-# Keys that may differ between the recipe of a run and the one it is resumed with: they do not change what was learned.
-FREE = {
+# Recipe keys that may change when a run is resumed: they do not change what was learned so far.
+CHANGEABLE_KEYS = {
     "runs",
     "steps",
     "epochs",
@@ -45,7 +47,7 @@ RUN = Output(
 )  # fmt: skip
 
 COMPLETE = "complete.json"
-"""The file that says that a run is trained, exported and evaluated."""
+"""Name of the file that marks a run as trained, exported and evaluated."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,10 @@ class RunData:
 
     @classmethod
     def open(cls, recipe: Recipe) -> "RunData":
-        """Open graph and shards and check that they and the encoder's tokenizer belong together.
+        """Open graph and shards and check that they match each other and the encoder's tokenizer.
 
         Raises:
-            InputError: something is missing or damaged, or was not made for the others.
+            InputError: something is missing or damaged, or does not match.
         """
         graph = KnowledgeGraph.open(recipe.data.graph)
         shards = open_mixture(recipe.data.shards)
@@ -73,6 +75,42 @@ class RunData:
             )
         _check_lengths(recipe, shards)
         return cls(graph, shards)
+
+    def loader(
+        self,
+        recipe: Recipe,
+        rank: int,
+        world_size: int,
+        start: Position | None = None,
+        *,
+        workers: int | None = None,
+        pin_memory: bool = False,
+        quarantine: Path | None = None,
+    ) -> Loader:
+        """Return the training samples of one rank from a position on; see `Loader`.
+
+        Args:
+            recipe: the run.
+            rank: whose samples.
+            world_size: number of ranks.
+            start: position of the first sample; None for the begin.
+            workers: processes that load; None takes the recipe's.
+            pin_memory: whether batches are in page-locked memory.
+            quarantine: file that bad samples are recorded in.
+        """
+        return Loader(
+            self.shards,
+            self.graph,
+            StreamSettings.of(recipe),
+            global_batch=recipe.batch.passages,
+            micro_batches=recipe.batch.micro_batches,
+            rank=rank,
+            world_size=world_size,
+            workers=recipe.data.workers if workers is None else workers,
+            start=start,
+            pin_memory=pin_memory,
+            quarantine=quarantine,
+        )
 
 
 def _check_lengths(recipe: Recipe, shards: Mixture) -> None:
@@ -90,7 +128,7 @@ def _check_lengths(recipe: Recipe, shards: Mixture) -> None:
 
 
 def prepare(recipe: Recipe) -> None:
-    """Make the run's directory, or check that an existing one belongs to this recipe.
+    """Create the run's directory, or check that an existing one belongs to this recipe.
 
     Raises:
         InputError: the run was started with another recipe.
@@ -121,9 +159,9 @@ def discard_run(directory: Path) -> None:
 
 
 def _compare(before: Recipe, recipe: Recipe, written: Path) -> None:
-    given = before.model_dump(mode="json")  # defaults that came later included
+    given = before.model_dump(mode="json")  # with defaults of keys that are newer than the run
     for key, value in recipe.model_dump(mode="json").items():
-        if key not in FREE and given[key] != value:
+        if key not in CHANGEABLE_KEYS and given[key] != value:
             raise InputError(
                 f"{written}: the run was started with {key}: {given[key]}, now it is {value}; "
                 "give the run another name, or start it afresh with --resume never"
@@ -131,9 +169,9 @@ def _compare(before: Recipe, recipe: Recipe, written: Path) -> None:
 
 
 def announcement(recipe: Recipe, data: RunData, aligner: Aligner, batch_plan: BatchPlan, progress: RunProgress) -> str:
-    """Return every derived number of a run, to be read before its first step."""
-    text = sum(_size(parameter) for parameter in aligner.text.parameters())
-    graph = sum(_size(parameter) for parameter in aligner.graph.parameters())
+    """Return every derived number of a run, to be printed before its first step."""
+    text = sum(parameter_size(parameter) for parameter in aligner.text.parameters())
+    graph = sum(parameter_size(parameter) for parameter in aligner.graph.parameters())
     rows = {
         "run": str(recipe.directory),
         "graph": f"{data.graph.num_concepts:,} concepts, {data.graph.num_names:,} names, "
@@ -148,8 +186,3 @@ def announcement(recipe: Recipe, data: RunData, aligner: Aligner, batch_plan: Ba
         "start": f"step {progress.step}" + (f", resumed at {progress.position}" if progress.step else ""),
     }
     return "\n".join(f"{name:>8}  {value}" for name, value in rows.items())
-
-
-def _size(parameter: torch.nn.Parameter) -> int:
-    # ZeRO-3 leaves an empty tensor in place of a parameter and keeps its size aside.
-    return getattr(parameter, "ds_numel", parameter.numel())

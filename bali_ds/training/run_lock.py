@@ -19,7 +19,7 @@ from typing import Self
 
 from bali_ds.distributed import Ranks
 from bali_ds.errors import InputError
-from bali_ds.training.rank_errors import raise_on_every_rank
+from bali_ds.training.process_group import raise_on_every_rank
 
 logger = logging.getLogger(__name__)
 
@@ -31,17 +31,17 @@ _JOB_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
 
 
 class RunLock:
-    """Keeps other processes out of a run's directory inside the `with` block; blocks cannot be nested in one process.
+    """Lock of a run's directory, held inside the `with` block; blocks cannot be nested in one process.
 
-    The lock is the file `.NAME.lock` beside the directory: `--resume never` removes the directory itself. The file says
-    who holds the lock and exists while somebody does. Its creation (O_EXCL) is atomic on network file systems too.
-    A file that a dead process left behind is recognized in two ways:
+    The lock is the file `.NAME.lock` beside the directory, since `--resume never` removes the directory itself. The
+    file names the holder and exists while the lock is held. Its creation (O_EXCL) is atomic on network file systems
+    too. A stale file, of a dead process, is recognized in two ways:
 
     - The holder has an fcntl lock on the file, which the kernel releases when the process dies. (Child processes would
-      inherit one of flock.) While it is locked, the directory is in use. A file that was made since this machine booted
-      and is not locked is left over.
-    - Some network file systems do not carry fcntl locks to other hosts (NFS with `nolock`, Lustre without `flock`), so
-      the holder also touches the file every `TOUCH_SECONDS`. A file of another machine that is not locked is left over
+      inherit one of flock.) While it is locked, the directory is in use. A file that was created since this machine
+      booted and is not locked is stale.
+    - Some network file systems do not share fcntl locks between hosts (NFS with `nolock`, Lustre without `flock`), so
+      the holder also touches the file every `TOUCH_SECONDS`. A file of another machine that is not locked is stale
       when it has not been touched for `STALE_SECONDS`. Its age is the difference of two modification times of the same
       file server, since the clocks of hosts differ.
 
@@ -59,7 +59,7 @@ class RunLock:
         self._thread = threading.Thread(target=self._touch, daemon=True)
 
     def __enter__(self) -> Self:
-        """Take the lock; wait up to `STALE_SECONDS` where it cannot be known at once whether the holder is dead.
+        """Acquire the lock; wait up to `STALE_SECONDS` where it takes that long to know whether the holder is dead.
 
         Raises:
             InputError: another process uses the directory, or the lock file cannot be written.
@@ -67,7 +67,7 @@ class RunLock:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             while not self._created():
-                self._await_left_over()
+                self._wait_until_stale()
         except OSError as error:
             raise InputError(
                 f"{self._path}: the run's lock cannot be written: {error.strerror}; remove it if no job uses the run"
@@ -90,7 +90,7 @@ class RunLock:
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
             return False
-        # Locked before it is written: a file with an owner and without a lock would look left over.
+        # Locked before it is written: a file with an owner and without a lock would look stale.
         while _lock(self._descriptor) is _Locked.ELSEWHERE:
             time.sleep(0.01)
         try:
@@ -101,11 +101,11 @@ class RunLock:
             raise
         return True
 
-    def _await_left_over(self) -> None:
-        """Return when the file is gone or was left over and is removed.
+    def _wait_until_stale(self) -> None:
+        """Return when the file is gone, or was stale and is removed.
 
         Raises:
-            InputError: its holder lives.
+            InputError: its holder is alive.
         """
         first_touched = None
         while True:
@@ -138,7 +138,7 @@ class RunLock:
             time.sleep(_POLL_SECONDS)
 
     def _age(self, touched: int) -> float:
-        """Return the seconds since a modification time, in nanoseconds, by the clock that set it."""
+        """Return the seconds since a modification time, given in nanoseconds, by the clock that set it."""
         with tempfile.TemporaryFile(dir=self._path.parent) as probe:
             return (os.fstat(probe.fileno()).st_mtime_ns - touched) / 1e9
 
@@ -148,15 +148,15 @@ class RunLock:
                 replaced = not os.path.samestat(self._path.stat(), os.fstat(self._descriptor))
                 os.utime(self._descriptor)
             except OSError:
-                continue  # a file server that does not answer for a while, or a lock file that somebody removed
+                continue  # the file server does not answer for a while, or somebody removed the lock file
             if replaced:
-                print(f"{self._directory}: another job has taken the run over", file=sys.stderr, flush=True)
+                print(f"{self._directory}: another job has taken over the run", file=sys.stderr, flush=True)
                 os._exit(2)
 
 
 @contextmanager
 def locked_run(directory: Path, ranks: Ranks) -> Iterator[None]:
-    """Hold the lock of a run's directory on rank 0 for all ranks; its start is a collective call.
+    """Hold the lock of a run's directory, on rank 0 for all ranks; entering is a collective call.
 
     Raises:
         InputError: another process uses the directory; the same on every rank.
@@ -192,7 +192,7 @@ def _is(path: Path, descriptor: int) -> bool:
 
 
 def _machine() -> str:
-    """Return what tells this machine, since it booted, from all others; containers may share a host name."""
+    """Return an id of this machine since its boot; containers may share a host name."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -211,7 +211,7 @@ def _owner() -> dict[str, str]:
 
 
 def _read_owner(descriptor: int) -> dict[str, str]:
-    """Return what the file says of its holder; nothing where it was not written yet or cannot be understood."""
+    """Return what the file says of its holder; empty where it was not written yet or cannot be parsed."""
     try:
         found = json.loads(os.pread(descriptor, _OWNER_BYTES, 0))
     except (ValueError, RecursionError):

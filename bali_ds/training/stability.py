@@ -1,6 +1,5 @@
-"""Decides, between the backward pass and the optimizer's step, whether the step may be taken."""
+"""Stability checks between backward pass and update: non-finite losses and gradients, and loss spikes."""
 
-import enum
 import json
 import math
 import statistics
@@ -20,20 +19,21 @@ from bali_ds.data.sampler import Position
 from bali_ds.distributed import Ranks
 from bali_ds.errors import DIVERGED, RunEnded
 from bali_ds.model.aligner import Aligner
-from bali_ds.training.failures import write_failure
-from bali_ds.training.rank_errors import LEAVING
+from bali_ds.training.process_group import EXITING
+from bali_ds.training.replay import write_failed_step
 from bali_ds.training.run_directory import RunData
+from bali_ds.training.step import StepCallback, StepOutcome
 
 
-class GradientWatch:
-    """Norms of the gradients of one backward pass, before ranks average them and ZeRO takes them apart."""
+class GradientNorms:
+    """Norms of the gradients of one backward pass, taken before ranks average them and ZeRO partitions them."""
 
     def __init__(self, aligner: Aligner, *, scaled: bool) -> None:
-        """Watch the parameters of a model.
+        """Register hooks on the parameters of a model.
 
         Args:
             aligner: the model, in its engine or not.
-            scaled: whether a loss scaler deals with gradients that overflow, as in fp16.
+            scaled: whether a loss scaler handles gradients that overflow, as in fp16.
         """
         self._scaled = scaled
         self._norms: dict[str, torch.Tensor] = {}
@@ -43,38 +43,38 @@ class GradientWatch:
                 parameter.register_hook(self._hook(name))
 
     def _hook(self, name: str) -> Callable[[torch.Tensor], None]:
-        def note(gradient: torch.Tensor) -> None:
+        def record(gradient: torch.Tensor) -> None:
             self._norms[name] = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32)
 
-        return note
+        return record
 
-    def watched(self, loss: torch.Tensor) -> torch.Tensor:
-        """Return the loss to go backward from; where it is no number, no gradient will be one.
+    def nan_unless_finite(self, loss: torch.Tensor) -> torch.Tensor:
+        """Return the loss to compute gradients of; where it is non-finite, all gradients will be NaN.
 
-        The cross-entropy of an impossible token, for one, is infinite with gradients that look well.
+        The cross-entropy of an impossible token, for example, is infinite with finite gradients.
         """
         self._norms = {}
         self._loss = loss.detach()
         return loss * torch.where(torch.isfinite(self._loss), 1.0, math.nan)
 
-    def agreed(self) -> tuple[float, bool]:
-        """Return the loss and whether loss and gradients are numbers, the same on every rank.
+    def all_reduce_loss(self) -> tuple[float, bool]:
+        """Return the loss, and whether loss and gradients are finite on every rank; a collective call.
 
-        It waits for the backward pass, as the optimizer's step does next for the norm that it clips by.
+        It waits for the backward pass, as the update does next for the norm that it clips by.
         """
         norms = torch.stack([torch.zeros_like(self._loss), *self._norms.values()])
-        sound = torch.isfinite(self._loss) & (self._scaled | torch.isfinite(norms).all())
-        facts = torch.stack([torch.nan_to_num(self._loss, nan=math.inf), (~sound).float()])
-        dist.all_reduce(facts, op=dist.ReduceOp.MAX)
-        loss, unsound = facts.tolist()
-        return loss, not unsound
+        finite = torch.isfinite(self._loss) & (self._scaled | torch.isfinite(norms).all())
+        values = torch.stack([torch.nan_to_num(self._loss, nan=math.inf), (~finite).float()])
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        loss, any_non_finite = values.tolist()
+        return loss, not any_non_finite
 
-    def unsound(self) -> list[str]:
-        """Return the names of the parameters whose gradient on this rank is no number."""
+    def non_finite_parameters(self) -> list[str]:
+        """Return the names of the parameters whose gradient is non-finite on this rank."""
         return [name for name, norm in self._norms.items() if not math.isfinite(norm)]
 
-    def norms(self) -> dict[str, torch.Tensor]:
-        """Return the norm of this rank's gradients of each part of the model, scalars; fp16's are scaled."""
+    def by_part(self) -> dict[str, torch.Tensor]:
+        """Return the norm of this rank's gradients of each part of the model, scalars; in fp16 they are scaled."""
         parts: dict[str, list[torch.Tensor]] = {}
         for name, norm in self._norms.items():
             parts.setdefault(name.partition(".")[0], []).append(norm)
@@ -82,25 +82,25 @@ class GradientWatch:
 
 
 WINDOW = 100
-_FEWEST = 30
-# The median absolute deviation of a normal distribution is this much of its standard deviation.
-_NORMAL = 0.6745
+_SHORTEST_HISTORY = 30
+# The median absolute deviation of a normal distribution is this fraction of its standard deviation.
+_MAD_OF_NORMAL = 0.6745
 
 
 class SpikeDetector:
-    """Compares each loss with the median of those before it, in units of their deviation from it."""
+    """Compares each loss with the median of the losses before it, in units of their standard deviation."""
 
     def __init__(self, deviations: float) -> None:
-        """Call a loss a spike when it lies `deviations` above; 0 calls none so."""
+        """Call a loss a spike when it is `deviations` above the median; 0 turns the detector off."""
         self._deviations = deviations
         self._losses: deque[float] = deque(maxlen=WINDOW)
 
-    def jumped(self, loss: float) -> bool:
-        """Return whether this loss is a spike; one that is none counts for those to come."""
-        if self._deviations and len(self._losses) >= _FEWEST:
+    def is_spike(self, loss: float) -> bool:
+        """Return whether this loss is a spike; non-spikes are added to the history."""
+        if self._deviations and len(self._losses) >= _SHORTEST_HISTORY:
             median = statistics.median(self._losses)
-            deviation = statistics.median(abs(each - median) for each in self._losses) / _NORMAL
-            # losses that hardly differ would make a spike of nothing
+            deviation = statistics.median(abs(each - median) for each in self._losses) / _MAD_OF_NORMAL
+            # if the losses hardly differ, any change would be a spike
             if loss - median > self._deviations * max(deviation, 0.01 * abs(median)):
                 return True
         self._losses.append(loss)
@@ -111,8 +111,8 @@ NON_FINITE = "non-finite"
 SPIKE = "spike"
 
 
-class LeftOut:
-    """`left_out.jsonl` of a run; a step's samples are named by the position after them."""
+class SkippedBatches:
+    """The batches that a run skips, kept in its `left_out.jsonl`; a batch is named by the position after it."""
 
     def __init__(self, run: Path, ranks: Ranks) -> None:
         self._path, self._ranks = run / "left_out.jsonl", ranks
@@ -126,23 +126,23 @@ class LeftOut:
         return position_after in self._reasons
 
     def count(self, reason: str) -> int:
-        """Return how many steps' samples were left out for this reason."""
+        """Return how many batches are skipped for this reason."""
         return sum(each == reason for each in self._reasons.values())
 
     def add(self, position_after: Position, reason: str) -> None:
-        """Leave these samples out from now on; every rank calls this."""
+        """Skip this batch from now on; every rank calls this."""
         self._reasons[position_after] = reason
         if self._ranks.is_first:
             with self._path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps({**asdict(position_after), "reason": reason}) + "\n")
 
 
-# A loss that jumps again and again is no accident of a few samples.
-_RETURNS = 3
+# After that many, spikes are not caused by a few samples.
+_MOST_ROLLBACKS = 3
 
 
 class Diverged(RunEnded):
-    """The loss or a gradient is non-finite, or the loss jumped too often; a checkpoint of the last good step is saved.
+    """Loss or gradients are non-finite, or the loss spiked too often; a checkpoint of the last good step is saved.
 
     Every rank raises it.
     """
@@ -150,16 +150,8 @@ class Diverged(RunEnded):
     status = DIVERGED
 
 
-class Verdict(enum.Enum):
-    """What becomes of a step."""
-
-    SOUND = enum.auto()
-    LEAVE_OUT = enum.auto()
-    RETURN = enum.auto()
-
-
-class Guard:
-    """Refuses steps whose loss or gradient is no number, and those whose loss jumped."""
+class StabilityChecks(StepCallback):
+    """Skips steps whose loss or gradients are non-finite, and rolls back steps whose loss is a spike."""
 
     def __init__(
         self,
@@ -169,81 +161,84 @@ class Guard:
         engine: deepspeed.DeepSpeedEngine,
         checkpoints: CheckpointManager,
     ) -> None:
-        """Guard the steps of a run.
+        """Check the steps of a run.
 
         Args:
             recipe: the run.
             ranks: the ranks, which decide alike.
-            data: of the run.
-            engine: whose gradients are watched.
-            checkpoints: to save to, and to return to.
+            data: the data of the run.
+            engine: the engine, whose gradients are observed.
+            checkpoints: where to save before the run ends, and whether a rollback is possible.
         """
         self._recipe, self._ranks, self._data = recipe, ranks, data
         self._engine, self._checkpoints = engine, checkpoints
-        self.gradients = GradientWatch(engine.module, scaled=recipe.precision == "fp16")
-        self._left_out = LeftOut(recipe.directory, ranks)
+        self.gradients = GradientNorms(engine.module, scaled=recipe.precision == "fp16")
+        self._skipped = SkippedBatches(recipe.directory, ranks)
         self._spikes = SpikeDetector(recipe.fault_tolerance.spike)
-        self._before: Position | None = None
+        self._progress = RunProgress(0, Position())
+        self._batch: Step | None = None
+        self._position_before: Position | None = None
 
-    def leaves_out(self, batch: Step) -> bool:
-        """Return whether the run has left these samples out before."""
-        return batch.position_after in self._left_out
+    def skips(self, batch: Step) -> bool:
+        """Return whether the run has decided before to skip this batch."""
+        return batch.position_after in self._skipped
 
-    def verdict(self, progress: RunProgress, batch: Step, parts: dict[str, torch.Tensor]) -> Verdict:
-        """Judge the step after `progress`, whose backward pass is done; the same on every rank.
+    def before_forward(self, progress: RunProgress, batch: Step) -> None:
+        """Remember which step it is."""
+        self._position_before = self._batch.position_after if self._batch else None
+        self._progress, self._batch = progress, batch
+
+    def before_backward(self, loss: torch.Tensor) -> torch.Tensor:
+        """Return the loss, NaN where it is non-finite."""
+        return self.gradients.nan_unless_finite(loss)
+
+    def before_update(self, outputs: dict[str, torch.Tensor]) -> StepOutcome:
+        """Return the outcome of the step, the same on every rank; a collective call.
 
         Raises:
-            Diverged: there is no going on.
+            Diverged: the run cannot continue.
         """
-        loss, sound = self.gradients.agreed()
-        before, self._before = self._before, batch.position_after
-        if not sound:
-            self._refuse(progress, batch, parts)
-            return Verdict.LEAVE_OUT
-        if self._spikes.jumped(loss) and self._checkpoints.any():
-            self._note_spike(progress, [before, batch.position_after], loss)
-            return Verdict.RETURN
-        return Verdict.SOUND
+        assert self._batch is not None
+        loss, finite = self.gradients.all_reduce_loss()
+        if not finite:
+            self._skip(self._batch, outputs)
+            return StepOutcome.SKIPPED
+        if self._spikes.is_spike(loss) and self._checkpoints.any_complete():
+            self._record_spike([self._position_before, self._batch.position_after], loss)
+            return StepOutcome.ROLLED_BACK
+        return StepOutcome.TAKEN
 
-    def drop_gradients(self) -> None:
-        """Forget the gradients of a step that is left out; weights and moments stay as they are."""
-        if self._engine.zero_optimization_stage() or self._recipe.precision != "fp32":
-            # DeepSpeed's own optimizers skip a step whose gradients are no numbers
-            self._engine.step()
-        else:
-            self._engine.optimizer.zero_grad(set_to_none=True)
-
-    def _refuse(self, progress: RunProgress, batch: Step, parts: dict[str, torch.Tensor]) -> None:
-        line = write_failure(
+    def _skip(self, batch: Step, outputs: dict[str, torch.Tensor]) -> None:
+        line = write_failed_step(
             self._recipe.directory,
             self._ranks,
             self._data,
-            step=progress.step + 1,
-            start=progress.position,
+            step=self._progress.step + 1,
+            start=self._progress.position,
             batch=batch,
-            parts=parts,
-            parameters=self.gradients.unsound(),
+            outputs=outputs,
+            parameters=self.gradients.non_finite_parameters(),
         )
         allowed = self._recipe.fault_tolerance.skip_non_finite
-        if self._left_out.count(NON_FINITE) >= allowed:
-            self._checkpoints.save(self._engine, progress)
+        if self._skipped.count(NON_FINITE) >= allowed:
+            self._checkpoints.save(self._engine, self._progress)
             self._checkpoints.finish()
-            LEAVING.set()
+            EXITING.set()
             raise Diverged(line)
-        self._left_out.add(batch.position_after, NON_FINITE)
-        self._say(f"{line}; left out, {self._left_out.count(NON_FINITE)} of at most {allowed}")
+        self._skipped.add(batch.position_after, NON_FINITE)
+        self._print(f"{line}; skipped, {self._skipped.count(NON_FINITE)} of at most {allowed}")
 
-    def _note_spike(self, progress: RunProgress, positions: list[Position | None], loss: float) -> None:
-        # the samples before may be what made these look bad
+    def _record_spike(self, positions: list[Position | None], loss: float) -> None:
+        # the batch before may have caused the high loss of this one
         for position in positions:
-            if position is not None and position not in self._left_out:
-                self._left_out.add(position, SPIKE)
-        line = f"step {progress.step + 1}: the loss jumped to {loss:.4f}"
-        if self._left_out.count(SPIKE) > 2 * _RETURNS:
-            LEAVING.set()
-            raise Diverged(f"{line}, again after {_RETURNS} returns to a checkpoint; lower the learning rates")
-        self._say(f"{line}; back to the newest checkpoint, these samples and those before them are left out")
+            if position is not None and position not in self._skipped:
+                self._skipped.add(position, SPIKE)
+        line = f"step {self._progress.step + 1}: the loss jumped to {loss:.4f}"
+        if self._skipped.count(SPIKE) > 2 * _MOST_ROLLBACKS:
+            EXITING.set()
+            raise Diverged(f"{line}, again after {_MOST_ROLLBACKS} rollbacks; lower the learning rates")
+        self._print(f"{line}; returning to the newest checkpoint, this batch and the one before it are skipped")
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         if self._ranks.is_first:
             print(line, flush=True)

@@ -1,4 +1,4 @@
-"""Start-up of a run: join the ranks, open the inputs on each, refuse inputs that differ, begin the heartbeat."""
+"""Start-up of a run: join the ranks, open the inputs on each, refuse inputs that differ, start the heartbeat."""
 
 import hashlib
 import json
@@ -15,16 +15,15 @@ from bali_ds.errors import InputError
 from bali_ds.model.text_encoder import read_configuration
 from bali_ds.planning.batch_plan import BatchPlan, plan_batches
 from bali_ds.training.engine import deepspeed_settings
-from bali_ds.training.heartbeat import HostWatch
-from bali_ds.training.joining import joined_ranks
-from bali_ds.training.rank_errors import LEAVING, raise_on_every_rank
+from bali_ds.training.heartbeat import Heartbeat
+from bali_ds.training.process_group import EXITING, joined_ranks, raise_on_every_rank
 from bali_ds.training.run_directory import RunData
 
 _PACKAGES = ("bali-ds", "torch", "deepspeed", "transformers")
 
 
-class Started(NamedTuple):
-    """What every rank has before it builds the model."""
+class RunInputs(NamedTuple):
+    """The inputs of a run that every rank has before it builds the model."""
 
     ranks: Ranks
     data: RunData
@@ -33,15 +32,15 @@ class Started(NamedTuple):
 
 
 @contextmanager
-def started(recipe: Recipe) -> Iterator[Started]:
-    """Join the ranks, open the recipe's inputs on each and check that all opened the same; leave together at the end.
+def started_run(recipe: Recipe) -> Iterator[RunInputs]:
+    """Join the ranks, open the recipe's inputs on each and check that they are the same; all ranks exit together.
 
     An error of any rank in the block ends all ranks with the same exit status.
 
     Raises:
         InputError: on every rank, if the inputs of any rank are unusable or differ from those of rank 0.
     """
-    LEAVING.clear()
+    EXITING.clear()
     with joined_ranks() as ranks:
         # The first collective call of every rank, also of one that calls `raise_after_joining` instead.
         with raise_on_every_rank(ranks):
@@ -50,12 +49,12 @@ def started(recipe: Recipe) -> Iterator[Started]:
             settings = deepspeed_settings(recipe, batch_plan)
             inputs = input_values(recipe, data, settings)
         check_equal_inputs(ranks, inputs)
-        with HostWatch(ranks, 60 * recipe.fault_tolerance.host_minutes).watching():
-            yield Started(ranks, data, batch_plan, settings)
+        with Heartbeat(ranks, 60 * recipe.fault_tolerance.host_minutes).running():
+            yield RunInputs(ranks, data, batch_plan, settings)
 
 
 def input_values(recipe: Recipe, data: RunData, settings: dict[str, Any]) -> dict[str, str]:
-    """Return all that must be equal on every rank, by what an error message calls it; package versions come first."""
+    """Return what must be equal on every rank, by its name in error messages; package versions come first."""
     encoder = read_configuration(recipe.text_encoder.path).to_json_string(use_diff=False)
     return {
         **{f"{package}: version": _version(package) for package in _PACKAGES},
@@ -80,7 +79,7 @@ def check_equal_inputs(ranks: Ranks, inputs: dict[str, str]) -> None:
         for name in {**expected, **found}:
             own, first = (values.get(name, "nothing") for values in (found, expected))
             if own != first:
-                LEAVING.set()
+                EXITING.set()
                 raise InputError(
                     f"rank {rank} on host {host}: {name} {own} differs from rank 0's {first}; all hosts need the same "
                     "recipe, packages, graph, shards and encoder"
@@ -88,7 +87,7 @@ def check_equal_inputs(ranks: Ranks, inputs: dict[str, str]) -> None:
 
 
 def _flattened(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the keys of a recipe as they are written on the command line, followed by a colon, with their values."""
+    """Yield the keys of a recipe as written on the command line, each followed by a colon, with their values."""
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _flattened(value, f"{prefix}{key}.")

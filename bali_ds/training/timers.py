@@ -1,26 +1,28 @@
-"""Finds the hosts that the others wait for."""
+"""Timers of a rank: time in collectives, and the encoder's time by which slow hosts are found."""
 
 import functools
 import socket
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch.distributed import ProcessGroup, Work
 
-from bali_ds.data.batch import Batch
+from bali_ds.checkpoint.manager import RunProgress
+from bali_ds.data.loader import Step
 from bali_ds.distributed import Ranks
+from bali_ds.library_internals import wrapped_collectives
 from bali_ds.model.aligner import Aligner
 from bali_ds.planning.flops import ENCODED
+from bali_ds.training.step import StepCallback
 
 
-class Stopwatch:
-    """Collects spans of time on a device.
+class DeviceTimer:
+    """Records spans of time on a device.
 
-    On a GPU events are recorded in the stream at hand, and read when they have long happened.
+    On a GPU, events are recorded in the current stream and read once they have completed.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -28,19 +30,19 @@ class Stopwatch:
         self._spans: list[tuple[Any, Any]] = []
 
     def now(self) -> Any:
-        """Return this moment, to begin a span with."""
+        """Return this moment, as the begin of a span."""
         if not self._on_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
-    def since(self, begin: Any) -> None:
-        """Take note of a span that ends now; any thread may."""
+    def record_since(self, begin: Any) -> None:
+        """Record a span that ends now; any thread may call this."""
         self._spans.append((begin, self.now()))
 
     def read(self) -> list[float]:
-        """Return the seconds of the spans that have ended, each once; those that a GPU is still at stay for later."""
+        """Return the seconds of the spans that have ended, each once; spans that a GPU still works on remain."""
         spans, self._spans = self._spans, []
         if not self._on_gpu:
             return [end - begin for begin, end in spans]
@@ -50,84 +52,70 @@ class Stopwatch:
         return [begin.elapsed_time(end) / 1000 for begin, end in ended]
 
 
-_COLLECTIVES = ("all", "barrier", "broadcast", "end_coalescing", "gather", "recv", "reduce", "scatter", "send")
+class CommunicationTimer:
+    """Times every collective from its call to the moment when its result may be used.
 
-
-class Communication:
-    """Times every collective between its call and the moment when its result may be used.
-
-    Waiting for ranks that are slower is part of it. On CPUs it is how long the host stood still: a collective that
-    runs beside the computation counts only where something waits for it. On GPUs it is the time of the stream that
-    the collective was called on; gradients that DeepSpeed reduces on a stream of its own (`overlap_comm`) count though
-    the backward pass goes on meanwhile.
+    Waiting for slower ranks is part of it. On CPUs it is how long the host was blocked: a collective that runs beside
+    the computation counts only where something waits for it. On GPUs it is the time of the stream that the collective
+    was called on; gradients that DeepSpeed reduces on a stream of its own (`overlap_comm`) count although the backward
+    pass continues meanwhile.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._watch = Stopwatch(device)
+        self._timer = DeviceTimer(device)
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
+    def running(self) -> AbstractContextManager[None]:
         """Time the collectives of this process inside the block, whichever library calls them."""
-        # Process groups, which every call goes through: DeepSpeed's own log of collectives waits for the GPU each time.
-        called = [name for name in vars(ProcessGroup) if name.lstrip("_").startswith(_COLLECTIVES)]
-        places = [(ProcessGroup, name) for name in called] + [(Work, "wait")]
-        before = [(kind, name, vars(kind)[name]) for kind, name in places]
-        for kind, name in places:
-            setattr(kind, name, self._timed(getattr(kind, name)))
-        try:
-            yield
-        finally:
-            for kind, name, operation in before:
-                setattr(kind, name, operation)
+        return wrapped_collectives(self._timed)
 
     def _timed(self, operation: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(operation)
         def timed(*arguments: Any, **options: Any) -> Any:
-            begin = self._watch.now()
+            begin = self._timer.now()
             try:
                 return operation(*arguments, **options)
             finally:
-                self._watch.since(begin)
+                self._timer.record_since(begin)
 
         return timed
 
     def seconds(self) -> float:
         """Return the seconds since the last call."""
-        return sum(self._watch.read())
+        return sum(self._timer.read())
 
 
 SLOW = 1.25
-"""A host is named when its time is so many times that of the median host."""
+"""A host is slow when its time is that many times the median host's."""
 
 
-class Stragglers:
-    """Times what each rank does before it first needs the others: the encoder's passes over its first micro-batch.
+class StragglerTimer(StepCallback):
+    """Times what each rank does before it first waits for others: the encoder's passes over its first micro-batch.
 
     The time of a whole step is the same on all ranks, since they wait for each other.
     """
 
     def __init__(self, aligner: Aligner, ranks: Ranks) -> None:
         self._ranks = ranks
-        self._watch = Stopwatch(ranks.device)
-        self._left = 0
-        self._open: Any = None
-        aligner.get_submodule("text.encoder").register_forward_hook(self._encoded)
+        self._timer = DeviceTimer(ranks.device)
+        self._passes_left = 0
+        self._begin: Any = None
+        aligner.get_submodule("text.encoder").register_forward_hook(self._after_pass)
 
-    def begins(self, micro_batches: Sequence[Batch]) -> None:
-        """Take note that a step begins."""
-        self._left = sum(len(getattr(micro_batches[0], kind, ())) for kind in ENCODED)
-        self._open = self._watch.now()
+    def before_forward(self, progress: RunProgress, batch: Step) -> None:  # noqa: ARG002
+        """Start the timer."""
+        self._passes_left = sum(len(getattr(batch.micro_batches[0], kind, ())) for kind in ENCODED)
+        self._begin = self._timer.now()
 
-    def _encoded(self, *_: Any) -> None:
-        self._left -= 1
-        if not self._left and self._open is not None:
-            self._watch.since(self._open)
-            self._open = None
+    def _after_pass(self, *_: Any) -> None:
+        self._passes_left -= 1
+        if not self._passes_left and self._begin is not None:
+            self._timer.record_since(self._begin)
+            self._begin = None
 
-    def report(self) -> str | None:
-        """Return a line about hosts that were slow since the last report; every rank calls this."""
-        seconds = self._watch.read()
-        # the median: a rank that was held up once is none
+    def all_gather_slow_hosts(self) -> str | None:
+        """Return a line about hosts that were slow since the last call; every rank calls this."""
+        seconds = self._timer.read()
+        # the median, so that a rank that was delayed once is not slow
         own = (socket.gethostname(), statistics.median(seconds) if seconds else 0.0)
         return slow_hosts(self._ranks.all_gather_object(own))
 

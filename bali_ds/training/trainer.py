@@ -1,38 +1,35 @@
-"""The training loop."""
+"""The training loop: fetch a batch, take a step, log, validate, save."""
 
 import math
 import time
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import NoReturn
 
 import deepspeed
-import torch
 
 from bali_ds.checkpoint.manager import CheckpointManager, NotSaved, RunProgress
 from bali_ds.config import Recipe
-from bali_ds.data.evaluation_batches import evaluation_batches
-from bali_ds.data.loader import Loader, Step
+from bali_ds.data.loader import Loader
 from bali_ds.data.sampler import Position
-from bali_ds.data.settings import StreamSettings
-from bali_ds.distributed import Ranks
 from bali_ds.errors import InputError
 from bali_ds.model.build_model import build_aligner
-from bali_ds.planning.batch_plan import BatchPlan
 from bali_ds.planning.flops import StepFlops
 from bali_ds.randomness import derive
-from bali_ds.training.engine import build_engine, learning_rate_factor, set_learning_rates
+from bali_ds.training.engine import build_engine, learning_rate_factor
 from bali_ds.training.heartbeat import Watchdog
-from bali_ds.training.metrics import Meter, Telemetry
-from bali_ds.training.preemption import StopRequest
-from bali_ds.training.rank_errors import raise_on_every_rank
-from bali_ds.training.run_directory import RunData, announcement, discard_run, prepare
+from bali_ds.training.metrics import MetricsLogger, PerformanceMetrics
+from bali_ds.training.preemption import PreemptionHandler
+from bali_ds.training.process_group import raise_on_every_rank
+from bali_ds.training.run_directory import announcement, discard_run, prepare
 from bali_ds.training.run_lock import locked_run
-from bali_ds.training.stability import Guard, Verdict
-from bali_ds.training.startup import started
-from bali_ds.training.timers import Communication, Stragglers
-from bali_ds.training.validation import validate, write_generated
+from bali_ds.training.stability import StabilityChecks
+from bali_ds.training.startup import RunInputs, started_run
+from bali_ds.training.step import StepOutcome, train_step
+from bali_ds.training.timers import CommunicationTimer, StragglerTimer
+from bali_ds.training.validation import Validator, write_generated
 
-# Ranks that wait look for a reason to stop this often.
+# While waiting for disk space, ranks check that often for a reason to stop.
 _POLL_SECONDS = 1.0
 
 
@@ -44,7 +41,7 @@ def train(recipe: Recipe, *, resume: bool = True) -> int:
 
     Args:
         recipe: the run.
-        resume: whether to go on from a checkpoint; otherwise an existing run is removed.
+        resume: whether to resume from a checkpoint; otherwise an existing run is removed.
 
     Returns:
         The step of that checkpoint.
@@ -52,212 +49,178 @@ def train(recipe: Recipe, *, resume: bool = True) -> int:
     Raises:
         InputError: recipe, data and machine do not fit together, or differ between the ranks, or another job uses the
             run's directory.
-        Diverged: loss or gradient is no number, or the loss jumped too often.
+        Diverged: loss or gradients are non-finite, or the loss spiked too often.
         NotSaved: the checkpoint of the last step could not be written.
-        Stopped: a signal, the stop file or the launcher's end came first; a checkpoint is saved.
+        Stopped: a signal, the stop file or the death of the launcher came first; a checkpoint is saved.
         RankFailed: another rank failed, or a loader worker.
         LostRank: another rank is gone.
     """
-    with started(recipe) as (ranks, data, batch_plan, settings), locked_run(recipe.directory, ranks):
-        with raise_on_every_rank(ranks):
-            if ranks.is_first:
-                if not resume:
-                    discard_run(recipe.directory)
-                prepare(recipe)
-            aligner = build_aligner(recipe, 2 * data.graph.num_relations, data.shards)
-        flops = StepFlops.of(aligner)
-        engine = build_engine(aligner, recipe, settings)
-        checkpoints = CheckpointManager(
-            recipe.directory / "checkpoints",
-            ranks,
-            recipe.checkpoints,
-            identity={
-                "data": data.shards.fingerprint,
-                "world size": ranks.world_size,
-                "ZeRO stage": engine.zero_optimization_stage(),
-            },
-        )
-        progress = checkpoints.restore(engine) or RunProgress(0, Position())
-        if ranks.is_first:
-            print(announcement(recipe, data, engine.module, batch_plan, progress), flush=True)
-        guard = Guard(recipe, ranks, data, engine, checkpoints)
-        communication = Communication(ranks.device)
-        meter = Meter(engine, ranks, guard.gradients, flops, communication)
-        stragglers = Stragglers(engine.module, ranks)
-        stop = StopRequest(ranks, recipe.directory / "stop", recipe.fault_tolerance)
-        watchdog = Watchdog(
-            recipe.directory / f"stacks/rank-{ranks.rank}.txt", 60 * recipe.fault_tolerance.step_minutes
-        )
-        training = _Training(
-            recipe, batch_plan, ranks, data, engine, checkpoints, guard, meter, stragglers, stop, watchdog
-        )
-        with communication.watching(), stop.listening(), watchdog.watching():
-            step = training.run(progress)
+    with started_run(recipe) as inputs, locked_run(recipe.directory, inputs.ranks):
+        trainer = Trainer(recipe, inputs, resume=resume)
+        with trainer.monitored():
+            step = trainer.train()
             if recipe.objective.dual.weight:
-                write_generated(engine, recipe, data, ranks)
+                write_generated(trainer.engine, recipe, inputs.data, inputs.ranks)
         return step
 
 
-@dataclass
-class _Training:
-    """What the loop works with."""
+class Trainer:
+    """The components of a run, and the loop over its steps."""
 
-    recipe: Recipe
-    batch_plan: BatchPlan
-    ranks: Ranks
-    data: RunData
-    engine: deepspeed.DeepSpeedEngine
-    checkpoints: CheckpointManager
+    def __init__(self, recipe: Recipe, inputs: RunInputs, *, resume: bool) -> None:
+        """Build model, engine and components, and load the newest checkpoint; every rank calls this."""
+        self.recipe = recipe
+        self.ranks, self.data, self.batch_plan, settings = inputs
+        with raise_on_every_rank(self.ranks):
+            if self.ranks.is_first:
+                if not resume:
+                    discard_run(recipe.directory)
+                prepare(recipe)
+            aligner = build_aligner(recipe, 2 * self.data.graph.num_relations, self.data.shards)
+        flops = StepFlops.of(aligner)
+        self.engine: deepspeed.DeepSpeedEngine = build_engine(aligner, recipe, settings)
+        self.checkpoints = self._checkpoint_manager()
+        self.progress = self.checkpoints.restore(self.engine) or RunProgress(0, Position())
+        if self.ranks.is_first:
+            line = announcement(recipe, self.data, self.engine.module, self.batch_plan, self.progress)
+            print(line, flush=True)
 
-    guard: Guard
-    meter: Meter
-    stragglers: Stragglers
-    stop: StopRequest
-    watchdog: Watchdog
+        self.stability = StabilityChecks(recipe, self.ranks, self.data, self.engine, self.checkpoints)
+        self.stragglers = StragglerTimer(self.engine.module, self.ranks)
+        self.communication = CommunicationTimer(self.ranks.device)
+        self.performance = PerformanceMetrics(
+            self.engine, self.ranks, self.stability.gradients, flops, self.communication
+        )
+        self.validator = Validator(self.engine, recipe, self.data, self.ranks, self.batch_plan.steps)
+        self.preemption = PreemptionHandler(self.ranks, recipe.directory / "stop", recipe.fault_tolerance)
+        stacks = recipe.directory / f"stacks/rank-{self.ranks.rank}.txt"
+        self.watchdog = Watchdog(stacks, 60 * recipe.fault_tolerance.step_minutes)
 
-    def run(self, progress: RunProgress) -> int:
-        """Take all steps from `progress` on, save the last and return its number."""
-        while progress.step < self.batch_plan.steps:
-            progress = self._steps(progress) or self._rewound()
-        self._save_last(progress)
-        return progress.step
+    def _checkpoint_manager(self) -> CheckpointManager:
+        identity = {
+            "data": self.data.shards.fingerprint,
+            "world size": self.ranks.world_size,
+            "ZeRO stage": self.engine.zero_optimization_stage(),
+        }
+        directory = self.recipe.directory / "checkpoints"
+        return CheckpointManager(directory, self.ranks, self.recipe.checkpoints, identity=identity)
 
-    def _rewound(self) -> RunProgress:
-        """Load the newest checkpoint into the engine, whose weights cannot be trained any further."""
+    @contextmanager
+    def monitored(self) -> Iterator[None]:
+        """Time collectives, handle signals and watch for slow steps inside the block."""
+        with self.communication.running(), self.preemption.handling_signals(), self.watchdog.running():
+            yield
+
+    def train(self) -> int:
+        """Take all steps that are left, save the last one and return its number."""
+        while self.progress.step < self.batch_plan.steps:
+            if not self._train_until_rollback():
+                self._roll_back()
+        self._save_last()
+        return self.progress.step
+
+    def _train_until_rollback(self) -> bool:
+        """Take steps to the last one; return whether it was reached, or a loss spike made the weights unusable."""
+        with closing(self._loader()) as loader, closing(self._metrics_logger()) as metrics:
+            while self.progress.step < self.batch_plan.steps:
+                self.watchdog.start_step(self.progress.step + 1)
+                with metrics.data_wait():
+                    batch = self.preemption.next_batch(loader)
+                if (reason := self.preemption.all_reduce_reason()) or batch is None:
+                    self._save_and_stop(str(reason))
+                self.checkpoints.publish_if_flushed()
+                if self.stability.skips(batch):
+                    self.progress = RunProgress(self.progress.step, batch.position_after)
+                    continue
+
+                factor = learning_rate_factor(
+                    self.progress.step, steps=self.batch_plan.steps, warmup_steps=self.batch_plan.warmup_steps
+                )
+                result = train_step(
+                    self.engine,
+                    batch,
+                    self.progress,
+                    learning_rate_factor=factor,
+                    dropout_seed=self._dropout_seed(),
+                    callbacks=(self.stragglers, self.stability),
+                )
+                if result.outcome is StepOutcome.ROLLED_BACK:
+                    return False
+                self.progress = result.progress
+                if result.outcome is StepOutcome.SKIPPED:
+                    continue
+
+                step = self.progress.step
+                metrics.record(result, batch, factor)
+                if self.validator.due(step):
+                    metrics.write(step, self.validator.validate(self.preemption))
+                if step < self.batch_plan.steps and self.checkpoints.due(step):
+                    self.checkpoints.save(self.engine, self.progress)
+        return True
+
+    def _loader(self) -> Loader:
+        return self.data.loader(
+            self.recipe,
+            self.ranks.rank,
+            self.ranks.world_size,
+            self.progress.position,
+            pin_memory=self.ranks.device.type == "cuda",
+            quarantine=self.recipe.directory / f"quarantine-{self.ranks.rank}.jsonl",
+        )
+
+    def _metrics_logger(self) -> MetricsLogger:
+        return MetricsLogger(
+            self.recipe, self.ranks, self.batch_plan, self.performance, self.stragglers, first_step=self.progress.step
+        )
+
+    def _dropout_seed(self) -> int:
+        """Return a function of step and rank, so that a resumed run repeats its dropout without any saved state."""
+        return int(derive(self.recipe.seed, "dropout", self.progress.step, self.ranks.rank)[0] >> 1)
+
+    def _roll_back(self) -> None:
+        """Load the newest checkpoint into the engine; its samples follow again, without the skipped batches."""
         progress = self.checkpoints.restore(self.engine)
         if progress is None:
             raise InputError(
                 f"{self.checkpoints.directory}: the checkpoint to return to after the loss spike is gone; start the "
                 "run again"
             )
-        return progress
+        self.progress = progress
 
-    def _save_last(self, progress: RunProgress) -> None:
-        """Save the last step; where that fails, try again for `checkpoints.retry_minutes`. No step is taken again.
+    def _save_and_stop(self, reason: str) -> NoReturn:
+        self.checkpoints.save(self.engine, self.progress)
+        self.preemption.stop(reason, step=self.progress.step, saved=self.checkpoints.finish())
+
+    def _save_last(self) -> None:
+        """Save the last step; if that fails, try again for `checkpoints.retry_minutes`, without repeating a step.
 
         Raises:
-            NotSaved: the checkpoint could still not be written.
+            NotSaved: the checkpoint could not be written in that time.
             Stopped: a reason to stop came up meanwhile.
         """
-        minutes = self.recipe.checkpoints.retry_minutes
+        step, minutes = self.progress.step, self.recipe.checkpoints.retry_minutes
         until = time.monotonic() + 60 * minutes
-        self.watchdog.begins(progress.step)
-        self.checkpoints.save(self.engine, progress)
+        self.watchdog.start_step(step)
+        self.checkpoints.save(self.engine, self.progress)
         if not self.checkpoints.finish() and minutes:
             self.checkpoints.warn(
-                f"step {progress.step} is the last: waiting up to {minutes:g} min for its checkpoint to be written; "
+                f"step {step} is the last: waiting up to {minutes:g} min for its checkpoint to be written; "
                 f"free disk space, or end the run with: touch {self.recipe.directory / 'stop'}"
             )
         while not self.checkpoints.finish():
             if self.ranks.all_reduce_max(int(time.monotonic() >= until)):
                 raise NotSaved(
-                    f"{self.checkpoints.directory}: the checkpoint of the last step, {progress.step}, was not saved: "
+                    f"{self.checkpoints.directory}: the checkpoint of the last step, {step}, was not saved: "
                     f"{self.checkpoints.fault}; nothing was exported; free disk space, then run the same command "
                     "again, which resumes from the newest checkpoint"
                 )
-            self._pause(min(30.0, 6 * minutes), progress)
-            self.watchdog.begins(progress.step)
-            self.checkpoints.save(self.engine, progress)
+            self._wait(min(30.0, 6 * minutes))
+            self.watchdog.start_step(step)
+            self.checkpoints.save(self.engine, self.progress)
 
-    def _pause(self, seconds: float, progress: RunProgress) -> None:
-        """Wait, and leave where a reason to stop comes up; every rank calls this."""
+    def _wait(self, seconds: float) -> None:
+        """Wait, or stop when a reason comes up; every rank calls this."""
         for _ in range(math.ceil(seconds / _POLL_SECONDS)):
-            if reason := self.stop.agreed():
-                self.stop.leave(reason, step=progress.step, saved=False)
+            if reason := self.preemption.all_reduce_reason():
+                self.preemption.stop(reason, step=self.progress.step, saved=False)
             time.sleep(min(seconds, _POLL_SECONDS))
-
-    def _steps(self, progress: RunProgress) -> RunProgress | None:
-        """Take all steps from `progress` to the last; None where the loss jumps and only a checkpoint is good."""
-        recipe, ranks, stop = self.recipe, self.ranks, self.stop
-        held_out = self._held_out()
-        loader = self._loader(progress.position)
-        telemetry = self._telemetry(progress)
-        with closing(loader), closing(telemetry):
-            while progress.step < self.batch_plan.steps:
-                self.watchdog.begins(progress.step + 1)
-                asked = time.monotonic()
-                batch = stop.next_of(loader)
-                waited = time.monotonic() - asked
-                if (reason := stop.agreed()) or batch is None:
-                    self.checkpoints.save(self.engine, progress)
-                    stop.leave(str(reason), step=progress.step, saved=self.checkpoints.finish())
-                self.checkpoints.advance()
-                if self.guard.leaves_out(batch):
-                    progress = RunProgress(progress.step, batch.position_after)
-                    continue
-
-                verdict, facts = self._step(progress, batch)
-                if verdict is Verdict.RETURN:
-                    return None
-                progress = RunProgress(progress.step + (verdict is Verdict.SOUND), batch.position_after)
-                if verdict is Verdict.LEAVE_OUT:
-                    continue
-
-                telemetry.record(progress, *facts, batch=batch, waited=waited)
-                if progress.step % recipe.log_every == 0 and (slow := self.stragglers.report()) and ranks.is_first:
-                    print(slow, flush=True)
-                if held_out and self._due(progress, recipe.validation.every):
-                    telemetry.write(progress.step, validate(self.engine, held_out, ranks, stop))
-                if progress.step < self.batch_plan.steps and self.checkpoints.due(progress.step):
-                    self.checkpoints.save(self.engine, progress)
-        return progress
-
-    def _step(self, progress: RunProgress, batch: Step) -> tuple[Verdict, tuple[dict[str, torch.Tensor], float]]:
-        """Take one optimizer step if it is sound; return the model's facts and the text encoder's rate too."""
-        step = progress.step
-        factor = learning_rate_factor(step, steps=self.batch_plan.steps, warmup_steps=self.batch_plan.warmup_steps)
-        set_learning_rates(self.engine, factor)
-        # Dropout is a function of step and rank, so a resumed run repeats it without any saved state.
-        torch.manual_seed(int(derive(self.recipe.seed, "dropout", step, self.ranks.rank)[0] >> 1))
-        self.stragglers.begins(batch.micro_batches)
-        loss, parts = self.engine([micro_batch.to(self.ranks.device) for micro_batch in batch.micro_batches])
-        self.engine.backward(self.guard.gradients.watched(loss))
-        verdict = self.guard.verdict(progress, batch, parts)
-        if verdict is Verdict.LEAVE_OUT:
-            self.guard.drop_gradients()
-        else:
-            self.engine.step()
-        return verdict, (parts, self.recipe.optimizer.text_learning_rate * factor)
-
-    def _due(self, progress: RunProgress, every: int) -> bool:
-        return progress.step == self.batch_plan.steps or bool(every and progress.step % every == 0)
-
-    def _loader(self, start: Position) -> Loader:
-        recipe, ranks = self.recipe, self.ranks
-        return Loader(
-            self.data.shards,
-            self.data.graph,
-            StreamSettings.of(recipe),
-            global_batch=recipe.batch.passages,
-            micro_batches=recipe.batch.micro_batches,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            workers=recipe.data.workers,
-            start=start,
-            pin_memory=ranks.device.type == "cuda",
-            quarantine=recipe.directory / f"quarantine-{ranks.rank}.jsonl",
-        )
-
-    def _telemetry(self, progress: RunProgress) -> Telemetry:
-        return Telemetry(
-            self.recipe.directory,
-            self.ranks,
-            self.meter,
-            steps=self.batch_plan.steps,
-            first_step=progress.step,
-            every=self.recipe.log_every,
-            passages=self.recipe.batch.passages,
-            epoch_samples=self.batch_plan.training_passages,
-        )
-
-    def _held_out(self) -> list:
-        if not len(self.data.shards.split("validation")):
-            return []
-        batches = evaluation_batches(
-            self.data.shards,
-            self.data.graph,
-            StreamSettings.of(self.recipe),
-            batch_size=32,
-            limit=self.recipe.validation.passages,
-        )
-        return list(batches)

@@ -1,4 +1,4 @@
-"""Checkpoints that settle on the disk while training goes on, with an engine that only writes a file."""
+"""Checkpoints that are flushed to disk while training continues, with an engine that only writes a file."""
 
 import errno
 import itertools
@@ -39,7 +39,7 @@ class Engine:
 
 
 class Disk:
-    """A disk that takes its time, or fails."""
+    """A disk that is slow, or fails."""
 
     def __init__(self):
         self.ready = threading.Event()
@@ -69,8 +69,8 @@ def checkpoints(tmp_path):
         CheckpointConfig(every=20, keep=2),
         identity={"data": "same", "world size": 1, "ZeRO stage": 0},
     )
-    found.said = []
-    found.warn = found.said.append
+    found.warnings = []
+    found.warn = found.warnings.append
     yield found
     dist.destroy_process_group()
 
@@ -83,9 +83,9 @@ def steps_of(checkpoints):
     return sorted(checkpoint_step(path) for path in complete_checkpoints(checkpoints.directory))
 
 
-def test_training_goes_on_while_the_disk_is_slow(checkpoints, disk):
+def test_training_continues_while_the_disk_is_slow(checkpoints, disk):
     checkpoints.save(Engine(), at(20))
-    checkpoints.advance()
+    checkpoints.publish_if_flushed()
     assert steps_of(checkpoints) == []
     disk.ready.set()
     assert checkpoints.finish()
@@ -97,32 +97,32 @@ def test_training_goes_on_while_the_disk_is_slow(checkpoints, disk):
     assert sorted(each.name for each in checkpoints.directory.iterdir()) == [path.name]
 
 
-def test_a_step_boundary_publishes_what_has_settled(checkpoints, disk):
+def test_a_step_boundary_publishes_a_flushed_checkpoint(checkpoints, disk):
     disk.ready.set()
     checkpoints.save(Engine(), at(20))
-    checkpoints._begun[1].wait()
-    checkpoints.advance()
+    checkpoints._pending[1].wait()
+    checkpoints.publish_if_flushed()
     assert steps_of(checkpoints) == [20]
 
 
-def test_what_is_asked_for_next_waits(checkpoints, disk):
+def test_the_next_call_waits_for_the_flush(checkpoints, disk):
     checkpoints.save(Engine(), at(20))
     threading.Timer(0.2, disk.ready.set).start()
     checkpoints.save(Engine(), at(40))
     assert 20 in steps_of(checkpoints)
-    assert checkpoints.any()
+    assert checkpoints.any_complete()
     assert steps_of(checkpoints) == [20, 40]
 
 
-def test_a_save_of_what_is_there_is_none(checkpoints, disk):
+def test_the_same_step_is_not_saved_twice(checkpoints, disk):
     disk.ready.set()
     for _ in range(2):
         checkpoints.save(Engine(), at(20))
-    assert checkpoints._begun is None
+    assert checkpoints._pending is None
     assert checkpoints.finish()
 
 
-def test_before_the_first_step_there_is_nothing_to_save(checkpoints):
+def test_nothing_is_saved_before_the_first_step(checkpoints):
     checkpoints.save(Engine(), at(0))
     assert not checkpoints.finish()
 
@@ -135,7 +135,7 @@ def test_a_disk_that_fails_late_costs_one_checkpoint(checkpoints, disk):
     checkpoints.save(Engine(), at(40))
     assert not checkpoints.finish()
     assert steps_of(checkpoints) == [20]
-    (line,) = checkpoints.said
+    (line,) = checkpoints.warnings
     assert line.startswith("no checkpoint of step 40: ")
     assert os.strerror(errno.EIO) in line
     assert [checkpoints.due(step) for step in (41, 42, 43)] == [False, True, True]
@@ -146,11 +146,11 @@ def test_a_disk_that_fails_late_costs_one_checkpoint(checkpoints, disk):
     assert not checkpoints.due(43)
 
 
-def test_what_a_killed_save_left_does_not_count_and_goes(checkpoints, disk):
+def test_files_of_a_killed_save_are_not_a_checkpoint_and_are_removed(checkpoints, disk):
     left = checkpoints.directory / ".writing/step-00000020"
     left.mkdir(parents=True)
     (left / "mp_rank_00_model_states.pt").write_bytes(b"half")
-    assert not checkpoints.any()
+    assert not checkpoints.any_complete()
     disk.ready.set()
     checkpoints.save(Engine(), at(40))
     assert checkpoints.finish()
@@ -168,34 +168,34 @@ def saved(checkpoints, disk):
 
 
 @pytest.mark.parametrize("name", ["step-evil", "step-99", "step-00000099.bak", "step-000000099", "step-\u06600000099"])
-def test_a_name_that_is_not_a_checkpoints_is_passed_over_and_stays(checkpoints, saved, name):
+def test_a_directory_with_another_name_is_ignored_and_not_removed(checkpoints, saved, name):
     shutil.copytree(saved, checkpoints.directory / name)
-    said = []
-    assert complete_checkpoints(checkpoints.directory, said.append) == [saved]
-    assert [line.startswith(f"{checkpoints.directory / name}: not used, ") for line in said] == [True]
+    warnings = []
+    assert complete_checkpoints(checkpoints.directory, warnings.append) == [saved]
+    assert [line.startswith(f"{checkpoints.directory / name}: not used, ") for line in warnings] == [True]
     checkpoints.save(Engine(), at(40))
     assert checkpoints.finish()
     assert (checkpoints.directory / name).is_dir()
     assert steps_of(checkpoints) == [20, 40]
 
 
-def test_a_checkpoint_under_the_name_of_another_step_is_passed_over(checkpoints, saved):
+def test_a_checkpoint_under_the_name_of_another_step_is_ignored(checkpoints, saved):
     shutil.copytree(saved, saved.with_name("step-00000099"))
-    said = []
-    assert complete_checkpoints(checkpoints.directory, said.append) == [saved]
-    assert said == [f"{saved.with_name('step-00000099')}: not used, {MARKER}: belongs to step 20"]
+    warnings = []
+    assert complete_checkpoints(checkpoints.directory, warnings.append) == [saved]
+    assert warnings == [f"{saved.with_name('step-00000099')}: not used, {MARKER}: belongs to step 20"]
 
 
-def test_a_flipped_bit_of_the_marker_is_noticed(checkpoints, saved):
+def test_a_flipped_bit_of_the_marker_is_detected(checkpoints, saved):
     marker = saved / MARKER
-    sound = marker.read_bytes()
-    for place in range(len(sound)):
-        damaged = bytearray(sound)
+    original = marker.read_bytes()
+    for place in range(len(original)):
+        damaged = bytearray(original)
         damaged[place] ^= 1 << place % 7
         marker.write_bytes(damaged)
         found = complete_checkpoints(checkpoints.directory, lambda _: None)
         # a newline that becomes a space changes nothing
-        assert not found or json.loads(damaged) == json.loads(sound), bytes(damaged)
+        assert not found or json.loads(damaged) == json.loads(original), bytes(damaged)
 
 
 def test_a_marker_of_an_earlier_version_has_no_hash(checkpoints, saved):
@@ -214,20 +214,20 @@ NONSENSE = {
 
 
 @pytest.mark.parametrize("kind", NONSENSE)
-def test_a_marker_that_cannot_be_understood_is_passed_over_in_one_line(checkpoints, saved, kind):
+def test_an_invalid_marker_is_ignored_with_a_warning_of_one_line(checkpoints, saved, kind):
     content = NONSENSE[kind]
     if content:
         content = read_json(saved / MARKER) | content
     write_json(saved / MARKER, content)
-    said = []
-    assert complete_checkpoints(checkpoints.directory, said.append) == []
-    (line,) = said
+    warnings = []
+    assert complete_checkpoints(checkpoints.directory, warnings.append) == []
+    (line,) = warnings
     assert line.startswith(f"{saved}: not used, {MARKER}: ")
     assert "\n" not in line
 
 
 class Killed(BaseException):
-    """Ends a save as `kill -9` would: nothing tidies up after it."""
+    """Ends a save as `kill -9` would, without any clean-up."""
 
 
 def killed_after(calls, monkeypatch):
@@ -277,7 +277,7 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_checkpoint(checkpoints, 
         is_old = step == 40 and torch.equal(weights, old.module.weight)
         is_new = step == again and torch.equal(weights, new.module.weight)
         assert is_old or is_new
-        checkpoints._begun = None
+        checkpoints._pending = None
         checkpoints.save(Engine(), at(80))
         assert checkpoints.finish()
         assert [path.name for path in checkpoints.directory.iterdir()] == ["step-00000080"]

@@ -2,16 +2,21 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
+from bali_ds.checkpoint.manager import RunProgress
 from bali_ds.config import ObjectiveConfig
+from bali_ds.data.loader import Step
+from bali_ds.data.sampler import Position
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.graph_encoders import GraphEncoder
 from bali_ds.model.text_encoder import TextEncoder
-from bali_ds.training.joining import joined_ranks
+from bali_ds.training.process_group import joined_ranks
+from bali_ds.training.step import train_step
 from tests.leaving import leave
 
 STEPS = 2
@@ -32,19 +37,20 @@ def aligner(seed: int) -> Aligner:
 
 
 class Toy(torch.nn.Module):
-    """Calls every part of an aligner on made-up tokens."""
+    """A model with every part of an aligner, whose micro-batches are token ids."""
 
     def __init__(self) -> None:
         super().__init__()
         whole = aligner(5)
         self.text, self.graph, self.log_scale_offset = whole.text, whole.graph, whole.log_scale_offset
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(self, micro_batches: list[torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        (tokens,) = micro_batches
         hidden = self.text.encoder(input_ids=tokens).last_hidden_state
         edges = torch.tensor([[1, 2], [0, 0]])
         nodes = self.graph(hidden[0].float().to(hidden.dtype), edges, torch.tensor([0, 2]))
         logits = self.text.head(hidden)
-        return (logits.square().mean() + nodes.square().mean()) * self.log_scale_offset.exp().sum()
+        return (logits.square().mean() + nodes.square().mean()) * self.log_scale_offset.exp().sum(), {}
 
 
 def train(stage: int, precision: str, out: Path) -> None:
@@ -62,11 +68,10 @@ def train(stage: int, precision: str, out: Path) -> None:
         "bf16": {"enabled": precision == "bf16"},
     }
     engine, *_ = deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(groups, lr=1e-2), config=settings)
-    rank = torch.distributed.get_rank()
+    rank, progress = torch.distributed.get_rank(), RunProgress(0, Position())
     for step in range(STEPS):
-        loss = engine(torch.arange(6)[None] + 6 * rank + step)
-        engine.backward(loss)
-        engine.step()
+        tokens: Any = torch.arange(6)[None] + 6 * rank + step
+        progress = train_step(engine, Step(Position(), (tokens,)), progress).progress
     engine.save_checkpoint(str(out), tag=f"step-{STEPS:08d}", save_latest=False)
     live = {}
     for name, parameter in model.named_parameters():

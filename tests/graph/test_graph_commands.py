@@ -25,6 +25,22 @@ def graph(small_tables, tmp_path, capsys):
     return str(tmp_path / "graph")
 
 
+def test_the_report_of_a_build_lists_dropped_rows_by_reason(capsys, tmp_path):
+    names = ["C1|ENG|P||PF||Y|||||X|PT|1|one|0|N||", "C1|FRE|P||PF||Y|||||X|PT|1|un|0|N||"]
+    (tmp_path / "META").mkdir()
+    (tmp_path / "META/MRCONSO.RRF").write_text("\n".join([*names, "C1|ENG|S||PF||Y|||||X|SY|1|i|0|O||"]))
+    (tmp_path / "META/MRREL.RRF").write_text(
+        "C1||CUI|RO|C1||CUI|causes|||X|X|||N||\nC1||CUI|RO|C9||CUI|causes|||X|X|||N||\n"
+    )
+    assert main(["graph", "build", "--rrf", str(tmp_path / "META"), "--out", str(tmp_path / "graph")]) == 0
+    assert capsys.readouterr().out.splitlines()[:-1] == [
+        "META/MRCONSO: 3 rows; dropped: 1 suppressed, 1 language",
+        "META/MRREL: 2 rows",
+        "dropped: 1 relations of unknown concepts",
+        "dropped: 1 self-relations",
+    ]
+
+
 def printed(capsys, *arguments):
     assert main(["graph", *arguments]) == 0
     return capsys.readouterr().out

@@ -4,31 +4,23 @@ import torch
 import torch.nn.functional as F
 
 
-def dense_loss(
-    queries, keys, scale, query_ids, key_ids, kind, *, directions=(0.5, 0.5), weights=None, bias=0.0, normalize=True
-):
+def dense_loss(queries, keys, scale, query_ids, key_ids, kind, *, bias=0.0, normalize=True):
     """Return the loss of all views in one process; without `normalize` features have the length that they came with."""
     queries, keys = queries.double(), keys.double()
     if normalize:
         queries, keys = (F.normalize(rows, dim=1, eps=1e-300) for rows in (queries, keys))
-    weights = torch.ones(len(queries) + len(keys)) if weights is None else weights
-    weights = weights.double()
     if kind in ("ntxent", "multi_similarity"):
         views, ids = torch.cat([queries, keys]), torch.cat([query_ids, key_ids])
         same = ids[:, None] == ids
         positive = same & ~torch.eye(len(ids), dtype=torch.bool)
         rule = {"ntxent": ntxent, "multi_similarity": multi_similarity}[kind]
-        return rule(views @ views.T, scale, positive, ~same, weights)
+        return rule(views @ views.T, scale, positive, ~same)
     similarities = queries @ keys.T * scale
     same = query_ids[:, None] == key_ids
     partner = None if kind != "clip" else partners(query_ids, key_ids)
-    total = 0.0
-    for direction, s, positive, weight, chosen in (
-        (directions[0], similarities, same, weights[: len(queries)], None if partner is None else partner[0]),
-        (directions[1], similarities.T, same.T, weights[len(queries) :], None if partner is None else partner[1]),
-    ):
-        total = total + direction * one_way(kind, s, positive, weight, chosen, bias)
-    return total
+    one = one_way(kind, similarities, same, None if partner is None else partner[0], bias)
+    other = one_way(kind, similarities.T, same.T, None if partner is None else partner[1], bias)
+    return (one + other) / 2
 
 
 def partners(query_ids, key_ids):
@@ -51,13 +43,12 @@ def masked_lse(values, mask):
     return result.index_put((some.nonzero()[:, 0],), values[some].masked_fill(~mask[some], -torch.inf).logsumexp(1))
 
 
-def one_way(kind, s, positive, weights, chosen, bias):
+def one_way(kind, s, positive, chosen, bias):
     total = 0.0 * s.sum()
     if kind == "sigmoid":
         signs = positive.double() * 2 - 1
-        return (weights * F.softplus(-signs * (s + bias)).sum(1)).sum() / weights.sum() if len(s) else total
+        return F.softplus(-signs * (s + bias)).sum(1).mean() if len(s) else total
     counted = positive.any(1)
-    norm = (weights * counted).sum().clamp(min=1e-300)
     z = masked_lse(s, ~positive)
     for row in (counted & (~positive).any(1)).nonzero()[:, 0].tolist():
         pool = s[row, positive[row]]
@@ -67,18 +58,18 @@ def one_way(kind, s, positive, weights, chosen, bias):
             loss = torch.logaddexp(z[row], pool.logsumexp(0)) - pool.mean()
         else:
             loss = F.softplus(z[row] - pool.logsumexp(0))
-        total = total + weights[row] * loss
-    return total / norm
+        total = total + loss
+    return total / counted.sum().clamp(min=1)
 
 
-def ntxent(cosines, scale, positive, negative, weights):
+def ntxent(cosines, scale, positive, negative):
     s = cosines * scale
     anchors, others = (positive & negative.any(1, keepdim=True)).nonzero(as_tuple=True)
     pairs = F.softplus(masked_lse(s, negative)[anchors] - s[anchors, others])
-    return (weights[anchors] * pairs).sum() / (weights * positive.sum(1)).sum().clamp(min=1e-300)
+    return pairs.sum() / positive.sum().clamp(min=1)
 
 
-def multi_similarity(cosines, scale, positive, negative, weights, alpha=2.0, base=0.5, margin=0.2):
+def multi_similarity(cosines, scale, positive, negative, alpha=2.0, base=0.5, margin=0.2):
     distances = (2 - 2 * cosines.detach()).clamp(min=0).sqrt()
     farthest = distances.masked_fill(~positive, -torch.inf).amax(1, keepdim=True) if len(cosines) else distances
     nearest = distances.masked_fill(~negative, torch.inf).amin(1, keepdim=True) if len(cosines) else distances
@@ -86,7 +77,7 @@ def multi_similarity(cosines, scale, positive, negative, weights, alpha=2.0, bas
     gap = cosines - base
     near = F.softplus(masked_lse(-alpha * gap, positive)) / alpha
     far = F.softplus(masked_lse(scale * gap, negative)) / scale
-    return (weights * (near + far)).sum() / weights.sum().clamp(min=1e-300)
+    return (near + far).sum() / max(len(cosines), 1)
 
 
 def views(seed, n_queries, n_keys, width, *, concepts, saturated=False, zipf=False):

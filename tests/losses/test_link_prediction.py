@@ -27,10 +27,10 @@ def slow_score(kind, head, relation, tail):
     if kind == "transe":
         return -math.sqrt(sum((h + r - t) ** 2 for h, r, t in zip(head, relation, tail, strict=True)))
     half = len(head) // 2
-    turned = [
+    rotated = [
         complex(head[i], head[half + i]) * complex(math.cos(relation[i]), math.sin(relation[i])) for i in range(half)
     ]
-    return -math.sqrt(sum(abs(turned[i] - complex(tail[i], tail[half + i])) ** 2 for i in range(half)))
+    return -math.sqrt(sum(abs(rotated[i] - complex(tail[i], tail[half + i])) ** 2 for i in range(half)))
 
 
 def test_scores_are_those_of_the_formulas(kind, prediction):
@@ -56,16 +56,16 @@ def test_scores_are_those_of_torch_geometric(kind, library):
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_loss_is_the_cross_entropy_among_the_tails_of_other_concepts(kind, prediction):
+def test_loss_is_the_cross_entropy_among_tails_of_other_concepts(kind, prediction):
     nodes = torch.randn(8, 6)
     facts = torch.tensor([[0, 0, 2, 3], [1, 2, 0, 3], [4, 5, 6, 7], [40, 50, 40, 70]])
     total, count = prediction(nodes, facts)
     expected, embedded = 0.0, prediction.relations.weight
     for row in range(4):
-        wrong = [column for column in range(4) if facts[3, column] != facts[3, row]]
+        negatives = [column for column in range(4) if facts[3, column] != facts[3, row]]
         scores = {
             column: slow_score(kind, nodes[facts[0, row]], embedded[facts[1, row]], nodes[4 + column])
-            for column in [row, *wrong]
+            for column in [row, *negatives]
         }
         expected -= math.log(math.exp(scores[row]) / sum(math.exp(score) for score in scores.values()))
     assert count == 4

@@ -6,30 +6,30 @@ import torch
 from bali_ds.losses.mutual_information import duality_gap, info_nce_bound
 
 
-def test_bound_is_log_n_less_the_loss_written_out():
+def test_bound_is_log_n_minus_the_cross_entropy():
     generator = torch.Generator().manual_seed(0)
     queries, keys = torch.randn(5, 4, generator=generator), torch.randn(4, 4, generator=generator)
-    query_ids, key_ids = torch.tensor([7, 7, 1, 2, 9]), torch.tensor([7, 1, 2, 9])
-    bound, cap, count = info_nce_bound(queries, keys, torch.tensor([5.0]), query_ids, key_ids).tolist()
+    query_concept_ids, key_concept_ids = torch.tensor([7, 7, 1, 2, 9]), torch.tensor([7, 1, 2, 9])
+    bound, cap, count = info_nce_bound(queries, keys, torch.tensor([5.0]), query_concept_ids, key_concept_ids).tolist()
     expected = 0.0
-    for query, name in zip(queries, query_ids, strict=True):
+    for query, name in zip(queries, query_concept_ids, strict=True):
         cosines = [float(torch.cosine_similarity(query, key, dim=0)) for key in keys]
         weights = [math.exp(5 * cosine) for cosine in cosines]
-        own = key_ids.tolist().index(int(name))
+        own = key_concept_ids.tolist().index(int(name))
         expected += math.log(4) + math.log(weights[own] / sum(weights))
     assert bound == pytest.approx(expected, rel=1e-5)
     assert cap == pytest.approx(5 * math.log(4), rel=1e-5)
     assert count == 5
 
 
-def test_views_that_tell_everything_reach_the_cap_and_no_more():
+def test_identical_views_reach_the_maximum():
     views, ids = torch.eye(8), torch.arange(8)
     bound, cap, _ = info_nce_bound(views, views, torch.tensor(100.0), ids, ids).tolist()
     assert bound == pytest.approx(cap, rel=1e-5)
     assert cap == pytest.approx(8 * math.log(8), rel=1e-5)
 
 
-def test_views_that_tell_nothing_tell_nothing():
+def test_constant_views_have_a_bound_of_zero():
     ids = torch.arange(8)
     same = torch.ones(8, 3)
     assert info_nce_bound(same, same, torch.tensor(10.0), ids, ids)[0].item() == pytest.approx(0, abs=1e-5)
@@ -37,7 +37,7 @@ def test_views_that_tell_nothing_tell_nothing():
     assert nothing.tolist() == [0, 0, 0]
 
 
-def test_duality_gap_is_zero_where_bayes_rule_holds():
+def test_duality_gap_is_zero_if_bayes_rule_holds():
     text, graph, joint = (torch.tensor([-3.0, -5.0]), torch.tensor([-2.0, -1.0]), torch.tensor([-4.0, -5.5]))
     assert duality_gap(text, graph, joint - text, joint - graph).tolist() == [0, 0]
     assert duality_gap(text, graph, joint - text + 2, joint - graph).tolist() == [4, 4]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bali_ds.losses.contrastive.native_tiles import NativeExponential, _library, available
+from bali_ds.losses.contrastive.native_tiles import NativeNegatives, _library, available
 from bali_ds.losses.contrastive.sorted_views import ViewBlock
 from bali_ds.losses.contrastive.tiles import Tiles
 from tests.losses import dense_contrastive as dense
@@ -32,18 +32,17 @@ def block(side, seed, count, width, start=0, dtype=torch.float32):
     return ViewBlock(side, np.sort(generator.integers(0, 50, count)), start, features)
 
 
-def swept(rows, columns, triangle, size=64, budget=0):
-    """Return sums of rows and columns and both gradients, the factors being made up."""
-    tiles = Tiles(SCALE, SHIFT, size, torch.float32, torch.float32, budget, CPU)
-    negatives = NativeExponential(tiles)
+def native(rows, columns, symmetric, size=64):
+    """Return sums of rows and columns and both gradients, with random factors."""
+    tiles = Tiles(SCALE, SHIFT, size, torch.float32, torch.float32, CPU)
+    negatives = NativeNegatives(tiles)
     factors = [torch.rand(1000, generator=torch.Generator().manual_seed(side)) for side in (0, 1)]
     sums = [torch.zeros(len(each), dtype=torch.float64) for each in (rows, columns)]
     slopes = [torch.zeros(each.features.shape) for each in (rows, columns)]
-    sums, slopes = ([each[0], each[0]] if triangle else each for each in (sums, slopes))
-    negatives.sums(rows, columns, *sums, triangle)
+    sums, slopes = ([each[0], each[0]] if symmetric else each for each in (sums, slopes))
+    negatives.sums(rows, columns, *sums, symmetric)
     negatives.factors = factors
-    negatives.gradients(rows, columns, *slopes, triangle)
-    assert not tiles.kept
+    negatives.gradients(rows, columns, *slopes, symmetric)
     return *sums, *slopes
 
 
@@ -51,7 +50,7 @@ def plain(rows, columns):
     factors = [torch.rand(1000, generator=torch.Generator().manual_seed(side)).double() for side in (0, 1)]
     left, right = rows.features.double(), columns.features.double()
     tile = torch.exp(SCALE * left @ right.T - SHIFT)
-    tile = tile.masked_fill(torch.from_numpy(rows.ids[:, None] == columns.ids), 0.0)
+    tile = tile.masked_fill(torch.from_numpy(rows.concept_ids[:, None] == columns.concept_ids), 0.0)
     slopes = tile * (factors[rows.side][rows.span, None] + factors[columns.side][columns.span])
     return tile.sum(1), tile.sum(0), slopes @ right, slopes.T @ left
 
@@ -63,39 +62,37 @@ def assert_alike(got, want):
 
 
 @pytest.mark.parametrize(("m", "n", "d"), SHAPES)
-@pytest.mark.parametrize("budget", [0, 20_000, 1 << 30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_two_blocks(m, n, d, budget, dtype):
+def test_two_blocks(m, n, d, dtype):
     rows, columns = block(0, 1, m, d, start=5, dtype=dtype), block(1, 2, n, d, start=11, dtype=dtype)
-    assert_alike(swept(rows, columns, False, budget=budget), plain(rows, columns))
+    assert_alike(native(rows, columns, False), plain(rows, columns))
 
 
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 200])
-@pytest.mark.parametrize("budget", [0, 20_000, 1 << 30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_block_with_itself(count, budget, dtype):
+def test_a_block_with_itself(count, dtype):
     rows = block(0, 3, count, 40, dtype=dtype)
-    assert_alike(swept(rows, rows, True, budget=budget), plain(rows, rows))
+    assert_alike(native(rows, rows, True), plain(rows, rows))
 
 
 @pytest.mark.parametrize("number", [2, 3, 7])
 def test_threads_change_nothing(number, threads):
     rows, columns = block(0, 1, 150, 96), block(1, 2, 333, 96)
-    pairs = ((rows, columns, False, 64, 60_000), (rows, rows, True, 64, 0))
+    pairs = ((rows, columns, False), (rows, rows, True))
     threads(1)
-    alone = [swept(*pair) for pair in pairs]
+    alone = [native(*pair) for pair in pairs]
     threads(number)
     for want, pair in zip(alone, pairs, strict=True):
-        assert all(torch.equal(*each) for each in zip(swept(*pair), want, strict=True))
+        assert all(torch.equal(*each) for each in zip(native(*pair), want, strict=True))
 
 
 def test_views_on_another_device_are_refused():
-    with pytest.raises(ValueError, match="native ones are for CPUs, the views are on cuda"):
-        NativeExponential(Tiles(1.0, 0.0, 64, torch.float32, torch.float32, 0, torch.device("cuda")))
+    with pytest.raises(ValueError, match="'native' computes on CPUs, but the views are on cuda"):
+        NativeNegatives(Tiles(1.0, 0.0, 64, torch.float32, torch.float32, torch.device("cuda")))
 
 
 @pytest.mark.parametrize(("capability", "there"), [("default", False), ("avx2", False), ("avx512", True)])
-def test_what_holds_torch_to_older_instructions_switches_them_off(capability, there, monkeypatch):
+def test_restricting_torch_to_older_instructions_disables_them(capability, there, monkeypatch):
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", capability)
     assert (_library.__wrapped__() is not None) == there
 
@@ -105,7 +102,7 @@ def test_exponentials_over_their_whole_range():
     ids = np.arange(2)
     rows, columns = (ViewBlock(side, ids + side * 2, 0, torch.tensor([[1.0], [-1.0]])) for side in (0, 1))
     for exponent in (*np.linspace(-86.0, 87.0, 60), -103.9, -500.0):
-        negatives = NativeExponential(Tiles(0.0, -exponent, 64, torch.float32, torch.float32, 0, CPU))
+        negatives = NativeNegatives(Tiles(0.0, -exponent, 64, torch.float32, torch.float32, CPU))
         sums = torch.zeros(2, dtype=torch.float64)
         negatives.sums(rows, columns, sums, None, False)
         want = 2 * np.exp(np.float64(np.float32(exponent)))
@@ -114,11 +111,10 @@ def test_exponentials_over_their_whole_range():
 
 @pytest.mark.parametrize("kind", ["ntxent", "clip", "supcon", "marginal"])
 @pytest.mark.parametrize("kernels", ["native", "torch"])
-@pytest.mark.parametrize("wire", [None, torch.bfloat16])
-def test_the_loss_on_either_kind_of_tiles(kind, kernels, wire):
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_the_loss_on_either_kind_of_tiles(kind, kernels, dtype):
     data = dense.views(3, 180, 170, 64, concepts=90)
-    if wire is not None:  # signs alone, an eighth each at unit length: bfloat16 changes nothing
+    if dtype is not None:  # features of 1/8 and -1/8 at unit length, which bfloat16 represents exactly
         data = (*(each.sign() for each in data[:2]), *data[2:])
-    for cache_bytes in (0, 30_000, 1 << 30):
-        got = obtained(kind, data, 14.0, tile=64, kernels=kernels, wire=wire, cache_bytes=cache_bytes)
-        assert_close(got, expected(kind, data, 14.0), rounding(14.0))
+    got = obtained(kind, data, 14.0, tile_size=64, kernels=kernels, communication_dtype=dtype)
+    assert_close(got, expected(kind, data, 14.0), rounding(14.0))

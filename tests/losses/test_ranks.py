@@ -4,11 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.losses import dense_contrastive as dense
 from tests.losses.rank_cases import BIAS, CASES, SCALE, SPLITS, start
 from tests.losses.rounding import rounding
 from tests.losses.test_against_libraries import theirs
-from tests.losses.test_contrastive import assert_close, evaluate
+from tests.losses.test_contrastive import assert_close, evaluate, expected, expected_of_rounded
 
 BY_NAME = {case.name: case for case in CASES}
 
@@ -19,7 +18,7 @@ def results(tmp_path_factory):
 
 
 def whole(case, results):
-    """The loss, and gradients as averaging over ranks puts them together."""
+    """Return the loss, and the gradients averaged over ranks."""
     size = len(SPLITS[case.split][0])
     got = [results[rank][case.name][0] for rank in range(size)]
     assert all(torch.equal(each["loss"], got[0]["loss"]) for each in got)
@@ -36,19 +35,11 @@ def whole(case, results):
 @pytest.mark.parametrize("name", BY_NAME)
 def test_equals_one_process(name, results):
     case = BY_NAME[name]
-    queries, keys, query_ids, key_ids = case.data()
-    if case.wire is not None:
-        queries, keys = (F.normalize(rows.double()).to(case.wire) for rows in (queries, keys))
-    normalize = case.wire is None
-    want = evaluate(
-        lambda q, k, s, b: dense.dense_loss(q, k, s, query_ids, key_ids, case.kind, bias=b, normalize=normalize),
-        queries.double(), keys.double(), SCALE, BIAS,
-    )  # fmt: skip
-    got = whole(case, results)
-    if case.wire is None:
-        assert_close(got, want, rounding(SCALE))
+    if case.communication_dtype is None:
+        want = expected(case.kind, case.data(), SCALE, BIAS)
     else:
-        assert float(got[0]) == pytest.approx(float(want[0]), rel=rounding(SCALE))
+        want = expected_of_rounded(case.kind, case.data(), SCALE, BIAS, case.communication_dtype)
+    assert_close(whole(case, results), want, rounding(SCALE))
 
 
 @pytest.mark.parametrize("split", ["uneven", "three-empty", "four"])
@@ -74,7 +65,7 @@ def test_repeats_bit_for_bit(name, results):
 
 
 @pytest.mark.parametrize("kind", ["ntxent", "clip"])
-def test_rounded_features_give_the_same_however_they_travel(kind, results):
+def test_every_algorithm_gives_the_same_for_rounded_features(kind, results):
     gathered, *others = (whole(BY_NAME[f"{kind}-four-{way}-bfloat16"], results) for way in ("gather", "ring", "column"))
     for other in others:
         assert_close(other, gathered, rounding(SCALE))
@@ -82,12 +73,12 @@ def test_rounded_features_give_the_same_however_they_travel(kind, results):
 
 @pytest.mark.parametrize("kind", ["ntxent", "clip"])
 @pytest.mark.parametrize(("way", "per_value"), [("ring", 8), ("column", 4)])
-def test_bytes_on_the_wire(kind, way, per_value, results):
-    """At most 8 N d bytes a rank in the ring and 4 N d by columns, beside ids, weights and sums of each view."""
+def test_bytes_sent(kind, way, per_value, results):
+    """At most 8 N d bytes a rank in the ring and 4 N d by columns, besides ids and sums of each view."""
     (queries, keys), width = SPLITS["four"], 12
     pairs, views = max(sum(queries), sum(keys)), sum(queries) + sum(keys)
     for rank in results:
-        sent = rank[f"{kind}-four-{way}-bfloat16"][0]["stats"]["bytes_sent"]
+        sent = rank[f"{kind}-four-{way}-bfloat16"][0]["bytes_sent"]
         assert sent <= per_value * (pairs + 2) * width + 80 * views + 200
 
 

@@ -15,6 +15,7 @@ from tests.model.gradients import loss_and_gradients
 from tests.model.odd_batches import without_mentions
 
 LEARNED = {"contrastive": {"learn_temperature": True}}
+SIGMOID = {"contrastive": {"kind": "sigmoid"}}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,9 @@ def parts(recipe):
 
 
 @pytest.mark.timeout(600)
-def test_loss_and_gradients_of_two_ranks_equal_those_of_one_process(recipe, tmp_path):
+@pytest.mark.parametrize("objective", [LEARNED, SIGMOID], ids=["ntxent", "sigmoid"])
+def test_loss_and_gradients_of_two_ranks_equal_those_of_one_process(sample, tmp_path, objective):
+    recipe = sample.recipe(tmp_path, objective=objective)
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
     run_ranks(2, Path(__file__).with_name("ranks.py"), tmp_path / "recipe.json", tmp_path / "out.pt")
     loss, gradients = torch.load(tmp_path / "out.pt", weights_only=True)
@@ -57,6 +60,27 @@ def test_loss_is_the_sum_of_closed_forms_over_the_views(parts):
     assert losses["contrastive"].item() == pytest.approx(contrastive.item(), rel=1e-5)
     assert losses["masked_language_model"].item() == pytest.approx(-log_likelihoods.mean().item(), rel=1e-5)
     assert loss.item() == pytest.approx(contrastive.item() - log_likelihoods.mean().item(), rel=1e-5)
+
+
+def test_sigmoid_is_the_dense_form_with_a_learned_scale_and_bias(sample, tmp_path):
+    """SigLIP (Zhai et al., ICCV 2023): t = exp(t') and b are learned, from log 10 and -10."""
+    recipe = sample.recipe(tmp_path, objective=SIGMOID | {"masked_language_model": {"weight": 0.0}})
+    data = RunData.open(recipe)
+    loader = Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=recipe.batch.passages)
+    aligner, batch = build_aligner(recipe, 2 * data.graph.num_relations).eval(), next(loader).micro_batches[0]
+    loss, _ = aligner([batch])
+    loss.backward()
+    views = aligner.encode(batch)
+    log_scale, bias = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (math.log(10), -10.0))
+    expected = dense_loss(
+        views.text.detach(), views.graph.detach(), log_scale.exp(), views.text_ids, views.concept_ids, "sigmoid",
+        bias=bias,
+    )  # fmt: skip
+    slopes = torch.autograd.grad(expected, (log_scale, bias))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert aligner.log_scale_offset.grad.item() == pytest.approx(slopes[0].item(), rel=1e-4)
+    assert aligner.logit_bias_offset.grad.item() == pytest.approx(slopes[1].item(), rel=1e-5)
+    assert (aligner.logit_scale.item(), aligner.logit_bias.item()) == (pytest.approx(10), pytest.approx(-10))
 
 
 def test_text_views_are_means_over_all_mention_tokens(parts):

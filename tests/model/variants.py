@@ -24,7 +24,7 @@ VARIANTS: dict[str, dict] = {
     },
     "learned": {
         "graph_encoder": {"names": "learned", "layers": 1},
-        "objective": {"graph_infomax": {"weight": 0.1}},
+        "objective": {"contrastive": {"kind": "sigmoid"}, "graph_infomax": {"weight": 0.1}},
     },
     "linearized": {
         "graph_encoder": {"kind": "linearized"},

@@ -97,7 +97,9 @@ def test_the_build_command_reports(tmp_path, corpora, graph_directory, tokenizer
     assert report["linked_by_type"] == {"Disease": report["counts"]["linked_mentions"]}
     assert report["most_frequent"][0]["passages"] >= report["most_frequent"][1]["passages"]
     assert main([*common, "--corpus", *files, "--out", str(tmp_path / "s"), "--link", "dictionary"]) == 0
-    assert "most frequent concepts" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "\ndropped\n" in text
+    assert "most frequent concepts" in text
     assert lint(tmp_path / "s", graph_directory) == []
     broken = tmp_path / "broken.txt"
     broken.write_text("1|t|Short\n1\t3\t99\tx\ty\tC0000001\n")

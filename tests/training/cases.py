@@ -1,4 +1,4 @@
-"""What the ranks run and the tests compare."""
+"""Cases that rank scripts run and tests compare."""
 
 STAGES = (0, 1, 2, 3)
 MICRO_BATCHES = (1, 4)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from bali_ds.config import Recipe
 from bali_ds.training.trainer import train
+from tests.engines import at_stage
 from tests.forked import run_forked
 from tests.training.cases import STAGES
 
@@ -16,8 +17,7 @@ def job(recipe: Recipe) -> None:
 def main() -> None:
     recipe = Recipe.model_validate_json(Path(sys.argv[1]).read_text())
     for stage in STAGES:
-        changes = {"name": f"stage-{stage}", "deepspeed": recipe.deepspeed.with_name(f"zero{stage}.json")}
-        run_forked(2, job, recipe.model_copy(update=changes))
+        run_forked(2, job, at_stage(recipe, stage, name=f"stage-{stage}"))
 
 
 main()

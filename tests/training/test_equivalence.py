@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from bali_ds.data.loader import Loader
-from bali_ds.data.settings import StreamSettings
 from bali_ds.model.build_model import build_aligner
 from bali_ds.training.engine import parameter_groups
 from bali_ds.training.run_directory import RunData
@@ -28,7 +26,7 @@ def plain(recipe):
     data = RunData.open(recipe)
     aligner = build_aligner(recipe, 2 * data.graph.num_relations)
     optimizer = torch.optim.AdamW(parameter_groups(aligner, recipe.optimizer), betas=(0.9, 0.98), eps=1e-6)
-    loader = Loader(data.shards, data.graph, StreamSettings.of(recipe), global_batch=recipe.batch.passages)
+    loader = data.loader(recipe, rank=0, world_size=1)
     losses, gradients = [], {}
     for _, step in zip(range(recipe.steps), loader, strict=False):
         loss, _ = aligner(step.micro_batches)
@@ -46,7 +44,7 @@ def trained(recipe, tmp_path_factory):
     out = tmp_path_factory.mktemp("trained")
     (out / "recipe.json").write_text(recipe.model_dump_json())
     for world_size in WORLD_SIZES:
-        run_ranks(world_size, Path(__file__).with_name("ranks.py"), out / "recipe.json", out, timeout=600)
+        run_ranks(world_size, Path(__file__).with_name("equivalence_ranks.py"), out / "recipe.json", out, timeout=600)
     return out
 
 

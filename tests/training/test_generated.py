@@ -1,4 +1,4 @@
-"""What the decoder writes at the end of a run, at every ZeRO stage, against writing each sequence alone."""
+"""Text that the decoder generates at the end of a run, at every ZeRO stage, against generating each sequence alone."""
 
 from html import unescape
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The lock of a run's directory, held by processes of this machine and by imitated ones of others."""
+"""The lock of a run's directory, held by processes of this machine and by simulated ones of others."""
 
 import errno
 import fcntl
@@ -63,7 +63,7 @@ def hasty(monkeypatch):
 
 @pytest.fixture
 def local_locks(monkeypatch):
-    """A file system that does not carry fcntl locks to other hosts, and another host to look from."""
+    """A file system that does not share fcntl locks between hosts, seen from another host."""
 
     def refuse(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -78,7 +78,7 @@ def test_the_holder_is_named(tmp_path, holder):
     assert "\n" not in str(refused.value)
 
 
-def test_a_name_of_the_job_is_told(tmp_path, monkeypatch):
+def test_the_scheduler_job_is_recorded(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     with RunLock(tmp_path / "run"):
         assert json.loads((tmp_path / ".run.lock").read_text())["job"] == "4711"
@@ -92,20 +92,20 @@ def test_a_link_to_the_directory_has_the_same_lock(tmp_path, holder):
         pass
 
 
-def test_a_killed_holder_keeps_nobody_out(tmp_path):
-    process = fork(held, tmp_path / "run", 600)
-    while not (tmp_path / ".run.lock").exists():
+def test_a_killed_holder_blocks_nobody(tmp_path):
+    process, lock = fork(held, tmp_path / "run", 600), tmp_path / ".run.lock"
+    while not lock.exists() or not lock.stat().st_size:
         time.sleep(0.01)
     os.kill(process, signal.SIGKILL)
     os.waitpid(process, 0)
-    assert (tmp_path / ".run.lock").exists()
+    assert lock.exists()
     begun = time.monotonic()
     with RunLock(tmp_path / "run"):
         assert time.monotonic() - begun < 10
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_of_many_takes_what_is_left_over(tmp_path):
+def test_one_of_many_takes_over_a_stale_file(tmp_path):
     left = {"host": "here", "process": "1", "since": "today", "machine": run_lock._machine()}
     for _ in range(5):
         (tmp_path / ".run.lock").write_text(json.dumps(left))
@@ -115,7 +115,7 @@ def test_one_of_many_takes_what_is_left_over(tmp_path):
 
 
 @pytest.mark.usefixtures("hasty", "local_locks")
-def test_a_live_holder_on_another_host_is_known_by_its_touches(tmp_path, monkeypatch):
+def test_a_live_holder_on_another_host_is_recognized_by_its_touches(tmp_path, monkeypatch):
     process = fork(held, tmp_path / "run", 600)
     while not (tmp_path / ".run.lock").exists():
         time.sleep(0.01)
@@ -132,7 +132,7 @@ def test_a_live_holder_on_another_host_is_known_by_its_touches(tmp_path, monkeyp
 
 @pytest.mark.parametrize("content", ['{"machine": "another"}', "", "[]", "\x00\x01", "[" * 4000])
 @pytest.mark.usefixtures("hasty")
-def test_a_file_of_another_host_that_nobody_touches_is_left_over(tmp_path, content):
+def test_a_file_of_another_host_that_nobody_touches_is_stale(tmp_path, content):
     lock = tmp_path / ".run.lock"
     lock.write_text(content)
     begun = time.monotonic()
@@ -157,7 +157,7 @@ def test_a_holder_whose_file_was_replaced_ends(tmp_path):
     assert lock.read_text() == "{}"
 
 
-def test_a_directory_that_cannot_be_written_is_told_in_one_line(tmp_path):
+def test_a_directory_that_cannot_be_written_is_reported_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"lock cannot be written: "), RunLock(tmp_path / "file/run"):
         pass

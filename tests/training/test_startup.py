@@ -1,4 +1,4 @@
-"""What every rank must have alike is compared, and the difference is named."""
+"""The inputs of all ranks are compared, and the first difference is reported."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from bali_ds.training.run_directory import RunData
 
 
 class Gathered:
-    """Stands for a ranks whose ranks have these values."""
+    """Stands for `Ranks` whose ranks have these values."""
 
     def __init__(self, *values):
         self.values = [(f"node-{rank}", each) for rank, each in enumerate(values)]

@@ -1,4 +1,4 @@
-"""The contrastive objective: one public function."""
+"""Contrastive losses over the views of all ranks; one public function."""
 
 from bali_ds.losses.contrastive.api import contrastive_loss
 

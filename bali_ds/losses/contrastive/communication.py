@@ -1,11 +1,16 @@
-"""How the views of other ranks come by, and how what they are owed goes home.
+"""Exchange of view blocks between ranks, so that every pair of views is processed once.
 
-A sweep looks at every pair of views once and leaves something, a sum or a gradient, for each view. A rank always
-sweeps its own block against itself; `gather` and `ring` then let the blocks of other ranks visit so that every pair
-of ranks meets exactly once (half of the ranks visit where one side meets itself), and what a visitor is owed is sent
-back. `column` lets all visit and leaves nothing for them: similarities are symmetric, so a rank can make everything
-that its own views are owed, at more arithmetic and the least traffic. The order of visits is fixed: results repeat
-bit for bit.
+A pass processes every pair of views and accumulates a value for each view: a sum, a maximum or a gradient. A rank
+always processes its own block against itself. What else it processes depends on the algorithm:
+
+- "gather": all blocks are gathered on every rank. Each pair of ranks is processed by one of the two, which sends
+  the other's accumulator back at the end.
+- "ring": blocks travel from rank to rank, and the accumulator of a block travels with it. A rank holds two blocks of
+  other ranks at a time.
+- "column": every rank processes its own block against all blocks and sends nothing back. As similarities are
+  symmetric, that is twice the arithmetic for the least traffic.
+
+The order is fixed, so results repeat bit for bit.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,16 +21,18 @@ import torch
 from torch import Tensor
 
 from bali_ds.distributed import Ranks
-from bali_ds.losses.contrastive.sorted_views import Side, ViewBlock
+from bali_ds.losses.contrastive.sorted_views import ViewBlock, ViewLayout
 
-GATHERED_BYTES = 1 << 30  # what `auto` is ready to spend on views and gradients of other ranks
+ALGORITHMS = ("auto", "gather", "ring", "column")
+GATHERED_BYTES = 1 << 30  # "auto" gathers if features and gradients of all ranks take at most this
 
-# (rows, columns, for the rows, for the columns or None, whether rows and columns are the same views): adds in place.
-Sweep = Callable[[ViewBlock, ViewBlock, Tensor, Tensor | None, bool], None]
+# Called with (rows, columns, row accumulator, column accumulator or None, whether rows and columns are the same views);
+# updates the accumulators in place.
+BlockFunction = Callable[[ViewBlock, ViewBlock, Tensor, Tensor | None, bool], None]
 
 
-class Visit(NamedTuple):
-    """A meeting of two ranks: whose block visits, and which part of either takes part."""
+class ScheduleStep(NamedTuple):
+    """One step of a rank: whose block it processes, and which rows of its own and columns of that block."""
 
     owner: int
     rows: slice
@@ -34,173 +41,184 @@ class Visit(NamedTuple):
 
 @dataclass
 class Exchange:
-    """The ranks' blocks and the way they meet.
+    """The view blocks of all ranks, and the schedule in which pairs of blocks are processed.
 
     Attributes:
-        ranks: who takes part.
-        sides: one where the views meet each other, two where queries meet keys.
-        own: float [n, d] features of this rank, one a side; they travel as they are.
-        how: "gather", "ring" or "column".
+        ranks: all of them run the same passes.
+        layouts: one if all views are compared with each other, two if queries are compared with keys.
+        features: for each side float [n, d] of this rank, at unit length; they are sent in their dtype.
+        algorithm: "gather", "ring" or "column".
     """
 
     ranks: Ranks
-    sides: list[Side]
-    own: list[Tensor]
-    how: str
+    layouts: list[ViewLayout]
+    features: list[Tensor]
+    algorithm: str
     _gathered: list[list[Tensor]] = field(default_factory=list)
 
-    def sweep(
+    def accumulate(
         self,
-        sweep: Sweep,
-        trailing: tuple[int, ...],
+        function: BlockFunction,
+        shape: tuple[int, ...],
         dtype: torch.dtype,
         *,
         start: float = 0.0,
         combine: Callable[[Tensor, Tensor], Tensor] = torch.add,
         features: bool = True,
     ) -> list[Tensor]:
-        """Run `sweep` over all pairs of views and return what this rank's views are owed, one tensor a side.
+        """Process all pairs of views and return the accumulated values of this rank's views; a collective call.
 
         Args:
-            sweep: adds (or combines) in place what rows and columns are owed.
-            trailing: shape of what one view is owed.
-            dtype: of the same.
-            start: its value before the first pair.
-            combine: puts two partial results together.
-            features: whether the sweep looks at the features of visitors.
+            function: processes one pair of blocks.
+            shape: of the value of one view.
+            dtype: of the values.
+            start: their initial value.
+            combine: combines partial values of one view.
+            features: whether `function` reads the features of other ranks.
 
         Returns:
-            `dtype` [n, *trailing], one a side.
+            for each side `dtype` [n, *shape].
         """
 
-        def fresh(count: int) -> Tensor:
-            return torch.full((count, *trailing), start, dtype=dtype, device=self.own[0].device)
+        def new_accumulator(count: int) -> Tensor:
+            return torch.full((count, *shape), start, dtype=dtype, device=self.features[0].device)
 
-        mine = [side.block(self.ranks.rank, own) for side, own in zip(self.sides, self.own, strict=True)]
-        owed = [fresh(len(block)) for block in mine]
-        rows, columns = mine[0], mine[-1]
-        if self.how == "column" and self.ranks.world_size > 1:
+        own = [layout.block(self.ranks.rank, each) for layout, each in zip(self.layouts, self.features, strict=True)]
+        accumulators = [new_accumulator(len(block)) for block in own]
+        if self.algorithm == "column" and self.ranks.world_size > 1:
             for owner in range(self.ranks.world_size):
-                for side, own in enumerate(mine):
-                    visitor = self._visitor(len(mine) - 1 - side, owner, features)
-                    sweep(own, visitor, owed[side], None, False)
-            return owed
-        sweep(rows, columns, owed[0], owed[-1], len(mine) == 1)
-        travel = self._ring if self.how == "ring" else self._meet
-        home = travel(sweep, rows, owed[0], fresh, combine, features) if self.ranks.world_size > 1 else []
-        for returned in home:
-            owed[-1] = combine(owed[-1], returned)
-        return owed
+                for side, rows in enumerate(own):
+                    columns = self._gathered_block(len(own) - 1 - side, owner, features)
+                    function(rows, columns, accumulators[side], None, False)
+            return accumulators
+        function(own[0], own[-1], accumulators[0], accumulators[-1], len(own) == 1)
+        if self.ranks.world_size > 1:
+            algorithm = self._ring if self.algorithm == "ring" else self._gather
+            for returned in algorithm(function, own[0], accumulators[0], new_accumulator, combine, features):
+                accumulators[-1] = combine(accumulators[-1], returned)
+        return accumulators
 
-    def _visits(self) -> Iterator[Visit]:
-        """Whom this rank receives, in order; every pair of ranks meets once, or both ways for two sides."""
-        size, rank, joint = self.ranks.world_size, self.ranks.rank, len(self.sides) == 1
+    def _schedule(self) -> Iterator[ScheduleStep]:
+        """Yield the blocks that this rank processes; every pair of ranks once, or both ways if there are two sides."""
+        size, rank, joint = self.ranks.world_size, self.ranks.rank, len(self.layouts) == 1
         everything = slice(0, None)
-        for hop in range(1, size // 2 + 1 if joint else size):
+        for hop in range(1, self._last_hop() + 1):
             owner = (rank - hop) % size
             if joint and 2 * hop == size:
-                # Both ranks receive each other here, so each takes one half of the lower rank's views.
-                starts = self.sides[0].starts
-                half = (starts[min(rank, owner) + 1] - starts[min(rank, owner)]) // 2
+                # Both ranks have each other's block here, so each takes one half of the lower rank's views.
+                offsets = self.layouts[0].offsets
+                half = (offsets[min(rank, owner) + 1] - offsets[min(rank, owner)]) // 2
                 if rank < owner:
-                    yield Visit(owner, slice(0, half), everything)
+                    yield ScheduleStep(owner, slice(0, half), everything)
                 else:
-                    yield Visit(owner, everything, slice(half, None))
+                    yield ScheduleStep(owner, everything, slice(half, None))
             else:
-                yield Visit(owner, everything, everything)
+                yield ScheduleStep(owner, everything, everything)
+
+    def _last_hop(self) -> int:
+        return self.ranks.world_size // 2 if len(self.layouts) == 1 else self.ranks.world_size - 1
+
+    def _destinations(self) -> list[int]:
+        """Return the ranks that process this rank's block, in the order of the hops."""
+        return [(self.ranks.rank + hop) % self.ranks.world_size for hop in range(1, self._last_hop() + 1)]
 
     def _count(self, owner: int) -> int:
-        return self.sides[-1].counts[owner]
+        return self.layouts[-1].counts[owner]
 
-    def _run(
-        self, sweep: Sweep, visit: Visit, rows: ViewBlock, visitor: ViewBlock, owed: Tensor, across: Tensor
-    ) -> None:
-        first, last, _ = visit.rows.indices(len(rows))
-        left, right, _ = visit.columns.indices(len(visitor))
-        sweep(rows.part(first, last), visitor.part(left, right), owed[first:last], across[left:right], False)
-
-    # Everything at hand: blocks are gathered once, and what visitors are owed is exchanged at the end.
-
-    def _visitor(self, side: int, owner: int, features: bool) -> ViewBlock:
-        if not self._gathered and features:
-            for each, own in zip(self.sides, self.own, strict=True):
-                self._gathered.append(list(self.ranks.all_gather_rows(own, each.counts).split(each.counts)))
-        return self.sides[side].block(owner, self._gathered[side][owner] if self._gathered else None)
-
-    def _meet(
+    def _process(
         self,
-        sweep: Sweep,
+        function: BlockFunction,
+        step: ScheduleStep,
         rows: ViewBlock,
-        owed: Tensor,
-        fresh: Callable[[int], Tensor],
+        columns: ViewBlock,
+        row_accumulator: Tensor,
+        column_accumulator: Tensor,
+    ) -> None:
+        first, last, _ = step.rows.indices(len(rows))
+        left, right, _ = step.columns.indices(len(columns))
+        function(
+            rows.part(first, last), columns.part(left, right),
+            row_accumulator[first:last], column_accumulator[left:right], False,
+        )  # fmt: skip
+
+    def _gathered_block(self, side: int, owner: int, features: bool) -> ViewBlock:
+        if not self._gathered and features:
+            for layout, own in zip(self.layouts, self.features, strict=True):
+                self._gathered.append(list(self.ranks.all_gather_rows(own, layout.counts).split(layout.counts)))
+        return self.layouts[side].block(owner, self._gathered[side][owner] if self._gathered else None)
+
+    def _gather(
+        self,
+        function: BlockFunction,
+        rows: ViewBlock,
+        row_accumulator: Tensor,
+        new_accumulator: Callable[[int], Tensor],
         _combine: Callable[[Tensor, Tensor], Tensor],
         features: bool,
     ) -> list[Tensor]:
-        size = self.ranks.world_size
-        outgoing: list[Tensor | None] = [None] * size
-        for visit in self._visits():
-            visitor = self._visitor(len(self.sides) - 1, visit.owner, features)
-            outgoing[visit.owner] = across = fresh(len(visitor))
-            self._run(sweep, visit, rows, visitor, owed, across)
-        return self.ranks.all_to_all(outgoing, fresh(self._count(self.ranks.rank)), self._hosts())
-
-    def _hosts(self) -> list[int]:
-        """Which ranks this one visits, in the order of their hops."""
-        size, last = (
-            self.ranks.world_size,
-            self.ranks.world_size // 2 if len(self.sides) == 1 else self.ranks.world_size - 1,
-        )
-        return [(self.ranks.rank + hop) % size for hop in range(1, last + 1)]
-
-    # A ring: two visitors at a time are on a rank, and what is owed to a visitor goes on with it to the next rank.
+        """Process this rank's steps and return what other ranks accumulated for this rank's columns."""
+        outgoing: list[Tensor | None] = [None] * self.ranks.world_size
+        for step in self._schedule():
+            columns = self._gathered_block(len(self.layouts) - 1, step.owner, features)
+            outgoing[step.owner] = column_accumulator = new_accumulator(len(columns))
+            self._process(function, step, rows, columns, row_accumulator, column_accumulator)
+        like = new_accumulator(self._count(self.ranks.rank))
+        return self.ranks.all_to_all(outgoing, like, self._destinations())
 
     def _ring(
         self,
-        sweep: Sweep,
+        function: BlockFunction,
         rows: ViewBlock,
-        owed: Tensor,
-        fresh: Callable[[int], Tensor],
+        row_accumulator: Tensor,
+        new_accumulator: Callable[[int], Tensor],
         combine: Callable[[Tensor, Tensor], Tensor],
         features: bool,
     ) -> list[Tensor]:
-        ranks, side = self.ranks, self.sides[-1]
+        """The same, with the next block in transfer while one is processed, and accumulators behind their blocks."""
+        ranks, layout = self.ranks, self.layouts[-1]
         previous, following = (ranks.rank - 1) % ranks.world_size, (ranks.rank + 1) % ranks.world_size
-        visits = list(self._visits())
+        steps = list(self._schedule())
         block: Tensor | None = None
-        arriving = (
-            ranks.start_send_receive(self.own[-1], following, self._arrival(visits[0].owner), previous)
+        arriving_block = (
+            ranks.start_send_receive(self.features[-1], following, self._receive_buffer(steps[0].owner), previous)
             if features
             else None
         )
-        owed_arriving = None
-        for number, visit in enumerate(visits):
-            coming = visits[number + 1].owner if number + 1 < len(visits) else None
-            if arriving is not None:
-                block = arriving()
-                arriving = (
+        arriving_accumulator = None
+        for number, step in enumerate(steps):
+            next_owner = steps[number + 1].owner if number + 1 < len(steps) else None
+            if arriving_block is not None:
+                block = arriving_block()
+                arriving_block = (
                     None
-                    if coming is None
-                    else ranks.start_send_receive(block, following, self._arrival(coming), previous)
+                    if next_owner is None
+                    else ranks.start_send_receive(block, following, self._receive_buffer(next_owner), previous)
                 )
-            visitor = side.block(visit.owner, block)
-            across = fresh(len(visitor))
-            self._run(sweep, visit, rows, visitor, owed, across)
-            if owed_arriving is not None:
-                across = combine(owed_arriving(), across)
-            if coming is not None:
-                owed_arriving = ranks.start_send_receive(across, following, fresh(self._count(coming)), previous)
-        home = ranks.start_send_receive(across, visits[-1].owner, fresh(self._count(ranks.rank)), self._hosts()[-1])
-        return [home()]
+            columns = layout.block(step.owner, block)
+            accumulator = new_accumulator(len(columns))
+            self._process(function, step, rows, columns, row_accumulator, accumulator)
+            if arriving_accumulator is not None:
+                accumulator = combine(arriving_accumulator(), accumulator)
+            if next_owner is not None:
+                arriving_accumulator = ranks.start_send_receive(
+                    accumulator, following, new_accumulator(self._count(next_owner)), previous
+                )
+        own = new_accumulator(self._count(ranks.rank))
+        return [ranks.start_send_receive(accumulator, steps[-1].owner, own, self._destinations()[-1])()]
 
-    def _arrival(self, owner: int) -> Tensor:
-        return self.own[-1].new_empty((self._count(owner), self.own[-1].shape[1]))
+    def _receive_buffer(self, owner: int) -> Tensor:
+        return self.features[-1].new_empty((self._count(owner), self.features[-1].shape[1]))
 
 
-def choose(communication: str, ranks: Ranks, sides: list[Side], width: int) -> str:
-    """Return how the ranks meet: as asked, or for "auto" by what gathering would take."""
-    if communication not in ("auto", "gather", "ring", "column"):
-        raise ValueError(f"communication: {communication!r} is none of auto, gather, ring, column")
+def choose_algorithm(communication: str, ranks: Ranks, layouts: list[ViewLayout], width: int) -> str:
+    """Return the algorithm of an `Exchange`: the given one, or for "auto" by the memory that gathering takes.
+
+    Raises:
+        ValueError: `communication` is not in `ALGORITHMS`.
+    """
+    if communication not in ALGORITHMS:
+        raise ValueError(f"communication: {communication!r} is not one of {', '.join(ALGORITHMS)}")
     if communication != "auto":
         return communication
-    visitors = sides[-1].total * width * 4 * 2
-    return "gather" if ranks.world_size == 1 or visitors <= GATHERED_BYTES else "ring"
+    gathered = layouts[-1].num_views * width * 4 * 2
+    return "gather" if ranks.world_size == 1 or gathered <= GATHERED_BYTES else "ring"

@@ -1,8 +1,8 @@
-"""The tiles of `Exponential` by the kernels of native/, where the processor has AVX-512.
+"""Negatives computed by the C kernels in native/, for CPUs with AVX-512.
 
-A general library's products do not use all of such a processor on every make of it, and what is elementwise cannot be
-joined with them. The kernels are an optional part of the installation, built where there is a C compiler. What holds
-torch to older instructions (`ATEN_CPU_CAPABILITY=avx2` or `default`) switches them off.
+The kernels fuse elementwise arithmetic into the matrix products and use AVX-512 on processors where torch's matrix
+library does not. They are an optional extension, built at installation if there is a C compiler. Setting
+`ATEN_CPU_CAPABILITY` to `avx2` or `default`, which restricts torch to older instructions, disables them.
 """
 
 import ctypes
@@ -15,22 +15,22 @@ import torch
 from torch import Tensor
 
 from bali_ds.losses.contrastive.sorted_views import ViewBlock
-from bali_ds.losses.contrastive.tiles import Exponential, Tiles
+from bali_ds.losses.contrastive.tiles import ExponentialNegatives, Tiles
 
-_GRAIN = 64  # rows that stand still come in panels of 32, columns in panels of 8, and a tile has half as many of them
+_TILE_MULTIPLE = 64  # rows are packed in panels of 32, columns of 8, and a tile has half as many columns as rows
 
 
-class _Sweep(ctypes.Structure):
-    """The struct of native/packing.h, field by field."""
+class _Pass(ctypes.Structure):
+    """`struct Pass` of native/packing.h, field by field."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in (
             "rows", "columns", "row_ids", "column_ids", "row_factors", "column_factors", "row_sums", "column_sums",
-            "row_gradient", "column_gradient", "kept", "scratch",
+            "row_gradient", "column_gradient", "workspace",
         )),
-        *((name, ctypes.c_int64) for name in ("m", "n", "d", "size", "num_kept")),
+        *((name, ctypes.c_int64) for name in ("m", "n", "d", "size")),
         *((name, ctypes.c_float) for name in ("scale", "shift")),
-        *((name, ctypes.c_int32) for name in ("bfloat16", "triangle", "threads")),
+        *((name, ctypes.c_int32) for name in ("bfloat16", "symmetric", "threads")),
     )  # fmt: skip
 
 
@@ -44,17 +44,20 @@ def _library() -> ctypes.CDLL | None:
     library = ctypes.CDLL(found.origin)
     if not library.bali_supported():
         return None
-    library.bali_scratch.restype = ctypes.c_int64
+    # An extension built from other sources would read the arguments at wrong offsets.
+    if not hasattr(library, "bali_pass_bytes") or library.bali_pass_bytes() != ctypes.sizeof(_Pass):
+        return None
+    library.bali_workspace_floats.restype = ctypes.c_int64
     return library
 
 
 def available() -> bool:
-    """Return whether the kernels were built, this processor can run them and torch may use AVX-512."""
+    """Return whether the kernels were built, the processor supports them and torch may use AVX-512."""
     return _library() is not None
 
 
-class NativeExponential(Exponential):
-    """Negatives in float32, of features in float32 or bfloat16, on a CPU and as many threads as torch uses.
+class NativeNegatives(ExponentialNegatives):
+    """Negatives in float32, from float32 or bfloat16 features, on a CPU with as many threads as torch uses.
 
     Raises:
         ValueError: the views are not on a CPU, or the kernels are not `available`.
@@ -64,71 +67,58 @@ class NativeExponential(Exponential):
         super().__init__(tiles)
         library = _library()
         if tiles.device.type != "cpu":
-            raise ValueError(f"kernels: native ones are for CPUs, the views are on {tiles.device}")
+            raise ValueError(f"kernels: 'native' computes on CPUs, but the views are on {tiles.device}; use 'auto'")
         if library is None:
             raise ValueError(
-                "kernels: native ones were not built (no C compiler?), the processor has no AVX-512, "
-                "or ATEN_CPU_CAPABILITY forbids it"
+                "kernels: 'native' is not available: the package was built without a C compiler or from older sources, "
+                "the processor lacks AVX-512, or ATEN_CPU_CAPABILITY excludes it; use 'auto', or reinstall the package"
             )
         self._library = library
 
-    def sums(self, rows: ViewBlock, columns: ViewBlock, into: Tensor, across: Tensor | None, triangle: bool) -> None:
-        """Add the sums of exponentials of each row to `into` [rows] and of each column to `across` [columns]."""
-        if not (len(rows) and len(columns)):
-            return
-        sweep = self._sweep(rows, columns, triangle)
-        values = sweep.size * sweep.size // 2
-        number = min(_tiles(sweep), self.tiles.budget // (values * 4))
-        if number:
-            self.tiles.budget -= number * values * 4
-            self.tiles.kept[_key(rows, columns)] = torch.empty(number, values)
-        self._call("bali_sums", sweep, rows, columns, row_sums=into, column_sums=across)
+    def sums(
+        self,
+        rows: ViewBlock,
+        columns: ViewBlock,
+        row_accumulator: Tensor,
+        column_accumulator: Tensor | None,
+        symmetric: bool,
+    ) -> None:
+        """Add each anchor's sum of exponentials to the accumulators, float64 [rows] and [columns]."""
+        if len(rows) and len(columns):
+            arguments = self._arguments(rows, columns, symmetric)
+            self._call("bali_sums", arguments, row_sums=row_accumulator, column_sums=column_accumulator)
 
     def gradients(
-        self, rows: ViewBlock, columns: ViewBlock, into: Tensor, across: Tensor | None, triangle: bool
+        self,
+        rows: ViewBlock,
+        columns: ViewBlock,
+        row_accumulator: Tensor,
+        column_accumulator: Tensor | None,
+        symmetric: bool,
     ) -> None:
-        """Add derivatives by the rows, divided by the scale, to `into` [rows, d], by the columns to `across`."""
-        if not (len(rows) and len(columns)):
-            return
-        sweep = self._sweep(rows, columns, triangle)
-        sweep.row_factors, sweep.column_factors = (
-            self.factors[block.side][block.span].data_ptr() for block in (rows, columns)
-        )
-        self._call("bali_gradients", sweep, rows, columns, row_gradient=into, column_gradient=across)
-        self.tiles.kept.pop(_key(rows, columns), None)
+        """Add the gradients by the features, divided by the logit scale, to the accumulators, float32 [views, d]."""
+        if len(rows) and len(columns):
+            arguments = self._arguments(rows, columns, symmetric)
+            arguments.row_factors, arguments.column_factors = (
+                self.factors[block.side][block.span].data_ptr() for block in (rows, columns)
+            )
+            self._call("bali_gradients", arguments, row_gradient=row_accumulator, column_gradient=column_accumulator)
 
-    def _sweep(self, rows: ViewBlock, columns: ViewBlock, triangle: bool) -> _Sweep:
+    def _arguments(self, rows: ViewBlock, columns: ViewBlock, symmetric: bool) -> _Pass:
         assert rows.features is not None
         assert columns.features is not None
-        size = _GRAIN * ceil(min(self.tiles.size, max(len(rows), len(columns))) / _GRAIN)
-        return _Sweep(
+        size = _TILE_MULTIPLE * ceil(min(self.tiles.size, max(len(rows), len(columns))) / _TILE_MULTIPLE)
+        return _Pass(
             rows=rows.features.data_ptr(), columns=columns.features.data_ptr(),
-            row_ids=rows.ids.ctypes.data, column_ids=columns.ids.ctypes.data,
+            row_ids=rows.concept_ids.ctypes.data, column_ids=columns.concept_ids.ctypes.data,
             m=len(rows), n=len(columns), d=rows.features.shape[1], size=size,
             scale=self.tiles.scale, shift=self.tiles.shift, bfloat16=rows.features.dtype == torch.bfloat16,
-            triangle=triangle, threads=min(torch.get_num_threads(), _tiles_across(len(columns), size)),
+            symmetric=symmetric, threads=min(torch.get_num_threads(), ceil(len(columns) / (size // 2))),
         )  # fmt: skip
 
-    def _call(self, function: str, sweep: _Sweep, rows: ViewBlock, columns: ViewBlock, **into: Tensor | None) -> None:
-        kept = self.tiles.kept.get(_key(rows, columns))
-        if kept is not None:
-            sweep.kept, sweep.num_kept = kept.data_ptr(), len(kept)
-        for name, tensor in into.items():
-            setattr(sweep, name, None if tensor is None else tensor.data_ptr())
-        scratch = torch.empty(self._library.bali_scratch(ctypes.byref(sweep)))
-        sweep.scratch = scratch.data_ptr()
-        getattr(self._library, function)(ctypes.byref(sweep))
-
-
-def _key(rows: ViewBlock, columns: ViewBlock) -> tuple[int, int, int]:
-    return rows.side, rows.start, columns.start
-
-
-def _tiles(sweep: _Sweep) -> int:
-    """Return how many tiles a sweep has."""
-    starts = range(0, sweep.m, sweep.size)
-    return sum(_tiles_across(sweep.n - (start if sweep.triangle else 0), sweep.size) for start in starts)
-
-
-def _tiles_across(columns: int, size: int) -> int:
-    return ceil(columns / (size // 2))
+    def _call(self, function: str, arguments: _Pass, **accumulators: Tensor | None) -> None:
+        for name, tensor in accumulators.items():
+            setattr(arguments, name, None if tensor is None else tensor.data_ptr())
+        workspace = torch.empty(self._library.bali_workspace_floats(ctypes.byref(arguments)))
+        arguments.workspace = workspace.data_ptr()
+        getattr(self._library, function)(ctypes.byref(arguments))

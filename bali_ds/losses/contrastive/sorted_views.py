@@ -1,4 +1,7 @@
-"""Views in the order in which the loss treats them: unit length, sorted by id, and back again."""
+"""Normalized views sorted by concept id, the order in which the loss processes them.
+
+Sorting brings equal concept ids together, so that positives are found without comparing all pairs.
+"""
 
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
@@ -10,137 +13,177 @@ from torch import Tensor
 
 from bali_ds.distributed import Ranks
 
-_CHUNK = 256  # rows handled at a time, such that they stay in a CPU's cache
+_ROWS = 256  # rows normalized at a time, few enough to stay in a CPU's cache
 
 
 @dataclass(frozen=True)
-class Side:
-    """What all ranks know of one side of the similarity matrix: its queries, its keys, or both together.
+class ViewLayout:
+    """Concept ids of one side of the similarity matrix, and where its views are on all ranks.
 
-    Views are numbered rank by rank, and by id within a rank.
+    A side is the queries, the keys, or both together where all views are compared with each other. Its views are
+    numbered rank by rank, and by concept id within a rank.
 
     Attributes:
-        number: 0 for queries or for both together, 1 for keys.
-        ids: int64 [total], of all ranks, in this numbering.
-        weights: float64 [total], how much each view counts as an anchor.
-        orders: one int64 array a rank, where in that rank's input each of its views stands.
-        starts: int [world_size + 1], the number of each rank's first view; the last is `total`.
+        side: 0 for queries or for both together, 1 for keys.
+        concept_ids: int64 [num_views], of all ranks, in this numbering.
+        orders: for each rank int64 [views of the rank], the position in that rank's input of each of its views.
+        offsets: int [world_size + 1], the number of each rank's first view; the last is `num_views`.
     """
 
-    number: int
-    ids: NDArray[np.int64]
-    weights: Tensor
+    side: int
+    concept_ids: NDArray[np.int64]
     orders: tuple[NDArray[np.int64], ...]
-    starts: tuple[int, ...]
+    offsets: tuple[int, ...]
 
     @property
-    def total(self) -> int:
-        """How many views there are on all ranks."""
-        return self.starts[-1]
+    def num_views(self) -> int:
+        """Number of views on all ranks."""
+        return self.offsets[-1]
 
     @property
     def counts(self) -> list[int]:
-        """How many views each rank has."""
+        """Number of views on each rank."""
         return [len(order) for order in self.orders]
 
-    def given_places(self) -> NDArray[np.int64]:
-        """Return int64 [total], where each view stands when the ranks' inputs follow each other."""
-        return np.concatenate([order + first for order, first in zip(self.orders, self.starts, strict=False)])
+    def input_positions(self) -> NDArray[np.int64]:
+        """Return int64 [num_views], the position of each view in the concatenated inputs of all ranks."""
+        return np.concatenate([order + first for order, first in zip(self.orders, self.offsets, strict=False)])
 
     def block(self, rank: int, features: Tensor | None) -> "ViewBlock":
         """Return the views of one rank."""
-        start, stop = self.starts[rank], self.starts[rank + 1]
-        return ViewBlock(self.number, self.ids[start:stop], start, features)
+        start, stop = self.offsets[rank], self.offsets[rank + 1]
+        return ViewBlock(self.side, self.concept_ids[start:stop], start, features)
 
 
 @dataclass(frozen=True)
 class ViewBlock:
-    """Consecutive views of one side, sorted by id.
+    """Consecutive views of one side, sorted by concept id.
 
     Attributes:
-        side: the number of the side.
-        ids: int64 [n].
-        start: the number of the first within the side.
+        side: 0 or 1, see `ViewLayout`.
+        concept_ids: int64 [n].
+        start: the number of the first view within its side.
         features: float [n, d] of unit length, or None where they are on another rank.
     """
 
     side: int
-    ids: NDArray[np.int64]
+    concept_ids: NDArray[np.int64]
     start: int
     features: Tensor | None
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.concept_ids)
 
     def part(self, first: int, last: int) -> "ViewBlock":
-        """Return views first to last - 1."""
+        """Return views first to last - 1 of this block."""
         features = None if self.features is None else self.features[first:last]
-        return replace(self, ids=self.ids[first:last], start=self.start + first, features=features)
+        return replace(self, concept_ids=self.concept_ids[first:last], start=self.start + first, features=features)
 
     def within(self, whole: "ViewBlock") -> slice:
-        """Return where this part of a block stands in an array over that block."""
+        """Return the rows of this part in a tensor over `whole`."""
         return slice(self.start - whole.start, self.start - whole.start + len(self))
-
-    def wide(self, dtype: torch.dtype) -> Tensor:
-        """Return the features, which must be here, in `dtype`."""
-        assert self.features is not None
-        return self.features.to(dtype)
 
     @property
     def span(self) -> slice:
-        """Where the views stand in an array over the whole side."""
+        """The rows of this block in a tensor over its side."""
         return slice(self.start, self.start + len(self))
 
-
-def gather_side(number: int, ids: Tensor, weights: Tensor, counts: list[int], ranks: Ranks) -> Side:
-    """Exchange ids and weights, 16 bytes a view, and number the views of all ranks."""
-    starts = (0, *accumulate(counts))
-    given_ids = ranks.all_gather_rows(ids, counts).cpu().numpy()
-    given_weights = ranks.all_gather_rows(weights, counts)
-    orders = tuple(np.argsort(given_ids[first:last], kind="stable") for first, last in pairwise(starts))
-    places = np.concatenate([order + first for order, first in zip(orders, starts, strict=False)])
-    return Side(number, given_ids[places], given_weights[torch.from_numpy(places).to(ids.device)], orders, starts)
+    def features_as(self, dtype: torch.dtype) -> Tensor:
+        """Return the features, which must be on this rank, in `dtype`."""
+        assert self.features is not None
+        return self.features.to(dtype)
 
 
-def unit_length(rows: tuple[Tensor, ...], order: NDArray[np.int64], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the rows at length 1 in the given order, and their inverse lengths.
-
-    Lengths and quotients are taken in double precision: a common error of a row's similarities, however small,
-    is multiplied by the logit scale in the exponent. A row of zeros stays one, with an inverse length of 0.
+def gather_layout(side: int, concept_ids: Tensor, counts: list[int], ranks: Ranks) -> ViewLayout:
+    """Gather the concept ids of all ranks (8 bytes a view) and number the views.
 
     Args:
-        rows: float [n_i, d] tensors that count as one after the other.
-        order: int64 [n], which row of theirs comes at each place.
+        side: 0 or 1, see `ViewLayout`.
+        concept_ids: int64 [counts[rank]], of this rank.
+        counts: number of views on each rank.
+        ranks: all of them call this.
+    """
+    offsets = (0, *accumulate(counts))
+    everyone = ranks.all_gather_rows(concept_ids, counts).cpu().numpy()
+    orders = tuple(np.argsort(everyone[first:last], kind="stable") for first, last in pairwise(offsets))
+    positions = np.concatenate([order + first for order, first in zip(orders, offsets, strict=False)])
+    return ViewLayout(side, everyone[positions], orders, offsets)
+
+
+def find_partners(layouts: list[ViewLayout]) -> list[NDArray[np.int64]]:
+    """Return for each view the number of its partner on the other side, -1 if that side lacks its concept.
+
+    The partner is the view at the same position of the global batch if it has the same concept, else the first
+    view of the concept.
+    """
+    partners = []
+    for layout in layouts:
+        other = layouts[-1 - layout.side]
+        numbers = np.append(np.argsort(other.input_positions()), -1)  # the other side's numbers by input position
+        ids, firsts = np.unique(other.concept_ids[numbers[:-1]], return_index=True)
+        at = np.searchsorted(ids, layout.concept_ids)
+        known = np.append(ids, 0)[at] == layout.concept_ids
+        known &= at < len(ids)
+        first = np.where(known, numbers[np.append(firsts, -1)[at]], -1)
+        same_position = numbers[layout.input_positions().clip(max=other.num_views)]
+        agrees = (same_position >= 0) & (np.append(other.concept_ids, 0)[same_position] == layout.concept_ids)
+        partners.append(np.where(agrees, same_position, first))
+    return partners
+
+
+def count_occurrences(ids: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how often each of `ids` occurs in `among`, int64 of the shape of `ids`."""
+    ordered = np.sort(among)
+    return np.searchsorted(ordered, ids, side="right") - np.searchsorted(ordered, ids)
+
+
+def normalize_rows(tensors: tuple[Tensor, ...], order: NDArray[np.int64], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the concatenated rows at unit length in the given order, and their inverse lengths.
+
+    Lengths and quotients are computed in float64: an error that all similarities of a row share, however small, is
+    multiplied by the logit scale in the exponent. A row of zeros stays zero, with an inverse length of 0.
+
+    Args:
+        tensors: float [n_i, d] each.
+        order: int64 [n], the position in the concatenation of each output row.
         dtype: of the result.
 
     Returns:
         `dtype` [n, d] and float64 [n].
     """
-    total, width = sum(len(part) for part in rows), rows[0].shape[1]
-    places = torch.from_numpy(np.argsort(order)).to(rows[0].device)
-    result = rows[0].new_empty((total, width), dtype=dtype)
-    inverse = rows[0].new_empty(total, dtype=torch.float64)
+    total, width = sum(len(part) for part in tensors), tensors[0].shape[1]
+    positions = torch.from_numpy(np.argsort(order)).to(tensors[0].device)
+    result = tensors[0].new_empty((total, width), dtype=dtype)
+    inverse = tensors[0].new_empty(total, dtype=torch.float64)
     first = 0
-    for part in rows:
-        for chunk in part.split(_CHUNK):
-            exact = chunk.double()
+    for tensor in tensors:
+        for rows in tensor.split(_ROWS):
+            exact = rows.double()
             lengths = torch.linalg.vector_norm(exact, dim=1)
             scales = torch.where(lengths > 0, 1 / lengths, 0.0)
-            into = places[first : first + len(chunk)]
+            into = positions[first : first + len(rows)]
             result[into] = (exact * scales[:, None]).to(dtype)
             inverse[into] = scales
-            first += len(chunk)
+            first += len(rows)
     return result, inverse
 
 
-def through_unit_length(gradient: Tensor, features: Tensor, inverse: Tensor, factor: Tensor) -> Tensor:
-    """Turn, in place, the gradient of unit rows into `factor` times that of the rows as given.
+def normalize_rows_backward(gradient: Tensor, features: Tensor, inverse: Tensor, factor: Tensor) -> Tensor:
+    """Turn, in place, the gradient by unit rows into `factor` times the gradient by the rows before normalization.
+
+    With x = r / |r| that is (g - <g, x> x) / |r|.
+
+    Args:
+        gradient: float [n, d], by the unit rows; overwritten.
+        features: float [n, d], the unit rows.
+        inverse: float64 [n], the inverse lengths.
+        factor: float64 scalar.
 
     Returns:
         float64 scalar, the sum over rows of <gradient, features>, times `factor`.
     """
     radial = torch.zeros((), dtype=torch.float64, device=gradient.device)
-    for rows, unit, scales in zip(gradient.split(_CHUNK), features.split(_CHUNK), inverse.split(_CHUNK), strict=True):
+    for rows, unit, scales in zip(gradient.split(_ROWS), features.split(_ROWS), inverse.split(_ROWS), strict=True):
         wide = unit.to(rows.dtype)
         along = (rows * wide).sum(dim=1, keepdim=True, dtype=torch.float64)
         radial += along.sum()

@@ -1,12 +1,13 @@
-"""Sweeps over tiles of similarities between views of different ids; nothing larger than a tile ever exists.
+"""Passes over negatives, tile by tile, without ever holding more than one tile of the similarity matrix.
 
-A tile serves its rows and its columns, as both are anchors and each other's negatives. With e_ij = exp(s_ij - shift),
-z_i = shift + log of the sum over j of e_ij and c_i the derivative of the loss by z_i, the derivative by s_ij is
-e_ij * (a_i + a_j), a_i = c_i * exp(shift - z_i): one exponential an element, for both directions, in either pass.
+A tile serves its rows and its columns, as each view is an anchor and a negative of others. With e_ij = exp(s_ij -
+shift), z_i = shift + log sum_j e_ij and c_i the derivative of the loss by z_i, the derivative by s_ij is
+e_ij * (a_i + a_j), with the factors a_i = c_i * exp(shift - z_i). So one exponential for each element serves both
+directions, in the pass that sums and in the pass that computes gradients.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,26 +15,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bali_ds.losses.contrastive.sorted_views import ViewBlock
-from bali_ds.losses.contrastive.workspace import Scratch
+from bali_ds.losses.contrastive.workspace import Workspace
 
-HEADROOM = 50.0  # log of the largest exponential: float32 ends at 88, and a sum of 2**40 of them still fits
-FLOOR = -55.0  # log of the smallest sum of exponentials that lost terms (below exp(-87)) cannot have touched
+HEADROOM = 50.0  # log of the largest exponential: float32 overflows at 88, and a sum of 2**40 of them still fits
+FLOOR = -55.0  # log of a sum of exponentials above which terms that underflowed (below exp(-87)) do not matter
 
 
 @dataclass
 class Tiles:
-    """Tiles of similarities between two blocks, made when first asked for and kept while the budget lasts.
+    """Computes tiles of similarities between two blocks.
 
     Attributes:
-        scale: what cosines are multiplied with.
-        shift: what is taken off before the exponential.
+        scale: the logit scale.
+        shift: subtracted from scaled similarities.
         size: rows and columns of a tile.
-        dtype: of products of matrices; features are widened to it.
-        precision: dtype of everything elementwise.
-        budget: bytes that may still be kept.
+        dtype: of matrix products; features are converted to it.
+        precision: dtype of all elementwise arithmetic.
         device: where the features are.
-        kept: by side and first views of two blocks.
-        scratch: memory of tiles that are not kept.
     """
 
     scale: float
@@ -41,52 +39,44 @@ class Tiles:
     size: int
     dtype: torch.dtype
     precision: torch.dtype
-    budget: int
     device: torch.device
-    kept: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.scratch = Scratch(self.device)
+        self.workspace = Workspace(self.device)
 
     def between(
-        self, rows: ViewBlock, columns: ViewBlock, triangle: bool
+        self, rows: ViewBlock, columns: ViewBlock, symmetric: bool
     ) -> Iterator[tuple[ViewBlock, ViewBlock, bool]]:
-        """Yield (rows, columns, whether they are the same views); of a triangle the upper half."""
+        """Yield (rows, columns, whether they are the same views) of each tile.
+
+        Args:
+            rows: a block.
+            columns: a block.
+            symmetric: whether they are the same views; then tiles below the diagonal are skipped.
+        """
         for first in range(0, len(rows), self.size):
             upper = rows.part(first, first + self.size)
-            for second in range(first if triangle else 0, len(columns), self.size):
-                yield upper, columns.part(second, second + self.size), triangle and first == second
+            for second in range(first if symmetric else 0, len(columns), self.size):
+                yield upper, columns.part(second, second + self.size), symmetric and first == second
 
-    def similarities(self, rows: ViewBlock, columns: ViewBlock, into: Tensor) -> Tensor:
-        """Return scale * cosine - shift, and -inf between views of one id, in `into` unless precision differs."""
-        torch.addmm(into, rows.wide(self.dtype), columns.wide(self.dtype).T, beta=0, alpha=self.scale, out=into)
-        tile = into.to(self.precision)
+    def similarities(self, rows: ViewBlock, columns: ViewBlock) -> Tensor:
+        """Return scale * cosine - shift, and -inf between views of one concept; the next tile overwrites it."""
+        buffer = self.workspace.get("tile", (len(rows), len(columns)), self.dtype)
+        left, right = rows.features_as(self.dtype), columns.features_as(self.dtype)
+        torch.addmm(buffer, left, right.T, beta=0, alpha=self.scale, out=buffer)
+        tile = buffer.to(self.precision)
         if self.shift:
             tile.sub_(self.shift)
-        _mask_equal_ids(tile, rows.ids, columns.ids)
+        _mask_equal_concepts(tile, rows.concept_ids, columns.concept_ids)
         return tile
 
-    def exponentials(self, rows: ViewBlock, columns: ViewBlock, *, last: bool) -> Tensor:
-        """Return exp(similarities), the caller's to overwrite if this is the `last` use of the tile."""
-        key = (rows.side, rows.start, columns.start)
-        if key in self.kept:
-            return self.kept.pop(key) if last else self.kept[key]
-        size = len(rows) * len(columns) * self.precision.itemsize
-        keep = not last and size <= self.budget
-        shape = len(rows), len(columns)
-        if keep:
-            into = torch.empty(shape, dtype=self.dtype, device=self.device)
-        else:
-            into = self.scratch.get("tile", shape, self.dtype)
-        tile = self.similarities(rows, columns, into).exp_()
-        if keep:
-            self.budget -= size
-            self.kept[key] = tile
-        return tile
+    def exponentials(self, rows: ViewBlock, columns: ViewBlock) -> Tensor:
+        """Return the exponentials of `similarities`, which the caller may modify."""
+        return self.similarities(rows, columns).exp_()
 
 
-def _mask_equal_ids(tile: Tensor, row_ids: np.ndarray, column_ids: np.ndarray) -> None:
-    """Both lists are sorted, so equal ids can only stand in the rectangle where the two ranges overlap."""
+def _mask_equal_concepts(tile: Tensor, row_ids: np.ndarray, column_ids: np.ndarray) -> None:
+    """Fill in -inf where ids are equal. Both arrays are sorted, so only the overlap of their ranges is compared."""
     low, high = max(row_ids[0], column_ids[0]), min(row_ids[-1], column_ids[-1])
     if low > high:
         return
@@ -98,77 +88,118 @@ def _mask_equal_ids(tile: Tensor, row_ids: np.ndarray, column_ids: np.ndarray) -
     tile[rows, columns].masked_fill_(equal, -torch.inf)
 
 
-class Exponential:
-    """Negatives that count by exp(s): their sums, their part of the gradient.
+class ExponentialNegatives:
+    """Negatives of which an anchor sees the sum of exp(s), computed by torch.
+
+    The passes have the signature of `bali_ds.losses.contrastive.communication.BlockFunction`.
 
     Attributes:
-        factors: per side float [total], the a_i of the module's docstring, in the tiles' precision.
+        factors: for each side float [num_views], the a_i of the module's docstring, in the tiles' precision; set
+            between the two passes.
     """
 
     def __init__(self, tiles: Tiles) -> None:
         self.tiles = tiles
         self.factors: list[Tensor] = []
 
-    def sums(self, rows: ViewBlock, columns: ViewBlock, into: Tensor, across: Tensor | None, triangle: bool) -> None:
-        """Add the sums of exponentials of each row to `into` [rows] and of each column to `across` [columns]."""
-        self._reduce(rows, columns, into, across, triangle, lambda tile, dim, _: tile.sum(dim), torch.add)
+    def sums(
+        self,
+        rows: ViewBlock,
+        columns: ViewBlock,
+        row_accumulator: Tensor,
+        column_accumulator: Tensor | None,
+        symmetric: bool,
+    ) -> None:
+        """Add each anchor's sum of exponentials to the accumulators, float64 [rows] and [columns]."""
+        self._reduce(
+            rows, columns, row_accumulator, column_accumulator, symmetric,
+            lambda tile, dim, _: tile.sum(dim), torch.add,
+        )  # fmt: skip
 
     def _reduce(
         self,
         rows: ViewBlock,
         columns: ViewBlock,
-        into: Tensor,
-        across: Tensor | None,
-        triangle: bool,
-        summary: Callable[[Tensor, int, ViewBlock], Tensor],
+        row_accumulator: Tensor,
+        column_accumulator: Tensor | None,
+        symmetric: bool,
+        reduction: Callable[[Tensor, int, ViewBlock], Tensor],
         combine: Callable[..., Tensor],
     ) -> None:
-        for upper, left, same in self.tiles.between(rows, columns, triangle):
-            tile = self.tiles.exponentials(upper, left, last=False)
-            here = into[upper.within(rows)]
-            combine(here, summary(tile, 1, upper).to(into.dtype), out=here)
-            if across is not None and not same:
-                there = across[left.within(columns)]
-                combine(there, summary(tile, 0, left).to(across.dtype), out=there)
+        for upper, left, same in self.tiles.between(rows, columns, symmetric):
+            tile = self.tiles.exponentials(upper, left)
+            into = row_accumulator[upper.within(rows)]
+            combine(into, reduction(tile, 1, upper).to(into.dtype), out=into)
+            if column_accumulator is not None and not same:
+                into = column_accumulator[left.within(columns)]
+                combine(into, reduction(tile, 0, left).to(into.dtype), out=into)
 
     def gradients(
-        self, rows: ViewBlock, columns: ViewBlock, into: Tensor, across: Tensor | None, triangle: bool
+        self,
+        rows: ViewBlock,
+        columns: ViewBlock,
+        row_accumulator: Tensor,
+        column_accumulator: Tensor | None,
+        symmetric: bool,
     ) -> None:
-        """Add derivatives by the rows, divided by the scale, to `into` [rows, d], by the columns to `across`."""
-        for upper, left, same in self.tiles.between(rows, columns, triangle):
-            tile = self._derivatives(upper, left, across is not None)
-            into[upper.within(rows)].addmm_(tile, left.wide(tile.dtype))
-            if across is not None and not same:
-                across[left.within(columns)].addmm_(tile.T, upper.wide(tile.dtype))
+        """Add the gradients by the features, divided by the logit scale, to the accumulators, float [views, d]."""
+        for upper, left, same in self.tiles.between(rows, columns, symmetric):
+            tile = self._derivatives(upper, left, column_accumulator is not None)
+            row_accumulator[upper.within(rows)].addmm_(tile, left.features_as(tile.dtype))
+            if column_accumulator is not None and not same:
+                column_accumulator[left.within(columns)].addmm_(tile.T, upper.features_as(tile.dtype))
 
     def _derivatives(self, rows: ViewBlock, columns: ViewBlock, _both: bool) -> Tensor:
-        tile = self.tiles.exponentials(rows, columns, last=True)
-        memory = self.tiles.scratch.get("factors", (len(rows), len(columns)), tile.dtype)
-        by_row, by_column = self.factors[rows.side][rows.span, None], self.factors[columns.side][columns.span]
-        return tile.mul_(torch.add(by_row, by_column, out=memory)).to(self.tiles.dtype)
+        tile = self.tiles.exponentials(rows, columns)
+        buffer = self.tiles.workspace.get("factors", (len(rows), len(columns)), tile.dtype)
+        by_row, by_column = self._factors(rows, columns)
+        return tile.mul_(torch.add(by_row, by_column, out=buffer)).to(self.tiles.dtype)
+
+    def _factors(self, rows: ViewBlock, columns: ViewBlock) -> tuple[Tensor, Tensor]:
+        """Return the factors of rows [rows, 1] and of columns [columns]."""
+        return self.factors[rows.side][rows.span, None], self.factors[columns.side][columns.span]
 
 
-class Mined(Exponential):
-    """Negatives of which only those near enough count, with the entropy of the softmax over them.
+class MinedNegatives(ExponentialNegatives):
+    """Negatives of which only those near enough to the anchor count, with the entropy of the softmax over them.
 
     Attributes:
-        floors: per side float [total], exponentials below an anchor's floor do not count for it.
+        floors: for each side float [num_views]; exponentials below an anchor's floor do not count for it.
     """
 
     def __init__(self, tiles: Tiles) -> None:
         super().__init__(tiles)
         self.floors: list[Tensor] = []
 
-    def maxima(self, rows: ViewBlock, columns: ViewBlock, into: Tensor, across: Tensor | None, triangle: bool) -> None:
-        """Raise `into` [rows] and `across` [columns] to the largest exponential of each row and column."""
-        self._reduce(rows, columns, into, across, triangle, lambda tile, dim, _: tile.amax(dim), torch.maximum)
+    def maxima(
+        self,
+        rows: ViewBlock,
+        columns: ViewBlock,
+        row_accumulator: Tensor,
+        column_accumulator: Tensor | None,
+        symmetric: bool,
+    ) -> None:
+        """Raise the accumulators, float64 [rows] and [columns], to each anchor's largest exponential."""
+        self._reduce(
+            rows, columns, row_accumulator, column_accumulator, symmetric,
+            lambda tile, dim, _: tile.amax(dim), torch.maximum,
+        )  # fmt: skip
 
-    def sums(self, rows: ViewBlock, columns: ViewBlock, into: Tensor, across: Tensor | None, triangle: bool) -> None:
-        """Add the sums of e and of e * log(e), e the exponentials, to `into` [rows, 2] and `across` [columns, 2]."""
-        self._reduce(rows, columns, into, across, triangle, self._entropy_sums, torch.add)
+    def sums(
+        self,
+        rows: ViewBlock,
+        columns: ViewBlock,
+        row_accumulator: Tensor,
+        column_accumulator: Tensor | None,
+        symmetric: bool,
+    ) -> None:
+        """Add each anchor's sums of e and of e * log(e), e the exponentials, to the accumulators, [anchors, 2]."""
+        self._reduce(
+            rows, columns, row_accumulator, column_accumulator, symmetric, self._entropy_sums, torch.add
+        )  # fmt: skip
 
     def _entropy_sums(self, tile: Tensor, dim: int, anchors: ViewBlock) -> Tensor:
-        # In float64: the entropy is the small difference of two large logarithms where one negative outdoes the rest.
+        # In float64: the entropy is the small difference of two large logarithms if one negative dominates.
         counted = (tile * self._counts(tile, dim, anchors)).double()
         return torch.stack([counted.sum(dim), torch.xlogy(counted, counted).sum(dim)], dim=-1)
 
@@ -177,18 +208,18 @@ class Mined(Exponential):
         return tile >= (floor[:, None] if dim == 1 else floor)
 
     def _derivatives(self, rows: ViewBlock, columns: ViewBlock, _both: bool) -> Tensor:
-        tile = self.tiles.exponentials(rows, columns, last=True)
-        by_row, by_column = self.factors[rows.side][rows.span, None], self.factors[columns.side][columns.span]
+        tile = self.tiles.exponentials(rows, columns)
+        by_row, by_column = self._factors(rows, columns)
         factors = by_row * self._counts(tile, 1, rows) + by_column * self._counts(tile, 0, columns)
         return tile.mul_(factors).to(self.tiles.dtype)
 
 
-class Logistic(Exponential):
-    """Negatives that each count by softplus(s + bias); there is nothing to sum before the gradient.
+class LogisticNegatives(ExponentialNegatives):
+    """Negatives that each contribute softplus(s + bias); the gradient pass alone is needed.
 
     Attributes:
-        loss: float64, the sum of softplus(s_ij + bias) * (a_i + a_j) over what `gradients` has seen.
-        bias_gradient: float64, its derivative by the bias.
+        loss: float64 scalar, the sum of softplus(s_ij + bias) * (a_i + a_j) over the pairs seen by `gradients`.
+        bias_gradient: float64 scalar, its derivative by the bias.
     """
 
     def __init__(self, tiles: Tiles) -> None:
@@ -197,10 +228,9 @@ class Logistic(Exponential):
         self.bias_gradient = torch.zeros((), dtype=torch.float64, device=tiles.device)
 
     def _derivatives(self, rows: ViewBlock, columns: ViewBlock, both: bool) -> Tensor:
-        into = self.tiles.scratch.get("tile", (len(rows), len(columns)), self.tiles.dtype)
-        tile = self.tiles.similarities(rows, columns, into)
-        by_row, by_column = self.factors[rows.side][rows.span, None], self.factors[columns.side][columns.span]
-        # Where only the rows are this rank's, the columns' own part is counted by the rank that has them as rows.
+        tile = self.tiles.similarities(rows, columns)
+        by_row, by_column = self._factors(rows, columns)
+        # Without an accumulator for the columns, another rank processes them as rows and adds their terms.
         counted = by_row + by_column if both else by_row.expand_as(tile)
         slopes = tile.sigmoid()
         self.loss += (F.softplus(tile) * counted).sum(dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Memory for what comes and goes: fresh pages cost time, large pieces between small ones that stay tear the heap."""
+"""Reusable buffers for intermediate results."""
 
 from dataclasses import dataclass, field
 from math import prod
@@ -8,20 +8,22 @@ from torch import Tensor
 
 
 @dataclass
-class Scratch:
-    """One piece of memory for each use, as large as that has needed so far.
+class Workspace:
+    """One growing buffer for each name.
+
+    Reuse avoids page faults of fresh memory, and fragmentation by large buffers that live briefly.
 
     Attributes:
-        device: where it is.
+        device: where the buffers are.
     """
 
     device: torch.device
-    _pieces: dict[str, Tensor] = field(default_factory=dict)
+    _buffers: dict[str, Tensor] = field(default_factory=dict)
 
-    def get(self, use: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return memory of a shape, without a value; what `use` had before is lost. A use has one dtype."""
+    def get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return an uninitialized tensor of a shape; it overwrites the last one of the same name and dtype."""
         size = prod(shape)
-        piece = self._pieces.get(use)
-        if piece is None or len(piece) < size:
-            piece = self._pieces[use] = torch.empty(size, dtype=dtype, device=self.device)
-        return piece[:size].view(shape)
+        buffer = self._buffers.get(name)
+        if buffer is None or len(buffer) < size:
+            buffer = self._buffers[name] = torch.empty(size, dtype=dtype, device=self.device)
+        return buffer[:size].view(shape)

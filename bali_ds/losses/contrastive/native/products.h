@@ -1,22 +1,22 @@
-/* Products of packed matrices, and exponentials, in the registers of a processor with AVX-512. */
+/* Micro-kernels in AVX-512 registers: products of packed matrices, and exponentials. */
 
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
 
-#define LOW 8    /* with WIDE makes 16 accumulators, which hide the latency of multiply-adds */
-#define WIDE 32  /* two vectors */
-#define BLOCK (LOW * WIDE)
-#define DEPTH 128
+#define MR 8  /* a micro-tile of MR x NR takes 16 accumulators, enough to hide the latency of multiply-adds */
+#define NR 32 /* two vectors */
+#define MICRO_TILE (MR * NR)
+#define KC 128 /* steps in depth between additions of partial sums */
 #define KERNEL __attribute__((target("avx512f,avx512bw,avx512vl"))) static
 #define INLINE KERNEL inline __attribute__((always_inline))
-#define EACH_LOW _Pragma("GCC unroll 8") for (int i = 0; i < LOW; i++)
+#define FOR_MR _Pragma("GCC unroll 8") for (int i = 0; i < MR; i++)
 
-static int64_t up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t share(int64_t count, int64_t part, int64_t parts) { return count * part / parts; }
+static int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+static int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t partition(int64_t count, int64_t part, int64_t parts) { return count * part / parts; }
 
-/* 16 exponentials, within 2 units in the last place; below exp(-104) 0. Cody and Waite, polynomial of Cephes. */
+/* 16 exponentials, within 2 units in the last place; 0 below exp(-104). Cody-Waite reduction, polynomial of Cephes. */
 INLINE __m512 exponential(__m512 x) {
     x = _mm512_max_ps(x, _mm512_set1_ps(-104.0f));
     __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
@@ -32,28 +32,29 @@ INLINE __m512 exponential(__m512 x) {
     return _mm512_scalef_ps(p, n);
 }
 
-/* total[i] = sum over `depth` of left[i * apart + ...] * the next WIDE of `right`; left goes on by `stretch`, and by
-`stride` from one run of `steps` to the next.
+/* total[i] = sum over k < depth of left[i, k] * right[k, 0:NR], for MR rows of `left` and a packed panel `right`.
 
-Sums over DEPTH are made in registers and then added up: rounding grows with either number, not with their product. */
-INLINE void product(__m512 total[LOW][2], const float *left, const float *right, int64_t depth, int64_t steps,
-                    int64_t stride, int64_t stretch, int64_t apart) {
-    __m512 part[LOW][2];
+Row i of `left` starts at `i * row_stride`. One step in k advances by `step_stride`; groups of `group` steps start
+`group_stride` apart. Partial sums over KC steps are added up, so that rounding errors grow with KC + depth / KC instead
+of depth. */
+INLINE void product(__m512 total[MR][2], const float *left, const float *right, int64_t depth, int64_t group,
+                    int64_t group_stride, int64_t step_stride, int64_t row_stride) {
+    __m512 part[MR][2];
     int64_t summed = 0;
-    EACH_LOW total[i][0] = total[i][1] = part[i][0] = part[i][1] = _mm512_setzero_ps();
-    for (int64_t done = 0; done < depth; done += steps, left += stride) {
+    FOR_MR total[i][0] = total[i][1] = part[i][0] = part[i][1] = _mm512_setzero_ps();
+    for (int64_t done = 0; done < depth; done += group, left += group_stride) {
         const float *at = left;
-        for (int64_t step = least(steps, depth - done); step > 0; step--, at += stretch, right += WIDE) {
+        for (int64_t step = minimum(group, depth - done); step > 0; step--, at += step_stride, right += NR) {
             __m512 low = _mm512_load_ps(right), high = _mm512_load_ps(right + 16);
-            EACH_LOW {
-                __m512 factor = _mm512_set1_ps(at[i * apart]);
+            FOR_MR {
+                __m512 factor = _mm512_set1_ps(at[i * row_stride]);
                 part[i][0] = _mm512_fmadd_ps(factor, low, part[i][0]);
                 part[i][1] = _mm512_fmadd_ps(factor, high, part[i][1]);
             }
         }
-        if ((summed += steps) >= DEPTH || done + steps >= depth) {
+        if ((summed += group) >= KC || done + group >= depth) {
             summed = 0;
-            EACH_LOW for (int half = 0; half < 2; half++) {
+            FOR_MR for (int half = 0; half < 2; half++) {
                 total[i][half] = _mm512_add_ps(total[i][half], part[i][half]);
                 part[i][half] = _mm512_setzero_ps();
             }
@@ -61,16 +62,16 @@ INLINE void product(__m512 total[LOW][2], const float *left, const float *right,
     }
 }
 
-/* The same of `d` features in bfloat16, an even number, their pairs along the depth being one element of `right`. */
-__attribute__((target("avx512f,avx512bf16"))) static void product_of_pairs(__m512 total[LOW][2], const uint16_t *left,
+/* The same for `d` bfloat16 features, d even; an element of `right` holds a pair that is adjacent in depth. */
+__attribute__((target("avx512f,avx512bf16"))) static void product_of_pairs(__m512 total[MR][2], const uint16_t *left,
                                                                           const float *right, int64_t d) {
-    __m512 part[LOW][2];
-    EACH_LOW total[i][0] = total[i][1] = _mm512_setzero_ps();
-    for (int64_t done = 0; done < d; done += DEPTH) {
-        EACH_LOW part[i][0] = part[i][1] = _mm512_setzero_ps();
-        for (int64_t k = done; k < least(done + DEPTH, d); k += 2, right += WIDE) {
+    __m512 part[MR][2];
+    FOR_MR total[i][0] = total[i][1] = _mm512_setzero_ps();
+    for (int64_t done = 0; done < d; done += KC) {
+        FOR_MR part[i][0] = part[i][1] = _mm512_setzero_ps();
+        for (int64_t k = done; k < minimum(done + KC, d); k += 2, right += NR) {
             __m512bh low = (__m512bh)_mm512_load_ps(right), high = (__m512bh)_mm512_load_ps(right + 16);
-            EACH_LOW {
+            FOR_MR {
                 int32_t pair;
                 memcpy(&pair, left + i * d + k, sizeof pair);
                 __m512bh factor = (__m512bh)_mm512_set1_epi32(pair);
@@ -78,12 +79,12 @@ __attribute__((target("avx512f,avx512bf16"))) static void product_of_pairs(__m51
                 part[i][1] = _mm512_dpbf16_ps(part[i][1], factor, high);
             }
         }
-        EACH_LOW {
+        FOR_MR {
             total[i][0] = _mm512_add_ps(total[i][0], part[i][0]);
             total[i][1] = _mm512_add_ps(total[i][1], part[i][1]);
         }
     }
 }
 
-/* The first `count` of 16 lanes. */
-INLINE __mmask16 lanes(int64_t count) { return count >= 16 ? 0xffff : count <= 0 ? 0 : (1 << count) - 1; }
+/* Mask of the first `count` of 16 lanes. */
+INLINE __mmask16 lane_mask(int64_t count) { return count >= 16 ? 0xffff : count <= 0 ? 0 : (1 << count) - 1; }

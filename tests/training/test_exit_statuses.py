@@ -1,4 +1,4 @@
-"""A fault of one rank ends all ranks alike, whatever it is and whenever it comes."""
+"""Any fault of one rank, at any time, ends all ranks with the same exit status."""
 
 import json
 import re
@@ -17,7 +17,7 @@ RANK_1 = f"rank 1 on host {socket.gethostname()}: "
 
 
 class Ended:
-    """How the runs of `ending_ranks.py` ended."""
+    """How the runs of `exit_status_ranks.py` ended."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -26,18 +26,18 @@ class Ended:
     def statuses(self, name: str) -> list[int]:
         return self.runs[name]["statuses"]
 
-    def said(self, name: str) -> list[str]:
+    def output(self, name: str) -> list[str]:
         return [(self.out / f"{name}-{rank}.txt").read_text() for rank in range(2)]
 
     def line(self, name: str) -> str:
-        """The one line that a run says at its end, from rank 0."""
-        first, second = self.said(name)
+        """The one line that a run prints at its end, on rank 0."""
+        first, second = self.output(name)
         (line,) = re.findall("^train: (.*)$", first, re.MULTILINE)
         assert "train: " not in second
         return line
 
     def tracebacks(self, name: str) -> list[int]:
-        return [said.count("Traceback (most recent call last)") for said in self.said(name)]
+        return [output.count("Traceback (most recent call last)") for output in self.output(name)]
 
     def checkpoints(self, name: str) -> int:
         return len(complete_checkpoints(self.out / f"runs/{name}/checkpoints"))
@@ -66,12 +66,13 @@ def ended(sample, tiny_encoder, tmp_path_factory, request) -> Ended:
         (out / host / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
         for name, target in {"graph": sample.graph, "encoder": tiny_encoder, "shards": built}.items():
             (out / host / name).symlink_to(target)
-    run_ranks(1, Path(__file__).with_name("ending_ranks.py"), out, request.param, timeout=800)
+    run_ranks(1, Path(__file__).with_name("exit_status_ranks.py"), out, request.param, timeout=800)
     return Ended(out)
 
 
-def of(scenarios: str):
-    return pytest.mark.parametrize("ended", [scenarios], indirect=True, scope="module")
+def of(group: str):
+    """Run a group of faults before the tests of a class."""
+    return pytest.mark.parametrize("ended", [group], indirect=True, scope="module")
 
 
 @of("start_up")
@@ -90,78 +91,78 @@ class TestStartUp:
             ("directory", f"rank 0 on host {socket.gethostname()}: .*the run was started with seed: 29, now it is 8"),
         ],
     )
-    def test_a_mistake_of_any_rank_is_one_line_of_rank_0_and_status_2_on_every_rank(self, ended, name, line):
-        assert ended.statuses(name) == [2, 2], ended.said(name)
+    def test_a_mistake_of_any_rank_is_printed_by_rank_0_and_ends_every_rank_with_2(self, ended, name, line):
+        assert ended.statuses(name) == [2, 2], ended.output(name)
         assert re.match(line, ended.line(name))
         assert ended.tracebacks(name) == [0, 0]
 
-    def test_a_run_that_is_refused_leaves_no_directory(self, ended):
+    def test_a_refused_run_creates_no_directory(self, ended):
         assert not any((ended.out / "runs" / name).exists() for name in ("shards", "seed", "alike", "config", "data"))
 
     @pytest.mark.parametrize("name", ["model", "engine"])
     def test_an_unforeseen_error_of_rank_1_is_named_by_rank_0_and_ends_both_with_1(self, ended, name):
-        assert ended.statuses(name) == [1, 1], ended.said(name)
+        assert ended.statuses(name) == [1, 1], ended.output(name)
         assert ended.line(name).startswith(RANK_1 + "ValueError: this value was not foreseen")
         assert ended.tracebacks(name) == [0, 1]
 
     def test_an_unforeseen_error_of_rank_0_ends_both_with_1(self, ended):
-        assert ended.statuses("engine0") == [1, 1], ended.said("engine0")
+        assert ended.statuses("engine0") == [1, 1], ended.output("engine0")
         assert ended.tracebacks("engine0") == [1, 0]
 
     def test_a_signal_to_one_rank_before_the_first_step_stops_both(self, ended):
-        assert ended.statuses("signal") == [75, 75], ended.said("signal")
+        assert ended.statuses("signal") == [75, 75], ended.output("signal")
         assert ended.line("signal").startswith(RANK_1 + "stopped by SIGTERM")
 
-    def test_a_rank_that_is_killed_while_it_opens_its_data_lets_the_other_try_again_later(self, ended):
-        assert ended.statuses("killed-early") == [75, -9], ended.said("killed-early")
+    def test_a_rank_that_is_killed_while_it_opens_its_data_ends_the_other_with_75(self, ended):
+        assert ended.statuses("killed-early") == [75, -9], ended.output("killed-early")
         assert ended.line("killed-early").startswith("lost the connection to another rank")
         assert ended.tracebacks("killed-early") == [0, 0]
 
-    @pytest.mark.parametrize("absent", [0, 1])
-    def test_a_rank_that_never_comes_is_waited_for_some_time_and_the_run_tried_again(self, ended, absent):
-        name, came = f"absent{absent}", 1 - absent
-        assert ended.statuses(name)[came] == 75, ended.said(name)
-        assert "train: not all 2 ranks met at 127.0.0.1:" in ended.said(name)[came]
+    @pytest.mark.parametrize("missing", [0, 1])
+    def test_a_rank_that_never_joins_ends_the_other_with_75_after_a_time_limit(self, ended, missing):
+        name, joined = f"missing{missing}", 1 - missing
+        assert ended.statuses(name)[joined] == 75, ended.output(name)
+        assert "train: not all 2 ranks met at 127.0.0.1:" in ended.output(name)[joined]
         assert ended.tracebacks(name) == [0, 0]
 
 
 @of("steps")
 class TestSteps:
     def test_an_unforeseen_error_in_a_step_ends_both_with_1(self, ended):
-        assert ended.statuses("forward") == [1, 1], ended.said("forward")
+        assert ended.statuses("forward") == [1, 1], ended.output("forward")
         assert ended.line("forward").startswith(RANK_1 + "ValueError: this value was not foreseen")
         assert ended.tracebacks("forward") == [0, 1]
 
-    def test_a_killed_rank_lets_the_other_try_again_later(self, ended):
-        assert ended.statuses("killed") == [75, -9], ended.said("killed")
+    def test_a_killed_rank_ends_the_other_with_75(self, ended):
+        assert ended.statuses("killed") == [75, -9], ended.output("killed")
         assert ended.line("killed").startswith("lost the connection to another rank")
         assert ended.tracebacks("killed") == [0, 0]
 
     @pytest.mark.parametrize("name", ["worker-fails", "in-process"])
-    def test_an_unforeseen_error_of_a_loader_is_not_tried_again(self, ended, name):
-        assert ended.statuses(name) == [1, 1], ended.said(name)
+    def test_an_unforeseen_error_of_a_loader_ends_both_with_1(self, ended, name):
+        assert ended.statuses(name) == [1, 1], ended.output(name)
         assert ended.tracebacks(name) == [0, 1]
-        assert ended.said(name)[1].count("\nValueError: this value was not foreseen") == 1
+        assert ended.output(name)[1].count("\nValueError: this value was not foreseen") == 1
         assert re.match(
             RANK_1 + r".*ValueError: this value was not foreseen.*; stopped after step \d+", ended.line(name)
         )
         assert ended.checkpoints(name) == 1
 
-    def test_a_killed_worker_is_tried_again(self, ended):
-        assert ended.statuses("worker-killed") == [75, 75], ended.said("worker-killed")
+    def test_a_killed_worker_ends_both_with_75(self, ended):
+        assert ended.statuses("worker-killed") == [75, 75], ended.output("worker-killed")
         assert ended.line("worker-killed").startswith(RANK_1 + "a loader worker ended with status -9")
         assert ended.checkpoints("worker-killed") == 1
 
-    def test_a_worker_that_crashes_by_its_own_fault_is_not(self, ended):
-        assert ended.statuses("worker-crashes") == [1, 1], ended.said("worker-crashes")
+    def test_a_worker_that_crashes_by_its_own_fault_ends_both_with_1(self, ended):
+        assert ended.statuses("worker-crashes") == [1, 1], ended.output("worker-crashes")
         assert "ended with status -11" in ended.line("worker-crashes")
         assert ended.checkpoints("worker-crashes") == 1
 
 
 @of("waits")
 class TestWaits:
-    def test_sigterm_to_another_rank_than_the_one_that_waits_for_data_saves_within_seconds(self, ended):
-        assert ended.statuses("sigterm") == [75, 75], ended.said("sigterm")
+    def test_sigterm_to_one_rank_while_another_waits_for_data_saves_within_seconds(self, ended):
+        assert ended.statuses("sigterm") == [75, 75], ended.output("sigterm")
         assert ended.runs["sigterm"]["seconds"] < 20
         assert ended.line("sigterm").startswith("stopped by SIGTERM after step ")
         assert ended.checkpoints("sigterm") == 1
@@ -173,12 +174,12 @@ class TestWaits:
             ("deadline-in-process", "the loader in the training process"),
         ],
     )
-    def test_data_that_never_come_end_the_wait_with_a_checkpoint_and_the_cause(self, ended, name, source):
-        assert ended.statuses(name) == [75, 75], ended.said(name)
+    def test_data_that_never_arrive_end_the_run_with_a_checkpoint_and_the_cause(self, ended, name, source):
+        assert ended.statuses(name) == [75, 75], ended.output(name)
         assert re.match(RANK_1 + f"no samples for 0.1 min from {source}; stopped after step", ended.line(name))
         assert ended.checkpoints(name) == 1
 
     def test_max_minutes_count_while_a_rank_waits_for_data(self, ended):
-        assert ended.statuses("max-minutes") == [75, 75], ended.said("max-minutes")
+        assert ended.statuses("max-minutes") == [75, 75], ended.output("max-minutes")
         assert ended.line("max-minutes").startswith("stopped by max_minutes after step ")
         assert ended.checkpoints("max-minutes") == 1

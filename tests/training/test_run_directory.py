@@ -1,4 +1,4 @@
-"""A run's directory belongs to one recipe."""
+"""The directory of a run belongs to one recipe, and its data match the recipe's encoder."""
 
 import json
 import shutil

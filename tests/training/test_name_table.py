@@ -1,4 +1,4 @@
-"""A table of cached names lives on in a resumed run, also where ZeRO takes the weights apart."""
+"""The table of cached name vectors is the same in a resumed run, also where ZeRO partitions the weights."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -24,11 +24,11 @@ def kept(sample, tiny_encoder, tmp_path_factory):
         optimizer={"text_learning_rate": 1e-3, "graph_learning_rate": 1e-3},
     )
     (out / "recipe.json").write_text(recipe.model_dump_json())
-    run_ranks(2, Path(__file__).with_name("table_ranks.py"), out / "recipe.json", out, timeout=500)
+    run_ranks(2, Path(__file__).with_name("name_table_ranks.py"), out / "recipe.json", out, timeout=500)
     return [torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def test_the_straight_run_makes_its_table_at_the_first_and_the_fourth_step(kept):
+def test_the_straight_run_refreshes_its_table_at_the_first_and_the_fourth_step(kept):
     vectors = [each["vectors"] for each in kept[0]["straight"]]
     made = [not torch.equal(one, other) for one, other in pairwise(vectors)]
     assert made == [True, False, False, True, False]
@@ -36,7 +36,7 @@ def test_the_straight_run_makes_its_table_at_the_first_and_the_fourth_step(kept)
 
 
 @pytest.mark.parametrize("stage", [3, 1])
-def test_a_resumed_run_has_the_same_table_and_makes_it_again_at_the_same_step(kept, stage):
+def test_a_resumed_run_has_the_same_table_and_refreshes_it_at_the_same_step(kept, stage):
     for rank in range(2):
         straight, resumed = kept[rank]["straight"][SAVED_AFTER:], kept[rank][f"stage {stage}"]
         assert torch.equal(resumed[0]["vectors"], straight[0]["vectors"])

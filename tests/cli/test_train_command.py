@@ -1,6 +1,5 @@
-"""What `launch/train.py` makes of signals that come before or after the steps."""
+"""The training command: its exit statuses, also for signals before and after the steps."""
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -10,6 +9,7 @@ import time
 import pytest
 
 from bali_ds.checkpoint.manager import NotSaved
+from bali_ds.cli.train import main
 from bali_ds.config import Recipe, dump_recipe
 from tests.conftest import REPOSITORY
 from tests.forked import free_port
@@ -18,11 +18,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 @pytest.fixture
-def script(tmp_path, monkeypatch):
-    """The script with a recipe whose data nobody opens."""
-    spec = importlib.util.spec_from_file_location("train_script", REPOSITORY / "launch/train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def arguments(tmp_path):
+    """The arguments for a recipe whose data nobody opens."""
     recipe = Recipe.model_validate(
         {
             "name": "run",
@@ -34,14 +31,13 @@ def script(tmp_path, monkeypatch):
         }
     )
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
-    monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(tmp_path / "recipe.yaml")])
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    yield module
+    yield ["--config", str(tmp_path / "recipe.yaml")]
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-def signalled(number):
+def sending(number):
     def work(*_, **__):
         os.kill(os.getpid(), number)
         time.sleep(30)
@@ -50,38 +46,36 @@ def signalled(number):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_run_that_is_stopped_while_it_starts_goes_on_later(script, monkeypatch, capsys, number):
-    monkeypatch.setattr("bali_ds.training.trainer.train", signalled(number))
-    assert script.main() == 75
+def test_a_run_that_is_stopped_while_it_starts_can_be_resumed(arguments, monkeypatch, capsys, number):
+    monkeypatch.setattr("bali_ds.training.trainer.train", sending(number))
+    assert main(arguments) == 75
     assert f"stopped by {number.name}" in capsys.readouterr().err
 
 
-def test_a_run_whose_last_checkpoint_is_not_saved_has_a_status_of_its_own_and_exports_nothing(
-    script, monkeypatch, capsys
-):
+def test_a_run_whose_last_checkpoint_is_not_saved_ends_with_4_and_exports_nothing(arguments, monkeypatch, capsys):
     def train(*_, **__):
         raise NotSaved("the checkpoint of the last step, 1, was not saved: No space left on device")
 
     monkeypatch.setattr("bali_ds.training.trainer.train", train)
     monkeypatch.setattr("bali_ds.export.finalize.finalize", lambda *_: pytest.fail("exported"))
-    assert script.main() == 4
-    said = capsys.readouterr().err.splitlines()
-    assert said == ["train: the checkpoint of the last step, 1, was not saved: No space left on device"]
+    assert main(arguments) == 4
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["train: the checkpoint of the last step, 1, was not saved: No space left on device"]
 
 
-def test_the_checkpoint_that_training_ended_with_is_the_one_that_is_exported(script, monkeypatch):
+def test_the_checkpoint_of_the_last_step_is_exported(arguments, monkeypatch):
     exported = []
     monkeypatch.setattr("bali_ds.training.trainer.train", lambda *_, **__: 7)
     monkeypatch.setattr("bali_ds.export.finalize.finalize", lambda _, step: exported.append(step))
     monkeypatch.setattr("bali_ds.export.finalize.results_table", lambda _: "")
-    assert script.main() == 0
+    assert main(arguments) == 0
     assert exported == [7]
 
 
-def test_a_run_that_is_stopped_while_it_evaluates_goes_on_later(script, monkeypatch, capsys):
+def test_a_run_that_is_stopped_while_it_evaluates_can_be_resumed(arguments, monkeypatch, capsys):
     monkeypatch.setattr("bali_ds.training.trainer.train", lambda *_, **__: None)
-    monkeypatch.setattr("bali_ds.export.finalize.finalize", signalled(signal.SIGUSR1))
-    assert script.main() == 75
+    monkeypatch.setattr("bali_ds.export.finalize.finalize", sending(signal.SIGUSR1))
+    assert main(arguments) == 75
     assert "the same command resumes" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""What becomes of runs that meet bad numbers, bad disks, bad data and ranks that stop moving."""
+"""Runs with injected faults: non-finite losses, failing disks, bad data, frozen ranks, a second job."""
 
 import json
 import math
@@ -19,13 +19,13 @@ pytestmark = pytest.mark.timeout(1200)
 
 
 class Ended:
-    """How the runs of `mishap_ranks.py` ended."""
+    """How the runs of `fault_injection_ranks.py` ended."""
 
     def __init__(self, out: Path, runs: Path) -> None:
         self.out, self.runs = out, runs
         self.statuses = json.loads((out / "ended.json").read_text())
 
-    def said(self, name: str) -> str:
+    def output(self, name: str) -> str:
         return (self.out / f"logs/{name}.txt").read_text()
 
     def losses(self, name: str) -> list[float]:
@@ -55,20 +55,21 @@ def ended(sample, tiny_encoder, tmp_path_factory, request) -> Ended:
         validation={"passages": 16},
     )
     (out / "recipe.json").write_text(recipe.model_dump_json())
-    script = Path(__file__).with_name("mishap_ranks.py")
+    script = Path(__file__).with_name("fault_injection_ranks.py")
     run_ranks(1, script, out / "recipe.json", out, request.param, timeout=1100)
     return Ended(out, out / "runs")
 
 
-def of(scenarios: str):
-    return pytest.mark.parametrize("ended", [scenarios], indirect=True, scope="module")
+def of(group: str):
+    """Run a group of faults before the tests of a class."""
+    return pytest.mark.parametrize("ended", [group], indirect=True, scope="module")
 
 
-@of("numbers")
-class TestNumbers:
-    def test_a_loss_that_is_none_ends_the_run_before_the_step_and_is_named(self, ended):
+@of("non_finite")
+class TestNonFinite:
+    def test_a_nan_loss_ends_the_run_before_the_update_and_is_reported(self, ended):
         assert ended.statuses["nan"] == [3, 3]
-        line = next(line for line in ended.said("nan").splitlines() if line.startswith("step 4: "))
+        line = next(line for line in ended.output("nan").splitlines() if line.startswith("step 4: "))
         failure = json.loads((ended.runs / "nan/failures/step-00000004.json").read_text())
         assert failure["start"] == {"epoch": 0, "samples_seen": 24}
         assert [len(rank["samples"]) for rank in failure["ranks"]] == [4, 4]
@@ -78,22 +79,22 @@ class TestNumbers:
         assert "bali-ds replay" in line
         assert ended.checkpoints("nan")[-1] == 3
 
-    def test_the_weights_are_those_before_it(self, ended):
+    def test_the_saved_weights_are_those_before_the_failed_step(self, ended):
         newest = ended.runs / "nan/checkpoints/step-00000003"
         state = read_state(newest)
         assert state.steps == 3
         assert all(bool(math.isfinite(float(weight.tensor().detach().sum()))) for weight in state.weights.values())
 
-    @pytest.mark.parametrize("name", ["sound", "poisoned"])
-    def test_the_step_is_computed_again(self, ended, name):
+    @pytest.mark.parametrize("name", ["replayed", "replayed-nan"])
+    def test_the_failed_step_is_replayed(self, ended, name):
         assert ended.statuses[name] == [0]
         report = json.loads((ended.out / f"{name}.json").read_text())
         assert (report["step"], report["checkpoint"], len(report["ranks"])) == (4, 3, 2)
-        assert math.isfinite(report["loss"]["loss"]) == (name == "sound")
-        assert bool(report["parameters"]) == (name == "poisoned")
+        assert math.isfinite(report["loss"]["loss"]) == (name == "replayed")
+        assert bool(report["parameters"]) == (name == "replayed-nan")
         assert report["module"] is None
 
-    def test_every_stage_leaves_it_out_alike(self, ended):
+    def test_every_stage_skips_the_batch_alike(self, ended):
         expected = ended.losses("skip0")
         assert len(expected) == 6
         for stage in STAGES:
@@ -103,17 +104,17 @@ class TestNumbers:
         assert ended.losses("skip-bf16") == pytest.approx(expected, rel=1e-2)
         assert read_state(ended.runs / "skip-bf16/checkpoints/step-00000006").steps == 6
 
-    def test_a_resumed_run_leaves_it_out_too(self, ended):
+    def test_a_resumed_run_skips_it_too(self, ended):
         assert ended.statuses["skip1/again"] == [0, 0]
         before = [row["loss"] for row in ended.lines("skip1", "before.jsonl") if "loss" in row]
         assert ended.losses("skip1") == before
         assert len(ended.lines("skip1", "left_out.jsonl")) == 1
 
-    def test_a_loss_that_jumps_returns_to_the_checkpoint_and_leaves_samples_out(self, ended):
+    def test_a_loss_spike_returns_to_the_checkpoint_and_skips_batches(self, ended):
         assert ended.statuses["spike"] == [0, 0]
-        left_out = ended.lines("spike", "left_out.jsonl")
-        assert [(entry["samples_seen"], entry["reason"]) for entry in left_out] == [(40, "spike"), (48, "spike")]
-        assert "the loss jumped to" in ended.said("spike")
+        skipped = ended.lines("spike", "left_out.jsonl")
+        assert [(entry["samples_seen"], entry["reason"]) for entry in skipped] == [(40, "spike"), (48, "spike")]
+        assert "the loss jumped to" in ended.output("spike")
         assert len(ended.losses("spike")) == 7
         assert max(ended.losses("spike")) < 20
 
@@ -123,80 +124,80 @@ class TestDisks:
     def test_a_full_disk_costs_one_checkpoint_and_one_line(self, ended):
         assert ended.statuses["full"] == [0, 0]
         assert len(ended.losses("full")) == 6
-        said = [line for line in ended.said("full").splitlines() if "No space left" in line]
-        assert len(said) == 1
-        assert "no checkpoint of step 2" in said[0]
-        # saved again right after the failure; every third stays beside the newest
+        lines = [line for line in ended.output("full").splitlines() if "No space left" in line]
+        assert len(lines) == 1
+        assert "no checkpoint of step 2" in lines[0]
+        # saved again right after the failure; every third is kept beside the newest
         assert ended.checkpoints("full") == [3, 6]
 
     @pytest.mark.parametrize("kind", DAMAGES)
-    def test_the_newest_sound_checkpoint_is_taken_and_the_damage_named(self, ended, kind):
+    def test_the_newest_intact_checkpoint_is_restored_and_the_damage_reported(self, ended, kind):
         assert ended.statuses["damages"] == [0]
         results = [entry for entry in json.loads((ended.out / "damages.json").read_text()) if entry[0] == kind]
         assert len(results) >= 12
-        for _, others, step, said in results:
+        for _, others, step, warnings in results:
             assert step == 6 - 1 - others
-            assert len(said) == 1 + others
-            assert all("not used" in line for line in said)
+            assert len(warnings) == 1 + others
+            assert all("not used" in line for line in warnings)
 
 
-@of("last")
+@of("last_checkpoint")
 class TestLastCheckpoint:
-    def is_the_straight_one(self, ended, name):
+    def equals_the_straight_run(self, ended, name):
         paths = [ended.runs / f"{each}/checkpoints/step-00000006" for each in ("straight", name)]
         return same_weights(*paths) and ended.losses(name) == ended.losses("straight")
 
-    def test_a_run_that_waits_for_room_ends_as_if_there_had_been_room(self, ended):
+    def test_a_run_that_waits_for_disk_space_ends_like_one_with_enough(self, ended):
         assert ended.statuses["patient"] == [0, 0]
-        assert self.is_the_straight_one(ended, "patient")
-        said = ended.said("patient")
-        assert said.count("No space left on device") == 1
-        assert said.count("waiting up to 0.5 min for its checkpoint") == 1
+        assert self.equals_the_straight_run(ended, "patient")
+        output = ended.output("patient")
+        assert output.count("No space left on device") == 1
+        assert output.count("waiting up to 0.5 min for its checkpoint") == 1
 
-    def test_without_room_the_run_fails_and_says_what_was_not_saved(self, ended):
+    def test_without_disk_space_the_run_fails_and_reports_what_was_not_saved(self, ended):
         assert ended.statuses["full"] == [4, 4]
-        said = ended.said("full")
-        assert "the checkpoint of the last step, 6, was not saved: " in said
-        assert "nothing was exported" in said
+        output = ended.output("full")
+        assert "the checkpoint of the last step, 6, was not saved: " in output
+        assert "nothing was exported" in output
         assert ended.statuses["full/again"] == [0, 0]
-        assert self.is_the_straight_one(ended, "full")
+        assert self.equals_the_straight_run(ended, "full")
 
     @pytest.mark.parametrize("name", ["patient", "full", "one", "stopped"])
-    def test_no_step_is_taken_twice(self, ended, name):
-        taken = [line.split("/")[0] for line in ended.said(name).splitlines() if re.match(r"step \d+/6 ", line)]
+    def test_no_step_is_repeated(self, ended, name):
+        taken = [line.split("/")[0] for line in ended.output(name).splitlines() if re.match(r"step \d+/6 ", line)]
         assert taken == [f"step {number}" for number in range(1, 7)]
 
-    def test_room_for_one_checkpoint_is_not_enough_and_keeps_that_one(self, ended):
+    def test_disk_space_for_one_checkpoint_is_not_enough_and_keeps_that_one(self, ended):
         assert ended.statuses["one"] == [4, 4]
         assert ended.statuses["one/again"] == [0, 0]
-        assert "step 2, resumed at" in ended.said("one-again")
-        assert self.is_the_straight_one(ended, "one")
+        assert "step 2, resumed at" in ended.output("one-again")
+        assert self.equals_the_straight_run(ended, "one")
 
-    def test_a_run_that_waits_for_room_can_be_stopped(self, ended):
+    def test_a_run_that_waits_for_disk_space_can_be_stopped(self, ended):
         assert ended.statuses["stopped"] == [75, 75]
-        assert "stopped by the stop file without a new checkpoint" in ended.said("stopped")
+        assert "stopped by the stop file without a new checkpoint" in ended.output("stopped")
 
 
-@of("twins")
+@of("two_jobs")
 class TestTwoJobs:
     @pytest.mark.parametrize("second", ["second", "afresh"])
     def test_the_second_job_ends_on_all_ranks_and_names_the_first(self, ended, second):
-        assert ended.statuses[f"twin/{second}"] == [2, 2]
-        said = ended.said(f"twin-{second}")
-        assert f"{ended.runs / 'twin'}: is in use by process " in said
-        assert f"on host {socket.gethostname()} since " in said
+        assert ended.statuses[f"shared/{second}"] == [2, 2]
+        output = ended.output(f"shared-{second}")
+        assert f"{ended.runs / 'shared'}: is in use by process " in output
+        assert f"on host {socket.gethostname()} since " in output
 
     def test_the_first_job_does_not_notice(self, ended):
-        assert ended.statuses["twin"] == [0, 0]
-        assert ended.losses("twin") == ended.losses("straight")
-        assert ended.checkpoints("twin") == ended.checkpoints("straight")
+        assert ended.statuses["shared"] == [0, 0]
+        assert ended.losses("shared") == ended.losses("straight")
+        assert ended.checkpoints("shared") == ended.checkpoints("straight")
 
-    def test_a_killed_job_does_not_keep_the_next_one_out(self, ended):
+    def test_a_killed_job_does_not_block_the_next_one(self, ended):
         assert ended.statuses["killed"] == [-9, -9]
         assert ended.statuses["killed/again"] == [0, 0]
         assert ended.losses("killed") == ended.losses("straight")
 
-    def test_no_lock_is_left(self, ended):
+    def test_no_lock_file_remains(self, ended):
         assert list(ended.runs.glob(".*")) == []
 
 
@@ -212,22 +213,22 @@ class TestStops:
         assert positions[0] == positions[1]
         assert all(0 < row["communication"] < 1 for row in ended.lines("straight", "metrics.jsonl") if "loss" in row)
 
-    def test_bad_data_stops_all_ranks_with_a_checkpoint_and_the_rank_that_met_it(self, ended):
+    def test_bad_data_stop_all_ranks_with_a_checkpoint_and_the_rank_that_read_them(self, ended):
         assert ended.statuses["data"] == [2, 2]
-        said = ended.said("data")
-        assert f"rank 1 on host {gethostname()}: train-000000.tar: is cut short; stopped after step 2" in said
+        output = ended.output("data")
+        assert f"rank 1 on host {gethostname()}: train-000000.tar: is cut short; stopped after step 2" in output
         assert ended.checkpoints("data") == [2]
 
 
 @of("silence")
 class TestSilence:
     @pytest.mark.parametrize("rank", [0, 1])
-    def test_a_rank_that_stops_moving_ends_the_other_with_its_host(self, ended, rank):
+    def test_a_frozen_rank_ends_the_other_which_names_its_host(self, ended, rank):
         assert ended.statuses[f"frozen{rank}"] == [75]
-        assert "no sign of life from host " in ended.said(f"frozen{rank}")
-        assert f"(rank {rank})" in ended.said(f"frozen{rank}")
+        assert "no sign of life from host " in ended.output(f"frozen{rank}")
+        assert f"(rank {rank})" in ended.output(f"frozen{rank}")
 
-    def test_a_machine_that_was_suspended_goes_on(self, ended):
+    def test_a_suspended_machine_continues(self, ended):
         assert ended.statuses["suspended"] == [0, 0]
 
     def test_a_step_that_takes_too_long_has_all_stacks_written(self, ended):
@@ -235,4 +236,4 @@ class TestSilence:
         for rank in range(2):
             stacks = (ended.runs / f"slow/stacks/rank-{rank}.txt").read_text()
             assert "step 3" in stacks
-            assert "loop.py" in stacks
+            assert "trainer.py" in stacks

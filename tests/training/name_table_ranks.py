@@ -1,4 +1,4 @@
-"""Two ranks train with cached names, save under ZeRO 3 in mid life of the table, and go on in other engines."""
+"""Two ranks train with cached names, save under ZeRO 3 between two refreshes of the table, and resume."""
 
 import sys
 from pathlib import Path
@@ -7,15 +7,12 @@ import torch
 
 from bali_ds.checkpoint.manager import CheckpointManager, RunProgress
 from bali_ds.config import CheckpointConfig, Recipe
-from bali_ds.data.loader import Loader
 from bali_ds.data.sampler import Position
-from bali_ds.data.settings import StreamSettings
 from bali_ds.distributed import Ranks
-from bali_ds.model.build_model import build_aligner
-from bali_ds.planning.batch_plan import plan_batches
-from bali_ds.training.engine import build_engine, deepspeed_settings
-from bali_ds.training.joining import joined_ranks
+from bali_ds.training.process_group import joined_ranks
 from bali_ds.training.run_directory import RunData
+from bali_ds.training.step import train_step
+from tests.engines import at_stage, engine_of
 from tests.leaving import leave
 
 
@@ -23,17 +20,11 @@ class Run:
     """An engine of a ZeRO stage that keeps what its table holds."""
 
     def __init__(self, recipe: Recipe, data: RunData, ranks: Ranks, stage: int, checkpoints: Path) -> None:
-        changed = recipe.model_copy(update={"deepspeed": recipe.deepspeed.with_name(f"zero{stage}.json")})
-        settings = deepspeed_settings(changed, plan_batches(changed, 2, len(data.shards.split("train"))))
-        settings["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
-        self.engine = build_engine(build_aligner(changed, 2 * data.graph.num_relations, data.shards), changed, settings)
-        identity = {"data": "same", "world size": 2, "ZeRO stage": stage}
+        self.engine = engine_of(at_stage(recipe, stage), data, ranks.world_size)
+        identity = {"data": "same", "world size": ranks.world_size, "ZeRO stage": stage}
         self.checkpoints = CheckpointManager(checkpoints, ranks, CheckpointConfig(), identity=identity)
         self.progress = self.checkpoints.restore(self.engine) or RunProgress(0, Position())
-        self.loader = Loader(
-            data.shards, data.graph, StreamSettings.of(recipe), global_batch=recipe.batch.passages,
-            rank=ranks.rank, world_size=2, start=self.progress.position,
-        )  # fmt: skip
+        self.loader = data.loader(recipe, ranks.rank, ranks.world_size, self.progress.position)
         self.kept = [self.table()]
 
     def table(self) -> dict[str, torch.Tensor]:
@@ -42,12 +33,10 @@ class Run:
 
     def steps(self, count: int) -> None:
         """Take steps; keep the loss of each and the table after it."""
-        for _, step in zip(range(count), self.loader, strict=False):
-            loss, _ = self.engine(step.micro_batches)
-            self.engine.backward(loss)
-            self.engine.step()
-            self.progress = RunProgress(self.progress.step + 1, step.position_after)
-            self.kept.append({"loss": loss.detach(), **self.table()})
+        for _, batch in zip(range(count), self.loader, strict=False):
+            result = train_step(self.engine, batch, self.progress)
+            self.progress = result.progress
+            self.kept.append({"loss": result.outputs["loss"], **self.table()})
 
 
 def main() -> None:

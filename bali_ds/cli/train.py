@@ -1,0 +1,134 @@
+"""The training command, which each rank runs under a launcher: train, export, evaluate, report."""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from bali_ds.config import load_recipe
+from bali_ds.errors import InputError, LostRank, RunEnded, exit_status
+
+_QUIET_LIBRARIES = ("httpx", "httpcore", "urllib3", "DeepSpeed", "transformers", "matplotlib")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the training command to a parser."""
+    parser.add_argument("--config", type=Path, required=True, metavar="RECIPE", help="YAML file of the run")
+    parser.add_argument(
+        "--resume",
+        choices=("auto", "never"),
+        default="auto",
+        help="auto: resume from the newest complete checkpoint; never: remove an existing run first",
+    )
+    parser.add_argument("--local_rank", type=int, default=0, help="set by the launcher")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="change the recipe, e.g. optimizer.warmup=0.1"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the arguments of the process, or others, and run the command; return its exit status."""
+    parser = argparse.ArgumentParser(prog="launch/train.py", description="Train the model of a recipe.")
+    add_arguments(parser)
+    return run_train(parser.parse_intermixed_args(arguments))
+
+
+def run_train(options: argparse.Namespace) -> int:
+    """Train, then, on rank 0, export, evaluate and report.
+
+    Returns the exit status, the same on every rank; rank 0 prints one line for 2, 3, 4 and 75:
+
+    - 0: complete.
+    - 1: an unforeseen error, also in a loader worker; its traceback is in the output of the rank that met it.
+    - 2: a mistake in recipe or data, or ranks whose recipes or data differ.
+    - 3: loss or gradients became non-finite, or the loss spiked again and again.
+    - 4: the checkpoint of the last step could not be written; nothing was exported.
+    - 75: interrupted by a signal, a time limit, a killed loader worker or a lost host; the same command resumes.
+    """
+    is_first = _environment("RANK", "OMPI_COMM_WORLD_RANK", "0") == "0"
+    logging.basicConfig(level=logging.INFO if is_first else logging.WARNING, format="%(message)s", force=True)
+    for library in _QUIET_LIBRARIES:
+        logging.getLogger(library).setLevel(logging.WARNING)
+    try:
+        _run_job(options, is_first=is_first)
+    except (InputError, RunEnded) as ended:
+        # every other rank finds out by itself that one, perhaps rank 0, is lost
+        if is_first or isinstance(ended, LostRank):
+            print(f"train: {ended}", file=sys.stderr, flush=True)
+        return exit_status(ended)
+    return 0
+
+
+def _run_job(options: argparse.Namespace, *, is_first: bool) -> None:
+    try:
+        recipe = load_recipe(options.config, options.overrides)
+        # Heavy imports wait until the recipe is known to be valid.
+        from transformers.utils import logging as transformers_logging
+
+        from bali_ds.export.finalize import finalize, is_finalized, results_table
+        from bali_ds.training.trainer import train
+    except Exception as error:
+        if _environment("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "1") != "1":
+            from bali_ds.training.process_group import raise_after_joining
+
+            raise_after_joining(error)
+        raise
+
+    transformers_logging.disable_progress_bar()
+    # DeepSpeed calls collectives by names that torch has deprecated.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    _stop_on_signals()
+    if options.resume == "never" or not is_finalized(recipe):
+        step = train(recipe, resume=options.resume == "auto")
+        if is_first:
+            finalize(recipe, step)
+    elif is_first:
+        print(f"{recipe.directory} is complete; --resume never trains it afresh\n")
+    if is_first:
+        print(results_table(recipe), flush=True)
+
+
+def _stop_on_signals() -> None:
+    """Raise `Stopped` on a signal. The training loop, which has progress to save, replaces these handlers."""
+    from bali_ds.training.preemption import Stopped
+    from bali_ds.training.process_group import EXITING
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if not EXITING.is_set():
+            raise Stopped(f"stopped by {signal.Signals(number).name}; the same command resumes from there")
+
+    EXITING.clear()
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, stop)
+
+
+def _environment(name: str, of_mpirun: str, default: str) -> str:
+    return os.environ.get(name, os.environ.get(of_mpirun, default))
+
+
+def main_status(arguments: Sequence[str] | None = None) -> int:
+    """Return the exit status of `main`, whatever it raises; print the traceback of an unforeseen error."""
+    try:
+        return main(arguments)
+    except SystemExit as exiting:
+        return int(exiting.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+
+
+def run_process() -> NoReturn:
+    """Run the command and end the process with its exit status."""
+    status = main_status()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads of the process groups may still be ending. An ordinary exit then aborts now and then ("terminate called
+    # without an active exception"), and a complete run would look like a failed one.
+    os._exit(status)
