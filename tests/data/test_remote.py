@@ -260,5 +260,5 @@ def test_a_command_that_fails_or_falls_silent_is_an_input_error(data, tmp_path, 
 
 def test_names_reach_a_command_quoted_and_it_must_say_where(tmp_path):
     assert remote_io.address("pipe:cat {name}", "a; rm -r b.tar") == "pipe:cat 'a; rm -r b.tar'"
-    with pytest.raises(InputError, match="name of the file"):
+    with pytest.raises(InputError, match=r"lacks the placeholder \{name\}"):
         open_shards("pipe:cat shards.tar", cache=tmp_path)

@@ -1,6 +1,7 @@
 """Run by one or two processes: takes steps with every ZeRO stage and number of micro-batches, saves the weights."""
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import deepspeed
@@ -20,14 +21,15 @@ from tests.training.cases import MICRO_BATCHES, STAGES
 
 
 class Reductions(TorchDispatchMode, StepCallback):
-    """Counts the elements that collectives reduce over ranks after the forward pass."""
+    """Counts the elements that collectives reduce over ranks in the backward pass and the update of a step."""
 
-    def __init__(self) -> None:
+    def __init__(self, during_step: ExitStack) -> None:
         super().__init__()
         self.elements = 0
+        self._during_step = during_step
 
     def before_backward(self, loss: torch.Tensor) -> torch.Tensor:
-        self.elements = 0
+        self._during_step.enter_context(self)
         return loss
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -45,7 +47,8 @@ def weights_after(
     engine = engine_of(recipe, data, ranks.world_size)
     progress, losses, reduced = RunProgress(0, Position()), [], []
     for _, batch in zip(range(recipe.steps), data.loader(recipe, ranks.rank, ranks.world_size), strict=False):
-        with Reductions() as reductions:
+        with ExitStack() as during_step:
+            reductions = Reductions(during_step)
             result = train_step(engine, batch, progress, callbacks=[reductions])
         progress = result.progress
         losses.append(float(result.outputs["loss"]))
