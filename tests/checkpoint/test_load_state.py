@@ -12,7 +12,7 @@ pytestmark = pytest.mark.timeout(900)
 TOLERANCES = {"fp32": 1e-6, "bf16": 2e-3}
 
 
-@pytest.fixture(scope="module", params=TOLERANCES)
+@pytest.fixture(scope="module", params=["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def losses(sample, tiny_encoder, tmp_path_factory, request):
     """The losses of each scenario by its name, and the precision's tolerance."""
     out = tmp_path_factory.mktemp(request.param)
