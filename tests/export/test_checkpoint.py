@@ -40,8 +40,8 @@ def test_chunks_are_the_tensor_in_order(monkeypatch):
     monkeypatch.setattr("bali_ds.checkpoint.lazy_tensor.CHUNK", 4)
     values = torch.arange(15.0)
     stored = LazyTensor((3, 5), (values[:9], values[9:]))
-    assert torch.equal(torch.cat(list(stored.micro_batches())), values)
-    assert max(len(micro_batch) for micro_batch in stored.micro_batches()) == 4
+    assert torch.equal(torch.cat(list(stored.chunks())), values)
+    assert max(len(chunk) for chunk in stored.chunks()) == 4
     assert torch.equal(stored.tensor(), values.view(3, 5))
 
 
