@@ -199,7 +199,7 @@ def test_a_tar_that_leaves_the_cache_before_it_is_mapped_is_fetched_again(data, 
 
     monkeypatch.setattr(Mirror, "fetch", losing)
     monkeypatch.setattr(reader.time, "sleep", lambda _: None)
-    monkeypatch.setattr(batch_sampler, "_Ahead", lambda _: None)
+    monkeypatch.setattr(batch_sampler, "_ShardPrefetcher", lambda _: None)
     found = steps((mirrored, graph), 4, global_batch=12, settings=SETTINGS)
     assert lost
     assert [rows(step) for step in found] == [rows(step) for step in steps(data, 4, global_batch=12, settings=SETTINGS)]
