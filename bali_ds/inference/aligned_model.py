@@ -50,7 +50,7 @@ def load_aligned(path: Path, device: str = "cpu", graph: KnowledgeGraph | None =
             f"{path}: has concept embeddings of graph {trained_on}, but {graph.path} is {graph.fingerprint}; "
             "pass the graph of the training"
         )
-    # encoders without relation embeddings store no number of relations
+    # encoders without relation embeddings do not store how many relations there are
     sizes = (description["num_relations"] or 0, description.get("num_concepts") or 0)
     graph_encoder = build_graph_encoder(recipe.graph_encoder, encoder.width, *sizes)
     if isinstance(graph_encoder, GraphEncoder):

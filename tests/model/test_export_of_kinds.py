@@ -51,7 +51,7 @@ def test_a_loaded_export_gives_the_views_of_the_trained_model(recipe, tmp_path):
     loaded, again = load_aligned(tmp_path / "export")
     own = recipe.text_encoder.model_copy(update={"path": str(tmp_path / "export")})
     assert again == recipe.model_copy(update={"text_encoder": own})
-    # a table of all names is no part of an export, which makes the vectors of those it needs
+    # an export does not hold the table of all names; it encodes the names that it needs
     aligner.table = None
     if aligner.names != "learned":
         aligner.names = "gradient"
