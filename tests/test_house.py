@@ -172,7 +172,8 @@ def test_the_walk_of_the_contributors_guide_names_what_its_files_define():
 
 
 CHECKED_FOR_WORDS = [
-    "README.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile", "bali_ds", "bench", "docs", "ds_configs", "launch", "shards", "tests",
+    "README.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile", "bali_ds", "bench", "docs", "ds_configs", "launch",
+    "shards", "tests",
 ]  # fmt: skip
 """Files and folders whose text is checked."""
 SUFFIXES = {"", ".c", ".h", ".md", ".py", ".sbatch", ".sh", ".yaml"}
