@@ -24,7 +24,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from itertools import islice
 from pathlib import Path
@@ -36,12 +36,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bali_ds.config import Recipe, dump_recipe
-from bali_ds.data.loader import Loader, Step
+from bali_ds.data.loader import Loader
 from bali_ds.files import write_json
 from bali_ds.losses.contrastive import contrastive_loss
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.build_model import build_aligner
-from bali_ds.objectives.registry import stream_settings
 from bali_ds.planning.flops import StepFlops, peak_of
 from bali_ds.training.run_directory import RunData
 
@@ -80,7 +79,6 @@ class Bench:
     small: bool
     data: Path
     folder: Path
-    _steps: dict[int, list[Step]] = field(default_factory=dict)
 
     def encoder(self, shape: dict[str, int]) -> Path:
         """Return the directory of a BERT of a shape, without weights, with the sample's tokenizer."""
@@ -112,11 +110,7 @@ class Bench:
         data = RunData.open(recipe)
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[recipe.precision]
         aligner = build_aligner(recipe, 2 * data.graph.num_relations, data.shards).to(self.device, dtype).train()
-        loader = Loader(
-            data.shards, data.graph, stream_settings(recipe),
-            global_batch=recipe.batch.passages, micro_batches=recipe.batch.micro_batches,
-        )  # fmt: skip
-        return aligner, loader
+        return aligner, data.loader(recipe, rank=0, world_size=1)
 
     def train(self, recipe: Recipe, *, stop_after: int = 0, whole: bool = True) -> tuple[int, list[float], str]:
         """Run a recipe as its only rank.
@@ -215,8 +209,7 @@ def loss_oracle(bench: Bench) -> Figures:
 
 
 def _loss(queries: Tensor, keys: Tensor, scale: Tensor, query_ids: Tensor, key_ids: Tensor, kind: str) -> Tensor:
-    loss: Tensor = contrastive_loss(queries, keys, scale, query_ids=query_ids, key_ids=key_ids, kind=kind)
-    return loss
+    return contrastive_loss(queries, keys, scale, query_concept_ids=query_ids, key_concept_ids=key_ids, kind=kind)
 
 
 def training(bench: Bench) -> Figures:
