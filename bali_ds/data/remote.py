@@ -1,10 +1,10 @@
-"""Shards on a server: a mirror of each set in a directory of the node, whose tars are fetched as the order nears them.
+"""Shards on a server, read through a cache on each node that downloads tars shortly before they are needed.
 
-A mirror is a directory of shards like any other, of whose tars only those in use are there. Where the others come from
-is known to the processes alone: no file in a directory of shards ever says so, since anybody may have written it.
-Processes of a node share a mirror: each file is fetched once, checked against the index, and renamed into place. The
-tars, those on their way included, never take more than a limit: a download begins with an empty file of the size that
-it will have, for which the tars used longest ago make room.
+The cache of a shard set is a directory of shards that holds only some of the tars. Processes know the URL of the others
+from the recipe; no file in the directory names it, since such a file may have been written by anybody. All processes of
+a node share the cache: each file is downloaded once, checked against the index and renamed into place. The tars,
+unfinished downloads included, never take more than a limit: a download reserves its final size first, and the least
+recently used tars are removed to make room.
 """
 
 import fcntl
@@ -29,13 +29,13 @@ _WAITS = (1, 2, 4, 8, 16)
 _WAIT_FOR_ROOM = 0.05
 _BLOCK = 1 << 20
 _LARGEST_INDEX = 64 << 20
-# Bytes a second, from when a download has had its time to get going: a server this slow does not get a tar across.
-_SLOWEST = 1024
-_SECONDS_TO_GET_GOING = 60
+# A download below this rate, in bytes per second after the first minute, is aborted.
+_LOWEST_RATE = 1024
+_WARM_UP_SECONDS = 60
 
 
 def cache_home() -> Path:
-    """Return this node's directory for what can be fetched or computed again: $BALI_DS_CACHE or ~/.cache/bali_ds."""
+    """Return the cache directory of this node: $BALI_DS_CACHE or ~/.cache/bali_ds. Its content can be made again."""
     return Path(os.environ.get("BALI_DS_CACHE") or Path.home() / ".cache" / "bali_ds")
 
 
@@ -44,11 +44,11 @@ def open_shards(location: str | Path, *, cache: Path | None = None, limit_bytes:
 
     Args:
         location: directory, URL or command.
-        cache: directory of this node for mirrors of URLs; `cache_home()` by default.
-        limit_bytes: what the tars of one mirror may take on disk.
+        cache: cache directory of this node; `cache_home()` by default.
+        limit_bytes: disk space for the tars of one shard set.
 
     Raises:
-        InputError: the location holds no shards, or cannot be reached, or serves other bytes than its index says.
+        InputError: the location holds no shards, cannot be reached, or serves files that differ from its index.
     """
     if not is_remote(str(location)):
         return ShardSet.open(location)
@@ -61,19 +61,26 @@ def open_shards(location: str | Path, *, cache: Path | None = None, limit_bytes:
             if not (home / name).exists() or sha256_file(home / name) != digest:
                 _download(address(url, name), home / name, None, digest)
     logger.info(
-        "%s: each tar is fetched whole and checked before it is read; %s may take %.1f GiB; order and resume are exact",
+        "%s: tars are downloaded and checked before they are read; the cache %s may take %.1f GiB; order and resume are "
+        "exact",
         url, home, limit_bytes / 2**30,
     )  # fmt: skip
     shards = ShardSet.open(home, ShardSource(url, limit_bytes))
     largest = max((shard.bytes for shard in shards.shards), default=0)
     if largest > limit_bytes:
-        raise InputError(f"{url}: its largest shard has {largest} bytes, the cache may take {limit_bytes}; allow more")
+        raise InputError(f"{url}: its largest tar has {largest} bytes, but the cache is limited to {limit_bytes} bytes")
     return shards
 
 
 @dataclass(frozen=True)
 class Mirror:
-    """Where the tars of a mirror come from."""
+    """The cached copy of a remote shard set.
+
+    Attributes:
+        path: its directory.
+        url: where its tars are downloaded from.
+        limit_bytes: disk space for its tars.
+    """
 
     path: Path
     url: str
@@ -81,26 +88,26 @@ class Mirror:
 
     @classmethod
     def of(cls, shards: ShardSet) -> "Mirror | None":
-        """Return the mirror that a shard set is; None where all its tars are its own."""
+        """Return the mirror of a remote shard set, None for a local one."""
         return cls(shards.path, *shards.source) if shards.source else None
 
     def fetch(self, shard: Shard) -> None:
-        """See to it that a tar is there, whole and as the index says, whichever process of the node fetches it.
+        """Download a tar unless it is in the cache; if another process of the node is downloading it, wait for that.
 
         Raises:
-            InputError: the server does not deliver it, or delivers something else.
+            InputError: the server does not deliver the file, or delivers one that differs from the index.
         """
         target = self.path / shard.name
-        if self._is_there(target, shard):
+        if self._is_cached(target, shard):
             return
         with locked(self._lock(shard.name)):
-            if not self._is_there(target, shard):
+            if not self._is_cached(target, shard):
                 while not self._make_room(shard):
                     time.sleep(_WAIT_FOR_ROOM)
                 _download(address(self.url, shard.name), target, shard.bytes, shard.sha256)
 
     @staticmethod
-    def _is_there(target: Path, shard: Shard) -> bool:
+    def _is_cached(target: Path, shard: Shard) -> bool:
         try:
             os.utime(target)
             return target.stat().st_size == shard.bytes
@@ -108,12 +115,12 @@ class Mirror:
             return False
 
     def _make_room(self, shard: Shard) -> bool:
-        """Reserve room for a tar; False where downloads of others take all there is, until they end.
+        """Reserve space for a tar; return False while the downloads of other processes take all of it.
 
-        The tars used longest ago go; a process that has one mapped keeps its pages.
+        The least recently used tars are removed; a process that has one mapped keeps its pages.
         """
         with locked(self.path / ".lock"):
-            # Downloads first: one that ends meanwhile is then counted twice rather than not at all.
+            # Downloads are counted first: one that ends meanwhile is then counted twice rather than not at all.
             taken = shard.bytes + sum(
                 _size(part) for part in self._downloads() if part != _part(self.path / shard.name)
             )
@@ -131,7 +138,7 @@ class Mirror:
             return True
 
     def _downloads(self) -> Iterator[Path]:
-        """Yield the downloads under way; what a killed process left of one goes."""
+        """Yield unfinished downloads; those of killed processes are removed."""
         for part in self.path.glob(".*.tar.part"):
             try:
                 with locked(self._lock(part.name[1:].removesuffix(".part")), wait=False):
@@ -145,7 +152,7 @@ class Mirror:
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock that a file stands for, among all processes of the node.
+    """Hold the lock of a file, among all processes of the node.
 
     Raises:
         BlockingIOError: another holds it, and `wait` is false.
@@ -156,7 +163,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def _part(target: Path) -> Path:
-    """Where a file grows until it is whole; whoever writes it holds the lock of its target."""
+    """Return the path of an unfinished download; its writer holds the lock of the target."""
     return target.with_name(f".{target.name}.part")
 
 
@@ -168,7 +175,7 @@ def _size(path: Path) -> int:
 
 
 def _download(url: str, target: Path, size: int | None, digest: str | None) -> None:
-    """Publish a remote file that has the digest, or where there is none yet is JSON; try again for a while."""
+    """Download a file with retries and rename it into place; without a digest to compare, it has to be JSON."""
     part = _part(target)
     try:
         for wait in (*_WAITS, None):
@@ -181,27 +188,27 @@ def _download(url: str, target: Path, size: int | None, digest: str | None) -> N
             if wait is not None:
                 logger.warning("%s; trying again in %s s", problem, wait)
                 time.sleep(wait)
-        raise InputError(f"{problem}; given up after {len(_WAITS) + 1} attempts")
+        raise InputError(f"{problem}; gave up after {len(_WAITS) + 1} attempts")
     finally:
         part.unlink(missing_ok=True)
 
 
 def _copy(url: str, part: Path, size: int | None, digest: str | None) -> None:
-    """Fill a file from a URL; until it is whole it keeps the size that is reserved for it."""
+    """Download a URL into a file of reserved size, which is truncated to the size downloaded at the end."""
     found, total, begun = hashlib.sha256(), 0, time.monotonic()
     with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT, 0o644), "wb") as sink, open_remote(url) as source:
-        read = getattr(source, "read1", source.read)  # does not wait for a whole block where it need not
+        read = getattr(source, "read1", source.read)  # returns what has arrived instead of waiting for a whole block
         while block := read(_BLOCK):
             total += len(block)
             seconds = time.monotonic() - begun
-            if seconds > _SECONDS_TO_GET_GOING and total < seconds * _SLOWEST:
-                raise TimeoutError(f"only {total} bytes came in {seconds:.0f} s")
+            if seconds > _WARM_UP_SECONDS and total < seconds * _LOWEST_RATE:
+                raise TimeoutError(f"only {total} bytes arrived in {seconds:.0f} s")
             if size is not None and total > size:
                 raise ValueError(f"is longer than {size} bytes")
             found.update(block)
             sink.write(block)
         if digest is not None and found.hexdigest() != digest:
-            raise ValueError(f"{total} bytes came that are not what the index says")
+            raise ValueError(f"the {total} bytes that arrived differ from the index")
         sink.truncate()
         sink.flush()
         os.fsync(sink.fileno())

@@ -1,8 +1,8 @@
-"""How the bytes of a remote file come: from a URL that fsspec knows, or out of a command.
+"""Opens remote files for reading: URLs that fsspec knows, and the output of commands.
 
-`pipe:COMMAND` takes what the command writes, as in webdataset; `{name}` in it stands for the file's name, as in
-`pipe:ssh storage cat /data/shards/{name}`. It costs no order and no resume: like any other file it goes, whole and
-checked, through the cache before it is read.
+`pipe:COMMAND` reads the output of a command, as in webdataset. `{name}` in it is replaced by the name of the file, for
+example `pipe:ssh storage cat /data/shards/{name}`. Order and resume stay exact: like a file from a URL, the output is stored in
+the cache and checked before it is read.
 """
 
 import os
@@ -19,21 +19,21 @@ _SECONDS_OF_SILENCE = 30
 
 
 def address(location: str, name: str) -> str:
-    """Return where a file of a remote directory is found."""
+    """Return the URL or command of a file in a remote directory."""
     if location.startswith(COMMAND):
         return location.replace("{name}", shlex.quote(name))
     return f"{location.rstrip('/')}/{name}"
 
 
 def open_remote(url: str) -> Any:
-    """Open an address for reading from end to end; a silent source is given up after a time."""
+    """Open a URL or command for sequential reading; a source that sends nothing for 30 s raises an error."""
     if url.startswith(COMMAND):
         return _Command(url.removeprefix(COMMAND))
-    # the rest here, since a worker on local shards needs neither
+    # imported here, because a worker on local shards needs neither
     if url.startswith(("http://", "https://")):
         import urllib.request
 
-        # unlike fsspec's client this one is fit for many threads
+        # unlike fsspec's HTTP client this one works in many threads
         return urllib.request.urlopen(url, timeout=_SECONDS_OF_SILENCE)
     import fsspec
 
@@ -41,7 +41,7 @@ def open_remote(url: str) -> Any:
 
 
 class _Command:
-    """What a command writes, as a file to read; what it started ends with it."""
+    """The output of a command as a file to read; closing it kills the command and its children."""
 
     def __init__(self, command: str) -> None:
         self._process = subprocess.Popen(
@@ -49,10 +49,10 @@ class _Command:
         )
 
     def read(self, size: int) -> bytes:
-        """Return some bytes, at most `size`; none at the end.
+        """Return at most `size` bytes, and b"" at the end.
 
         Raises:
-            OSError: the command failed or fell silent.
+            OSError: the command failed or wrote nothing for too long.
         """
         assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], _SECONDS_OF_SILENCE)[0]:

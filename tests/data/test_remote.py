@@ -131,9 +131,9 @@ def test_the_cache_stays_below_its_limit(data, tmp_path):
 
 def test_a_server_that_never_falls_silent_and_never_gets_anywhere_is_given_up(data, tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "_WAITS", ())
-    monkeypatch.setattr(remote, "_SECONDS_TO_GET_GOING", 1)
+    monkeypatch.setattr(remote, "_WARM_UP_SECONDS", 1)
     begun = time.monotonic()
-    with pytest.raises(InputError, match=r"index\.json: TimeoutError: only \d+ bytes came in 1 s; given up"):
+    with pytest.raises(InputError, match=r"index\.json: TimeoutError: only \d+ bytes arrived in 1 s; gave up"):
         open_shards(Server(data[0].path, ["trickle"]).url, cache=tmp_path)
     assert time.monotonic() - begun < 10
 
@@ -206,7 +206,7 @@ def test_a_tar_that_leaves_the_cache_before_it_is_mapped_is_fetched_again(data, 
 
 
 def test_a_limit_below_one_shard_is_an_input_error(data, tmp_path):
-    with pytest.raises(InputError, match="allow more"):
+    with pytest.raises(InputError, match="but the cache is limited to 1000 bytes"):
         open_shards(Server(data[0].path).url, cache=tmp_path, limit_bytes=1000)
 
 
@@ -239,7 +239,7 @@ def test_a_command_feeds_the_same_run(data, tmp_path, caplog):
     found = steps((piped, data[1]), 10, global_batch=12, workers=1, settings=SETTINGS)
     expected = steps(data, 10, global_batch=12, settings=SETTINGS)
     assert all(same(a.micro_batches, b.micro_batches) for a, b in zip(expected, found, strict=True))
-    assert "fetched whole and checked" in caplog.text
+    assert "downloaded and checked" in caplog.text
 
 
 @pytest.mark.usefixtures("impatient")
