@@ -61,8 +61,7 @@ def open_shards(location: str | Path, *, cache: Path | None = None, limit_bytes:
             if not (home / name).exists() or sha256_file(home / name) != digest:
                 _download(address(url, name), home / name, None, digest)
     logger.info(
-        "%s: tars are downloaded and checked before they are read; the cache %s may take %.1f GiB; order and resume are "
-        "exact",
+        "%s: tars are downloaded and checked before they are read; %s may take %.1f GiB; order and resume are exact",
         url, home, limit_bytes / 2**30,
     )  # fmt: skip
     shards = ShardSet.open(home, ShardSource(url, limit_bytes))

@@ -1,8 +1,8 @@
 """Opens remote files for reading: URLs that fsspec knows, and the output of commands.
 
 `pipe:COMMAND` reads the output of a command, as in webdataset. `{name}` in it is replaced by the name of the file, for
-example `pipe:ssh storage cat /data/shards/{name}`. Order and resume stay exact: like a file from a URL, the output is stored in
-the cache and checked before it is read.
+example `pipe:ssh storage cat /data/shards/{name}`. Order and resume stay exact: like a file from a URL, the output is
+stored in the cache and checked before it is read.
 """
 
 import os
