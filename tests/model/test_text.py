@@ -119,7 +119,7 @@ def test_a_checkpoint_without_a_head_gets_a_fresh_tied_one_and_the_log_says_so(t
     with caplog.at_level("INFO"):
         text = load_text_encoder(str(tmp_path), seed=0)
     assert text.fresh_head
-    assert "a fresh one, tied to the embeddings" in caplog.text
+    assert "a new one is tied to the embeddings" in caplog.text
     assert text.head.predictions.decoder.weight is text.encoder.embeddings.word_embeddings.weight
     again = load_text_encoder(str(tmp_path), seed=0)
     assert torch.equal(text.head.predictions.transform.dense.weight, again.head.predictions.transform.dense.weight)

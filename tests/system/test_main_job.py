@@ -153,7 +153,7 @@ def test_a_port_in_use_ends_the_job_with_one_line_and_status_2(sample, tmp_path)
     said = [line for line in done.stderr.splitlines() if line.startswith("train: ")]
     assert done.returncode == 2
     assert len(said) == 1, done.stderr
-    assert f"port {port}: is taken" in said[0]
+    assert f"port {port}: is in use" in said[0]
     assert "Traceback" not in done.stdout + done.stderr
 
 
