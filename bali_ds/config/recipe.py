@@ -52,9 +52,9 @@ class TextEncoderConfig(Section):
     path: str
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Dropout of the encoder; None keeps that of its configuration."""
-    attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
-    """Attention implementation in transformers; flash_attention_2 needs the package flash-attn, a GPU and half
-    precision."""
+    attention: Literal["packed", "sdpa", "flash_attention_2", "eager"] = "packed"
+    """All sequences in one call without padding (packed); or length buckets with an implementation of transformers, of
+    which flash_attention_2 needs the package flash-attn, a GPU and half precision."""
     layer: int | None = Field(default=None, ge=1)
     """Layer whose hidden states are used, counted from 1; later layers are removed. None uses the last layer."""
     pooling: Literal["mean", "first", "attention"] = "mean"
@@ -66,6 +66,9 @@ class TextEncoderConfig(Section):
     frozen_embeddings: bool = False
     frozen_layers: int = Field(default=0, ge=0)
     """Number of first layers whose weights are frozen."""
+    compile: bool | None = None
+    """Compile the layers with torch.compile, which costs half a minute at the start. None compiles on GPUs below ZeRO
+    stage 3."""
     gradient_checkpointing: bool = False
     """Recompute the activations of each layer in the backward pass instead of storing them."""
     lora: LoraConfig | None = None
@@ -183,6 +186,8 @@ class Recipe(Section):
     epochs: float | None = Field(default=None, gt=0)
     """Epochs of the run."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    deterministic: bool = False
+    """Repeat a run on the same GPUs bit for bit, with slower kernels; runs on CPUs always repeat."""
     deepspeed: Path = Path("ds_configs/zero1.json")
     checkpoints: CheckpointConfig = CheckpointConfig()
     fault_tolerance: FaultToleranceConfig = FaultToleranceConfig()

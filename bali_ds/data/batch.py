@@ -5,7 +5,7 @@ their memory. The classes are the same on both sides: `Batch` is a batch of tens
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Generic, Self
 
 from bali_ds.data.sequences import Ints
@@ -30,12 +30,12 @@ class ArrayTree(Generic[Array]):
 
     def map(self, change: Callable[[Any], Any]) -> Any:
         """Return the same tree with every array replaced by `change(array)`."""
-        return type(self)(**{field.name: _mapped(getattr(self, field.name), change) for field in fields(self)})  # type: ignore[arg-type]
+        return type(self)(**{each.name: _mapped(getattr(self, each.name), change) for each in fields(self)})  # type: ignore[arg-type]
 
     def to(self, device: "torch.device | str") -> Self:
-        """Return the same tree with every tensor on `device`."""
-        moved: Self = self.map(lambda tensor: tensor.to(device, non_blocking=True))
-        return moved
+        """Return the same tree with every tensor on `device`, except fields that stay in host memory."""
+        moved = {each.name: _moved(getattr(self, each.name), each.metadata, device) for each in fields(self)}  # type: ignore[arg-type]
+        return type(self)(**moved)
 
     def pin_memory(self) -> Self:
         """Return the same tree with every tensor in page-locked memory."""
@@ -53,9 +53,34 @@ def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     return change(value)
 
 
+def _moved(value: Any, metadata: Any, device: "torch.device | str") -> Any:
+    if "host" in metadata:
+        return value
+    if isinstance(value, ArrayTree):
+        return value.to(device)
+    return _mapped(value, lambda tensor: tensor.to(device, non_blocking=True))
+
+
 @dataclass(frozen=True)
-class LengthBucket(ArrayTree[Array]):
-    """Sequences of similar length, padded to the longest of them.
+class PackedSequences(ArrayTree[Array]):
+    """Token sequences one after the other, shortest first, without padding; T tokens in n sequences.
+
+    Attributes:
+        input_ids: int64 [T], special tokens included.
+        positions: int64 [T], the position of each token in its sequence, from 0.
+        offsets: int64 [n + 1], where each sequence begins and ends.
+        lengths: int64 [n], ascending; always in host memory, so that sizes are known without waiting for a device.
+    """
+
+    input_ids: Array
+    positions: Array
+    offsets: Array
+    lengths: Array = field(metadata={"host": True})
+
+
+@dataclass(frozen=True)
+class PaddedSequences(ArrayTree[Array]):
+    """Token sequences as the rows of a matrix, padded to the longest of them.
 
     Attributes:
         input_ids: int64 [n, L], n >= 1 and L >= 2, special tokens included, padded with the pad token on the right.
@@ -66,22 +91,21 @@ class LengthBucket(ArrayTree[Array]):
     lengths: Array
 
     @property
-    def attention_mask(self: "LengthBucket[torch.Tensor]") -> "torch.Tensor":
-        """Int64 [n, L], 1 at tokens and 0 at padding."""
+    def mask(self: "PaddedSequences[torch.Tensor]") -> "torch.Tensor":
+        """Bool [n, L], true at tokens and false at padding."""
         import torch
 
         positions = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
-        mask: torch.Tensor = (positions < self.lengths[:, None]).long()
-        return mask
+        return positions < self.lengths[:, None]
 
 
 @dataclass(frozen=True)
 class Batch(ArrayTree[Array]):
     """One micro-batch of one rank.
 
-    The number of length buckets of each kind is the same on every rank and in every step, so that every module is
-    called equally often; a bucket that would be empty holds one dummy sequence that nothing refers to. "Flat" token
-    positions count through the buckets in order: bucket 0 row 0, bucket 0 row 1, ..., padding included.
+    Whether there are sequences of a kind is the same on every rank and in every step, so that every module is called
+    equally often: where a batch has none of a kind that others have, one dummy sequence stands in that nothing refers
+    to. "Rows" count the sequences of a kind, and "flat" positions their tokens, in the order in which they are packed.
 
     A view is one concept of one passage. It is seen twice: as text (the tokens of all its mentions in the passage)
     and as graph (the ego graph of the concept and its sampled neighbors).
@@ -91,8 +115,8 @@ class Batch(ArrayTree[Array]):
     neither.
 
     Attributes:
-        passages: buckets of masked passages, B rows in all (dummies aside).
-        names: buckets of distinct concept names; the node names refer to their rows.
+        passages: B masked passages.
+        names: distinct concept names; the node names refer to their rows.
         labeled_tokens: int64 [K], flat positions in `passages` that masked language modeling predicts.
         labels: int64 [K], the true tokens at these positions.
         mention_tokens: int64 [P], flat positions in `passages` of the tokens of mentions.
@@ -100,23 +124,23 @@ class Batch(ArrayTree[Array]):
         text_views: int64 [T], ascending, the view of each text view: one for all mentions of a concept in a passage,
             so 0 to V - 1, or one for each mention.
         concept_ids: int64 [V], the graph's concept id of each view.
-        node_names: int64 [N], the row in `names` (counted through the buckets) of each node's name; or, where name
-            vectors are cached, the name id, or num_names + k for a name hidden behind k masks; or, where concepts have
-            learned embeddings, the concept id, or num_concepts for a hidden concept.
+        node_names: int64 [N], the row in `names` of each node's name; or, where name vectors are cached, the name
+            id, or num_names + k for a name hidden behind k masks; or, where concepts have learned embeddings, the
+            concept id, or num_concepts for a hidden concept.
         edge_index: int64 [2, E], source and target node of each message; facts run both ways.
         edge_relations: int64 [E], relation id of each message, read from its target: the neighbor list's own id
             for neighbor -> concept, its inverse for concept -> neighbor.
         targets: int64 [V], the node that is each view's concept.
         sample_rows: int64 [B], rows in the shard set's sample table, in the order of the global batch.
-        neighborhoods: buckets of linearized neighborhoods, V rows in all (dummies aside).
-        neighborhood_rows: int64 [V], the row of each view in `neighborhoods`, counted through the buckets.
+        neighborhoods: V linearized neighborhoods.
+        neighborhood_rows: int64 [V], the row of each view in `neighborhoods`.
         graph_labeled_tokens: int64, flat positions in `neighborhoods` that masked language modeling predicts.
         graph_labels: int64, the true tokens at these positions.
         parts: what single objectives add, each a dataclass of its own, by the objective's name in the recipe.
     """
 
-    passages: tuple[LengthBucket[Array], ...]
-    names: tuple[LengthBucket[Array], ...]
+    passages: PackedSequences[Array]
+    names: PackedSequences[Array]
     labeled_tokens: Array
     labels: Array
     mention_tokens: Array
@@ -128,7 +152,7 @@ class Batch(ArrayTree[Array]):
     edge_relations: Array
     targets: Array
     sample_rows: Array
-    neighborhoods: tuple[LengthBucket[Array], ...]
+    neighborhoods: PackedSequences[Array]
     neighborhood_rows: Array
     graph_labeled_tokens: Array
     graph_labels: Array

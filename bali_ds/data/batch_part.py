@@ -8,8 +8,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from bali_ds.data.batch import ArrayTree
 from bali_ds.data.ego_graphs import ConceptViews, EgoGraphs
-from bali_ds.data.length_buckets import BucketedSequences
 from bali_ds.data.mixture import Mixture
+from bali_ds.data.packing import PackedMasked
 from bali_ds.data.reader import Samples
 from bali_ds.data.sequences import NO_SEQUENCES, Flags, Ints, MaskedSequences, TokenSequences, Vocabulary
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
@@ -76,7 +76,7 @@ class BatchSlice(NamedTuple):
         inputs: of several batches.
         samples, views, nodes: ranges of the inputs' samples, views and nodes.
         facts: int64, the facts of these ego graphs.
-        passages: the passages of the batch in length buckets.
+        passages: the passages of the batch, packed.
         name_rows: int64 [n + m], the rows in `Batch.names` of the names that a part has encoded.
     """
 
@@ -85,7 +85,7 @@ class BatchSlice(NamedTuple):
     views: slice
     nodes: slice
     facts: Ints
-    passages: BucketedSequences
+    passages: PackedMasked
     name_rows: Ints
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from bali_ds.data.batch import Batch, LengthBucket
+from bali_ds.data.batch import Batch, PackedSequences
 from bali_ds.data.batch_part import BatchSlice, NamesToEncode, SampledInputs, SampleSource
 from bali_ds.data.ego_graphs import ConceptViews, find_views
-from bali_ds.data.length_buckets import bucket, bucket_masked
 from bali_ds.data.masking import mark_mentions, sample_keys
 from bali_ds.data.mixture import Mixture
+from bali_ds.data.packing import pack, pack_masked
 from bali_ds.data.reader import SampleReader, Samples
 from bali_ds.data.sample_validation import REASONS, Replacement, find_faults, substitutes
 from bali_ds.data.sampler import SampleIndices
@@ -79,7 +79,7 @@ class Collator:
     def _batch(self, inputs: SampledInputs, sampled: Sequence[Any], first: int, last: int) -> Batch[Ints]:
         """Collate the samples from `first` to before `last`; `sampled` is what each part sampled."""
         ego_graphs, settings, vocabulary = inputs.ego_graphs, self.settings, self.source.vocabulary
-        passages = bucket_masked(inputs.passages, first, last, settings.passage_buckets, vocabulary)
+        passages = pack_masked(inputs.passages, first, last, vocabulary)
         views = _range(inputs.views.samples, first, last)
         texts = _range(inputs.text_views, views.start, views.stop)
         mentions = _range(inputs.mention_views, texts.start, texts.stop)
@@ -91,10 +91,10 @@ class Collator:
         messages = np.concatenate([passing, passing + ego_graphs.num_facts])
         wanted = [part.names(own, views) for part, own in zip(settings.parts, sampled, strict=True)]
         names, node_names, rows_of_parts = self._names(piece, wanted)
-        buckets = settings.passage_buckets * (settings.with_graph and settings.graph_view == "linearized")
-        neighborhoods = bucket_masked(inputs.neighborhoods, views.start, views.stop, buckets, vocabulary)
+        linearized = settings.with_graph and settings.graph_view == "linearized"
+        neighborhoods = pack_masked(inputs.neighborhoods, views.start, views.stop, vocabulary if linearized else None)
         return Batch(
-            passages=passages.buckets,
+            passages=passages.packed,
             names=names,
             labeled_tokens=passages.labeled,
             labels=passages.labels,
@@ -107,7 +107,7 @@ class Collator:
             edge_relations=ego_graphs.edge_relations[messages],
             targets=ego_graphs.targets[views] - nodes.start,
             sample_rows=inputs.samples.sample_rows[first:last],
-            neighborhoods=neighborhoods.buckets,
+            neighborhoods=neighborhoods.packed,
             neighborhood_rows=neighborhoods.rows,
             graph_labeled_tokens=neighborhoods.labeled,
             graph_labels=neighborhoods.labels,
@@ -151,8 +151,8 @@ class Collator:
 
     def _names(
         self, piece: BatchSlice, wanted: Sequence[NamesToEncode | None]
-    ) -> tuple[tuple[LengthBucket[Ints], ...], Ints, list[Ints]]:
-        """Return the buckets of names, what the nodes refer to, and the rows of the names of each part."""
+    ) -> tuple[PackedSequences[Ints], Ints, list[Ints]]:
+        """Return the names to encode, what the nodes refer to, and the rows of the names of each part."""
         settings, inputs, nodes = self.settings, piece.inputs, piece.nodes
         extra = [names or NamesToEncode(piece.facts[:0]) for names in wanted]
         ids = np.concatenate([inputs.node_names[nodes], *(names.name_ids for names in extra)])
@@ -162,16 +162,17 @@ class Collator:
         codes = self._name_codes(ids, hidden)
         if settings.name_rows or settings.concept_rows:
             concept_ids = np.where(hidden[:count], self.source.graph.num_concepts, inputs.ego_graphs.concept_ids[nodes])
-            return (), concept_ids if settings.concept_rows else codes[:count], [codes[:0]] * len(extra)
+            refers_to = concept_ids if settings.concept_rows else codes[:count]
+            return pack(codes[:0], codes[:0]).packed, refers_to, [codes[:0]] * len(extra)
         spelled = TokenSequences.join([names.spelled for names in extra])
-        buckets, rows, spelled_rows = self._bucket_names(codes, spelled)
+        packed, rows, spelled_rows = self._pack_names(codes, spelled)
         ends = count + np.cumsum([0, *(names.name_ids.size for names in extra)])
         spelled_ends = np.cumsum([0, *(names.spelled.lengths.size for names in extra)])
         rows_of_parts = [
             np.concatenate([rows[begin:end], spelled_rows[first:last]])
             for (begin, end), (first, last) in zip(pairwise(ends), pairwise(spelled_ends), strict=True)
         ]
-        return buckets, rows[:count], rows_of_parts
+        return packed, rows[:count], rows_of_parts
 
     def _name_codes(self, name_ids: Ints, hidden: Flags) -> Ints:
         """Return the row of each name in a table of all names followed by those of 0, 1, 2, ... masks.
@@ -183,8 +184,8 @@ class Collator:
         sizes = np.where(name_ids < 0, 0, offsets[name_ids + 1] - offsets[name_ids])
         return np.where(hidden | (sizes == 0), offsets.size - 1 + np.maximum(sizes, 1), name_ids)
 
-    def _bucket_names(self, codes: Ints, spelled: TokenSequences) -> tuple[tuple[LengthBucket[Ints], ...], Ints, Ints]:
-        """Put each distinct name once, and all spelled ones, into buckets; return the rows of codes and of spelled."""
+    def _pack_names(self, codes: Ints, spelled: TokenSequences) -> tuple[PackedSequences[Ints], Ints, Ints]:
+        """Pack each distinct name once, and all spelled ones; return the rows of codes and of spelled, too."""
         settings, vocabulary, table = self.settings, self.source.vocabulary, self.source.shards.names
         ego_graphs = settings.with_graph and settings.graph_view == "ego_graph"
         any_names = ego_graphs or any(part.encodes_names for part in settings.parts)
@@ -200,8 +201,8 @@ class Collator:
         lengths_shown = lengths[: shown.size]
         tokens[ranges(begins[: shown.size] + 1, lengths_shown)] = table.tokens[ranges(begins_in_table, lengths_shown)]
         tokens[ranges(begins[distinct.size :] + 1, spelled.lengths)] = spelled.tokens
-        bucketed = bucket(tokens, lengths + 2, settings.name_buckets if any_names else 0, vocabulary)
-        return bucketed.buckets, bucketed.rows[of_code], bucketed.rows[distinct.size :]
+        packing = pack(tokens, lengths + 2, vocabulary if any_names else None)
+        return packing.packed, packing.rows[of_code], packing.rows[distinct.size :]
 
 
 def _range(ascending: Ints, first: int, last: int) -> slice:

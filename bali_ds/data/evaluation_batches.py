@@ -35,7 +35,7 @@ def evaluation_batches(
     Args:
         shards: the samples.
         graph: the graph that the shards were built from.
-        settings: seed, fan-out, buckets and kind of graph view; there always are graph views and no masks.
+        settings: seed, fan-out and kind of graph view; there always are graph views and no masks.
         split: "train" or "validation".
         batch_size: samples a batch.
         limit: samples in all, from the start of every set in proportion to its size; None takes the whole split.

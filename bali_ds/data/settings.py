@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # a worker process reads no recipe and starts sooner without 
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """Settings of order, masking, neighborhoods and padding; the defaults are those of BALI.
+    """Settings of order, masking and neighborhoods; the defaults are those of BALI.
 
     Attributes:
         seed: everything random follows from it, the epoch and the sample.
@@ -21,8 +21,6 @@ class StreamSettings:
         token_masking: share of tokens that masked language modeling predicts.
         mention_masking: share of passages all of whose mentions are masked.
         name_masking: share of concepts whose own name is masked in the graph view.
-        passage_buckets: length buckets of the passages of a batch.
-        name_buckets: length buckets of its concept names.
         window: samples shuffled among each other within a lane of a large shard set.
         split: "train" or "validation".
         temperature: exponent of concept frequencies in sampling; 1 samples passages evenly, 0 concepts.
@@ -44,8 +42,6 @@ class StreamSettings:
     token_masking: float = 0.15
     mention_masking: float = 0.15
     name_masking: float = 0.15
-    passage_buckets: int = 4
-    name_buckets: int = 6
     window: int = 1024
     split: str = "train"
     temperature: float = 1.0
@@ -93,9 +89,8 @@ class StreamSettings:
         for name in shares:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} {getattr(self, name)}: must be a share between 0 and 1")
-        for name in ("passage_buckets", "name_buckets", "window"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)}: must be at least 1")
+        if self.window < 1:
+            raise InputError(f"window {self.window}: must be at least 1")
         if self.fan_out < 0:
             raise InputError(f"fan_out {self.fan_out}: must be at least 0")
 

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from bali_ds.data.batch import ArrayTree, Batch, LengthBucket
+from bali_ds.data.batch import ArrayTree, Batch, PackedSequences, PaddedSequences
 from bali_ds.data.batch_part import BatchPart
 from bali_ds.data.batch_sampler import BatchSampler, RankSlice, StepArrays
 from bali_ds.data.mixture import Mixture, open_parts, parts_of
@@ -126,7 +126,8 @@ def receive_step(stream: IO[bytes], parts: Iterable[BatchPart] = ()) -> StepArra
     buffer = np.empty(message["size"], np.int64)
     if stream.readinto(buffer.view(np.uint8)) < buffer.nbytes:  # type: ignore[attr-defined]
         return None
-    kinds = {kind.__name__: kind for kind in (Batch, LengthBucket, *(part.content for part in parts))}
+    classes = (Batch, PackedSequences, PaddedSequences, *(part.content for part in parts))
+    kinds = {each.__name__: each for each in classes}
     begin = 0
 
     def take(shape: list[int]) -> Ints:

@@ -34,7 +34,7 @@ def mean_over_ranks(total: Tensor, count: int, group: dist.ProcessGroup | None =
         scalar of the dtype of `total`; 0 if no rank has a term.
     """
     ranks = Ranks.of(group)
-    sums = ranks.all_reduce_sum(torch.stack([total.detach().double(), total.new_tensor(count, dtype=torch.float64)]))
+    sums = ranks.all_reduce_sum(torch.stack([total.detach().double(), total.new_full((), count, dtype=torch.float64)]))
     terms = sums[1].clamp(min=1)
     mean = (sums[0] / terms).to(total.dtype)
     local = total * (ranks.world_size / terms).to(total.dtype)

@@ -2,15 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from bali_ds.config import ObjectiveConfig
-from bali_ds.data.batch import Batch, LengthBucket
+from bali_ds.data.batch import Batch
 from bali_ds.losses.masked_language_model import mean_over_ranks
 from bali_ds.model.graph_encoders import GraphEncoder, LinearizedGraph
 from bali_ds.model.name_table import NameTable
@@ -88,7 +86,7 @@ class Aligner(nn.Module):
         """Float32 [1], the inverse temperature."""
         scale = 1.0 / self.objective.contrastive.temperature
         if self.log_scale_offset is None:
-            return torch.tensor([scale], device=self.device)
+            return torch.full((1,), scale, device=self.device)
         offset = self.log_scale_offset.float().clamp(max=math.log(LARGEST_LOGIT_SCALE / scale))
         return scale * offset.exp()
 
@@ -97,7 +95,7 @@ class Aligner(nn.Module):
         """Float32 [1], the bias of similarities in the sigmoid loss; other kinds do not read it."""
         bias = self.objective.contrastive.logit_bias
         if self.logit_bias_offset is None:
-            return torch.tensor([bias], device=self.device)
+            return torch.full((1,), bias, device=self.device)
         return bias + self.logit_bias_offset.float()
 
     def forward(self, micro_batches: Sequence[Batch]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -135,11 +133,10 @@ class Aligner(nn.Module):
     def encode(self, batch: Batch) -> EncodedViews:
         """Return both views of every concept of one micro-batch, and its contributions to all other losses."""
         computed, sums = self._computed(), Sums()
-        hidden = self.text.flat_hidden_states(batch.passages)
-        text = self.pooling(hidden[batch.mention_tokens], batch.mention_views, int(batch.text_views.shape[0]))
+        encoded = self._read(batch)
+        text = self.pooling(encoded.hidden[batch.mention_tokens], batch.mention_views, int(batch.text_views.shape[0]))
         for term in computed:
-            sums |= term.passage_sums(self.text, hidden, batch)
-        encoded = EncodedBatch(self.text, batch, hidden, self._name_vectors(batch))
+            sums |= term.passage_sums(self.text, encoded.hidden, batch)
         graph = text[:0]
         if self.objective.needs_graph or not self.training:
             self._encode_graph(encoded)
@@ -151,8 +148,7 @@ class Aligner(nn.Module):
 
     def encode_for_generation(self, batch: Batch) -> EncodedBatch:
         """Return a micro-batch with the states of its passages and its nodes, for an objective that generates."""
-        hidden = self.text.flat_hidden_states(batch.passages)
-        encoded = EncodedBatch(self.text, batch, hidden, self._name_vectors(batch))
+        encoded = self._read(batch)
         self._encode_graph(encoded)
         return encoded
 
@@ -160,22 +156,25 @@ class Aligner(nn.Module):
         """Return the objectives whose losses are computed now."""
         return [term for term in self.terms.values() if self.training or term.in_evaluation]
 
-    def _name_vectors(self, batch: Batch) -> torch.Tensor:
+    def _read(self, batch: Batch) -> EncodedBatch:
+        """Return a micro-batch with what the text encoder makes of it; it reads everything at once if it can."""
+        further = [pack for pack in (batch.names, batch.neighborhoods) if len(pack.input_ids)]
+        if self.names == "gradient":
+            hidden, *states = self.text.hidden_states((batch.passages, *further))
+        else:
+            (hidden,) = self.text.hidden_states((batch.passages,))
+            with torch.no_grad():
+                states = list(self.text.hidden_states(further)) if further else []
+        no_states = hidden[:0]
+        names = mean_of_inner_tokens(states.pop(0), batch.names) if len(batch.names.input_ids) else no_states.float()
         if self.table is not None:
-            return self.table.vectors
-        if not batch.names:
-            return torch.zeros(0, self.text.width, device=self.device)
-        with self._name_gradients():
-            return self.text.name_vectors(batch.names)
-
-    def _name_gradients(self) -> Any:
-        return nullcontext() if self.names == "gradient" else torch.no_grad()
+            names = self.table.vectors
+        return EncodedBatch(self.text, batch, hidden, names, neighborhoods=states.pop(0) if states else no_states)
 
     def _encode_graph(self, encoded: EncodedBatch) -> None:
         """Add the nodes' vectors, or the states of linearized neighborhoods."""
         batch, graph = encoded.batch, self.graph
         if not isinstance(graph, GraphEncoder):
-            encoded.neighborhoods = tuple(self._read(bucket) for bucket in batch.neighborhoods)
             return
 
         def encode(features: torch.Tensor) -> torch.Tensor:
@@ -191,17 +190,12 @@ class Aligner(nn.Module):
             return features
         return names[batch.node_names].to(next(self.graph.parameters()).dtype)
 
-    def _read(self, bucket: LengthBucket) -> torch.Tensor:
-        with self._name_gradients():
-            return self.text.hidden_states(bucket)
-
     def _graph_views(self, encoded: EncodedBatch) -> torch.Tensor:
         """Return the vector of each concept's node, or the mean over the tokens of its linearized neighborhood."""
         batch = encoded.batch
         if encoded.nodes is not None:
             return encoded.nodes[batch.targets].float()
-        buckets = zip(encoded.neighborhoods, batch.neighborhoods, strict=True)
-        means = torch.cat([mean_of_inner_tokens(states, bucket.lengths) for states, bucket in buckets])
+        means = mean_of_inner_tokens(encoded.neighborhoods, batch.neighborhoods)
         return means[batch.neighborhood_rows]
 
 

@@ -62,6 +62,12 @@ def _add_lora(encoder: PreTrainedModel, lora: LoraConfig) -> None:
         parameter.requires_grad_(".lora_" in name)
 
 
+def compile_layers(text: TextEncoder) -> None:
+    """Compile the transformer layers, each in place, for any number of tokens."""
+    for layer in _layers(text.encoder):
+        layer.compile(dynamic=True)
+
+
 def build_aligner(recipe: Recipe, num_relations: int, shards: Mixture | None = None) -> Aligner:
     """Return the model that a recipe describes; new weights are initialized from the recipe's seed.
 
@@ -102,6 +108,6 @@ def _table(recipe: Recipe, width: int, shards: Mixture) -> NameTable:
         shards.names,
         width,
         refresh_every=recipe.graph_encoder.refresh_every,
-        special=tuple(int(tokenizer[name]) for name in ("cls_id", "sep_id", "pad_id", "mask_id")),  # type: ignore[arg-type]
+        special=tuple(int(tokenizer[name]) for name in ("cls_id", "sep_id", "mask_id")),  # type: ignore[arg-type]
         longest=int(shards.index["max_name_tokens"]),
     )

@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from bali_ds.data.batch import LengthBucket
+from bali_ds.data.batch import PackedSequences
+from bali_ds.data.packing import pack
 from bali_ds.distributed import Ranks
 from bali_ds.model.text_encoder import TextEncoder
 from bali_ds.shards.shard_set import Names
@@ -26,7 +27,7 @@ class NameTable(nn.Module):
         names: the tokens of all names.
         width: d.
         refresh_every: calls in training after which the vectors are recomputed.
-        special: ids of [CLS], [SEP], [PAD] and [MASK].
+        special: ids of [CLS], [SEP] and [MASK].
         longest: most tokens of a name.
     """
 
@@ -34,7 +35,7 @@ class NameTable(nn.Module):
     age: torch.Tensor
 
     def __init__(
-        self, names: Names, width: int, *, refresh_every: int, special: tuple[int, int, int, int], longest: int
+        self, names: Names, width: int, *, refresh_every: int, special: tuple[int, int, int], longest: int
     ) -> None:
         super().__init__()
         self.names = names
@@ -59,28 +60,31 @@ class NameTable(nn.Module):
         ranks, training = Ranks.of(None), text.training
         text.eval()
         self.vectors.zero_()
-        for rows, bucket in self._buckets(ranks.rank, ranks.world_size):
-            vectors = text.name_vectors((bucket.to(self.vectors.device),))
+        for rows, packed in self._packs(ranks.rank, ranks.world_size):
+            vectors = text.name_vectors(packed.to(self.vectors.device))
             self.vectors[torch.from_numpy(rows).to(self.vectors.device)] = vectors[: rows.size].to(self.vectors.dtype)
         if ranks.world_size > 1:
             dist.all_reduce(self.vectors)
         text.train(training)
 
-    def _buckets(self, rank: int, world_size: int) -> Iterator[tuple[np.ndarray, LengthBucket]]:
-        """Yield rows of the table and their tokens, shortest first; every rank has equally many buckets."""
-        cls_id, sep_id, pad_id, mask_id = self.special
+    def _packs(self, rank: int, world_size: int) -> Iterator[tuple[np.ndarray, PackedSequences]]:
+        """Yield rows of the table and their tokens, shortest first; every rank has equally many packs."""
+        cls_id, sep_id, mask_id = self.special
         offsets = np.asarray(self.names.offsets)
         count = offsets.size - 1
         lengths = np.concatenate([np.diff(offsets), np.arange(self.longest + 1)])
         order = np.argsort(lengths, kind="stable")
-        buckets = -(-order.size // (_ROWS * world_size)) * world_size
-        for number in range(rank, buckets, world_size):
+        packs = -(-order.size // (_ROWS * world_size)) * world_size
+        for number in range(rank, packs, world_size):
             rows = order[number * _ROWS : (number + 1) * _ROWS]
             wanted = rows if rows.size else order[:1]  # every rank must call the encoder equally often
-            ids = np.full((wanted.size, int(lengths[wanted].max()) + 2), pad_id, np.int64)
-            ids[:, 0] = cls_id
-            for line, row in enumerate(wanted.tolist()):
-                end = 1 + int(lengths[row])
-                ids[line, 1:end] = self.names.tokens[offsets[row] : offsets[row + 1]] if row < count else mask_id
-                ids[line, end] = sep_id
-            yield rows, LengthBucket(torch.from_numpy(ids), torch.from_numpy(lengths[wanted] + 2))
+            tokens = np.concatenate(
+                [[cls_id, *self._tokens(row, offsets, count, mask_id), sep_id] for row in wanted.tolist()]
+            )
+            packed = pack(tokens.astype(np.int64), lengths[wanted] + 2).packed
+            yield rows, packed.map(torch.from_numpy)
+
+    def _tokens(self, row: int, offsets: np.ndarray, count: int, mask_id: int) -> np.ndarray:
+        if row < count:
+            return self.names.tokens[offsets[row] : offsets[row + 1]]
+        return np.full(row - count, mask_id)

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from bali_ds.data.batch import PackedSequences
+
 POOLINGS = ("mean", "first", "attention")
 
 
@@ -51,21 +53,25 @@ def segment_mean(values: torch.Tensor, segments: torch.Tensor, num_segments: int
     """
     sums = values.new_zeros(num_segments, values.shape[1], dtype=torch.float32)
     sums = sums.index_add(0, segments, values.float())
-    counts = torch.bincount(segments, minlength=num_segments).clamp(min=1)
-    return sums / counts[:, None]
+    # torch.bincount would wait for the device
+    counts = sums.new_zeros(num_segments).index_add(0, segments, sums.new_ones(len(segments)))
+    return sums / counts.clamp(min=1)[:, None]
 
 
-def mean_of_inner_tokens(hidden: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Return the mean over the tokens between the first and the last, which are special.
+def mean_of_inner_tokens(hidden: torch.Tensor, packed: PackedSequences) -> torch.Tensor:
+    """Return the mean over the tokens of each sequence between the first and the last, which are special.
 
     Args:
-        hidden: float [n, L, d].
-        lengths: int64 [n], tokens of each row without padding, special ones included.
+        hidden: float [T, d].
+        packed: n sequences of T tokens.
 
     Returns:
-        float32 [n, d]; a row of two tokens gives zeros.
+        float32 [n, d]; a sequence of two tokens gives zeros.
     """
-    positions = torch.arange(hidden.shape[1], device=hidden.device)
-    inner = (positions >= 1) & (positions < lengths[:, None] - 1)
-    sums = torch.where(inner[:, :, None], hidden, 0).sum(dim=1, dtype=torch.float32)
-    return sums / inner.sum(dim=1, keepdim=True).clamp(min=1)
+    count, offsets = len(packed.lengths), packed.offsets
+    lengths = offsets.diff()
+    rows = torch.repeat_interleave(torch.arange(count, device=offsets.device), lengths, output_size=len(hidden))
+    inner = (packed.positions >= 1) & (packed.positions < lengths[rows] - 1)
+    sums = hidden.new_zeros(count, hidden.shape[1], dtype=torch.float32)
+    sums = sums.index_add(0, rows, torch.where(inner[:, None], hidden, 0).float())
+    return sums / (lengths - 2).clamp(min=1)[:, None]

@@ -1,15 +1,17 @@
 """The text encoder: any Hugging Face encoder with its own masked-language-model head."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
-from bali_ds.data.batch import LengthBucket
+from bali_ds.data.batch import PackedSequences
 from bali_ds.errors import InputError, first_line
+from bali_ds.model.packed_encoder import encode_in_buckets, encode_packed, first_position
 from bali_ds.model.pooling import mean_of_inner_tokens
 from bali_ds.model.pretrained import fresh_model, load_configuration, load_model
 
@@ -19,40 +21,54 @@ WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin
 
 
 class TextEncoder(nn.Module):
-    """A pretrained encoder and its masked-language-model head; sequences come in length buckets.
+    """A pretrained encoder and its masked-language-model head, over packed sequences.
 
     Attributes:
         encoder: the Hugging Face base model.
         head: maps hidden states [K, d] to logits [K, vocabulary]; its output weights are tied to the embeddings.
         fresh_head: whether the head has no pretrained weights of its own.
+        first_position: the number of the first position where the encoder reads packed sequences; None where it reads
+            length buckets.
     """
 
-    def __init__(self, encoder: PreTrainedModel, head: nn.Module, *, fresh_head: bool = False) -> None:
+    def __init__(
+        self,
+        encoder: PreTrainedModel,
+        head: nn.Module,
+        *,
+        fresh_head: bool = False,
+        first_position: int | None = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
         self.fresh_head = fresh_head
+        self.first_position = first_position
 
     @property
     def width(self) -> int:
         """The hidden size d."""
         return int(self.encoder.config.hidden_size)
 
-    def hidden_states(self, bucket: LengthBucket) -> torch.Tensor:
-        """Return the last layer's hidden states of one bucket, [n, L, d]."""
-        return self.encoder(input_ids=bucket.input_ids, attention_mask=bucket.attention_mask).last_hidden_state
+    def hidden_states(self, packs: Sequence[PackedSequences]) -> tuple[Tensor, ...]:
+        """Return the last layer's hidden states of every token, [T, d] of each pack; the encoder is called once.
 
-    def flat_hidden_states(self, buckets: tuple[LengthBucket, ...]) -> torch.Tensor:
-        """Return the hidden states of all buckets along one token axis, padding included: [sum of n * L, d]."""
-        return torch.cat([self.hidden_states(bucket).flatten(0, 1) for bucket in buckets])
+        An encoder without packed attention is called for a constant number of length buckets instead.
+        """
+        if self.first_position is None:
+            states = encode_in_buckets(self.encoder, packs)
+        else:
+            states = encode_packed(self.encoder, packs, self.first_position)
+        return states.split([len(pack.input_ids) for pack in packs])
 
-    def name_vectors(self, buckets: tuple[LengthBucket, ...]) -> torch.Tensor:
-        """Return one float32 vector per row, the mean over its tokens without the special ones: [sum of n, d]."""
-        return torch.cat([mean_of_inner_tokens(self.hidden_states(bucket), bucket.lengths) for bucket in buckets])
+    def name_vectors(self, packed: PackedSequences) -> Tensor:
+        """Return one float32 vector per sequence, the mean over its tokens without the special ones: [n, d]."""
+        (hidden,) = self.hidden_states((packed,))
+        return mean_of_inner_tokens(hidden, packed)
 
 
 def load_text_encoder(
-    path: str, *, seed: int, dropout: float | None = None, layer: int | None = None, attention: str = "sdpa"
+    path: str, *, seed: int, dropout: float | None = None, layer: int | None = None, attention: str = "packed"
 ) -> TextEncoder:
     """Load a Hugging Face encoder with its masked-language-model head.
 
@@ -64,7 +80,8 @@ def load_text_encoder(
         seed: of new weights.
         dropout: overrides the checkpoint's own.
         layer: the layer after which the encoder ends, counted from 1; None keeps all.
-        attention: "sdpa", torch's fused attention where the architecture has it, "flash_attention_2" or "eager".
+        attention: "packed", or in length buckets "sdpa", torch's fused attention, "flash_attention_2" or "eager".
+            Architectures that cannot read packed sequences take "sdpa" for "packed".
 
     Raises:
         InputError: the directory or hub name does not exist, the architecture has no masked-language-model head or
@@ -79,8 +96,8 @@ def load_text_encoder(
     else:
         model, fresh_head = _pretrained(path, config)
     head = _head(model, path)
-    _choose_attention(model, attention)
-    return TextEncoder(model.base_model, head, fresh_head=fresh_head)
+    first = _choose_attention(model, attention)
+    return TextEncoder(model.base_model, head, fresh_head=fresh_head, first_position=first)
 
 
 def read_configuration(path: str, *, dropout: float | None = None, layer: int | None = None) -> PretrainedConfig:
@@ -110,12 +127,20 @@ def positions_of(config: Any) -> int:
     return int(positions) - offset
 
 
-def _choose_attention(model: PreTrainedModel, attention: str) -> None:
-    """Set the attention implementation; call it after `_head`, which runs the model on a CPU in float32."""
+def _choose_attention(model: PreTrainedModel, attention: str) -> int | None:
+    """Set the attention implementation and return the first position of packed sequences, None for length buckets.
+
+    Call it after `_head`, which runs the model on a CPU in float32.
+    """
+    if attention == "packed":
+        first = first_position(model)
+        if first is None:
+            logger.info("%s cannot read packed sequences; it reads length buckets", type(model).__name__)
+        return first
     flash = attention == "flash_attention_2"
     # on the meta device, the planner accounts for fused attention itself
     if attention == "sdpa" or (flash and model.device.type == "meta"):
-        return
+        return None
     reason = "needs a GPU" if flash and not torch.cuda.is_available() else ""
     if not reason:
         try:
@@ -125,7 +150,8 @@ def _choose_attention(model: PreTrainedModel, attention: str) -> None:
     if not reason and model.config._attn_implementation != attention:
         reason = f"{type(model).__name__} does not have it"
     if reason:
-        raise InputError(f"text_encoder.attention: {attention} cannot be used here ({reason}); take sdpa")
+        raise InputError(f"text_encoder.attention: {attention} cannot be used here ({reason}); take packed")
+    return None
 
 
 def _pretrained(path: str, config: PretrainedConfig) -> tuple[PreTrainedModel, bool]:

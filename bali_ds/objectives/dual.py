@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from bali_ds.data.batch import Array, ArrayTree, LengthBucket
+from bali_ds.data.batch import Array, ArrayTree, PaddedSequences
 from bali_ds.data.batch_part import BatchPart, BatchSlice, SampledInputs
-from bali_ds.data.length_buckets import bucket
 from bali_ds.data.linearized import facts_of, linearize, name_sequences
+from bali_ds.data.packing import pad
 from bali_ds.data.sequences import Ints, TokenSequences, starts
 from bali_ds.objectives.objective import EncodedBatch, EncodedViews, LanguageModel, Objective, Sums, concatenated
 
@@ -25,15 +25,15 @@ class PassagesWithFacts(ArrayTree[Array]):
     """What the decoder reads and writes of the B passages of a batch.
 
     Attributes:
-        originals: one bucket of the passages without masks, in order.
+        originals: the passages without masks, in order.
         original_positions: int64 [B, L], the flat position in `Batch.passages` of each of their tokens.
-        facts: one bucket of the facts of each passage as text, B rows.
+        facts: the facts of each passage as text, B rows.
         passage_nodes: int64 [B, M], M >= 1, the nodes of each passage, then -1.
     """
 
-    originals: LengthBucket[Array]
+    originals: PaddedSequences[Array]
     original_positions: Array
-    facts: LengthBucket[Array]
+    facts: PaddedSequences[Array]
     passage_nodes: Array
 
 
@@ -62,8 +62,7 @@ class PassagesWithFactsPart(BatchPart):
         inputs, first, last = piece.inputs, piece.samples.start, piece.samples.stop
         original = TokenSequences(inputs.samples.tokens, inputs.samples.lengths).part(first, last)
         originals, facts = (
-            bucket(*sequences, 1, inputs.source.vocabulary).buckets[0]
-            for sequences in (original, sampled.part(first, last))
+            pad(sequences, inputs.source.vocabulary.pad_id) for sequences in (original, sampled.part(first, last))
         )
         places = np.minimum(np.arange(originals.input_ids.shape[1]), original.lengths[:, None] - 1)
         samples_of_nodes = inputs.views.samples[inputs.ego_graphs.views[piece.nodes]]

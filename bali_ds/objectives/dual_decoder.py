@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bali_ds.config.objectives import DualConfig
-from bali_ds.data.batch import LengthBucket
+from bali_ds.data.batch import PaddedSequences
 from bali_ds.errors import InputError
 from bali_ds.losses.mutual_information import duality_gap
 from bali_ds.objectives.dual import PassagesWithFacts
@@ -160,7 +160,7 @@ class DualDecoder(nn.Module):
 
     def seen_text(self, hidden: torch.Tensor, pairs: PassagesWithFacts) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the states of each passage, float [B, L, d], and which of them are tokens, bool [B, L]."""
-        return hidden[pairs.original_positions], pairs.originals.attention_mask.bool()
+        return hidden[pairs.original_positions], pairs.originals.mask
 
     def seen_graph(self, nodes: torch.Tensor, pairs: PassagesWithFacts) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the nodes of each passage, float [B, M, d], and which of them exist, bool [B, M]."""
@@ -168,15 +168,15 @@ class DualDecoder(nn.Module):
         return padded[pairs.passage_nodes + 1], pairs.passage_nodes >= 0
 
     def _log_likelihoods(
-        self, text: LanguageModel, bucket: LengthBucket, given: torch.Tensor, valid: torch.Tensor, language: int
+        self, text: LanguageModel, written: PaddedSequences, given: torch.Tensor, valid: torch.Tensor, language: int
     ) -> torch.Tensor:
         """Return log-likelihoods of sequences, given the other modality and given nothing, float32 [2, B]."""
-        count = len(bucket.lengths)
+        count = len(written.lengths)
         states = self._states(
-            text, bucket.input_ids[:, :-1].repeat(2, 1), given.repeat(2, 1, 1),
+            text, written.input_ids[:, :-1].repeat(2, 1), given.repeat(2, 1, 1),
             torch.cat([valid, torch.zeros_like(valid)]), language,
         )  # fmt: skip
-        targets, mask = bucket.input_ids[:, 1:].repeat(2, 1), bucket.attention_mask[:, 1:].repeat(2, 1)
+        targets, mask = written.input_ids[:, 1:].repeat(2, 1), written.mask[:, 1:].repeat(2, 1)
         losses = _cross_entropies(text.head, states.flatten(0, 1), targets.flatten()).view_as(targets)
         return -(losses * mask).sum(dim=1).view(2, count)
 

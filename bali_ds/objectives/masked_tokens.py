@@ -28,11 +28,10 @@ class GraphLanguageModel(Objective):
 
     def graph_sums(self, encoded: EncodedBatch) -> Sums:
         """Return the sum over the labeled tokens of the neighborhoods."""
-        import torch
-
-        hidden = torch.cat([states.flatten(0, 1) for states in encoded.neighborhoods])
         batch = encoded.batch
-        return {self.name: _prediction(encoded.text, hidden[batch.graph_labeled_tokens], batch.graph_labels)}
+        return {
+            self.name: _prediction(encoded.text, encoded.neighborhoods[batch.graph_labeled_tokens], batch.graph_labels)
+        }
 
 
 def _prediction(text: LanguageModel, hidden: "Tensor", labels: "Tensor") -> Sum:

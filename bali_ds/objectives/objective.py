@@ -46,7 +46,8 @@ class EncodedBatch:
         names: float32 [rows, d], name vectors; [0, d] where there are none.
         features: float [N, d], of the nodes of ego graphs.
         nodes: float [N, d], their vectors.
-        neighborhoods: states of each bucket of linearized neighborhoods, float [n, L, d].
+        neighborhoods: float [positions, d], states at the flat positions of the linearized neighborhoods; [0, d]
+            where there are none.
         encode_graph: returns the nodes' vectors for other features.
     """
 
@@ -54,9 +55,9 @@ class EncodedBatch:
     batch: Batch
     hidden: "Tensor"
     names: "Tensor"
+    neighborhoods: "Tensor"
     features: "Tensor | None" = None
     nodes: "Tensor | None" = None
-    neighborhoods: "tuple[Tensor, ...]" = ()
     encode_graph: "Callable[[Tensor], Tensor] | None" = None
 
 

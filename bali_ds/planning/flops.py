@@ -1,12 +1,11 @@
 """FLOPs of a training step, counted from shapes, for model FLOPs utilization (MFU; Chowdhery et al., 2022)."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from bali_ds.data.batch import Batch, LengthBucket
+from bali_ds.data.batch import Batch, PackedSequences
 
 # Peak dense half-precision FLOPs per second, by a part of the device name (vendors' data sheets).
 PEAKS = {
@@ -22,7 +21,7 @@ PEAKS = {
     "MI250X": 383e12,
 }
 ENCODED = ("passages", "names", "neighborhoods")
-"""The fields of a batch whose blocks the text encoder reads."""
+"""The fields of a batch whose sequences the text encoder reads."""
 # One multiplication and one addition each in the forward pass, for input gradients and for weight gradients.
 _PER_WEIGHT = 6
 
@@ -61,7 +60,7 @@ class StepFlops:
 
         Attention adds 12 FLOPs per layer, feature and pair of tokens (Q K^T and its product with V).
         """
-        lengths = [block.lengths for block in text_encoder_blocks(batch)]
+        lengths = [pack.lengths for pack in text_encoder_packs(batch)]
         tokens = sum(int(each.sum()) for each in lengths)
         pairs = sum(int((each * each).sum()) for each in lengths)
         operations = _PER_WEIGHT * (
@@ -70,10 +69,9 @@ class StepFlops:
         return tokens, operations + 12 * self.layers * self.width * pairs
 
 
-def text_encoder_blocks(batch: Batch) -> Iterator[LengthBucket]:
-    """Yield the blocks of a batch that the text encoder reads."""
-    for field in ENCODED:
-        yield from getattr(batch, field, ())
+def text_encoder_packs(batch: Batch) -> list[PackedSequences]:
+    """Return the sequences of a batch that the text encoder reads."""
+    return [getattr(batch, field) for field in ENCODED]
 
 
 def peak_of(device: str) -> float | None:

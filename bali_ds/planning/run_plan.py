@@ -19,7 +19,7 @@ from bali_ds.model.text_encoder import read_configuration
 from bali_ds.objectives.registry import stream_settings
 from bali_ds.planning.activations import PassMemory, pass_memory
 from bali_ds.planning.batch_plan import BatchPlan, plan_batches
-from bali_ds.planning.flops import text_encoder_blocks
+from bali_ds.planning.flops import text_encoder_packs
 from bali_ds.planning.memory import MemoryInputs, RankMemory, bytes_sent, rank_memory
 
 STAGES = (0, 1, 2, 3)
@@ -153,7 +153,7 @@ def _largest_batch(recipe: Recipe, shards: Mixture, graph: KnowledgeGraph, batch
 
 
 def _positions(batch: Batch) -> int:
-    return sum(block.input_ids.numel() for block in text_encoder_blocks(batch))
+    return sum(pack.input_ids.numel() for pack in text_encoder_packs(batch))
 
 
 _COLUMNS = (

@@ -90,6 +90,14 @@ def build_engine(aligner: Aligner, recipe: Recipe, settings: dict[str, Any]) -> 
     return engine
 
 
+def compiles(recipe: Recipe, settings: dict[str, Any], device: torch.device) -> bool:
+    """Return whether the layers of the text encoder are compiled."""
+    if recipe.text_encoder.compile is not None:
+        return recipe.text_encoder.compile
+    # stage 3 gathers and releases weights in hooks, which would cut the compiled code into pieces
+    return device.type == "cuda" and settings.get("zero_optimization", {}).get("stage", 0) < 3
+
+
 def set_learning_rates(engine: Any, factor: float) -> None:
     """Set every group's learning rate to its base times `factor`."""
     for group in engine.optimizer.param_groups:

@@ -15,7 +15,6 @@ from bali_ds.data.loader import Step
 from bali_ds.distributed import Ranks
 from bali_ds.library_internals import wrapped_collectives
 from bali_ds.model.aligner import Aligner
-from bali_ds.planning.flops import ENCODED
 from bali_ds.training.step import StepCallback
 
 
@@ -89,7 +88,7 @@ SLOW = 1.25
 
 
 class StragglerTimer(StepCallback):
-    """Times what each rank does before it first waits for others: the encoder's passes over its first micro-batch.
+    """Times what each rank does before it first waits for others: the encoder's first pass.
 
     The time of a whole step is the same on all ranks, since they wait for each other.
     """
@@ -97,18 +96,15 @@ class StragglerTimer(StepCallback):
     def __init__(self, aligner: Aligner, ranks: Ranks) -> None:
         self._ranks = ranks
         self._timer = DeviceTimer(ranks.device)
-        self._passes_left = 0
         self._begin: Any = None
         aligner.get_submodule("text.encoder").register_forward_hook(self._after_pass)
 
     def before_forward(self, progress: RunProgress, batch: Step) -> None:  # noqa: ARG002
         """Start the timer."""
-        self._passes_left = sum(len(getattr(batch.micro_batches[0], kind, ())) for kind in ENCODED)
         self._begin = self._timer.now()
 
     def _after_pass(self, *_: Any) -> None:
-        self._passes_left -= 1
-        if not self._passes_left and self._begin is not None:
+        if self._begin is not None:
             self._timer.record_since(self._begin)
             self._begin = None
 
@@ -134,4 +130,4 @@ def slow_hosts(times: Sequence[tuple[str, float]]) -> str | None:
     if not slow:
         return None
     named = ", ".join(f"{host} {hosts[host]:.3f} s" for host in slow)
-    return f"slow hosts: {named} for the encoder's passes, {median:.3f} s on the median host"
+    return f"slow hosts: {named} for the encoder's first pass, {median:.3f} s on the median host"

@@ -6,7 +6,7 @@ import torch
 
 from bali_ds.config import Recipe
 from bali_ds.corpus.tokenizer import Tokenizer
-from bali_ds.data.batch import LengthBucket
+from bali_ds.data.batch import PaddedSequences
 from bali_ds.data.evaluation_batches import evaluation_batches
 from bali_ds.distributed import Ranks
 from bali_ds.evaluation.generated_text import FILE, fact_texts, passage_text
@@ -130,6 +130,6 @@ def write_generated(engine: deepspeed.DeepSpeedEngine, recipe: Recipe, data: Run
     write_json(recipe.directory / FILE, generated)
 
 
-def _sequences(bucket: LengthBucket) -> list[list[int]]:
-    rows: list[torch.Tensor] = list(bucket.input_ids)
-    return [row[:length].tolist() for row, length in zip(rows, bucket.lengths.tolist(), strict=True)]
+def _sequences(sequences: PaddedSequences) -> list[list[int]]:
+    rows: list[torch.Tensor] = list(sequences.input_ids)
+    return [row[:length].tolist() for row, length in zip(rows, sequences.lengths.tolist(), strict=True)]
