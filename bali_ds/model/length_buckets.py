@@ -15,48 +15,41 @@ class LengthBucket(NamedTuple):
     """Consecutive packed sequences as a matrix; n sequences of at most L tokens, T' tokens in all.
 
     Attributes:
-        tokens: their flat positions among all packed tokens.
+        size: T'.
         shape: n and L.
         cells: int64 [T'], the cell of each token, row by row; None where all are of length L.
-        sources: int64 [n, L], the token of each cell, that of padding is the last of its row; None where `cells` is.
+        sources: int64 [n * L], the token of each cell, that of padding is the last of its row; None where `cells` is.
         valid: bool [n, L], false at padding; None where `cells` is.
     """
 
-    tokens: slice
+    size: int
     shape: tuple[int, int]
     cells: Tensor | None = None
     sources: Tensor | None = None
     valid: Tensor | None = None
 
     def unpack(self, values: Tensor) -> Tensor:
-        """Return the rows [n, L, ...] of packed values [T, ...]."""
-        own = values[self.tokens]
-        return own.unflatten(0, self.shape) if self.sources is None else own[self.sources]
+        """Return the rows [n, L, ...] of the bucket's packed values [T', ...]."""
+        cells = values if self.sources is None else values.index_select(0, self.sources)
+        return cells.unflatten(0, self.shape)
 
     def pack(self, rows: Tensor) -> Tensor:
         """Return the packed values [T', ...] of rows [n, L, ...]."""
         flat = rows.flatten(0, 1)
-        return flat if self.cells is None else flat[self.cells]
+        return flat if self.cells is None else flat.index_select(0, self.cells)
 
 
 def buckets_of_packs(packs: Sequence[PackedSequences], count: int) -> list[LengthBucket]:
     """Return at most `count` buckets for each of several packs, whose tokens follow each other."""
-    buckets, begin = [], 0
-    for pack in packs:
-        buckets += length_buckets(pack.lengths.numpy(), count, begin=begin, device=pack.input_ids.device)
-        begin += len(pack.input_ids)
-    return buckets
+    return [bucket for pack in packs for bucket in length_buckets(pack.lengths.numpy(), count, pack.input_ids.device)]
 
 
-def length_buckets(
-    lengths: Ints, count: int, *, begin: int = 0, device: torch.device | None = None
-) -> list[LengthBucket]:
+def length_buckets(lengths: Ints, count: int, device: torch.device | None = None) -> list[LengthBucket]:
     """Return at most `count` buckets that hold packed sequences with the least padding that so many allow.
 
     Args:
         lengths: int64 [n], ascending.
         count: most buckets.
-        begin: the flat position of the first token.
         device: of the buckets' tensors.
     """
     numbers = np.searchsorted(bucket_widths(lengths, count), lengths)
@@ -65,18 +58,18 @@ def length_buckets(
     for end in ends.tolist():
         own = lengths[first:end]
         height, width, size = own.size, int(own[-1]), int(own.sum())
-        bucket = LengthBucket(slice(begin, begin + size), (height, width))
+        bucket = LengthBucket(size, (height, width))
         if size < height * width:
             places = np.arange(width)
             arrays = (
                 np.repeat(np.arange(height) * width, own) + within(own),
-                starts(own)[:, None] + np.minimum(places, own[:, None] - 1),
+                (starts(own)[:, None] + np.minimum(places, own[:, None] - 1)).ravel(),
                 places < own[:, None],
             )
             cells, sources, valid = (torch.from_numpy(each).to(device) for each in arrays)
             bucket = bucket._replace(cells=cells, sources=sources, valid=valid)
         buckets.append(bucket)
-        first, begin = end, begin + size
+        first = end
     return buckets
 
 

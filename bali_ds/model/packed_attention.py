@@ -83,7 +83,10 @@ def packed_attention(
     if tiles is not None and query.dtype != torch.float32:
         values = attend_in_tiles(query, key, value, tiles, *options)
     elif buckets is not None:
-        values = torch.cat([_in_bucket(query, key, value, each, *options) for each in buckets])
+        # not slices: the backward pass of each would fill a gradient of all tokens
+        sizes = [bucket.size for bucket in buckets]
+        parts = zip(query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
+        values = torch.cat([_in_bucket(*part, bucket, *options) for part, bucket in zip(parts, buckets, strict=True)])
     else:
         kernel = _MemoryEfficient if query.dtype == torch.float32 else _Flash
         values = kernel.apply(query, key, value, cu_seq_lens_q, max_length_q, *options)

@@ -44,8 +44,8 @@ def encode_in_buckets(encoder: PreTrainedModel, packs: Sequence[PackedSequences]
     input_ids = torch.cat([pack.input_ids for pack in packs])
     buckets = buckets_of_packs(packs, _BUCKETS)
     states = []
-    for bucket in buckets:
-        ids = bucket.unpack(input_ids)
+    for bucket, own in zip(buckets, input_ids.split([bucket.size for bucket in buckets]), strict=True):
+        ids = bucket.unpack(own)
         mask = torch.ones_like(ids) if bucket.valid is None else bucket.valid.long()
         ids = ids if bucket.valid is None else ids.masked_fill(~bucket.valid, pad)
         states.append(bucket.pack(encoder(input_ids=ids, attention_mask=mask).last_hidden_state))
