@@ -1,17 +1,19 @@
 """The whole training step against the same step as people write it, on the same batches.
 
-    python bench/step.py [--passages 32] [--steps 3] [--precision fp32 bf16] [--threads 1]
+    python bench/step.py [--layers 12] [--passages 32] [--steps 5] [--precision fp32 bf16] [--threads 1]
 
-Model, weights, batches, dropout and optimizer (torch's AdamW) are the same; the plain step (peers/plain_step.py) pads
-to the longest sequence, predicts at every position, encodes the name of every node and takes its loss from
-pytorch-metric-learning. Both run under torch's fused attention. The data are MedMentions and a graph of open ontologies
-where they are at hand (BALI_REAL_DATA), else the sample. Seconds are those of the processor, in one thread unless told
-otherwise. Writes bench/results/step.json: `speedup_over_plain` in
-samples per second, `padding` and `encoder_share`, the share of a step that passes of the text encoder alone take.
+The encoder has the shape of BERT-base. Model, weights, batches, dropout and optimizer (torch's AdamW) are the same; the
+plain step (peers/plain_step.py) pads to the longest sequence, predicts at every position, encodes the name of every
+node and takes its loss from pytorch-metric-learning. Both run under torch's fused attention. The data are MedMentions
+and a graph of open ontologies where they are at hand (BALI_REAL_DATA), else the sample. Seconds are those of the
+processor. Writes bench/results/step.json: `speedup_over_plain` in samples per second, `padding` and `encoder_share`,
+the share of a step that passes of the text encoder alone take.
 """
 
 import argparse
+import json
 import platform
+import shutil
 import statistics
 import tempfile
 import time
@@ -47,6 +49,7 @@ def recipe_of(options: argparse.Namespace, folder: Path) -> Recipe:
                  "--out", str(built / "shards")])  # fmt: skip
     else:
         build(DATA, encoder)
+    encoder = _shaped(encoder, folder / "encoder", options.layers)
     return Recipe.model_validate(
         {
             "name": "step",
@@ -57,6 +60,16 @@ def recipe_of(options: argparse.Namespace, folder: Path) -> Recipe:
             "steps": options.steps + 1,
         }
     )
+
+
+def _shaped(source: Path, out: Path, layers: int) -> Path:
+    """Return an encoder without weights, of BERT-base's width, with the tokenizer of another."""
+    out.mkdir()
+    for path in source.glob("*.json"):
+        shutil.copy(path, out)
+    shape = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "num_hidden_layers": layers}
+    (out / "config.json").write_text(json.dumps(json.loads((source / "config.json").read_text()) | shape))
+    return out
 
 
 def measured(recipe: Recipe, precision: str) -> Figures:
@@ -139,6 +152,7 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=32)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
+    parser.add_argument("--layers", type=int, default=12, help="of an encoder of BERT-base's width")
     parser.add_argument("--dropout", type=float, default=None, help="default: that of the encoder")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results/step.json")
@@ -149,7 +163,7 @@ def main() -> None:
         figures: Figures = {each: measured(recipe, each) for each in options.precision}
     if {"fp32", "bf16"} <= figures.keys():
         figures["bf16"]["speedup_over_plain_fp32"] = figures["fp32"]["plain_seconds"] / figures["bf16"]["seconds"]
-    settings = {key: getattr(options, key) for key in ("passages", "steps", "dropout", "threads")}
+    settings = {key: getattr(options, key) for key in ("passages", "steps", "layers", "dropout", "threads")}
     write_json(options.out, {"machine": platform.processor() or platform.machine(), **settings, **figures})
     for precision, row in figures.items():
         print(precision, {key: value for key, value in row.items() if not key.endswith("losses")})
