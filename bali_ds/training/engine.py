@@ -1,6 +1,9 @@
 """The DeepSpeed engine of a run, from recipe and DeepSpeed JSON."""
 
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import deepspeed
@@ -88,6 +91,21 @@ def build_engine(aligner: Aligner, recipe: Recipe, settings: dict[str, Any]) -> 
         state["step"].zero_()
     set_learning_rates(engine, 1.0)
     return engine
+
+
+@contextmanager
+def deterministic_kernels(*, wanted: bool) -> Iterator[None]:
+    """Let every kernel of the block repeat its results bit for bit on the same device, if wanted."""
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def compiles(recipe: Recipe, settings: dict[str, Any], device: torch.device) -> bool:

@@ -27,6 +27,7 @@ CHANGEABLE_KEYS = {
     "steps",
     "epochs",
     "deepspeed",
+    "deterministic",
     "checkpoints",
     "validation",
     "evaluation",

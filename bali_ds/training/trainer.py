@@ -16,7 +16,7 @@ from bali_ds.errors import InputError
 from bali_ds.model.build_model import build_aligner, compile_layers
 from bali_ds.planning.flops import StepFlops
 from bali_ds.randomness import derive
-from bali_ds.training.engine import build_engine, compiles, learning_rate_factor
+from bali_ds.training.engine import build_engine, compiles, deterministic_kernels, learning_rate_factor
 from bali_ds.training.heartbeat import Watchdog
 from bali_ds.training.metrics import MetricsLogger, PerformanceMetrics
 from bali_ds.training.preemption import PreemptionHandler
@@ -57,7 +57,7 @@ def train(recipe: Recipe, *, resume: bool = True) -> int:
     """
     with started_run(recipe) as inputs, locked_run(recipe.directory, inputs.ranks):
         trainer = Trainer(recipe, inputs, resume=resume)
-        with trainer.monitored():
+        with deterministic_kernels(wanted=recipe.deterministic), trainer.monitored():
             step = trainer.train()
             if recipe.objective.dual.weight:
                 write_generated(trainer.engine, recipe, inputs.data, inputs.ranks)
