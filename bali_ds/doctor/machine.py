@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bali_ds.doctor.check_result import CheckResult, error, ok, warning
+from bali_ds.network_interface import interface_towards
 
 PACKAGES = ("torch", "deepspeed", "transformers", "torch-geometric")
 """Packages whose versions must be equal on all hosts."""
@@ -131,9 +132,10 @@ def _interfaces() -> Iterator[CheckResult]:
         elif value:
             yield ok("network", f"{variable}={value}")
     if len(outward) > 1 and not os.environ.get("GLOO_SOCKET_IFNAME"):
+        chosen_for_gloo = interface_towards(socket.gethostname())
         yield warning(
-            "network", f"several interfaces: {', '.join(outward)}", "for several hosts, set GLOO_SOCKET_IFNAME and "
-            "NCCL_SOCKET_IFNAME in .deepspeed_env"
+            "network", f"several interfaces: {', '.join(outward)}; gloo takes {chosen_for_gloo or 'none'}",
+            "if it does not connect the hosts, set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME in .deepspeed_env",
         )  # fmt: skip
 
 

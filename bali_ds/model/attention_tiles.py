@@ -1,4 +1,4 @@
-"""Tiles of short packed sequences for `bali_ds.model.tile_attention`, which needs Triton and is imported on GPUs."""
+"""AttentionTiles of short packed sequences for `bali_ds.model.tile_attention`, which needs Triton and is imported on GPUs."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,7 +15,7 @@ LONGEST = 128
 _SHORTEST = 64
 
 
-class Tiles(NamedTuple):
+class AttentionTiles(NamedTuple):
     """Packed sequences in tiles: as many sequences in a row as fit into each.
 
     Attributes:
@@ -29,7 +29,7 @@ class Tiles(NamedTuple):
     size: int
 
 
-def tiles_of_packs(packs: Sequence[PackedSequences]) -> Tiles | None:
+def tiles_of_packs(packs: Sequence[PackedSequences]) -> AttentionTiles | None:
     """Return the tiles of packs that follow each other; None if a sequence is longer than LONGEST."""
     lengths = np.concatenate([pack.lengths.numpy() for pack in packs])
     if lengths.max() > LONGEST:
@@ -40,7 +40,7 @@ def tiles_of_packs(packs: Sequence[PackedSequences]) -> Tiles | None:
     if positions.is_cuda:  # a copy from memory that is not pinned would wait for the device
         offsets = offsets.pin_memory()
     starts = torch.arange(len(positions), device=positions.device) - positions
-    return Tiles(offsets.to(positions.device, non_blocking=True), starts.to(torch.int32), size)
+    return AttentionTiles(offsets.to(positions.device, non_blocking=True), starts.to(torch.int32), size)
 
 
 def tile_offsets(lengths: Ints, size: int) -> Ints:
@@ -58,7 +58,7 @@ def tile_offsets(lengths: Ints, size: int) -> Ints:
 
 
 def attend_in_tiles(
-    query: Tensor, key: Tensor, value: Tensor, tiles: Tiles,
+    query: Tensor, key: Tensor, value: Tensor, tiles: AttentionTiles,
     scaling: float | None, dropout: float, window: int | None,
 ) -> Tensor:  # fmt: skip
     """Return the values that each token attends to in its own sequence, float [T, h, e].

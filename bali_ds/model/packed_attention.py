@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from bali_ds.data.batch import PackedSequences
-from bali_ds.model.attention_tiles import Tiles, attend_in_tiles, tiles_of_packs
+from bali_ds.model.attention_tiles import AttentionTiles, attend_in_tiles, tiles_of_packs
 from bali_ds.model.length_buckets import LengthBucket, buckets_of_packs
 
 NAME = "packed"
@@ -51,7 +51,7 @@ def packed_attention(
     buckets: list[LengthBucket] | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int = 0,
-    tiles: Tiles | None = None,
+    tiles: AttentionTiles | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Return the values that each token attends to in its own sequence, with the signature that transformers calls.

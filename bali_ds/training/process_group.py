@@ -3,6 +3,7 @@
 This module needs torch and DeepSpeed only: the error that a rank reports may be that anything else cannot be imported.
 """
 
+import logging
 import os
 import socket
 import threading
@@ -18,6 +19,9 @@ from deepspeed.accelerator import get_accelerator
 from bali_ds.distributed import Ranks
 from bali_ds.errors import FAILED, MISTAKE, InputError, LostRank, RankFailed, RunEnded, exit_status, first_line
 from bali_ds.library_internals import disable_shared_memory_collectives
+from bali_ds.network_interface import choose_interface
+
+logger = logging.getLogger(__name__)
 
 EXITING = threading.Event()
 """Set once the main thread is about to exit with an error. The launcher sends SIGTERM to the ranks that still run, and
@@ -36,6 +40,8 @@ def joined_ranks() -> Iterator[Ranks]:
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", "29500")
+    if interface := choose_interface():
+        logger.info("hosts are connected by %s (GLOO_SOCKET_IFNAME chooses another interface)", interface)
     accelerator = get_accelerator()
     device = torch.device("cpu")
     if accelerator.device_name() != "cpu":
