@@ -1,4 +1,4 @@
-"""AttentionTiles of short packed sequences for `bali_ds.model.tile_attention`, which needs Triton and is imported on GPUs."""
+"""Tiles of short packed sequences for `bali_ds.model.tile_attention`, which needs Triton and is imported on GPUs."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
