@@ -62,7 +62,7 @@ CASES = [
 ]
 
 
-def evaluate(case: Case, group, rank: int) -> dict:
+def evaluate(case: Case, group, rank: int, kernels: str) -> dict:
     queries, keys, query_ids, key_ids = case.data()
     split = SPLITS[case.split]
     own = [
@@ -74,6 +74,7 @@ def evaluate(case: Case, group, rank: int) -> dict:
     loss = contrastive_loss(
         leaves[0], leaves[1], scale, query_concept_ids=own[2], key_concept_ids=own[3], kind=case.kind, logit_bias=bias,
         group=ranks, communication=case.communication, communication_dtype=case.communication_dtype, tile_size=5,
+        kernels=kernels,
     )  # fmt: skip
     loss.backward()
     return {"loss": loss.detach(), "gradients": [leaf.grad for leaf in leaves], "bytes_sent": ranks.bytes_sent}
@@ -88,14 +89,14 @@ def masked_language_model(group, rank: int) -> dict:
     return {"loss": loss.detach(), "gradient": own.grad}
 
 
-def run(rank: int, store: str, out: str) -> None:
+def run(rank: int, cases: list[Case], store: str, out: str, kernels: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=PROCESSES)
     groups = {size: dist.new_group(list(range(size))) for size in range(1, PROCESSES + 1)}
     results = {}
-    for case in CASES:
+    for case in cases:
         size = len(SPLITS[case.split][0])
         if rank < size:
-            results[case.name] = [evaluate(case, groups[size], rank) for _ in range(2 if case.repeated else 1)]
+            results[case.name] = [evaluate(case, groups[size], rank, kernels) for _ in range(2 if case.repeated else 1)]
     if rank < 3:
         results["masked language model"] = masked_language_model(groups[3], rank)
     torch.save(results, Path(out) / f"{rank}.pt")
@@ -104,8 +105,8 @@ def run(rank: int, store: str, out: str) -> None:
     leave()
 
 
-def start(out: Path) -> list[dict]:
-    """Run all cases and return the results of each rank."""
+def start(out: Path, cases: list[Case], kernels: str = "auto") -> list[dict]:
+    """Run cases and return the results of each rank."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    torch.multiprocessing.spawn(run, (str(out / "store"), str(out)), nprocs=PROCESSES)
+    torch.multiprocessing.spawn(run, (cases, str(out / "store"), str(out), kernels), nprocs=PROCESSES)
     return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]

@@ -29,7 +29,8 @@ def block(side, seed, count, width, start=0, dtype=torch.float32):
     generator = np.random.default_rng(seed)
     features = torch.from_numpy(generator.standard_normal((count, width)).astype(np.float32))
     features = torch.nn.functional.normalize(features, dim=1).to(dtype)
-    return ViewBlock(side, np.sort(generator.integers(0, 50, count)), start, features)
+    ids = torch.from_numpy(np.sort(generator.integers(0, 50, count)))
+    return ViewBlock(side, ids, start, features)
 
 
 def native(rows, columns, symmetric, size=64):
@@ -50,7 +51,7 @@ def plain(rows, columns):
     factors = [torch.rand(1000, generator=torch.Generator().manual_seed(side)).double() for side in (0, 1)]
     left, right = rows.features.double(), columns.features.double()
     tile = torch.exp(SCALE * left @ right.T - SHIFT)
-    tile = tile.masked_fill(torch.from_numpy(rows.concept_ids[:, None] == columns.concept_ids), 0.0)
+    tile = tile.masked_fill(rows.concept_ids[:, None] == columns.concept_ids, 0.0)
     slopes = tile * (factors[rows.side][rows.span, None] + factors[columns.side][columns.span])
     return tile.sum(1), tile.sum(0), slopes @ right, slopes.T @ left
 
@@ -99,7 +100,7 @@ def test_restricting_torch_to_older_instructions_disables_them(capability, there
 
 def test_exponentials_over_their_whole_range():
     """One view of width 1 against many whose cosines are 1 and -1: shifts then choose the exponent."""
-    ids = np.arange(2)
+    ids = torch.arange(2)
     rows, columns = (ViewBlock(side, ids + side * 2, 0, torch.tensor([[1.0], [-1.0]])) for side in (0, 1))
     for exponent in (*np.linspace(-86.0, 87.0, 60), -103.9, -500.0):
         negatives = NativeNegatives(Tiles(0.0, -exponent, 64, torch.float32, torch.float32, CPU))

@@ -14,7 +14,7 @@ BY_NAME = {case.name: case for case in CASES}
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    return start(tmp_path_factory.mktemp("ranks"))
+    return start(tmp_path_factory.mktemp("ranks"), CASES)
 
 
 def whole(case, results):

@@ -1,46 +1,191 @@
-"""The Triton kernels against plain float64 tiles, on a GPU or in the interpreter; run by test_triton_tiles.py."""
+"""The contrastive loss on Triton kernels, on a GPU or in the interpreter; run by test_triton_kernels.py.
+
+Derivatives by the similarities of bfloat16 features are rounded to bfloat16 before they are multiplied with features,
+so gradients are compared with 2**-8. Sums and the loss are not rounded.
+"""
+
+import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from bali_ds.losses.contrastive import triton_tiles as kernels
+from bali_ds.losses.contrastive import contrastive_loss
+from bali_ds.losses.contrastive import triton_negatives as kernels
+from bali_ds.losses.contrastive.triton_conversions import INTERPRETED
+from bali_ds.losses.contrastive.workspace import Workspace
 from tests.losses import dense_contrastive as dense
-from tests.losses.rounding import UNIT, rounding
-from tests.losses.test_contrastive import assert_close, expected, obtained
+from tests.losses.rank_cases import BIAS, SCALE, Case, start
+from tests.losses.rounding import UNIT, rounding, scale_condition
+from tests.losses.test_contrastive import KINDS, assert_close, expected, expected_of_rounded, obtained
+from tests.losses.test_ranks import whole
 
-DEVICE = torch.device("cpu" if kernels.triton.knobs.runtime.interpret else "cuda")
-SCALE, SHIFT = 9.0, 2.0
-
-
-def plain(rows, columns, row_ids, column_ids):
-    tile = torch.exp(rows.double() @ columns.double().T * SCALE - SHIFT)
-    return tile.masked_fill(row_ids[:, None] == column_ids, 0.0)
+DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+ROUNDED = 2.0**-8
+WAITING = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "is_nonzero", "bincount", "repeat_interleave")
 
 
-def assert_alike(got, want, allowed):
+def allowed(scale, width):
+    """Return the error of float32: tensor cores may truncate, by a unit of a cosine for each term of its sum."""
+    return rounding(scale) + scale * width * UNIT * (DEVICE.type == "cuda")
+
+
+def on_device(kind, data, scale, bias=0.0, **options):
+    got = obtained(kind, [each.to(DEVICE) for each in data], scale, bias, kernels="triton", **options)
+    return [each.cpu() for each in got]
+
+
+def assert_alike(got, want, tolerance):
     got, want = got.cpu().double(), want.cpu()
-    assert (got - want).norm() <= allowed * want.norm()
+    assert (got - want).norm() <= tolerance * want.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("m", "n", "d"), [(1, 1, 1), (64, 64, 32), (70, 130, 33), (65, 3, 1024)])
-def test_sums_and_derivatives(m, n, d, dtype):
-    queries, keys, *ids = dense.views(m, m, n, d, concepts=20)
-    units = (torch.nn.functional.normalize(each, dim=1).to(dtype) for each in (queries, keys))
-    operands = [each.to(DEVICE) for each in (*units, *ids)]
-    # Tensor cores may truncate when they accumulate, by a unit of a cosine for each of its d terms.
-    allowed = rounding(SCALE) + SCALE * d * UNIT * (DEVICE.type == "cuda")
-    want = plain(*operands)
-    by_row, by_column = kernels.tile_sums(*operands, SCALE, SHIFT)
-    assert_alike(by_row, want.sum(1), allowed)
-    assert_alike(by_column, want.sum(0), allowed)
-    factors = torch.rand(m, device=DEVICE), torch.rand(n, device=DEVICE)
-    got = kernels.tile_derivatives(*operands, *factors, SCALE, SHIFT)
-    assert_alike(got, want * (factors[0][:, None] + factors[1]), allowed)
+@pytest.mark.parametrize(("m", "n", "d"), [(1, 1, 64), (130, 270, 64), (65, 3, 832)])
+def test_sums_and_derivatives_of_blocks(m, n, d, dtype):
+    """Columns 2 to 4 have the concept of every second row; the first column is number 7."""
+    scale, first = torch.tensor(9.0, dtype=torch.float64, device=DEVICE), 7
+    queries, keys, *_ = dense.views(m, m, n, d, concepts=20)
+    rows, columns = (torch.nn.functional.normalize(each, dim=1).to(DEVICE, dtype) for each in (queries, keys))
+    begins = torch.full((m,), first + 2, dtype=torch.int32, device=DEVICE)
+    ends = begins + 3 * (torch.arange(m, device=DEVICE, dtype=torch.int32) % 2)
+    number = first + torch.arange(n, device=DEVICE)
+    same = (number >= begins[:, None]) & (number < ends[:, None])
+    logits = (rows.double() @ columns.double().T * scale).masked_fill(same, -math.inf)
+    by_row, by_column = (torch.full((size,), -math.inf, dtype=torch.float64, device=DEVICE) for size in (m, n))
+    workspace = Workspace(DEVICE)
+    kernels.add_negative_sums(rows, columns, begins, ends, scale, first, by_row, by_column, 1, workspace)
+    want_row, want_column = logits.logsumexp(1), logits.logsumexp(0)
+    assert_alike(by_row.exp(), want_row.exp(), allowed(9.0, d))
+    assert by_column[0] == -math.inf
+    assert_alike(by_column[1:].exp(), want_column[1:].exp(), allowed(9.0, d))
+    factors = [torch.rand(size, device=DEVICE) + 9 for size in (m, n)]
+    got, _ = kernels.negative_derivatives(
+        rows, columns, begins, ends, (factors[0], factors[1]), scale, scale, first, kernels.EXPONENTIAL, workspace,
+        both=True,
+    )  # fmt: skip
+    exponentials = [torch.exp2(logits / math.log(2) - each.double()) for each in (factors[0][:, None], factors[1])]
+    assert_alike(got, sum(exponentials), allowed(9.0, d) + ROUNDED * (dtype == torch.bfloat16))
+    assert not got[same].any()
 
 
-@pytest.mark.parametrize("kind", ["ntxent", "clip"])
-def test_the_loss_on_kernels(kind):
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_every_kind_equals_the_dense_form(kind, dtype):
     data = dense.views(3, 80, 60, 20, concepts=50)
-    got = obtained(kind, [each.to(DEVICE) for each in data], 14.0, tile_size=70, kernels="triton")
-    assert_close([each.cpu() for each in got], expected(kind, data, 14.0), rounding(14.0))
+    got = on_device(kind, data, 14.0, -1.0, communication_dtype=dtype)
+    if dtype is None:
+        want, tolerance = expected(kind, data, 14.0, -1.0), allowed(14.0, 20)
+        of_scale = tolerance * scale_condition(kind, data, 14.0, bias=-1.0)
+    else:
+        want, tolerance = expected_of_rounded(kind, data, 14.0, -1.0, dtype), ROUNDED
+        of_scale = ROUNDED * scale_condition(kind, data, 14.0, bias=-1.0)
+        assert_alike(got[0], want[0], allowed(14.0, 20))
+    assert_close(got, want, tolerance, scale_tolerance=of_scale)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_heavy_tailed_duplicates_in_stripes(kind):
+    data = dense.views(4, 150, 190, 24, concepts=60, zipf=True)
+    got = on_device(kind, data, 20.0, tile_size=64)
+    assert_close(got, expected(kind, data, 20.0), allowed(20.0, 24))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n_queries", "n_keys"), [(0, 0), (5, 0), (0, 5), (1, 1), (3, 9)])
+def test_few_views(kind, n_queries, n_keys):
+    data = dense.views(5, n_queries, n_keys, 8, concepts=3)
+    assert_close(on_device(kind, data, 10.0), expected(kind, data, 10.0), allowed(10.0, 8))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("saturated", [False, True])
+def test_a_high_scale(kind, saturated):
+    """Saturated losses go down to 1e-20, and so do their gradients."""
+    data = dense.views(3, 80, 80, 64, concepts=50, saturated=saturated)
+    want, tolerance = expected(kind, data, 100.0), allowed(100.0, 64)
+    of_scale = tolerance * scale_condition(kind, data, 100.0)
+    assert_close(on_device(kind, data, 100.0), want, tolerance, 1e-300, of_scale)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_opposite_views_beyond_the_range_of_float32_exponentials(kind):
+    queries, keys, query_ids, key_ids = dense.views(8, 40, 40, 16, concepts=1000)
+    center = torch.randn(16, generator=torch.Generator().manual_seed(2))
+    queries, keys = center + 0.05 * queries, center + 0.3 * keys
+    queries[:2], keys[:1] = -queries[:2], -keys[:1]
+    data = (queries, keys, query_ids, key_ids)
+    assert_close(on_device(kind, data, 150.0), expected(kind, data, 150.0), allowed(150.0, 16))
+
+
+def test_widths_that_are_no_multiple_of_a_block_and_rows_that_are_not_contiguous():
+    queries, keys, *ids = dense.views(9, 20, 30, 140, concepts=30)
+    data = (queries[:, 3:132], keys[:, 3:132], *ids)
+    assert_close(on_device("clip", data, 20.0), expected("clip", data, 20.0), allowed(20.0, 129))
+
+
+@pytest.mark.parametrize("kind", ["ntxent", "sigmoid"])
+def test_results_repeat_bit_for_bit(kind):
+    data = dense.views(10, 150, 90, 32, concepts=50)
+    first, second = (on_device(kind, data, 20.0, communication_dtype=torch.bfloat16, tile_size=64) for _ in range(2))
+    assert all(torch.equal(mine, again) for mine, again in zip(first, second, strict=True))
+
+
+def test_bfloat16_views_are_held_in_bfloat16():
+    queries, keys, *ids = dense.views(14, 40, 40, 16, concepts=30)
+    data = (queries.bfloat16(), keys.bfloat16(), *ids)
+    got = on_device("clip", data, 10.0)
+    assert_alike(got[0], expected_of_rounded("clip", data, 10.0, 0.0, torch.bfloat16)[0], allowed(10.0, 16))
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, _types, args=(), kwargs=None):
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_waits_for_the_device(kind):
+    queries, keys, *ids = (each.to(DEVICE) for each in dense.views(11, 40, 50, 16, concepts=30))
+    queries.requires_grad_()
+    scale = torch.tensor(10.0, device=DEVICE, requires_grad=True)
+
+    def step():
+        options = {"query_concept_ids": ids[0], "key_concept_ids": ids[1], "kind": kind, "kernels": "triton"}
+        contrastive_loss(queries, keys, scale, **options).backward()
+
+    if DEVICE.type == "cuda":
+        step()  # compiles the kernels
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return
+    with _Recorder() as recorder:
+        step()
+    assert "sort" in recorder.names
+    assert not [name for name in recorder.names if any(each in name for each in WAITING)]
+
+
+WAYS = ("gather", "ring", "column")
+RANK_CASES = [
+    *(Case("clip", "three-empty", way) for way in WAYS),
+    *(Case(kind, "four", way) for kind, way in zip(KINDS, WAYS * 2, strict=True)),
+]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return start(tmp_path_factory.mktemp("ranks"), RANK_CASES, "triton")
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="several ranks need several GPUs")
+@pytest.mark.parametrize("case", RANK_CASES, ids=lambda case: case.name)
+def test_several_ranks_equal_one_process(case, results):
+    want = expected(case.kind, case.data(), SCALE, BIAS)
+    assert_close(whole(case, results), want, allowed(SCALE, 12))

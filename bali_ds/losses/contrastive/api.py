@@ -1,7 +1,9 @@
 """The public loss: views of every rank in, one global scalar and exact gradients out."""
 
+import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -10,11 +12,13 @@ from torch import Tensor
 from bali_ds.distributed import Ranks
 from bali_ds.losses.contrastive.communication import Exchange, choose_algorithm
 from bali_ds.losses.contrastive.computation import LossComputation, LossResult
-from bali_ds.losses.contrastive.formulas import FORMULAS
-from bali_ds.losses.contrastive.sorted_views import gather_layout, normalize_rows, normalize_rows_backward
+from bali_ds.losses.contrastive.formulas import FORMULAS, LossFormula
+from bali_ds.losses.contrastive.sorted_views import ViewLayout, gather_layout, normalize_rows, normalize_rows_backward
+from bali_ds.losses.contrastive.tiled_computation import TiledComputation
 
 KERNELS = ("auto", "torch", "native", "triton")
-TILE_SIZES = {"cpu": 512, "cuda": 4096}  # a tile fits a CPU's second-level cache; a GPU wants few launches
+_TILE_SIZE = 512  # a tile fits a CPU's second-level cache
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def contrastive_loss(
@@ -38,7 +42,7 @@ def contrastive_loss(
     negatives of each other. Gradients are scaled so that averaging them over ranks, as data parallelism does, gives the
     gradient of the global loss, also for `logit_scale` and `logit_bias`. They are computed in the forward pass, tile by
     tile; besides the views and their gradients only tiles are held in memory. Settings must be equal on all ranks, the
-    number of views need not be.
+    number of views need not be. On a GPU with Triton, and one rank, nothing waits for the device.
 
     Args:
         queries: float [n_q, d]; n_q may be 0.
@@ -53,10 +57,12 @@ def contrastive_loss(
         communication: "gather", "ring" or "column", see `bali_ds.losses.contrastive.communication`; "auto" gathers
             if that takes at most 1 GiB, else it takes the ring.
         communication_dtype: dtype in which normalized features are held and sent, for instance torch.bfloat16; the
-            loss is that of the rounded features. None: float32, or float64 for float64 features.
-        tile_size: rows and columns of a tile; None: 512 on CPUs, 4,096 on GPUs.
-        kernels: what computes float32 tiles: "torch", "native" on a CPU with AVX-512, "triton" on a GPU; "auto" is
-            "native" where that is available and else "torch".
+            loss is that of the rounded features. None: float64 for float64 features; bfloat16 if both are bfloat16
+            and Triton kernels compute; else float32.
+        tile_size: rows and columns of a tile, or rows that Triton kernels process at a time; None: 512, or as many as
+            1 GiB of derivatives allows.
+        kernels: what computes: "torch", "native" on a CPU with AVX-512, "triton" on a GPU; "auto" is "triton" or
+            "native" where that is available and else "torch". Float64 features are computed by torch.
 
     Returns:
         float32 scalar (float64 for float64 features); 0, with gradients of 0, if there is nothing to contrast.
@@ -72,7 +78,11 @@ def contrastive_loss(
     for name, views, ids in (("queries", queries, query_concept_ids), ("keys", keys, key_concept_ids)):
         if len(views) != len(ids):
             raise ValueError(f"{len(views)} {name} have {len(ids)} concept ids; give one for each")
-    scale, bias = (torch.as_tensor(value, device=queries.device) for value in (logit_scale, logit_bias))
+    # A number is written by a kernel, because a copy from the host would wait for the device.
+    scale, bias = (
+        value.to(queries.device) if isinstance(value, Tensor) else torch.full((), value, device=queries.device)
+        for value in (logit_scale, logit_bias)
+    )
     inputs = (queries, keys, scale, bias)
     settings = _Settings(
         kind, (query_concept_ids, key_concept_ids), group if isinstance(group, Ranks) else Ranks.of(group),
@@ -95,37 +105,31 @@ class _Settings:
     kernels: str
     with_gradients: bool
 
+    def uses_triton(self, device: torch.device) -> bool:
+        """Return whether Triton kernels compute the loss of float32 and bfloat16 views."""
+        return self.kernels == "triton" or (self.kernels == "auto" and device.type == "cuda" and _HAS_TRITON)
+
 
 class _Contrastive(torch.autograd.Function):
     """Computes loss and gradients in the forward pass; the backward pass multiplies by the upstream scalar."""
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, scale: Tensor, bias: Tensor, settings: _Settings) -> Tensor:
-        ranks, views, ids = settings.ranks, (queries, keys), settings.concept_ids
         dtype = torch.float64 if torch.float64 in (queries.dtype, keys.dtype) else torch.float32
-        formula = FORMULAS[settings.kind](scale.double().reshape(()), bias.double().reshape(()))
-        sizes = ranks.all_gather_counts(len(queries), len(keys), int(settings.with_gradients), device=queries.device)
-        if formula.joint:
-            sides: list[tuple[Tensor, ...]] = [views]
-            layouts = [gather_layout(0, torch.cat(ids), [q + k for q, k, _ in sizes], ranks)]
-        else:
-            sides = [(queries,), (keys,)]
-            layouts = [gather_layout(side, ids[side], [size[side] for size in sizes], ranks) for side in (0, 1)]
-        features, inverse = [], []
-        for tensors, layout in zip(sides, layouts, strict=True):
-            unit, lengths = normalize_rows(tensors, layout.orders[ranks.rank], settings.communication_dtype or dtype)
-            features.append(unit)
-            inverse.append(lengths)
-        del unit
-        algorithm = choose_algorithm(settings.communication, ranks, layouts, queries.shape[1])
-        exchange = Exchange(ranks, layouts, features, algorithm)
-        tile_size = settings.tile_size or TILE_SIZES.get(queries.device.type, 1024)
-        with_gradients = any(wanted for _, _, wanted in sizes)
-        result = LossComputation(formula, float(scale), exchange, tile_size, settings.kernels, dtype).run(
-            with_gradients
+        wide_scale, wide_bias = (each.detach().double().reshape(()) for each in (scale, bias))
+        formula = FORMULAS[settings.kind](wide_scale, wide_bias)
+        counts = settings.ranks.all_gather_counts(
+            len(queries), len(keys), int(settings.with_gradients), device=queries.device
         )
-        if with_gradients:
-            ctx.save_for_backward(*_input_gradients(result, exchange, inverse, views, scale, bias))
+        if dtype == torch.float32 and settings.uses_triton(queries.device):
+            steps = _triton_steps(formula, wide_scale, wide_bias, settings, (queries, keys))
+        else:
+            steps = _tiled_steps(formula, wide_scale, settings, dtype)
+        result, gradients, radial = _evaluate(steps, formula.joint, (queries, keys), counts, settings)
+        if gradients:
+            ctx.save_for_backward(
+                *gradients, *_scalar_gradients(result, radial, scale, wide_scale, bias, settings.ranks)
+            )
         return result.loss.to(dtype)
 
     @staticmethod
@@ -133,34 +137,83 @@ class _Contrastive(torch.autograd.Function):
         return (*((gradient * upstream).to(gradient.dtype) for gradient in ctx.saved_tensors), None)
 
 
-def _input_gradients(
-    result: LossResult,
-    exchange: Exchange,
-    inverse: list[Tensor],
-    views: tuple[Tensor, Tensor],
-    scale: Tensor,
-    bias: Tensor,
-) -> tuple[Tensor, ...]:
-    """Return the gradients by queries, keys, scale and bias, scaled for averaging over ranks."""
-    ranks = exchange.ranks
+class _Steps(NamedTuple):
+    """What differs between tiles, with everything structural on the host, and kernels with all of it on the device."""
+
+    gather_layout: Callable[[int, Tensor, list[int], Ranks], ViewLayout]
+    normalize: Callable[[tuple[Tensor, ...], Tensor, torch.dtype], tuple[Tensor, Tensor]]
+    normalize_backward: Callable[..., tuple[tuple[Tensor, ...], Tensor]]
+    computation: Callable[[Exchange], LossComputation]
+    dtype: torch.dtype  # in which unit features are held
+
+
+def _tiled_steps(formula: LossFormula, scale: Tensor, settings: _Settings, dtype: torch.dtype) -> _Steps:
+    def computation(exchange: Exchange) -> LossComputation:
+        return TiledComputation(formula, scale, exchange, settings.tile_size or _TILE_SIZE, settings.kernels, dtype)
+
+    return _Steps(
+        gather_layout, normalize_rows, normalize_rows_backward, computation, settings.communication_dtype or dtype
+    )
+
+
+def _triton_steps(
+    formula: LossFormula, scale: Tensor, bias: Tensor, settings: _Settings, views: tuple[Tensor, Tensor]
+) -> _Steps:
+    from bali_ds.losses.contrastive.triton_computation import TritonComputation  # Triton is not installed everywhere
+    from bali_ds.losses.contrastive.triton_rows import normalize, normalize_backward
+    from bali_ds.losses.contrastive.triton_views import sort_views
+
+    both_rounded = all(rows.dtype == torch.bfloat16 for rows in views)
+    held = settings.communication_dtype or (torch.bfloat16 if both_rounded else torch.float32)
+
+    def computation(exchange: Exchange) -> LossComputation:
+        return TritonComputation(formula, scale, bias, exchange, settings.tile_size)
+
+    return _Steps(sort_views, normalize, normalize_backward, computation, held)
+
+
+def _evaluate(
+    steps: _Steps, joint: bool, views: tuple[Tensor, Tensor], counts: list[list[int]], settings: _Settings
+) -> tuple[LossResult, list[Tensor], Tensor]:
+    """Return the loss, the gradients by both views, and <x, dL/dx> summed over this rank's unit features x."""
+    ranks, ids = settings.ranks, settings.concept_ids
+    if joint:
+        sides: list[tuple[Tensor, ...]] = [views]
+        layouts = [steps.gather_layout(0, torch.cat(ids), [q + k for q, k, _ in counts], ranks)]
+    else:
+        sides = [(rows,) for rows in views]
+        layouts = [steps.gather_layout(side, ids[side], [count[side] for count in counts], ranks) for side in (0, 1)]
+    orders = [layout.orders[ranks.rank] for layout in layouts]
+    units = [steps.normalize(tensors, order, steps.dtype) for tensors, order in zip(sides, orders, strict=True)]
+    features, inverse = ([each[part] for each in units] for part in (0, 1))
+    units.clear()
+    exchange = Exchange(
+        ranks, layouts, features, choose_algorithm(settings.communication, ranks, layouts, features[0].shape[1])
+    )
+    result = steps.computation(exchange).run(any(wanted for _, _, wanted in counts))
     factor = result.factor * ranks.world_size
-    radial = result.loss.new_zeros(())
     gradients: list[Tensor] = []
-    while result.gradients:  # lists are emptied, so that each tensor is freed once it is used
-        gradient, features = result.gradients.pop(0), exchange.features.pop(0)
-        radial += normalize_rows_backward(gradient, features, inverse[len(gradients)], factor)
-        del features
-        order = torch.from_numpy(exchange.layouts[len(gradients)].orders[ranks.rank]).to(gradient.device)
-        gradients.append(torch.empty_like(gradient).index_copy_(0, order, gradient))
-    both = gradients if len(gradients) == 2 else gradients[0].split([len(rows) for rows in views])
-    by_views = (gradient.to(rows.dtype) for gradient, rows in zip(both, views, strict=True))
+    radial = result.loss.new_zeros(())
+    for lengths, order, like in zip(inverse, orders, sides, strict=True):
+        if result.gradients:  # lists are emptied, so that each tensor is freed once it is used
+            by_rows, along = steps.normalize_backward(
+                result.gradients.pop(0), exchange.features.pop(0), lengths, order, factor, like
+            )
+            gradients += by_rows
+            radial = radial + along.sum()
+    return result, gradients, radial
+
+
+def _scalar_gradients(
+    result: LossResult, radial: Tensor, scale: Tensor, wide_scale: Tensor, bias: Tensor, ranks: Ranks
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients by scale and bias."""
     by_scale = result.scale_derivative
     if by_scale is None:
         # Similarities are of degree 2 in the unit features, so the sum of s * dL/ds is half that of <x, dL/dx>.
         by_scale = ranks.all_reduce_sum(radial) / (2 * ranks.world_size)
-    by_scale = by_scale / scale.double().reshape(())
+    by_scale = by_scale / wide_scale
     return (
-        *by_views,
         by_scale.to(scale.dtype).reshape(scale.shape),
         result.bias_gradient.to(bias.dtype).reshape(bias.shape),
     )

@@ -1,27 +1,15 @@
 """One evaluation of a contrastive loss, pass by pass: statistics of anchors, the loss, the gradient of every view."""
 
-import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bali_ds.losses.contrastive.communication import Exchange
-from bali_ds.losses.contrastive.formulas import AnchorStatistics, LossFormula, MultiSimilarity, Sigmoid
-from bali_ds.losses.contrastive.native_tiles import NativeNegatives, available
-from bali_ds.losses.contrastive.positives import Positives
-from bali_ds.losses.contrastive.sorted_views import ViewBlock, count_occurrences, find_partners
-from bali_ds.losses.contrastive.tiles import (
-    FLOOR,
-    HEADROOM,
-    ExponentialNegatives,
-    LogisticNegatives,
-    MinedNegatives,
-    Tiles,
-)
-
-_RANGE = 85.0  # float32 exponentials below exp(-87) underflow
+from bali_ds.losses.contrastive.formulas import AnchorStatistics, LossFormula, MultiSimilarity
 
 
 @dataclass
@@ -43,206 +31,67 @@ class LossResult:
     bias_gradient: Tensor
 
 
-class LossComputation:
-    """Evaluates one formula over the views of an exchange; `run` makes collective calls."""
+class LossComputation(ABC):
+    """Evaluates one formula over the views of an exchange; `run` makes collective calls.
 
-    def __init__(
-        self, formula: LossFormula, scale: float, exchange: Exchange, tile_size: int, kernels: str, dtype: torch.dtype
-    ) -> None:
-        """Count the positives and negatives of every anchor.
+    Attributes:
+        formula: the loss.
+        scale: the logit scale, float64 scalar.
+        exchange: the views.
+        anchors: statistics of the anchors of each side, or of both sides one after the other.
+        entropies: if negatives are mined, of the softmax over each anchor's negatives, float64 like `anchors`.
+    """
 
-        Args:
-            formula: the loss.
-            scale: the logit scale.
-            exchange: the views.
-            tile_size: rows and columns of a tile.
-            kernels: see `contrastive_loss`.
-            dtype: of matrix products and gradients, float32 or float64.
-        """
-        self.formula, self.scale, self.exchange, self.tile_size, self.kernels = (
-            formula, scale, exchange, tile_size, kernels,
-        )  # fmt: skip
-        self.dtype, self.device = dtype, exchange.features[0].device
-        layouts = exchange.layouts
-        partners = find_partners(layouts) if formula.partner_only else None
-        self.positives = Positives(formula.joint, partners, self.device, resident=exchange.algorithm != "ring")
-        self.has_negatives: list[Tensor] = []
+    def __init__(self, formula: LossFormula, scale: Tensor, exchange: Exchange) -> None:
+        self.formula, self.scale, self.exchange = formula, scale, exchange
         self.anchors: list[AnchorStatistics] = []
         self.entropies: list[Tensor] = []
-        for layout in layouts:
-            other = layouts[-1 - layout.side]
-            equal = count_occurrences(layout.concept_ids, other.concept_ids)
-            counts = equal - 1 if formula.joint else equal if partners is None else (partners[layout.side] >= 0)
-            num_positives = torch.from_numpy(counts.astype(np.float64)).to(self.device)
-            # Between queries and keys, the loss is the mean of both directions.
-            weight = formula.anchor_weights(num_positives) * (1.0 if formula.joint else 0.5)
-            zero = torch.zeros_like(weight)
-            self.anchors.append(AnchorStatistics(weight, num_positives, zero - torch.inf, zero - torch.inf, zero, zero))
-            self.has_negatives.append(torch.from_numpy(equal < other.num_views).to(self.device))
+
+    @abstractmethod
+    def sum_negatives(self) -> None:
+        """Compute the statistics of negatives that the formula needs; a collective call."""
+
+    @abstractmethod
+    def sum_positives(self) -> None:
+        """Compute the statistics of positives, from those of negatives; a collective call."""
+
+    @abstractmethod
+    def gradients(self, slopes: Sequence[Tensor], largest: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Compute gradients and the sums of logistic negatives; a collective call.
+
+        Args:
+            slopes: float64 like `anchors`, the second of `LossFormula.anchor_losses`.
+            largest: float64 scalar, the largest slope, which everything is divided by.
+
+        Returns:
+            For each side float [n, d], the gradient by this rank's unit features divided by the logit scale; and
+            float64 [2], this rank's sums of softplus(s_ij + bias) * (c_i + c_j) and of their derivatives by the bias.
+        """
 
     def run(self, with_gradients: bool) -> LossResult:
         """Return the loss and, if asked for, the gradients."""
-        negatives = self._logistic_negatives() if self.formula.logistic else self._summed_negatives()
-        self._sum_positives()
+        self.sum_negatives()
+        self.sum_positives()
         per_anchor = [self.formula.anchor_losses(anchors) for anchors in self.anchors]
-        loss = torch.stack([each.sum() for each, _ in per_anchor]).sum()
+        loss = reduce(torch.add, (losses.sum() for losses, _ in per_anchor))
         slopes = [slope for _, slope in per_anchor]
         # Gradients are computed relative to the largest slope, so that those of a saturated loss do not underflow.
-        largest = torch.stack([slope.amax() if len(slope) else slope.new_zeros(()) for slope in slopes]).amax()
+        largest = reduce(torch.maximum, (slope.amax() if len(slope) else slope.new_zeros(()) for slope in slopes))
         largest = torch.where(largest > 0, largest, 1.0)
         gradients: list[Tensor] = []
-        if with_gradients or self.formula.logistic:
-            negatives.factors = [
-                self._factors(slope / largest, anchors, negatives)
-                for slope, anchors in zip(slopes, self.anchors, strict=True)
-            ]
-            gradients = self._gradients(negatives, largest)
         bias_gradient = torch.zeros_like(loss)
-        if isinstance(negatives, LogisticNegatives):
-            local = torch.stack([negatives.loss, negatives.bias_gradient])
-            totals = self.exchange.ranks.all_reduce_sum(local) * largest
-            loss = loss + totals[0]
-            bias_gradient = totals[1] + sum((each.weight * each.second).sum() for each in self.anchors)
+        if with_gradients or self.formula.logistic:
+            gradients, totals = self.gradients(slopes, largest)
+            if self.formula.logistic:
+                totals = self.exchange.ranks.all_reduce_sum(totals) * largest
+                loss = loss + totals[0]
+                bias_gradient = totals[1] - sum((each.weight * each.second).sum() for each in self.anchors)
         scale_derivative = None
         if isinstance(self.formula, MultiSimilarity):
-            scale_derivative = torch.stack(list(map(self.formula.scale_derivative, self.anchors, self.entropies))).sum()
+            scale_derivative = reduce(
+                torch.add, map(self.formula.scale_derivative, self.anchors, self.entropies)
+            )  # fmt: skip
         return LossResult(loss, gradients, largest * self.scale, scale_derivative, bias_gradient)
-
-    def _logistic_negatives(self) -> LogisticNegatives:
-        assert isinstance(self.formula, Sigmoid)
-        return LogisticNegatives(self._tiles(-float(self.formula.bias), self.dtype))
-
-    def _summed_negatives(self) -> ExponentialNegatives:
-        """Return the negatives, with `AnchorStatistics.log_negatives` computed.
-
-        In float32, with one shift for all anchors, a sum that comes out too small may have lost terms to underflow.
-        All elementwise arithmetic is then repeated in float64, whose range suffices for any logit scale below 600.
-        """
-        wide_range = self._shift(torch.float32) + self.scale > _RANGE
-        precise = self.dtype == torch.float64 or (self.formula.mined and wide_range)
-        negatives = self._sum_negatives(torch.float64 if precise else torch.float32)
-        if not precise and wide_range:
-            least = FLOOR + negatives.tiles.shift
-            if any(
-                bool((anchors.log_negatives[some] < least).any())
-                for anchors, some in zip(self.anchors, self.has_negatives, strict=True)
-            ):
-                negatives = self._sum_negatives(torch.float64)
-        return negatives
-
-    def _shift(self, precision: torch.dtype) -> float:
-        return max(0.0, self.scale - (HEADROOM if precision == torch.float32 else 10 * HEADROOM))
-
-    def _sum_negatives(self, precision: torch.dtype) -> ExponentialNegatives:
-        shift = self._shift(precision)
-        negatives = self._negatives(self._tiles(shift, precision))
-        if isinstance(negatives, MinedNegatives):
-            self._mine(negatives)
-
-        def sums(
-            rows: ViewBlock,
-            columns: ViewBlock,
-            row_accumulator: Tensor,
-            column_accumulator: Tensor | None,
-            symmetric: bool,
-        ) -> None:
-            if not self.positives.resident:
-                self.positives.precompute(rows, columns)
-            negatives.sums(rows, columns, row_accumulator, column_accumulator, symmetric)
-
-        shape = (2,) if isinstance(negatives, MinedNegatives) else ()
-        totals = self._all_gather(self.exchange.accumulate(sums, shape, torch.float64))
-        if isinstance(negatives, MinedNegatives):
-            self.entropies = [_entropy(*each.unbind(-1)) for each in totals]
-            totals = [each[:, 0] for each in totals]
-        self.anchors = [
-            anchors._replace(log_negatives=each.log() + shift)
-            for anchors, each in zip(self.anchors, totals, strict=True)
-        ]
-        return negatives
-
-    def _mine(self, negatives: MinedNegatives) -> None:
-        """Find each anchor's farthest positive, which decides what negatives count, and its nearest negative."""
-        assert isinstance(self.formula, MultiSimilarity)
-        formula, shift, precision = self.formula, negatives.tiles.shift, negatives.tiles.precision
-        farthest = self._all_gather(
-            self.exchange.accumulate(
-                lambda rows, columns, row_accumulator, column_accumulator, symmetric: self.positives.farthest(
-                    rows, columns, row_accumulator, None if symmetric else column_accumulator
-                ),
-                (),
-                torch.float64,
-                start=-math.inf,
-                combine=torch.maximum,
-            )
-        )
-        negatives.floors = [
-            torch.exp(self.scale * formula.least_negative_cosine(-each) - shift).to(precision) for each in farthest
-        ]
-        nearest = self._all_gather(self.exchange.accumulate(negatives.maxima, (), torch.float64, combine=torch.maximum))
-        self.anchors = [
-            anchors._replace(nearest=(each.log() + shift) / self.scale)
-            for anchors, each in zip(self.anchors, nearest, strict=True)
-        ]
-
-    def _tiles(self, shift: float, precision: torch.dtype) -> Tiles:
-        return Tiles(self.scale, shift, self.tile_size, self.dtype, precision, self.device)
-
-    def _negatives(self, tiles: Tiles) -> ExponentialNegatives:
-        if self.formula.mined:
-            return MinedNegatives(tiles)
-        if tiles.precision != torch.float32:
-            return ExponentialNegatives(tiles)
-        if self.kernels == "triton":
-            from bali_ds.losses.contrastive.triton_tiles import TritonNegatives  # not installed everywhere
-
-            return TritonNegatives(tiles)
-        if self.kernels == "native" or (self.kernels == "auto" and self.device.type == "cpu" and available()):
-            return NativeNegatives(tiles)
-        return ExponentialNegatives(tiles)
-
-    def _factors(self, slope: Tensor, anchors: AnchorStatistics, negatives: ExponentialNegatives) -> Tensor:
-        if self.formula.logistic:
-            return slope.to(self.dtype)
-        factors = slope * torch.exp(negatives.tiles.shift - anchors.log_negatives)
-        return factors.where(slope > 0, 0.0).to(negatives.tiles.precision)
-
-    def _sum_positives(self) -> None:
-        def terms(cosines: Tensor, side: int, numbers: Tensor) -> tuple[Tensor, ...]:
-            return self.formula.positive_terms(cosines * self.scale, self.anchors[side].at(numbers))
-
-        sums = self._all_gather(
-            self.exchange.accumulate(
-                lambda rows, columns, row_accumulator, column_accumulator, symmetric: self.positives.sums(
-                    terms, rows, columns, row_accumulator, None if symmetric else column_accumulator
-                ),
-                (2,),
-                torch.float64,
-                features=self.positives.resident or self.formula.logistic,  # else the cosines are cached already
-            )
-        )
-        self.anchors = [
-            anchors._replace(first=each[:, 0], second=each[:, 1])
-            for anchors, each in zip(self.anchors, sums, strict=True)
-        ]
-
-    def _gradients(self, negatives: ExponentialNegatives, largest: Tensor) -> list[Tensor]:
-        def slopes(cosines: Tensor, side: int, numbers: Tensor) -> tuple[Tensor, ...]:
-            anchors = self.anchors[side].at(numbers)
-            return (self.formula.positive_gradients(cosines * self.scale, anchors) / largest,)
-
-        def gradients(
-            rows: ViewBlock,
-            columns: ViewBlock,
-            row_accumulator: Tensor,
-            column_accumulator: Tensor | None,
-            symmetric: bool,
-        ) -> None:
-            negatives.gradients(rows, columns, row_accumulator, column_accumulator, symmetric)
-            other = None if symmetric else column_accumulator
-            self.positives.gradients(slopes, rows, columns, row_accumulator, other)
-
-        return self.exchange.accumulate(gradients, (self.exchange.features[0].shape[1],), self.dtype)
 
     def _all_gather(self, own: list[Tensor]) -> list[Tensor]:
         """Return the values of all views of each side, from those of this rank's views."""
@@ -251,7 +100,6 @@ class LossComputation:
             for each, layout in zip(own, self.exchange.layouts, strict=True)
         ]
 
-
-def _entropy(sums: Tensor, logarithms: Tensor) -> Tensor:
-    """Return the entropy of the distribution e / sum(e), from the sums of e and of e * log(e); 0 if all e are 0."""
-    return (sums.log() - logarithms / sums).where(sums > 0, 0.0)
+    def _anchor_weights(self, num_positives: Tensor) -> Tensor:
+        """Return the weights of the anchors of one side; the loss between queries and keys is the mean of both ways."""
+        return self.formula.anchor_weights(num_positives) * (1.0 if self.formula.joint else 0.5)

@@ -38,6 +38,26 @@ class AnchorStatistics(NamedTuple):
         return AnchorStatistics(*(values[indices][..., None] for values in self))
 
 
+class PositiveSlopes(NamedTuple):
+    """The derivative of the loss by the similarity of anchor a and its positive p: weight_a * f_ap + constant_a.
+
+    f is sigmoid(offset_a - s_ap) if positive terms are logistic, and then there is no constant; else the exponential of
+    `LossFormula.exponent`, divided by exp(offset_a). Every field is float64 [anchors].
+    """
+
+    weight: Tensor
+    offset: Tensor
+    constant: Tensor | None
+
+
+class Exponent(NamedTuple):
+    """The exponent of positive terms: by_similarity * s + by_cosine * cosine + constant."""
+
+    by_similarity: float
+    by_cosine: float
+    constant: float
+
+
 class LossFormula(ABC):
     """A contrastive loss. Similarities are float64 [..., anchors, positives] and broadcast against anchors.
 
@@ -46,12 +66,15 @@ class LossFormula(ABC):
         partner_only: whether an anchor has one positive, its partner on the other side.
         logistic: whether each negative has a term of its own, instead of a sum of exponentials.
         mined: whether only negatives that are near enough count, see `MultiSimilarity`.
+        exponent: of the second of `positive_terms`, of which the first is the similarity; None if the terms are
+            softplus(b - s) and sigmoid(b - s), with b the `PositiveSlopes.offset`.
     """
 
     joint = False
     partner_only = False
     logistic = False
     mined = False
+    exponent: Exponent | None = Exponent(1.0, 0.0, 0.0)
 
     def anchor_weights(self, num_positives: Tensor) -> Tensor:
         """Return the weight of each anchor in the mean, here over anchors that have a positive."""
@@ -69,13 +92,47 @@ class LossFormula(ABC):
     def positive_gradients(self, similarities: Tensor, anchors: AnchorStatistics) -> Tensor:
         """Return the derivative of the loss by each s_ap."""
 
+    @abstractmethod
+    def positive_slopes(self, anchors: AnchorStatistics) -> PositiveSlopes:
+        """Return the coefficients of `positive_gradients`.
+
+        If positive terms are logistic, `offset` does not depend on sums over positives.
+        """
+
+    def largest_positive_cosine(self, anchors: AnchorStatistics) -> Tensor | None:  # noqa: ARG002
+        """Return the largest cosine at which a positive of each anchor counts; None if all count."""
+        return None
+
+
+class LogisticPositives(LossFormula):
+    """A loss whose positive terms are softplus(b_a - s_ap), with a weight for each anchor."""
+
+    exponent = None
+
+    @abstractmethod
+    def offsets(self, anchors: AnchorStatistics) -> Tensor:
+        """Return b, float64, broadcast against anchors."""
+
+    def positive_terms(self, similarities: Tensor, anchors: AnchorStatistics) -> tuple[Tensor, Tensor]:
+        """Return the loss of each pair and its derivative by b."""
+        gap = self.offsets(anchors) - similarities
+        return F.softplus(gap), gap.sigmoid()
+
+    def positive_gradients(self, similarities: Tensor, anchors: AnchorStatistics) -> Tensor:
+        """Return the derivative of the loss by each s_ap."""
+        return -anchors.weight * (self.offsets(anchors) - similarities).sigmoid()
+
+    def positive_slopes(self, anchors: AnchorStatistics) -> PositiveSlopes:
+        """Return the coefficients of `positive_gradients`."""
+        return PositiveSlopes(-anchors.weight, self.offsets(anchors).expand_as(anchors.weight), None)
+
 
 def normalized(values: Tensor) -> Tensor:
     """Return values divided by their sum; zeros if that is zero."""
     return values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
 
 
-class NTXent(LossFormula):
+class NTXent(LogisticPositives):
     """Mean over pairs (a, p) of -log(exp(s_ap) / (exp(s_ap) + sum_n exp(s_an))) = softplus(z_a - s_ap).
 
     One positive against all negatives at a time: Sohn, NIPS 2016; with labels and over the views of both modalities
@@ -88,18 +145,13 @@ class NTXent(LossFormula):
         """Return the weight of each anchor in the mean over pairs."""
         return normalized(num_positives) / num_positives.clamp(min=1)
 
-    def positive_terms(self, similarities: Tensor, anchors: AnchorStatistics) -> tuple[Tensor, Tensor]:
-        """Return the loss of each pair and its derivative by z."""
-        gap = anchors.log_negatives - similarities
-        return F.softplus(gap), gap.sigmoid()
+    def offsets(self, anchors: AnchorStatistics) -> Tensor:
+        """Return z."""
+        return anchors.log_negatives
 
     def anchor_losses(self, anchors: AnchorStatistics) -> tuple[Tensor, Tensor]:
         """Return the weighted loss of each anchor and its derivative by z."""
         return anchors.weight * anchors.first, anchors.weight * anchors.second
-
-    def positive_gradients(self, similarities: Tensor, anchors: AnchorStatistics) -> Tensor:
-        """Return the derivative of the loss by each s_ap."""
-        return -anchors.weight * (anchors.log_negatives - similarities).sigmoid()
 
 
 class Clip(NTXent):
@@ -136,6 +188,14 @@ class SupCon(LossFormula):
         gradients = anchors.weight * (part - 1 / anchors.num_positives)
         return gradients.masked_fill(anchors.log_negatives.isneginf(), 0.0)
 
+    def positive_slopes(self, anchors: AnchorStatistics) -> PositiveSlopes:
+        """Return the coefficients of `positive_gradients`."""
+        pooled = anchors.second.log()
+        weight = anchors.weight.masked_fill(anchors.log_negatives.isneginf(), 0.0)
+        return PositiveSlopes(
+            weight * (pooled - anchors.log_negatives).sigmoid(), pooled, -weight / anchors.num_positives.clamp(min=1)
+        )
+
 
 class Marginal(LossFormula):
     """Mean over anchors of softplus(z_a - log sum_p exp(s_ap)): MIL-NCE (Miech et al., CVPR 2020).
@@ -159,9 +219,15 @@ class Marginal(LossFormula):
         pooled = anchors.second.log()
         return -anchors.weight * (anchors.log_negatives - pooled).sigmoid() * (similarities - pooled).exp()
 
+    def positive_slopes(self, anchors: AnchorStatistics) -> PositiveSlopes:
+        """Return the coefficients of `positive_gradients`."""
+        pooled = anchors.second.log()
+        weight = -anchors.weight * (anchors.log_negatives - pooled).sigmoid()
+        return PositiveSlopes(weight, pooled, torch.zeros_like(weight))
+
 
 @dataclass(frozen=True)
-class Sigmoid(LossFormula):
+class Sigmoid(LogisticPositives):
     """Mean over anchors of the sum over all others of softplus(-y (s + bias)): SigLIP (Zhai et al., ICCV 2023).
 
     y is 1 between views of one concept and -1 otherwise. An anchor without negatives still has its positives.
@@ -177,17 +243,13 @@ class Sigmoid(LossFormula):
         """Return the weight of each anchor in the mean over all anchors."""
         return normalized(torch.ones_like(num_positives))
 
-    def positive_terms(self, similarities: Tensor, anchors: AnchorStatistics) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """Return the loss of each pair and its derivative by the bias."""
-        return F.softplus(-similarities - self.bias), -(-similarities - self.bias).sigmoid()
+    def offsets(self, anchors: AnchorStatistics) -> Tensor:  # noqa: ARG002
+        """Return minus the bias."""
+        return -self.bias
 
     def anchor_losses(self, anchors: AnchorStatistics) -> tuple[Tensor, Tensor]:
         """Return the weighted loss of each anchor's positives and the weight of each of its negatives."""
         return anchors.weight * anchors.first, anchors.weight
-
-    def positive_gradients(self, similarities: Tensor, anchors: AnchorStatistics) -> Tensor:
-        """Return the derivative of the loss by each s_ap."""
-        return -anchors.weight * (-similarities - self.bias).sigmoid()
 
 
 @dataclass(frozen=True)
@@ -212,6 +274,11 @@ class MultiSimilarity(LossFormula):
     joint = True
     mined = True
 
+    @property
+    def exponent(self) -> Exponent:  # type: ignore[override]
+        """The exponent of the weight of a positive."""
+        return Exponent(0.0, -self.alpha, self.alpha * self.base)
+
     def anchor_weights(self, num_positives: Tensor) -> Tensor:
         """Return the weight of each anchor in the mean over all anchors."""
         return normalized(torch.ones_like(num_positives))
@@ -229,9 +296,8 @@ class MultiSimilarity(LossFormula):
         return torch.where(farthest.isinf(), torch.inf, 1 - distances**2 / 2)
 
     def positive_terms(self, similarities: Tensor, anchors: AnchorStatistics) -> tuple[Tensor, Tensor]:
-        """Return the exponential of each pair that counts, and zeros."""
-        weights = self._pair_weights(similarities / self.scale, anchors)
-        return weights, torch.zeros_like(weights)
+        """Return the similarity of each pair, and the exponential of those that count."""
+        return similarities, self._pair_weights(similarities / self.scale, anchors)
 
     def _pair_weights(self, cosines: Tensor, anchors: AnchorStatistics) -> Tensor:
         distances = (2 - 2 * anchors.nearest).clamp(min=0).sqrt() - self.margin
@@ -241,13 +307,24 @@ class MultiSimilarity(LossFormula):
     def anchor_losses(self, anchors: AnchorStatistics) -> tuple[Tensor, Tensor]:
         """Return the weighted loss of each anchor and its derivative by z."""
         excess = anchors.log_negatives - self.scale * self.base
-        loss = anchors.first.log1p() / self.alpha + F.softplus(excess) / self.scale
+        loss = anchors.second.log1p() / self.alpha + F.softplus(excess) / self.scale
         return anchors.weight * loss, anchors.weight * excess.sigmoid() / self.scale
 
     def positive_gradients(self, similarities: Tensor, anchors: AnchorStatistics) -> Tensor:
         """Return the derivative of the loss by each s_ap."""
         weights = self._pair_weights(similarities / self.scale, anchors)
-        return -anchors.weight * weights / (1 + anchors.first) / self.scale
+        return -anchors.weight * weights / (1 + anchors.second) / self.scale
+
+    def positive_slopes(self, anchors: AnchorStatistics) -> PositiveSlopes:
+        """Return the coefficients of `positive_gradients`."""
+        weight = -anchors.weight / (1 + anchors.second) / self.scale
+        none = torch.zeros_like(weight)
+        return PositiveSlopes(weight, none, none)
+
+    def largest_positive_cosine(self, anchors: AnchorStatistics) -> Tensor:
+        """Return the largest cosine at which a positive counts: its distance plus the margin reaches the nearest."""
+        distances = (2 - 2 * anchors.nearest).clamp(min=0).sqrt() - self.margin
+        return torch.where(distances > 0, 1 - distances**2 / 2, torch.inf)
 
     def scale_derivative(self, anchors: AnchorStatistics, entropy: Tensor) -> Tensor:
         """Return scale * dL/dscale, float64 scalar.

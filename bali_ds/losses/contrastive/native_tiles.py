@@ -110,7 +110,7 @@ class NativeNegatives(ExponentialNegatives):
         size = _TILE_MULTIPLE * ceil(min(self.tiles.size, max(len(rows), len(columns))) / _TILE_MULTIPLE)
         return _Pass(
             rows=rows.features.data_ptr(), columns=columns.features.data_ptr(),
-            row_ids=rows.concept_ids.ctypes.data, column_ids=columns.concept_ids.ctypes.data,
+            row_ids=rows.concept_ids.data_ptr(), column_ids=columns.concept_ids.data_ptr(),
             m=len(rows), n=len(columns), d=rows.features.shape[1], size=size,
             scale=self.tiles.scale, shift=self.tiles.shift, bfloat16=rows.features.dtype == torch.bfloat16,
             symmetric=symmetric, threads=min(torch.get_num_threads(), ceil(len(columns) / (size // 2))),

@@ -84,7 +84,7 @@ class Positives:
         workspace = Workspace(self.device)
         width = 1 if rows.features is None else rows.features.shape[1]
         for number, (upper, left) in enumerate(
-            _rectangles(rows.concept_ids, columns.concept_ids, _BATCH_BYTES // (8 * width))
+            _rectangles(rows.concept_ids.numpy(), columns.concept_ids.numpy(), _BATCH_BYTES // (8 * width))
         ):
             if number < len(cached):
                 continue
@@ -109,7 +109,8 @@ class Positives:
         real = (upper >= 0)[:, :, None] & (left >= 0)[:, None, :]
         upper, left = upper.clip(min=0), left.clip(min=0)
         row_numbers, column_numbers = upper + rows.start, left + columns.start
-        for_rows = for_columns = real & (rows.concept_ids[upper][:, :, None] == columns.concept_ids[left][:, None, :])
+        row_ids, column_ids = rows.concept_ids.numpy(), columns.concept_ids.numpy()
+        for_rows = for_columns = real & (row_ids[upper][:, :, None] == column_ids[left][:, None, :])
         if self.joint:
             for_rows = for_columns = for_rows & (row_numbers[:, :, None] != column_numbers[:, None, :])
         if self.partners is not None:

@@ -25,14 +25,15 @@ class ViewLayout:
 
     Attributes:
         side: 0 for queries or for both together, 1 for keys.
-        concept_ids: int64 [num_views], of all ranks, in this numbering.
+        concept_ids: int64 [num_views], of all ranks, in this numbering; on the host, or on the device if all that
+            reads them is there.
         orders: for each rank int64 [views of the rank], the position in that rank's input of each of its views.
         offsets: int [world_size + 1], the number of each rank's first view; the last is `num_views`.
     """
 
     side: int
-    concept_ids: NDArray[np.int64]
-    orders: tuple[NDArray[np.int64], ...]
+    concept_ids: Tensor
+    orders: tuple[Tensor, ...]
     offsets: tuple[int, ...]
 
     @property
@@ -43,11 +44,13 @@ class ViewLayout:
     @property
     def counts(self) -> list[int]:
         """Number of views on each rank."""
-        return [len(order) for order in self.orders]
+        return [last - first for first, last in pairwise(self.offsets)]
 
-    def input_positions(self) -> NDArray[np.int64]:
+    def input_positions(self) -> Tensor:
         """Return int64 [num_views], the position of each view in the concatenated inputs of all ranks."""
-        return np.concatenate([order + first for order, first in zip(self.orders, self.offsets, strict=False)])
+        if len(self.orders) == 1:
+            return self.orders[0]
+        return torch.cat([order + first for order, first in zip(self.orders, self.offsets, strict=False)])
 
     def block(self, rank: int, features: Tensor | None) -> "ViewBlock":
         """Return the views of one rank."""
@@ -61,13 +64,13 @@ class ViewBlock:
 
     Attributes:
         side: 0 or 1, see `ViewLayout`.
-        concept_ids: int64 [n].
+        concept_ids: int64 [n], see `ViewLayout`.
         start: the number of the first view within its side.
         features: float [n, d] of unit length, or None where they are on another rank.
     """
 
     side: int
-    concept_ids: NDArray[np.int64]
+    concept_ids: Tensor
     start: int
     features: Tensor | None
 
@@ -95,7 +98,7 @@ class ViewBlock:
 
 
 def gather_layout(side: int, concept_ids: Tensor, counts: list[int], ranks: Ranks) -> ViewLayout:
-    """Gather the concept ids of all ranks (8 bytes a view) and number the views.
+    """Gather the concept ids of all ranks (8 bytes a view) and number the views, on the host.
 
     Args:
         side: 0 or 1, see `ViewLayout`.
@@ -105,9 +108,9 @@ def gather_layout(side: int, concept_ids: Tensor, counts: list[int], ranks: Rank
     """
     offsets = (0, *accumulate(counts))
     everyone = ranks.all_gather_rows(concept_ids, counts).cpu().numpy()
-    orders = tuple(np.argsort(everyone[first:last], kind="stable") for first, last in pairwise(offsets))
+    orders = [np.argsort(everyone[first:last], kind="stable") for first, last in pairwise(offsets)]
     positions = np.concatenate([order + first for order, first in zip(orders, offsets, strict=False)])
-    return ViewLayout(side, everyone[positions], orders, offsets)
+    return ViewLayout(side, torch.from_numpy(everyone[positions]), tuple(map(torch.from_numpy, orders)), offsets)
 
 
 def find_partners(layouts: list[ViewLayout]) -> list[NDArray[np.int64]]:
@@ -119,25 +122,27 @@ def find_partners(layouts: list[ViewLayout]) -> list[NDArray[np.int64]]:
     partners = []
     for layout in layouts:
         other = layouts[-1 - layout.side]
-        numbers = np.append(np.argsort(other.input_positions()), -1)  # the other side's numbers by input position
-        ids, firsts = np.unique(other.concept_ids[numbers[:-1]], return_index=True)
-        at = np.searchsorted(ids, layout.concept_ids)
-        known = np.append(ids, 0)[at] == layout.concept_ids
+        own_ids, other_ids = layout.concept_ids.numpy(), other.concept_ids.numpy()
+        # the other side's numbers by input position
+        numbers = np.append(np.argsort(other.input_positions().numpy()), -1)
+        ids, firsts = np.unique(other_ids[numbers[:-1]], return_index=True)
+        at = np.searchsorted(ids, own_ids)
+        known = np.append(ids, 0)[at] == own_ids
         known &= at < len(ids)
         first = np.where(known, numbers[np.append(firsts, -1)[at]], -1)
-        same_position = numbers[layout.input_positions().clip(max=other.num_views)]
-        agrees = (same_position >= 0) & (np.append(other.concept_ids, 0)[same_position] == layout.concept_ids)
+        same_position = numbers[layout.input_positions().numpy().clip(max=other.num_views)]
+        agrees = (same_position >= 0) & (np.append(other_ids, 0)[same_position] == own_ids)
         partners.append(np.where(agrees, same_position, first))
     return partners
 
 
-def count_occurrences(ids: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return how often each of `ids` occurs in `among`, int64 of the shape of `ids`."""
-    ordered = np.sort(among)
-    return np.searchsorted(ordered, ids, side="right") - np.searchsorted(ordered, ids)
+def count_occurrences(ids: Tensor, among: Tensor) -> NDArray[np.int64]:
+    """Return how often each of `ids` occurs in `among`, both int64 on the host; int64 of the shape of `ids`."""
+    ordered, wanted = np.sort(among.numpy()), ids.numpy()
+    return np.searchsorted(ordered, wanted, side="right") - np.searchsorted(ordered, wanted)
 
 
-def normalize_rows(tensors: tuple[Tensor, ...], order: NDArray[np.int64], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def normalize_rows(tensors: tuple[Tensor, ...], order: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return the concatenated rows at unit length in the given order, and their inverse lengths.
 
     Lengths and quotients are computed in float64: an error that all similarities of a row share, however small, is
@@ -152,7 +157,7 @@ def normalize_rows(tensors: tuple[Tensor, ...], order: NDArray[np.int64], dtype:
         `dtype` [n, d] and float64 [n].
     """
     total, width = sum(len(part) for part in tensors), tensors[0].shape[1]
-    positions = torch.from_numpy(np.argsort(order)).to(tensors[0].device)
+    positions = torch.from_numpy(np.argsort(order.numpy())).to(tensors[0].device)
     result = tensors[0].new_empty((total, width), dtype=dtype)
     inverse = tensors[0].new_empty(total, dtype=torch.float64)
     first = 0
@@ -168,8 +173,10 @@ def normalize_rows(tensors: tuple[Tensor, ...], order: NDArray[np.int64], dtype:
     return result, inverse
 
 
-def normalize_rows_backward(gradient: Tensor, features: Tensor, inverse: Tensor, factor: Tensor) -> Tensor:
-    """Turn, in place, the gradient by unit rows into `factor` times the gradient by the rows before normalization.
+def normalize_rows_backward(
+    gradient: Tensor, features: Tensor, inverse: Tensor, order: Tensor, factor: Tensor, like: tuple[Tensor, ...]
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return `factor` times the gradients by the rows before normalization, from those by the unit rows.
 
     With x = r / |r| that is (g - <g, x> x) / |r|.
 
@@ -177,10 +184,12 @@ def normalize_rows_backward(gradient: Tensor, features: Tensor, inverse: Tensor,
         gradient: float [n, d], by the unit rows; overwritten.
         features: float [n, d], the unit rows.
         inverse: float64 [n], the inverse lengths.
+        order: int64 [n], see `normalize_rows`.
         factor: float64 scalar.
+        like: the tensors that were normalized; the results have their shapes and dtypes.
 
     Returns:
-        float64 scalar, the sum over rows of <gradient, features>, times `factor`.
+        The gradients, and float64 scalar, the sum over rows of <gradient, features>, times `factor`.
     """
     radial = torch.zeros((), dtype=torch.float64, device=gradient.device)
     for rows, unit, scales in zip(gradient.split(_ROWS), features.split(_ROWS), inverse.split(_ROWS), strict=True):
@@ -188,4 +197,6 @@ def normalize_rows_backward(gradient: Tensor, features: Tensor, inverse: Tensor,
         along = (rows * wide).sum(dim=1, keepdim=True, dtype=torch.float64)
         radial += along.sum()
         rows.addcmul_(wide, along.to(rows.dtype), value=-1).mul_((scales * factor)[:, None].to(rows.dtype))
-    return radial * factor
+    ordered = torch.empty_like(gradient).index_copy_(0, order.to(gradient.device), gradient)
+    parts = ordered.split([len(tensor) for tensor in like])
+    return tuple(part.to(tensor.dtype) for part, tensor in zip(parts, like, strict=True)), radial * factor

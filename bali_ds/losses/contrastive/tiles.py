@@ -67,7 +67,7 @@ class Tiles:
         tile = buffer.to(self.precision)
         if self.shift:
             tile.sub_(self.shift)
-        _mask_equal_concepts(tile, rows.concept_ids, columns.concept_ids)
+        _mask_equal_concepts(tile, rows.concept_ids.numpy(), columns.concept_ids.numpy())
         return tile
 
     def exponentials(self, rows: ViewBlock, columns: ViewBlock) -> Tensor:

@@ -1,0 +1,247 @@
+"""Evaluation of a contrastive loss by Triton kernels: everything stays on the device, and nothing waits for it."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from bali_ds.losses.contrastive import triton_negatives, triton_positives
+from bali_ds.losses.contrastive.communication import BlockFunction, Exchange
+from bali_ds.losses.contrastive.computation import LossComputation
+from bali_ds.losses.contrastive.formulas import AnchorStatistics, LossFormula, MultiSimilarity
+from bali_ds.losses.contrastive.sorted_views import ViewBlock
+from bali_ds.losses.contrastive.triton_views import IndexedLayout, Runs, find_occurrences, find_runs
+from bali_ds.losses.contrastive.workspace import Workspace
+
+WORKSPACE_BYTES = 1 << 30
+"""Most memory that the derivatives of one stripe of rows take."""
+_ROW_MULTIPLE = 128  # rows of a stripe, unless it is the last
+_LEAST_SYMMETRIC_ROWS = 1024
+_SYMMETRIC_STRIPES = 16  # at least, because pairs below the diagonal of a stripe are computed twice
+
+
+class TritonComputation(LossComputation):
+    """Evaluates one formula on the device, in stripes of rows.
+
+    The anchors of both sides are in one tensor, one side after the other, so that a formula is evaluated once.
+    """
+
+    layouts: list[IndexedLayout]
+
+    def __init__(
+        self, formula: LossFormula, scale: Tensor, bias: Tensor, exchange: Exchange, stripe: int | None
+    ) -> None:
+        """Count the positives of every anchor.
+
+        Args:
+            formula: the loss.
+            scale: the logit scale, float64 scalar.
+            bias: the logit bias, float64 scalar.
+            exchange: the views; its layouts are `IndexedLayout`s.
+            stripe: rows processed at a time; None: as many as `WORKSPACE_BYTES` hold.
+        """
+        super().__init__(formula, scale, exchange)
+        self.bias, self.stripe = bias, stripe
+        self.layouts = [layout for layout in exchange.layouts if isinstance(layout, IndexedLayout)]
+        self.workspace = Workspace(scale.device)
+        self.occurrences = [
+            find_occurrences(layout, self.layouts[-1 - layout.side], partners=formula.partner_only)
+            for layout in self.layouts
+        ]
+        self._runs: dict[tuple[int, ...], Runs] = {}
+        num_positives = [self._count_positives(runs) for runs in self.occurrences]
+        weight = _joined([self._anchor_weights(each) for each in num_positives])
+        zero = torch.zeros_like(weight)
+        self.anchors = [AnchorStatistics(weight, _joined(num_positives), zero, zero, zero, zero)]
+        self.floors: Tensor | None = None
+
+    def _count_positives(self, runs: Runs) -> Tensor:
+        if runs.partners is not None:
+            return (runs.partners >= 0).double()
+        counts = (runs.ends - runs.begins).double()
+        return counts - 1 if self.formula.joint else counts
+
+    def sum_negatives(self) -> None:
+        """Compute `AnchorStatistics.log_negatives`, and `nearest` if negatives are mined."""
+        if self.formula.logistic:
+            return
+        anchors = self.anchors[0]
+        if not isinstance(self.formula, MultiSimilarity):
+            sums = self.exchange.accumulate(
+                self._add_negatives, (), torch.float64, start=-math.inf, combine=torch.logaddexp
+            )
+            self.anchors = [anchors._replace(log_negatives=self._gathered(sums))]
+            return
+        farthest = self.exchange.accumulate(
+            self._add_positives(triton_positives.FARTHEST), (), torch.float64, start=-math.inf, combine=torch.maximum
+        )
+        least = self.formula.least_negative_cosine(-self._gathered(farthest))
+        self.floors = (least * self.scale / math.log(2)).float()
+        sums = self.exchange.accumulate(
+            self._add_negatives, (3,), torch.float64, start=-math.inf, combine=triton_negatives.merge_mined_sums
+        )
+        largest, total, spread = self._gathered(sums).unbind(-1)
+        log_total = total.log()  # minus infinity where no negative counts
+        self.entropies = [(log_total + spread / total).where(total > 0, 0.0)]
+        log_negatives = (largest + log_total).where(total > 0, -math.inf)
+        self.anchors = [anchors._replace(nearest=largest / self.scale, log_negatives=log_negatives)]
+
+    def sum_positives(self) -> None:
+        """Compute `AnchorStatistics.first` and `second`."""
+        terms = triton_positives.LOGISTIC if self.formula.exponent is None else triton_positives.EXPONENTIAL
+        sums = self._gathered(self.exchange.accumulate(self._add_positives(terms), (2,), torch.float64))
+        self.anchors = [self.anchors[0]._replace(first=sums[:, 0], second=sums[:, 1])]
+
+    def gradients(self, slopes: Sequence[Tensor], largest: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Compute gradients, divided by the logit scale, and the sums of logistic negatives."""
+        formula, anchors = self.formula, self.anchors[0]
+        negatives = triton_negatives.EXPONENTIAL
+        if formula.logistic:
+            negatives = triton_negatives.LOGISTIC
+        elif formula.mined:
+            negatives = triton_negatives.MINED
+        factors = slopes[0] / largest
+        if not formula.logistic:
+            # The derivative c exp(s - z) is the exponential of s - (z - log c).
+            exponents = (anchors.log_negatives - factors.log()) / math.log(2)
+            factors = exponents.where(factors > 0, math.inf)
+        factors = factors.float()
+        limit = formula.largest_positive_cosine(anchors)
+        slopes_of_positives = [*formula.positive_slopes(anchors), *(() if limit is None else (limit,))]
+        positives = torch.stack([each for each in slopes_of_positives if each is not None])
+        totals = torch.zeros(2, dtype=torch.float64, device=self.scale.device)
+
+        def add_gradients(
+            rows: ViewBlock,
+            columns: ViewBlock,
+            row_accumulator: Tensor,
+            column_accumulator: Tensor | None,
+            symmetric: bool,
+        ) -> None:
+            itemsize = self.exchange.features[0].element_size()
+            for upper, left, same in self._stripes(rows, columns, symmetric, len(columns) * itemsize):
+                assert upper.features is not None
+                assert left.features is not None
+                runs = self._runs_of(upper, rows, columns)
+                derivatives, sums = triton_negatives.negative_derivatives(
+                    upper.features, left.features, runs.begins, runs.ends,
+                    (self._at(factors, upper), self._at(factors, left)), self.scale, self.bias, left.start, negatives,
+                    self.workspace, self._floors_of(upper, left), both=column_accumulator is not None,
+                )  # fmt: skip
+                triton_positives.write_positive_derivatives(
+                    upper.features, left.features, runs, self._partners(left),
+                    (self._at(positives, upper), self._at(positives, left)), largest, self.scale,
+                    (upper.start, left.start), derivatives, formula.exponent, joint=formula.joint,
+                )  # fmt: skip
+                if sums is not None:
+                    totals.add_(sums.sum(1, dtype=torch.float64))
+                triton_negatives.add_product(row_accumulator[upper.within(rows)], derivatives, left.features)
+                if column_accumulator is not None and same < len(left):
+                    triton_negatives.add_product(
+                        column_accumulator[left.within(columns)][same:], derivatives[:, same:].T, upper.features
+                    )
+
+        width = self.exchange.features[0].shape[1]
+        return self.exchange.accumulate(add_gradients, (width,), torch.float32), totals
+
+    def _add_negatives(
+        self,
+        rows: ViewBlock,
+        columns: ViewBlock,
+        row_accumulator: Tensor,
+        column_accumulator: Tensor | None,
+        symmetric: bool,
+    ) -> None:
+        for upper, left, same in self._stripes(rows, columns, symmetric, len(columns) // 4):
+            assert upper.features is not None
+            assert left.features is not None
+            runs = self._runs_of(upper, rows, columns)
+            triton_negatives.add_negative_sums(
+                upper.features, left.features, runs.begins, runs.ends, self.scale, left.start,
+                row_accumulator[upper.within(rows)],
+                None if column_accumulator is None else column_accumulator[left.within(columns)],
+                same, self.workspace, self._floors_of(upper, left),
+            )  # fmt: skip
+
+    def _add_positives(self, terms: int) -> BlockFunction:
+        """Return the function that adds sums over positives of anchors to accumulators, see `triton_positives`."""
+        anchors = self.anchors[0]
+        offsets = (
+            self.formula.positive_slopes(anchors).offset.contiguous() if terms == triton_positives.LOGISTIC else None
+        )
+        limits = self.formula.largest_positive_cosine(anchors) if terms == triton_positives.EXPONENTIAL else None
+
+        def add(anchors: ViewBlock, others: ViewBlock, accumulator: Tensor) -> None:
+            assert anchors.features is not None
+            assert others.features is not None
+            triton_positives.add_positive_sums(
+                anchors.features, others.features, self._runs_of(anchors, anchors, others),
+                None if offsets is None else self._at(offsets, anchors),
+                None if limits is None else self._at(limits, anchors),
+                self.scale, (anchors.start, others.start), accumulator, terms, self.formula.exponent,
+                joint=self.formula.joint,
+            )  # fmt: skip
+
+        def add_both(
+            rows: ViewBlock,
+            columns: ViewBlock,
+            row_accumulator: Tensor,
+            column_accumulator: Tensor | None,
+            symmetric: bool,
+        ) -> None:
+            add(rows, columns, row_accumulator)
+            if column_accumulator is not None and not symmetric:
+                add(columns, rows, column_accumulator)
+
+        return add_both
+
+    def _stripes(
+        self, rows: ViewBlock, columns: ViewBlock, symmetric: bool, bytes_per_row: int
+    ) -> Iterator[tuple[ViewBlock, ViewBlock, int]]:
+        """Yield (rows, columns, how many of the leading columns are the rows) of each stripe.
+
+        If rows and columns are the same views, columns left of a stripe's rows are skipped.
+        """
+        height = self.stripe
+        if height is None:
+            height = max(1, WORKSPACE_BYTES // (bytes_per_row * _ROW_MULTIPLE)) * _ROW_MULTIPLE if bytes_per_row else 1
+            if symmetric:
+                smallest = math.ceil(len(rows) / _SYMMETRIC_STRIPES / _ROW_MULTIPLE) * _ROW_MULTIPLE
+                height = min(height, max(smallest, _LEAST_SYMMETRIC_ROWS))
+        if len(columns):
+            for first in range(0, len(rows), height):
+                upper = rows.part(first, first + height)
+                left = columns.part(first, len(columns)) if symmetric else columns
+                yield upper, left, len(upper) if symmetric else 0
+
+    def _runs_of(self, part: ViewBlock, rows: ViewBlock, columns: ViewBlock) -> Runs:
+        """Return where the concepts of a part of `rows` occur among `columns`, by the numbers of columns."""
+        key = (rows.side, rows.start, len(rows), columns.start, len(columns))
+        if key not in self._runs:
+            runs = self.occurrences[rows.side].of(rows.span)
+            if len(columns) != self.layouts[columns.side].num_views:
+                within = find_runs(rows.concept_ids, columns.concept_ids, columns.start)
+                runs = within._replace(partners=runs.partners)
+            self._runs[key] = runs
+        return self._runs[key].of(part.within(rows))
+
+    def _partners(self, block: ViewBlock) -> Tensor | None:
+        partners = self.occurrences[block.side].partners
+        return None if partners is None else partners[block.span]
+
+    def _floors_of(self, rows: ViewBlock, columns: ViewBlock) -> tuple[Tensor, Tensor] | None:
+        return None if self.floors is None else (self._at(self.floors, rows), self._at(self.floors, columns))
+
+    def _at(self, values: Tensor, block: ViewBlock) -> Tensor:
+        """Return the values of the views of a block, from those of both sides."""
+        first = block.start + (self.layouts[0].num_views if block.side else 0)
+        return values[..., first : first + len(block)]
+
+    def _gathered(self, own: list[Tensor]) -> Tensor:
+        """Return the values of all views of both sides, from those of this rank's views."""
+        return _joined(self._all_gather(own))
+
+
+def _joined(sides: list[Tensor]) -> Tensor:
+    return sides[0] if len(sides) == 1 else torch.cat(sides)
