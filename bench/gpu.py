@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -22,7 +23,8 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
@@ -43,6 +45,7 @@ from bali_ds.losses.contrastive import contrastive_loss
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.build_model import build_aligner, compile_layers
 from bali_ds.planning.flops import StepFlops, peak_of
+from bali_ds.planning.run_plan import plan
 from bali_ds.training.run_directory import RunData
 
 ROOT = Path(__file__).parents[1]
@@ -57,9 +60,12 @@ import sys
 from pathlib import Path
 from bali_ds.config import load_recipe
 from bali_ds.training.trainer import train
+import torch
 train(load_recipe(Path(sys.argv[1])), resume=False)
+print("PEAK", torch.cuda.max_memory_allocated())
 """
 KINDS = ("ntxent", "clip", "supcon", "marginal", "multi_similarity", "sigmoid")
+BERT_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 BERT_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
 Figures = dict[str, Any]
@@ -96,7 +102,7 @@ class Bench:
             "name": name,
             "runs": self.folder / "runs",
             "data": {"graph": self.data / "graph", "shards": str(self.data / "shards"), "workers": 0},
-            "text_encoder": {"path": str(self.encoder(shape))},
+            "text_encoder": {"path": str(self.encoder(shape)), "compile": False, **changes.pop("text_encoder", {})},
             "optimizer": {"text_learning_rate": 1e-4, "graph_learning_rate": 1e-4},
             "batch": {"passages": 16},
             "steps": 5,
@@ -125,9 +131,12 @@ class Bench:
             The exit status, the loss of each step, and the output.
         """
         file, metrics = self.folder / f"{recipe.name}.yaml", recipe.directory / "metrics.jsonl"
+        with socket.socket() as free:  # several runs at a time must not meet at one port
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
         file.write_text(dump_recipe(recipe))
         paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = os.environ | {"PYTHONPATH": paths}
+        environment = os.environ | {"PYTHONPATH": paths, "MASTER_PORT": port}
         if self.device == "cpu":
             environment |= {"DS_ACCELERATOR": "cpu"}
         arguments = [str(ROOT / "launch/train.py"), "--config"] if whole else ["-c", TRAIN]
@@ -143,6 +152,11 @@ class Bench:
             output = run.communicate(timeout=300)[0]
         lines = map(json.loads, metrics.read_text().splitlines()) if metrics.exists() else ()
         return run.returncode, [line["loss"] for line in lines if "loss" in line], output
+
+    def train_all(self, recipes: Sequence[Recipe]) -> list[tuple[int, list[float], str]]:
+        """Train several recipes at the same time; return what `train` returns of each."""
+        with ThreadPoolExecutor(len(recipes) if self.device == "cuda" else 1) as pool:
+            return list(pool.map(lambda recipe: self.train(recipe, whole=False), recipes))
 
     def seconds(self, work: Callable[[], Any], repeats: int = 5) -> float:
         """Return the median seconds of some work, after one warm-up; the device's own clock on a GPU."""
@@ -234,16 +248,64 @@ def training(bench: Bench) -> Figures:
 
 def stages(bench: Bench) -> Figures:
     """ZeRO 0 to 3 take the same steps."""
+    still = {"dropout": 0.0}
+    recipes = [
+        bench.recipe(f"zero{stage}", TINY, deepspeed=ROOT / f"ds_configs/zero{stage}.json", text_encoder=still)
+        for stage in range(4)
+    ]
     losses = {}
-    for stage in range(4):
-        recipe = bench.recipe(f"zero{stage}", TINY, deepspeed=ROOT / f"ds_configs/zero{stage}.json")
-        recipe = recipe.model_copy(update={"text_encoder": recipe.text_encoder.model_copy(update={"dropout": 0.0})})
-        status, losses[f"zero{stage}"], output = bench.train(recipe, whole=False)
+    for recipe, (status, found, output) in zip(recipes, bench.train_all(recipes), strict=True):
         assert status == 0, output[-2000:]
-    for name, found in losses.items():
+        losses[recipe.name] = found
         worst = max(abs(a / b - 1) for a, b in zip(found, losses["zero0"], strict=True))
-        assert worst < 1e-4, f"{name} is off by {worst:.1e}"
+        assert worst < 1e-4, f"{recipe.name} is off by {worst:.1e}"
     return {"losses": losses}
+
+
+def repeats(bench: Bench) -> Figures:
+    """With `deterministic` two runs in bfloat16 take the same steps bit for bit; without, how far they are apart."""
+    precision = "bf16" if bench.device == "cuda" else "fp32"
+    recipes = [
+        bench.recipe(f"repeat-{number}-{deterministic}", TINY, deterministic=deterministic, precision=precision)
+        for deterministic in (True, False)
+        for number in (1, 2)
+    ]
+    runs = bench.train_all(recipes)
+    for status, _, output in runs:
+        assert status == 0, output[-2000:]
+    first, second, third, fourth = (losses for _, losses, _ in runs)
+    assert first == second, (first, second)
+    return {"losses": first, "difference_without": max(abs(a - b) for a, b in zip(third, fourth, strict=True))}
+
+
+def memory(bench: Bench) -> Figures:
+    """What `bali-ds plan` says of a rank's memory against the peak of real steps, BERT-base and BERT-large."""
+    large = TINY if bench.small else BERT_LARGE
+    passages = 16 if bench.small else 256
+    recipes = [
+        bench.recipe("base-zero1", TINY if bench.small else BERT_BASE, batch={"passages": passages}, steps=3),
+        bench.recipe("large-zero2-micro-batches", large, batch={"passages": passages, "micro_batches": 2}, steps=3),
+        bench.recipe(
+            "large-zero3-checkpointing", large, batch={"passages": passages}, steps=3,
+            text_encoder={"gradient_checkpointing": True},
+        ),
+    ]  # fmt: skip
+    recipes = [
+        recipe.model_copy(update={"precision": "bf16", "deepspeed": ROOT / f"ds_configs/zero{stage}.json"})
+        for recipe, stage in zip(recipes, (1, 2, 3), strict=True)
+    ]
+    rows = {}
+    for recipe, (status, _, output) in zip(recipes, bench.train_all(recipes), strict=True):
+        assert status == 0, output[-2000:]
+        made = plan(recipe, ranks=1, on_gpu=bench.device == "cuda")
+        planned = made.memory[made.stage].peak
+        measured = int(output.rpartition("PEAK ")[2].split()[0])
+        rows[recipe.name] = {
+            "planned": planned,
+            "measured": measured,
+            "error": planned / measured - 1 if measured else 0,
+        }
+    return {"rows": rows}
 
 
 def loss_speed(bench: Bench) -> Figures:
@@ -419,6 +481,8 @@ PARTS: dict[str, Callable[[Bench], Figures]] = {
     "loss_speed": loss_speed,
     "step": step,
     "stages": stages,
+    "repeats": repeats,
+    "memory": memory,
     "inference": inference,
 }
 
