@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -127,14 +128,21 @@ class _Contrastive(torch.autograd.Function):
             steps = _tiled_steps(formula, wide_scale, settings, dtype)
         result, gradients, radial = _evaluate(steps, formula.joint, (queries, keys), counts, settings)
         if gradients:
+            by_scale, by_bias = ctx.needs_input_grad[2:4]
+            # All ranks take part in the sum for the scale, whether or not they need it.
             ctx.save_for_backward(
-                *gradients, *_scalar_gradients(result, radial, scale, wide_scale, bias, settings.ranks)
+                *gradients,
+                _scale_gradient(result, radial, scale, settings.ranks)
+                if by_scale or settings.ranks.world_size > 1
+                else None,
+                result.bias_gradient.to(bias.dtype).reshape(bias.shape) if by_bias else None,
             )
         return result.loss.to(dtype)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return (*((gradient * upstream).to(gradient.dtype) for gradient in ctx.saved_tensors), None)
+        given = (None if each is None else (each * upstream).to(each.dtype) for each in ctx.saved_tensors)
+        return (*given, None)
 
 
 class _Steps(NamedTuple):
@@ -174,8 +182,8 @@ def _triton_steps(
 
 def _evaluate(
     steps: _Steps, joint: bool, views: tuple[Tensor, Tensor], counts: list[list[int]], settings: _Settings
-) -> tuple[LossResult, list[Tensor], Tensor]:
-    """Return the loss, the gradients by both views, and <x, dL/dx> summed over this rank's unit features x."""
+) -> tuple[LossResult, list[Tensor], list[Tensor]]:
+    """Return the loss, the gradients by both views, and for each side <x, dL/dx> of this rank's unit features x."""
     ranks, ids = settings.ranks, settings.concept_ids
     if joint:
         sides: list[tuple[Tensor, ...]] = [views]
@@ -193,27 +201,22 @@ def _evaluate(
     result = steps.computation(exchange).run(any(wanted for _, _, wanted in counts))
     factor = result.factor * ranks.world_size
     gradients: list[Tensor] = []
-    radial = result.loss.new_zeros(())
+    radial: list[Tensor] = []
     for lengths, order, like in zip(inverse, orders, sides, strict=True):
         if result.gradients:  # lists are emptied, so that each tensor is freed once it is used
             by_rows, along = steps.normalize_backward(
                 result.gradients.pop(0), exchange.features.pop(0), lengths, order, factor, like
             )
             gradients += by_rows
-            radial = radial + along.sum()
+            radial.append(along)
     return result, gradients, radial
 
 
-def _scalar_gradients(
-    result: LossResult, radial: Tensor, scale: Tensor, wide_scale: Tensor, bias: Tensor, ranks: Ranks
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients by scale and bias."""
+def _scale_gradient(result: LossResult, radial: list[Tensor], scale: Tensor, ranks: Ranks) -> Tensor:
     by_scale = result.scale_derivative
     if by_scale is None:
         # Similarities are of degree 2 in the unit features, so the sum of s * dL/ds is half that of <x, dL/dx>.
-        by_scale = ranks.all_reduce_sum(radial) / (2 * ranks.world_size)
-    by_scale = by_scale / wide_scale
-    return (
-        by_scale.to(scale.dtype).reshape(scale.shape),
-        result.bias_gradient.to(bias.dtype).reshape(bias.shape),
-    )
+        total = reduce(torch.add, (each.sum() for each in radial))
+        by_scale = ranks.all_reduce_sum(total) / (2 * ranks.world_size)
+    by_scale = by_scale / scale.double().reshape(())
+    return by_scale.to(scale.dtype).reshape(scale.shape)

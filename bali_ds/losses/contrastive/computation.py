@@ -56,7 +56,7 @@ class LossComputation(ABC):
         """Compute the statistics of positives, from those of negatives; a collective call."""
 
     @abstractmethod
-    def gradients(self, slopes: Sequence[Tensor], largest: Tensor) -> tuple[list[Tensor], Tensor]:
+    def gradients(self, slopes: Sequence[Tensor], largest: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Compute gradients and the sums of logistic negatives; a collective call.
 
         Args:
@@ -65,7 +65,8 @@ class LossComputation(ABC):
 
         Returns:
             For each side float [n, d], the gradient by this rank's unit features divided by the logit scale; and
-            float64 [2], this rank's sums of softplus(s_ij + bias) * (c_i + c_j) and of their derivatives by the bias.
+            for logistic negatives float64 [2], this rank's sums of softplus(s_ij + bias) * (c_i + c_j) and of their
+            derivatives by the bias.
         """
 
     def run(self, with_gradients: bool) -> LossResult:
@@ -82,7 +83,7 @@ class LossComputation(ABC):
         bias_gradient = torch.zeros_like(loss)
         if with_gradients or self.formula.logistic:
             gradients, totals = self.gradients(slopes, largest)
-            if self.formula.logistic:
+            if totals is not None:
                 totals = self.exchange.ranks.all_reduce_sum(totals) * largest
                 loss = loss + totals[0]
                 bias_gradient = totals[1] - sum((each.weight * each.second).sum() for each in self.anchors)

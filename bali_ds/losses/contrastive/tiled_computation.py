@@ -179,7 +179,7 @@ class TiledComputation(LossComputation):
             for anchors, each in zip(self.anchors, sums, strict=True)
         ]
 
-    def gradients(self, slopes: Sequence[Tensor], largest: Tensor) -> tuple[list[Tensor], Tensor]:
+    def gradients(self, slopes: Sequence[Tensor], largest: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Compute gradients, divided by the logit scale, and the sums of logistic negatives."""
         negatives = self.negatives
         negatives.factors = [
@@ -203,7 +203,7 @@ class TiledComputation(LossComputation):
 
         by_features = self.exchange.accumulate(block_gradients, (self.exchange.features[0].shape[1],), self.dtype)
         if not isinstance(negatives, LogisticNegatives):
-            return by_features, torch.zeros(2, dtype=torch.float64, device=self.device)
+            return by_features, None
         return by_features, torch.stack([negatives.loss, negatives.bias_gradient])
 
 

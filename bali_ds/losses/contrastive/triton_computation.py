@@ -93,7 +93,7 @@ class TritonComputation(LossComputation):
         sums = self._gathered(self.exchange.accumulate(self._add_positives(terms), (2,), torch.float64))
         self.anchors = [self.anchors[0]._replace(first=sums[:, 0], second=sums[:, 1])]
 
-    def gradients(self, slopes: Sequence[Tensor], largest: Tensor) -> tuple[list[Tensor], Tensor]:
+    def gradients(self, slopes: Sequence[Tensor], largest: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Compute gradients, divided by the logit scale, and the sums of logistic negatives."""
         formula, anchors = self.formula, self.anchors[0]
         negatives = triton_negatives.EXPONENTIAL
@@ -110,7 +110,7 @@ class TritonComputation(LossComputation):
         limit = formula.largest_positive_cosine(anchors)
         slopes_of_positives = [*formula.positive_slopes(anchors), *(() if limit is None else (limit,))]
         positives = torch.stack([each for each in slopes_of_positives if each is not None])
-        totals = torch.zeros(2, dtype=torch.float64, device=self.scale.device)
+        totals = torch.zeros(2, dtype=torch.float64, device=self.scale.device) if formula.logistic else None
 
         def add_gradients(
             rows: ViewBlock,
@@ -134,7 +134,7 @@ class TritonComputation(LossComputation):
                     (self._at(positives, upper), self._at(positives, left)), largest, self.scale,
                     (upper.start, left.start), derivatives, formula.exponent, joint=formula.joint,
                 )  # fmt: skip
-                if sums is not None:
+                if totals is not None and sums is not None:
                     totals.add_(sums.sum(1, dtype=torch.float64))
                 triton_negatives.add_product(row_accumulator[upper.within(rows)], derivatives, left.features)
                 if column_accumulator is not None and same < len(left):

@@ -101,7 +101,10 @@ def _store_sums(  # type: ignore[no-untyped-def]
     tl.store(out + plane + view, tl.sum(values, axis), exists)
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_columns", "column_number"])
+_VARYING = ("begins", "ends", "num_rows", "num_columns", "column_number")  # see triton_views.py
+
+
+@triton.jit(do_not_specialize=[*_VARYING, "row_floors", "column_floors"])
 def _sum_kernel(  # type: ignore[no-untyped-def]
     rows, columns, begins, ends, row_floors, column_floors, scale, row_sums, column_sums, num_rows, num_columns,
     column_number, width: tl.constexpr, height: tl.constexpr, breadth: tl.constexpr, depth: tl.constexpr,
@@ -130,7 +133,7 @@ def _sum_kernel(  # type: ignore[no-untyped-def]
         _store_sums(logits, column_floor, into_columns, down * num_columns, column, column_exists, 0, negatives)
 
 
-@triton.jit(do_not_specialize=["num_blocks", "num_views", "first", "num_kept"])
+@triton.jit(do_not_specialize=["accumulator", "num_blocks", "num_views", "first", "num_kept"])
 def _fold_kernel(  # type: ignore[no-untyped-def]
     sums, accumulator, num_blocks, num_views, first, num_kept, views: tl.constexpr, blocks: tl.constexpr,
     negatives: tl.constexpr,
@@ -192,7 +195,9 @@ def _log1p(value):  # type: ignore[no-untyped-def]
     return tl.where(value < 0.04, series, tl.log(1.0 + value))
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_columns", "column_number", "both"])
+@triton.jit(
+    do_not_specialize=[*_VARYING, "row_factors", "column_factors", "row_floors", "column_floors", "both"]
+)  # fmt: skip
 def _derivative_kernel(  # type: ignore[no-untyped-def]
     rows, columns, begins, ends, row_factors, column_factors, row_floors, column_floors, scale, bias, out, totals,
     num_rows, num_columns, column_number, stride, both, width: tl.constexpr, height: tl.constexpr,

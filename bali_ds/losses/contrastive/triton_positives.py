@@ -38,7 +38,12 @@ def _cosines(  # type: ignore[no-untyped-def]
     return total
 
 
-@triton.jit(do_not_specialize=["num_anchors", "num_others", "anchor_number", "other_number"])
+@triton.jit(
+    do_not_specialize=[
+        "begins", "ends", "partners", "offsets", "limits", "out", "num_anchors", "num_others", "anchor_number",
+        "other_number",
+    ]
+)  # fmt: skip
 def _positive_kernel(  # type: ignore[no-untyped-def]
     anchors, others, begins, ends, partners, offsets, limits, scale, out, num_anchors, num_others, anchor_number,
     other_number, width: tl.constexpr, block: tl.constexpr, other_block: tl.constexpr, depth: tl.constexpr,
@@ -110,7 +115,8 @@ def _slopes(  # type: ignore[no-untyped-def]
 
 @triton.jit(
     do_not_specialize=[
-        "row_stride", "column_stride", "num_rows", "num_columns", "row_number", "column_number", "out_stride"
+        "begins", "ends", "row_partners", "column_partners", "row_anchors", "column_anchors", "row_stride",
+        "column_stride", "num_rows", "num_columns", "row_number", "column_number", "out_stride",
     ]
 )  # fmt: skip
 def _slope_kernel(  # type: ignore[no-untyped-def]

@@ -3,55 +3,59 @@
 Each is one launch for a whole side, whatever tensors its views come from.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from bali_ds.losses.contrastive.triton_conversions import rounded
+from bali_ds.losses.contrastive.triton_conversions import INTERPRETED, rounded
 
+_ROWS = 64 if INTERPRETED else 2  # of one program
 WIDTH_MULTIPLE = 64
 """Unit features are padded with zeros to a multiple of this width, so that the kernels need no masks along it."""
 
 
-@triton.jit(do_not_specialize=["num_first"])
+@triton.jit(do_not_specialize=["order", "num_rows", "num_first"])
 def _normalize_kernel(  # type: ignore[no-untyped-def]
-    first, second, order, out, inverse, num_first, width, padded, block: tl.constexpr,
+    first, second, order, out, inverse, num_rows, num_first, width, padded, rows: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    source = tl.load(order + row)
-    along = tl.arange(0, block)
-    in_first = along < tl.where(source < num_first, width, 0)
-    in_second = along < tl.where(source < num_first, 0, width)
+    row = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
+    exists = row < num_rows
+    source = tl.load(order + row, exists, other=0)[:, None]
+    along = tl.arange(0, block)[None, :]
+    inside = exists[:, None] & (along < width)
+    in_first = inside & (source < num_first)
+    in_second = inside & (source >= num_first)
     exact = tl.load(first + source * width + along, in_first, other=0.0).to(tl.float64)
     exact += tl.load(second + (source - num_first) * width + along, in_second, other=0.0).to(tl.float64)
-    length = tl.sqrt(tl.sum(exact * exact, axis=0))
+    length = tl.sqrt(tl.sum(exact * exact, axis=1))
     scale = tl.where(length > 0, 1.0 / length, 0.0)
-    unit = rounded((exact * scale).to(tl.float32), out.dtype.element_ty)
-    tl.store(out + row * padded + along, unit, along < padded)
-    tl.store(inverse + row, scale)
+    unit = rounded((exact * scale[:, None]).to(tl.float32), out.dtype.element_ty)
+    tl.store(out + row[:, None] * padded + along, unit, exists[:, None] & (along < padded))
+    tl.store(inverse + row, scale, exists)
 
 
-@triton.jit(do_not_specialize=["num_first"])
+@triton.jit(do_not_specialize=["order", "num_rows", "num_first"])
 def _backward_kernel(  # type: ignore[no-untyped-def]
-    gradient, features, inverse, order, factor, first, second, radial, num_first, width, padded, block: tl.constexpr,
+    gradient, features, inverse, order, factor, first, second, radial, num_rows, num_first, width, padded,
+    rows: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    source = tl.load(order + row)
-    along = tl.arange(0, block)
-    inside = along < width
-    by_unit = tl.load(gradient + row * padded + along, inside, other=0.0).to(tl.float64)
-    unit = tl.load(features + row * padded + along, inside, other=0.0).to(tl.float64)
-    along_row = tl.sum(by_unit * unit, axis=0)
+    row = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
+    exists = row < num_rows
+    source = tl.load(order + row, exists, other=0)[:, None]
+    along = tl.arange(0, block)[None, :]
+    inside = exists[:, None] & (along < width)
+    by_unit = tl.load(gradient + row[:, None] * padded + along, inside, other=0.0).to(tl.float64)
+    unit = tl.load(features + row[:, None] * padded + along, inside, other=0.0).to(tl.float64)
+    along_row = tl.sum(by_unit * unit, axis=1)
     scale = tl.load(factor)
-    result = ((by_unit - along_row * unit) * (tl.load(inverse + row) * scale)).to(tl.float32)
-    into_first = along < tl.where(source < num_first, width, 0)
-    into_second = along < tl.where(source < num_first, 0, width)
+    lengths = (tl.load(inverse + row, exists, other=0.0) * scale)[:, None]
+    result = ((by_unit - along_row[:, None] * unit) * lengths).to(tl.float32)
+    into_first = inside & (source < num_first)
+    into_second = inside & (source >= num_first)
     tl.store(first + source * width + along, rounded(result, first.dtype.element_ty), into_first)
     tl.store(second + (source - num_first) * width + along, rounded(result, second.dtype.element_ty), into_second)
-    tl.store(radial + row, along_row * scale)
+    tl.store(radial + row, along_row * scale, exists)
 
 
 def normalize(tensors: tuple[Tensor, ...], order: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -74,9 +78,10 @@ def normalize(tensors: tuple[Tensor, ...], order: Tensor, dtype: torch.dtype) ->
     out = first.new_empty((len(order), padded), dtype=dtype)
     inverse = first.new_empty(len(order), dtype=torch.float64)
     if len(order):
-        _normalize_kernel[(len(order),)](
-            first, second, order, out, inverse, len(first), width, padded, triton.next_power_of_2(padded)
-        )
+        _normalize_kernel[(triton.cdiv(len(order), _ROWS),)](
+            first, second, order, out, inverse, len(order), len(first), width, padded, _ROWS,
+            triton.next_power_of_2(padded),
+        )  # fmt: skip
     return out, inverse
 
 
@@ -101,9 +106,8 @@ def normalize_backward(
     results = tuple(torch.empty_like(each, memory_format=torch.contiguous_format) for each in like)
     radial = inverse.new_empty(len(order))
     if len(order):
-        arguments: tuple[Any, ...] = (gradient, features, inverse, order, factor, results[0], results[-1], radial)
-        padded = features.shape[1]
-        _backward_kernel[(len(order),)](
-            *arguments, len(like[0]), like[0].shape[1], padded, triton.next_power_of_2(padded)
-        )
+        _backward_kernel[(triton.cdiv(len(order), _ROWS),)](
+            gradient, features, inverse, order, factor, results[0], results[-1], radial, len(order), len(like[0]),
+            like[0].shape[1], features.shape[1], _ROWS, triton.next_power_of_2(features.shape[1]),
+        )  # fmt: skip
     return results, radial

@@ -48,7 +48,12 @@ def _lower_bounds(ids, sorted_ids, low, high, exists, steps, after: tl.constexpr
     return low
 
 
-@triton.jit(do_not_specialize=["num_anchors", "num_others", "offset", "steps"])
+# Vectors are parts of others: kernels depend neither on their alignment nor on numbers that differ from step to step.
+@triton.jit(
+    do_not_specialize=[
+        "ids", "positions", "sorted_ids", "sorted_positions", "num_anchors", "num_others", "offset", "steps",
+    ]
+)  # fmt: skip
 def _runs_kernel(  # type: ignore[no-untyped-def]
     ids, positions, sorted_ids, sorted_positions, begins, ends, partners, num_anchors, num_others, offset, steps,
     block: tl.constexpr, with_partners: tl.constexpr,
@@ -84,7 +89,7 @@ def find_runs(
         positions: int64 [anchors], input positions of the anchors, if partners are wanted.
         sorted_positions: int64 [others], input positions, ascending where ids are equal.
     """
-    begins, ends = torch.empty((2, len(ids)), dtype=torch.int32, device=ids.device)
+    begins, ends = (torch.empty(len(ids), dtype=torch.int32, device=ids.device) for _ in range(2))
     partners = None if positions is None else torch.empty_like(begins)
     if len(ids):
         _runs_kernel[(triton.cdiv(len(ids), _ANCHORS),)](
