@@ -34,12 +34,12 @@ def _scores(queries, keys, starts, rows, columns, end, scaling, window):  # type
 
 
 @triton.jit
-def _dropped(values, seeds, rows, columns, begin, head, count, dropout, size: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Return values with a share of `dropout` set to 0 and the others divided by the rest, the same in every call."""
+def _factors(seeds, rows, columns, begin, head, count, dropout, size: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return what dropout multiplies each weight by: 0 for a share of `dropout`, else 1 / (1 - dropout)."""
     seed = tl.load(seeds)
     cells = (((head * count + rows) * size)[:, None] + (columns - begin)[None, :]).to(tl.uint32)
     bits = _mixed(_mixed(cells ^ seed.to(tl.uint32)) + (seed >> 32).to(tl.uint32))
-    return tl.where(bits.to(tl.float32) * 2.0**-32 >= dropout, values * (1 / (1 - dropout)), 0.0)
+    return tl.where(bits.to(tl.float32) * 2.0**-32 >= dropout, 1 / (1 - dropout), 0.0)
 
 
 @triton.jit
@@ -74,7 +74,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     sums = tl.where(rows < end, tl.sum(weights, axis=1), 1.0)
     tl.store(normalizers + head * count + rows, largest + tl.log(sums), rows < end)
     if drops:
-        weights = _dropped(weights, seeds, rows, columns, begin, head, count, dropout, size)
+        weights *= _factors(seeds, rows, columns, begin, head, count, dropout, size)
     values = _load(value, columns, end, features, value_stride, value_head, head, width, to_float32)
     mixed = tl.dot(weights.to(values.dtype), values, input_precision="ieee") / sums[:, None]
     _store(out, mixed, rows, end, features, head, heads, width)
@@ -136,8 +136,8 @@ def _weights_and_gradients(  # type: ignore[no-untyped-def]
     by_weight = tl.dot(upstream, tl.trans(values), input_precision="ieee")
     met = weights
     if drops:
-        met = _dropped(weights, seeds, rows, columns, begin, head, count, dropout, size)
-        by_weight = _dropped(by_weight, seeds, rows, columns, begin, head, count, dropout, size)
+        factors = _factors(seeds, rows, columns, begin, head, count, dropout, size)
+        met, by_weight = weights * factors, by_weight * factors
     # the sum over a row of weights times their derivatives is that of the row's values times their gradient
     along = tl.sum(upstream.to(tl.float32) * mixed, axis=1)
     return met, weights * (by_weight - along[:, None]) * scaling

@@ -51,8 +51,8 @@ class Blocks(NamedTuple):
         return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.registers}
 
 
-SUM_BLOCKS = {torch.bfloat16: Blocks(128, 128, 64, 8, 3), torch.float32: Blocks(64, 128, 32, 4, 3)}
-DERIVATIVE_BLOCKS = {torch.bfloat16: Blocks(128, 128, 64, 8, 3), torch.float32: Blocks(64, 128, 32, 4, 3)}
+SUM_BLOCKS = {torch.bfloat16: Blocks(128, 128, 64, 4, 3), torch.float32: Blocks(64, 128, 32, 4, 3)}
+DERIVATIVE_BLOCKS = {torch.bfloat16: Blocks(128, 128, 64, 4, 3), torch.float32: Blocks(64, 128, 32, 4, 3)}
 
 
 @triton.jit
