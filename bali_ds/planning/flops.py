@@ -7,13 +7,19 @@ from torch import nn
 
 from bali_ds.data.batch import Batch, PackedSequences
 
-# Peak dense half-precision FLOPs per second, by a part of the device name (vendors' data sheets).
+# Peak dense half-precision FLOPs per second, by a part of the device name; of two that fit, the first (data sheets of
+# the vendors, without sparsity).
 PEAKS = {
     "B200": 2250e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
+    "A10G": 70e12,
     "A10": 125e12,
     "L4": 121e12,
     "V100": 125e12,
@@ -22,8 +28,8 @@ PEAKS = {
 }
 ENCODED = ("passages", "names", "neighborhoods")
 """The fields of a batch whose sequences the text encoder reads."""
-# One multiplication and one addition each in the forward pass, for input gradients and for weight gradients.
-_PER_WEIGHT = 6
+_PASS = 2  # one multiplication and one addition for each weight and token
+_ATTENTION = 4  # Q K^T and its product with V, for each layer, feature and pair of tokens
 
 
 @dataclass(frozen=True)
@@ -31,42 +37,72 @@ class StepFlops:
     """Counter of the FLOPs of forward and backward passes, without recomputation and padding.
 
     Attributes:
-        encoder, head, graph: number of matrix elements of each part, without embeddings.
+        encoder: FLOPs of the text encoder's matrices for each token that is read with gradients.
+        encoder_forward: the same for a token that is read without.
+        head: of the head, for each token that is predicted.
+        graph: of the graph encoder, for each node.
         layers, width: layers and hidden size of the text encoder.
+        name_gradients: whether names and neighborhoods are read with gradients.
     """
 
     encoder: int
+    encoder_forward: int
     head: int
     graph: int
     layers: int
     width: int
+    name_gradients: bool
 
     @classmethod
     def of(cls, model: nn.Module) -> "StepFlops":
         """Return the counter of an aligner whose weights ZeRO has not partitioned yet."""
         text = model.get_submodule("text")
-        configuration: Any = text.get_submodule("encoder").config
         parts = dict(text.named_children()) | {"graph": dict(model.named_children()).get("graph", nn.Module())}
+        encoder, head = parts["encoder"], parts.get("head", nn.Module())
+        configuration: Any = encoder.config
+        learns = any(parameter.requires_grad for parameter in encoder.parameters())
+        name_gradients = getattr(model, "names", "gradient") == "gradient"
         return cls(
-            encoder=_matrices(parts["encoder"]),
-            head=_matrices(parts["head"]) if "head" in parts else 0,
-            graph=_matrices(parts["graph"]),
+            encoder=_flops(encoder),
+            encoder_forward=sum(_PASS * each.numel() for each in _matrices(encoder)),
+            head=_flops(head, learns_before=learns),
+            graph=_flops(parts["graph"], learns_before=learns and name_gradients),
             layers=int(configuration.num_hidden_layers),
             width=int(configuration.hidden_size),
+            name_gradients=name_gradients,
         )
 
     def count(self, batch: Batch) -> tuple[int, int]:
-        """Return the tokens that the text encoder reads in one micro-batch, and the FLOPs of its passes.
+        """Return the tokens that the text encoder reads in one micro-batch, and the FLOPs of its passes."""
+        tokens, operations = 0, self.head * batch.labels.shape[0] + self.graph * batch.node_names.shape[0]
+        for field in ENCODED:
+            lengths = getattr(batch, field).lengths
+            learned = field == "passages" or self.name_gradients
+            own, pairs = int(lengths.sum()), int((lengths * lengths).sum())
+            tokens += own
+            operations += own * (self.encoder if learned else self.encoder_forward)
+            operations += pairs * self.layers * self.width * _ATTENTION * (3 if learned else 1)
+        return tokens, operations
 
-        Attention adds 12 FLOPs per layer, feature and pair of tokens (Q K^T and its product with V).
-        """
-        lengths = [pack.lengths for pack in text_encoder_packs(batch)]
-        tokens = sum(int(each.sum()) for each in lengths)
-        pairs = sum(int((each * each).sum()) for each in lengths)
-        operations = _PER_WEIGHT * (
-            self.encoder * tokens + self.head * batch.labels.shape[0] + self.graph * batch.node_names.shape[0]
-        )
-        return tokens, operations + 12 * self.layers * self.width * pairs
+
+def _flops(module: nn.Module, *, learns_before: bool = False) -> int:
+    """Return the FLOPs of all passes of a module for one row, its parameters in the order of their use.
+
+    A matrix has a forward pass; one for its own gradient, if it learns; and one for that of its input, if anything
+    before it learns.
+    """
+    matrices = {id(each) for each in _matrices(module)}
+    total = 0
+    for parameter in module.parameters():
+        if id(parameter) in matrices:
+            total += _PASS * parameter.numel() * (1 + parameter.requires_grad + learns_before)
+        learns_before |= parameter.requires_grad
+    return total
+
+
+def _matrices(module: nn.Module) -> list[nn.Parameter]:
+    embeddings = {id(each.weight) for each in module.modules() if isinstance(each, nn.Embedding)}
+    return [each for each in module.parameters() if each.ndim > 1 and id(each) not in embeddings]
 
 
 def text_encoder_packs(batch: Batch) -> list[PackedSequences]:
@@ -77,9 +113,3 @@ def text_encoder_packs(batch: Batch) -> list[PackedSequences]:
 def peak_of(device: str) -> float | None:
     """Return the peak half-precision FLOPs per second of a device by its name; None if it is unknown."""
     return next((peak for name, peak in PEAKS.items() if name in device), None)
-
-
-def _matrices(module: nn.Module) -> int:
-    embeddings = {id(each.weight) for each in module.modules() if isinstance(each, nn.Embedding)}
-    matrices = (each for each in module.parameters() if each.ndim > 1 and id(each) not in embeddings)
-    return sum(matrix.numel() for matrix in matrices)
