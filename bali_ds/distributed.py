@@ -70,7 +70,7 @@ class Ranks:
         mine = torch.tensor(local, dtype=torch.int64, device=device)
         everyone = torch.empty(self.world_size * len(local), dtype=torch.int64, device=device)
         self.bytes_sent += (self.world_size - 1) * mine.numel() * 8
-        dist.all_gather(list(everyone.chunk(self.world_size)), mine, group=self.group)
+        dist.all_gather_into_tensor(everyone, mine, group=self.group)
         return everyone.view(self.world_size, len(local)).tolist()
 
     def all_gather_rows(self, rows: Tensor, counts: list[int]) -> Tensor:
@@ -88,7 +88,7 @@ class Ranks:
         everyone = rows.new_empty((self.world_size * longest, *rows.shape[1:]))
         if longest:
             self.bytes_sent += (self.world_size - 1) * padded.numel() * padded.element_size()
-            dist.all_gather(list(everyone.chunk(self.world_size)), padded, group=self.group)
+            dist.all_gather_into_tensor(everyone, padded, group=self.group)
         blocks = everyone.view(self.world_size, longest, *rows.shape[1:])
         return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
 
