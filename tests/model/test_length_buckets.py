@@ -1,14 +1,17 @@
+"""Length buckets against all cuts that there are, and against rows written out."""
+
 from itertools import combinations
 
 import numpy as np
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bali_ds.data.length_buckets import bucket, bucket_widths, padding_share
-from bali_ds.data.sequences import Vocabulary
+from bali_ds.model.length_buckets import bucket_widths, buckets_of_packs, length_buckets
+from tests.packs import random_pack
 
-VOCABULARY = Vocabulary(7, 8, -1, 9, np.zeros(10, bool), np.arange(10))
-LENGTHS = st.lists(st.integers(2, 12), min_size=1, max_size=20)
+LENGTHS = st.lists(st.integers(2, 12), min_size=1, max_size=20).map(sorted)
+COUNTS = st.integers(1, 5)
 
 
 def positions(lengths, widths):
@@ -16,31 +19,50 @@ def positions(lengths, widths):
 
 
 @settings(max_examples=100, deadline=None)
-@given(LENGTHS, st.integers(1, 5))
+@given(LENGTHS, COUNTS)
 def test_cuts_are_the_best_of_all_cuts(lengths, count):
     widths = bucket_widths(np.array(lengths), count).tolist()
     distinct = sorted(set(lengths))
     assert len(widths) == min(count, len(distinct))
     others = [(*some, distinct[-1]) for some in combinations(distinct[:-1], len(widths) - 1)]
     assert positions(lengths, widths) == min(positions(lengths, other) for other in others)
+    buckets = length_buckets(np.array(lengths), count)
+    assert [bucket.shape[1] for bucket in buckets] == widths
+    assert sum(height * width for height, width in (bucket.shape for bucket in buckets)) == positions(lengths, widths)
 
 
 @settings(max_examples=100, deadline=None)
-@given(LENGTHS, st.integers(1, 5))
-def test_every_sequence_is_at_its_row_and_origin(lengths, count):
-    sequences = [list(range(100 * number, 100 * number + length)) for number, length in enumerate(lengths, 1)]
-    bucketed = bucket(np.concatenate(sequences), np.array(lengths), count, VOCABULARY)
-    assert len(bucketed.buckets) == count
-    flat = np.concatenate([each.input_ids.ravel() for each in bucketed.buckets])
-    rows = [
-        ids[:length].tolist()
-        for each in bucketed.buckets
-        for ids, length in zip(each.input_ids, each.lengths, strict=True)
-    ]
-    for sequence, row, origin in zip(sequences, bucketed.rows, bucketed.origins, strict=True):
-        assert rows[row] == sequence
-        assert flat[origin : origin + len(sequence)].tolist() == sequence
-    assert sorted(map(len, rows)) == sorted([*lengths, *[2] * (len(rows) - len(lengths))])
-    held = sum(map(len, rows))
-    assert padding_share(bucketed.buckets) == 1 - held / flat.size
-    assert np.count_nonzero(flat != -1) == held
+@given(LENGTHS, COUNTS)
+def test_values_are_unpacked_into_rows_and_packed_again(lengths, count):
+    values = torch.arange(2 * sum(lengths)).view(-1, 2)
+    left = list(values.split(lengths))
+    packed = []
+    for bucket in length_buckets(np.array(lengths), count):
+        rows = bucket.unpack(values)
+        packed.append(bucket.pack(rows))
+        assert rows.shape[:2] == bucket.shape
+        own, left = left[: len(rows)], left[len(rows) :]
+        assert torch.equal(torch.cat(own), values[bucket.tokens])
+        padded = [torch.cat([each, each[-1:].expand(rows.shape[1] - len(each), 2)]) for each in own]
+        assert torch.equal(rows, torch.stack(padded))
+        valid = torch.tensor([[place < len(each) for place in range(rows.shape[1])] for each in own])
+        assert valid.all() if bucket.valid is None else torch.equal(bucket.valid, valid)
+    assert left == []
+    assert torch.equal(torch.cat(packed), values)
+
+
+@settings(max_examples=100, deadline=None)
+@given(LENGTHS)
+def test_nothing_is_padded_or_copied_where_there_are_as_many_buckets_as_lengths(lengths):
+    buckets = length_buckets(np.array(lengths), len(set(lengths)))
+    assert all(bucket.cells is bucket.sources is bucket.valid is None for bucket in buckets)
+    values = torch.arange(sum(lengths))
+    assert all(bucket.unpack(values).untyped_storage().data_ptr() == values.data_ptr() for bucket in buckets)
+
+
+def test_buckets_of_several_packs_follow_each_other():
+    packs = [random_pack(3, 5, 9), random_pack(2), random_pack(2, 2, 4, 4, 7)]
+    buckets = buckets_of_packs(packs, 2)
+    values = torch.cat([packed.input_ids for packed in packs])
+    assert torch.equal(torch.cat([bucket.pack(bucket.unpack(values)) for bucket in buckets]), values)
+    assert [bucket.shape for bucket in buckets] == [(2, 5), (1, 9), (1, 2), (4, 4), (1, 7)]
