@@ -1,4 +1,4 @@
-"""Samples per CPU second, compared with other loaders; time to start and to resume, padding, shuffle quality.
+"""Samples per CPU second, compared with other loaders; time to start and to resume, shuffle quality.
 
     python bench/stream.py [--shards SHARDS --graph GRAPH] [--batch 256] [--repeats 3]
 
@@ -29,7 +29,6 @@ from peers.plain import PlainCollator
 
 from bali_ds.cli import main as bali_ds
 from bali_ds.data.batch_sampler import BatchSampler, RankSlice
-from bali_ds.data.length_buckets import padding_share
 from bali_ds.data.loader import Loader
 from bali_ds.data.sampler import EpochOrder, Position
 from bali_ds.data.settings import StreamSettings
@@ -83,18 +82,6 @@ def worker_rate(shards: ShardSet, graph: KnowledgeGraph, size: int) -> dict[str,
         spent.append((after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, own))
     samples = 200 * size
     return {"worker": samples / (spent[1][0] - spent[0][0]), "receiver": samples / (spent[1][1] - spent[0][1])}
-
-
-def padding(shards: ShardSet, graph: KnowledgeGraph, size: int) -> float:
-    """Fraction of the token positions of passages and names that are padding."""
-    steps = BatchSampler(shards, graph, SETTINGS, RankSlice(size), Position())
-    blocks = [
-        block
-        for number in range(10)
-        for name in ("passages", "names")
-        for block in getattr(steps[number].micro_batches[0], name)
-    ]
-    return padding_share(tuple(blocks))
 
 
 def resume_seconds(shards: ShardSet, graph: KnowledgeGraph, size: int) -> dict[str, float]:
@@ -213,7 +200,6 @@ def measure(shards: ShardSet, graph: KnowledgeGraph, folder: Path, size: int, re
         "batch": size,
         "loaders": table,
         "one_worker_process": worker_rate(shards, graph, size),
-        "padding": {str(batch): padding(shards, graph, batch) for batch in (32, size)},
         "resume_seconds": resume_seconds(shards, graph, size),
         "start_up_seconds_10_million": start_up_seconds(shards, graph, folder / "large", 10_000_000, size),
         "shuffle_quality": shuffle_quality(1 << 20, 4096, SETTINGS.window, size),
@@ -228,7 +214,7 @@ def report(figures: dict[str, Any]) -> None:
         print(f"  {name:38} {rate}")
     for name, rate in figures["one_worker_process"].items():
         print(f"  {'worker process: ' + name:38} {rate:10,.0f}")
-    for group in ("padding", "resume_seconds", "start_up_seconds_10_million", "shuffle_quality"):
+    for group in ("resume_seconds", "start_up_seconds_10_million", "shuffle_quality"):
         print(group.replace("_", " "))
         for name, value in figures[group].items():
             print(f"  {name:48} {value:8.3f}")

@@ -30,35 +30,32 @@ class ArrayTree(Generic[Array]):
 
     def map(self, change: Callable[[Any], Any]) -> Any:
         """Return the same tree with every array replaced by `change(array)`."""
-        return type(self)(**{each.name: _mapped(getattr(self, each.name), change) for each in fields(self)})  # type: ignore[arg-type]
+        return self._mapped(lambda array, _: change(array))
 
     def to(self, device: "torch.device | str") -> Self:
         """Return the same tree with every tensor on `device`, except fields that stay in host memory."""
-        moved = {each.name: _moved(getattr(self, each.name), each.metadata, device) for each in fields(self)}  # type: ignore[arg-type]
-        return type(self)(**moved)
+        moved: Self = self._mapped(lambda tensor, host: tensor if host else tensor.to(device, non_blocking=True))
+        return moved
 
     def pin_memory(self) -> Self:
         """Return the same tree with every tensor in page-locked memory."""
         pinned: Self = self.map(lambda tensor: tensor.pin_memory())
         return pinned
 
+    def _mapped(self, change: Callable[[Any, bool], Any]) -> Any:
+        """Return the same tree with every array replaced by `change(array, whether it stays in host memory)`."""
+        names = {each.name: "host" in each.metadata for each in fields(self)}  # type: ignore[arg-type]
+        return type(self)(**{name: _mapped(getattr(self, name), change, host) for name, host in names.items()})
 
-def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+
+def _mapped(value: Any, change: Callable[[Any, bool], Any], host: bool) -> Any:
     if isinstance(value, ArrayTree):
-        return value.map(change)
+        return value._mapped(change)
     if isinstance(value, tuple):
-        return tuple(_mapped(item, change) for item in value)
+        return tuple(_mapped(item, change, host) for item in value)
     if isinstance(value, dict):
-        return {key: _mapped(item, change) for key, item in value.items()}
-    return change(value)
-
-
-def _moved(value: Any, metadata: Any, device: "torch.device | str") -> Any:
-    if "host" in metadata:
-        return value
-    if isinstance(value, ArrayTree):
-        return value.to(device)
-    return _mapped(value, lambda tensor: tensor.to(device, non_blocking=True))
+        return {key: _mapped(item, change, host) for key, item in value.items()}
+    return change(value, host)
 
 
 @dataclass(frozen=True)

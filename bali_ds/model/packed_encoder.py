@@ -95,9 +95,15 @@ def first_position(model: PreTrainedModel) -> int | None:
 
 
 def _probe(encoder: Any) -> PackedSequences:
-    lengths = torch.tensor([3, 5, 8])
+    """Return a few sequences without padding, one of them masked where the architecture knows its mask token."""
+    config, lengths = encoder.config, torch.tensor([3, 5, 8])
     positions = torch.cat([torch.arange(length) for length in lengths.tolist()])
-    ids = torch.arange(len(positions)) % (encoder.config.vocab_size - 5) + 5
+    ids = torch.arange(len(positions)) % (config.vocab_size - 5) + 5
+    ids[ids == (config.pad_token_id or 0)] = 4
+    # ESM with token dropout scales a row by its share of masks
+    mask = getattr(config, "mask_token_id", None)
+    if mask is not None and mask < config.vocab_size:
+        ids[-1] = mask
     return PackedSequences(ids, positions, F.pad(lengths.cumsum(0), (1, 0)), lengths)
 
 

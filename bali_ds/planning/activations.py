@@ -57,7 +57,7 @@ class _Allocations(TorchDispatchMode):
             # its length depends on the data; minlength is what callers rely on
             return torch.empty(args[-1], dtype=torch.int64, device="meta")
         if func is torch.ops.aten._local_scalar_dense.default:
-            # transformers asks whether a mask is all ones: it is not, blocks are padded
+            # transformers asks whether a mask is all ones: it is not, rows are padded
             return False
         result = func(*args, **(kwargs or {}))
         given = {storage._cdata for storage in _storages((args, kwargs))}

@@ -36,7 +36,7 @@ class Plan:
     Attributes:
         batch_plan: batch sizes, steps and epochs.
         parameters: number of parameters by part of the model.
-        positions: tokens that the text encoder reads in the largest sampled micro-batch, padding included.
+        positions: tokens that the text encoder reads in the largest sampled micro-batch.
         views: text-graph pairs of that micro-batch.
         stage: ZeRO stage of the recipe's DeepSpeed configuration.
         memory: memory of a rank at each ZeRO stage.
@@ -174,7 +174,7 @@ def plan_text(plan: Plan, recipe: Recipe) -> str:
         f"{batch_plan.dropped_passages:,} passages dropped from each",
         "length": f"{batch_plan.steps:,} steps = {batch_plan.epochs:.2f} epochs, "
         f"{batch_plan.warmup_steps:,} warm-up steps",
-        "tokens": f"{plan.positions:,} in a micro-batch (padding included), {plan.views:,} text-graph pairs",
+        "tokens": f"{plan.positions:,} in a micro-batch, {plan.views:,} text-graph pairs",
         "time": _duration(plan.seconds) if plan.seconds else "unknown; pass --samples-per-second for an estimate",
     }
     lines = [f"{name:>7}  {value}" for name, value in rows.items()]

@@ -4,6 +4,7 @@ Only the keyed randomness is shared, since which key decides what is part of the
 """
 
 from bali_ds.randomness import below, choose, derive, uniform
+from tests.packs import rows_of
 
 
 def chance(key):
@@ -100,19 +101,9 @@ def name_tokens(shards, graph, key, concept):
 
 def found_samples(batch):
     """The same lists, read back from a batch."""
-    rows = [
-        (block, row, flat)
-        for block, flat_start in zip(batch.passages, block_starts(batch.passages), strict=True)
-        for row, flat in enumerate(range(flat_start, flat_start + block.input_ids.numel(), block.input_ids.shape[1]))
-    ]
-    names = [
-        ids[1 : length - 1]
-        for block in batch.names
-        for ids, length in zip(block.input_ids.tolist(), block.lengths.tolist(), strict=True)
-    ]
-    passages = [
-        {"inputs": block.input_ids[row, : int(block.lengths[row])].tolist(), "begin": flat} for block, row, flat in rows
-    ]
+    names = [row[1:-1] for row in rows_of(batch.names)]
+    begins = batch.passages.offsets[:-1].tolist()
+    passages = [{"inputs": row, "begin": begin} for row, begin in zip(rows_of(batch.passages), begins, strict=True)]
     for passage in passages:
         inside = range(passage["begin"], passage["begin"] + len(passage["inputs"]))
         passage["labels"] = {
@@ -121,13 +112,6 @@ def found_samples(batch):
             if position in inside
         }
     return passages, [found_view(batch, names, view) for view in range(batch.num_views)]
-
-
-def block_starts(blocks):
-    starts = [0]
-    for block in blocks:
-        starts.append(starts[-1] + block.input_ids.numel())
-    return starts[:-1]
 
 
 def found_view(batch, names, view):

@@ -10,14 +10,14 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.checkpoint import get_device_states
 
-from bali_ds.data.batch import Array, ArrayTree, Batch, LengthBucket, as_tensors
+from bali_ds.data.batch import Array, ArrayTree, Batch, PackedSequences, as_tensors
 
-LEAVES = 6 + 14 + 3
+LEAVES = 3 * 4 + 14 + 5
 
 
 @dataclass(frozen=True)
 class Extra(ArrayTree[Array]):
-    bucket: LengthBucket[Array]
+    sequences: PackedSequences[Array]
     ids: Array
 
 
@@ -31,18 +31,29 @@ class OnDevice(torch.Tensor):
 
 
 def numbered_batch() -> Batch:
-    """A batch whose arrays hold their number: two in each of three buckets, three in its one part."""
+    """A batch whose arrays hold their number: four in each kind of sequences, five in its one part."""
     numbers = count()
 
     def array():
         return np.full(1, next(numbers))
 
-    def bucket():
-        return LengthBucket(array(), array())
+    def sequences():
+        return PackedSequences(array(), array(), array(), array())
 
-    buckets = {"passages": (bucket(), bucket()), "names": (bucket(),), "neighborhoods": ()}
-    arrays = {field.name: array() for field in fields(Batch) if field.name not in {*buckets, "parts"}}
-    return as_tensors(Batch(**buckets, **arrays, parts={"extra": Extra(bucket(), array())}))
+    packs = {name: sequences() for name in ("passages", "names", "neighborhoods")}
+    arrays = {field.name: array() for field in fields(Batch) if field.name not in {*packs, "parts"}}
+    return as_tensors(Batch(**packs, **arrays, parts={"extra": Extra(sequences(), array())}))
+
+
+def test_every_tensor_moves_to_a_device_but_the_lengths_of_sequences():
+    batch = numbered_batch()
+    moved = batch.to("meta")
+    kinds = ("passages", "names", "neighborhoods")
+    packs = [(getattr(batch, kind), getattr(moved, kind)) for kind in kinds]
+    packs.append((batch.parts["extra"].sequences, moved.parts["extra"].sequences))
+    assert all(other.lengths is own.lengths for own, other in packs)
+    leaves, _ = tree_flatten(moved)
+    assert [leaf.device.type for leaf in leaves].count("meta") == LEAVES - len(packs)
 
 
 def test_every_tensor_of_a_batch_is_a_leaf_of_its_pytree():

@@ -10,8 +10,9 @@ from bali_ds.data.evaluation_batches import evaluation_batches
 from bali_ds.data.sampler import SampleIndices
 from bali_ds.data.settings import StreamSettings
 from bali_ds.errors import InputError
-from tests.data.oracle import block_starts, expected_sample, found_samples
+from tests.data.oracle import expected_sample, found_samples
 from tests.data.test_loader import same
+from tests.packs import rows_of
 
 
 def indices_of(rows, epoch):
@@ -36,7 +37,7 @@ def test_batch_equals_the_slow_plain_collator(data, rows, fan_out, markers):
     unordered = [(passage["inputs"], passage["labels"]) for passage in passages]
     for sample in expected:
         unordered.remove((sample["inputs"], sample["labels"]))
-    assert all(len(inputs) == 2 for inputs, _ in unordered), "only dummies may be left"
+    assert unordered == []
 
     expected_views = [(sample, view) for sample in expected for view in sample["views"]]
     assert len(views) == len(expected_views)
@@ -52,11 +53,7 @@ def test_batch_equals_the_slow_plain_collator(data, rows, fan_out, markers):
 
 def test_each_distinct_name_is_encoded_once(data):
     batch = batch_of(data, StreamSettings(name_masking=0.5), range(80))
-    names = [
-        tuple(ids[:length])
-        for block in batch.names
-        for ids, length in zip(block.input_ids.tolist(), block.lengths.tolist(), strict=True)
-    ]
+    names = [tuple(row) for row in rows_of(batch.names)]
     used = batch.node_names.unique().tolist()
     masked = [names[row] for row in used if set(names[row][1:-1]) == {4}]
     assert len(masked) == len(set(masked)) > 1
@@ -67,26 +64,31 @@ def test_each_distinct_name_is_encoded_once(data):
 def test_shapes_dtypes_and_order(data):
     batch = batch_of(data, StreamSettings(), range(40))
     tensors = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
-    blocks = [*batch.passages, *batch.names]
+    tensors += [*vars(batch.passages).values(), *vars(batch.names).values()]
     assert all(tensor.dtype == torch.int64 for tensor in tensors)
-    assert all(block.input_ids.dtype == block.lengths.dtype == torch.int64 for block in blocks)
-    assert all(int(block.lengths.max()) == block.input_ids.shape[1] >= 2 for block in blocks)
+    assert len(rows_of(batch.passages)) == 40
     views = batch.mention_views
     assert bool((views[1:] >= views[:-1]).all())
     assert views.unique().tolist() == list(range(batch.num_views))
-    assert block_starts(batch.passages)[-1] + batch.passages[-1].input_ids.numel() > int(batch.mention_tokens.max())
-    padding = [block.input_ids[block.attention_mask == 0] for block in blocks]
-    assert all(bool((values == 0).all()) for values in padding)
+    assert len(batch.passages.input_ids) > int(batch.mention_tokens.max())
 
 
-def test_number_of_blocks_is_constant_even_without_a_single_mention(data):
+def test_nothing_is_padded(data):
+    """Every token of the samples is read once, and nothing else."""
+    batch = batch_of(data, StreamSettings(token_masking=0.0, mention_masking=0.0), range(80))
+    tokens = [token for row in range(80) for token in data[0].arrays(row)[0].tolist()]
+    assert sorted(batch.passages.input_ids.tolist()) == sorted(tokens)
+    assert int(batch.names.lengths.sum()) == len(batch.names.input_ids)
+
+
+def test_a_dummy_stands_in_for_names_where_there_is_not_a_single_mention(data):
     shards, _ = data
     bare = next(row for row in range(100) if shards.samples[row]["mentions"] == 0)
-    batch = batch_of(data, StreamSettings(passage_buckets=4, name_buckets=3), [bare])
-    assert (len(batch.passages), len(batch.names)) == (4, 3)
+    batch = batch_of(data, StreamSettings(), [bare])
+    assert len(rows_of(batch.passages)) == 1
+    assert rows_of(batch.names) == [[2, 3]]
     assert batch.num_views == 0
     assert batch.edge_index.shape == (2, 0)
-    assert [block.input_ids.tolist() for block in (*batch.passages[1:], *batch.names)] == [[[2, 3]]] * 6
 
 
 def test_another_graph_is_refused_with_both_fingerprints(data, tmp_path):

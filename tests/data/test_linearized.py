@@ -13,6 +13,7 @@ from bali_ds.data.settings import StreamSettings
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.shards.shard_set import Names, ShardSet
 from tests.data.oracle import expected_sample
+from tests.packs import rows_of
 
 CLS, SEP, MASK = 2, 3, 4
 VOCABULARY = Vocabulary(CLS, SEP, 0, MASK, np.arange(100) < 5, np.arange(5, 100))
@@ -70,19 +71,10 @@ def test_a_batch_reads_as_the_graph_says(sample, masking):
     rows = np.arange(20)
     [(arrays, _)] = Collator.of(shards, graph, settings).collate(SampleIndices(rows, np.ones_like(rows)))
     batch = as_tensors(arrays)
-    assert batch.names == ()
+    assert rows_of(batch.names) == []
     assert batch.node_names.shape == batch.targets.shape == (0,)
-    ids = [
-        block.input_ids[row, : block.lengths[row]] for block in batch.neighborhoods for row in range(len(block.lengths))
-    ]
-    flat = np.concatenate([block.input_ids.reshape(-1) for block in batch.neighborhoods])
-    flat[batch.graph_labeled_tokens] = batch.graph_labels
-    shown = np.concatenate([[0], np.cumsum([block.input_ids.numel() for block in batch.neighborhoods])])
-    origins = [
-        shown[number] + row * block.input_ids.shape[1]
-        for number, block in enumerate(batch.neighborhoods)
-        for row in range(len(block.lengths))
-    ]
+    batch.neighborhoods.input_ids[batch.graph_labeled_tokens] = batch.graph_labels
+    ids = rows_of(batch.neighborhoods)
     views = [view for row in rows for view in expected_sample(shards, graph, settings, int(row), 1)["views"]]
     relation_tokens = Tokenizer.load(tokenizer).encode_ids([name.replace("_", " ") for name in graph.relations])
     assert len(views) == batch.num_views > 20
@@ -93,7 +85,7 @@ def test_a_batch_reads_as_the_graph_says(sample, masking):
             fact = [*pair[0], *relation_tokens[relation % graph.num_relations], *pair[1], SEP]
             full = full or len(expected) + len(fact) > 60
             expected += [] if full else fact
-        assert flat[origins[row] : origins[row] + len(ids[row])].tolist() == expected
+        assert ids[row] == expected
     labeled = len(batch.graph_labels) / sum(len(each) for each in ids)
     assert (labeled > 0.25) == (masking > 0)
     assert not set(batch.graph_labels.tolist()) & {CLS, SEP, MASK}
@@ -103,6 +95,6 @@ def test_without_a_need_for_graph_views_there_are_none(sample):
     shards, graph = ShardSet.open(sample.shards), KnowledgeGraph.open(sample.graph)
     indices = SampleIndices(np.arange(20, 40), np.zeros(20, np.int64))
     [(arrays, _)] = Collator.of(shards, graph, StreamSettings(with_graph=False)).collate(indices)
-    assert arrays.names == arrays.neighborhoods == ()
+    assert rows_of(arrays.names) == rows_of(arrays.neighborhoods) == []
     assert arrays.concept_ids.size > 20
     assert arrays.edge_relations.size == arrays.node_names.size == arrays.targets.size == 0

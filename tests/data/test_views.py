@@ -8,6 +8,7 @@ from bali_ds.data.loader import Loader
 from bali_ds.data.settings import StreamSettings
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.shards.shard_set import ShardSet
+from tests.packs import rows_of
 
 CLS, SEP, MASK = 2, 3, 4
 
@@ -21,10 +22,6 @@ def batch_of(built, **changes):
     shards, graph, tokenizer = built
     settings = StreamSettings(seed=3, tokenizer=tokenizer, token_masking=0.0, mention_masking=0.0, **changes)
     return next(Loader(shards, graph, settings, global_batch=24)).micro_batches[0]
-
-
-def rows_of(block):
-    return [ids[:length].tolist() for ids, length in zip(block.input_ids, block.lengths, strict=True)]
 
 
 def test_each_mention_is_a_text_view_of_its_own(built):
@@ -44,8 +41,8 @@ def test_each_mention_is_a_text_view_of_its_own(built):
 def test_names_as_rows_of_a_table_name_the_same_names(built):
     shards, _, _ = built
     spelled, rows = (batch_of(built, name_masking=0.5, name_rows=each) for each in (False, True))
-    assert rows.names == ()
-    names = [row[1:-1] for block in spelled.names for row in rows_of(block)]
+    assert rows_of(rows.names) == []
+    names = [row[1:-1] for row in rows_of(spelled.names)]
     tokens, offsets = shards.names
     count = len(offsets) - 1
     for place, row in zip(spelled.node_names.tolist(), rows.node_names.tolist(), strict=True):
@@ -58,7 +55,7 @@ def test_concepts_as_rows_of_a_table_are_those_of_the_names(built):
     names, concepts = (
         batch_of(built, name_masking=0.5, **each) for each in ({"name_rows": True}, {"concept_rows": True})
     )
-    assert concepts.names == ()
+    assert rows_of(concepts.names) == []
     assert torch.equal(names.edge_index, concepts.edge_index)
     hidden = names.node_names > graph.num_names
     expected = np.searchsorted(graph.name_offsets, names.node_names.numpy(), side="right") - 1

@@ -4,22 +4,23 @@ from dataclasses import replace
 
 import torch
 
-from bali_ds.data.batch import Batch, LengthBucket
+from bali_ds.data.batch import Batch, PaddedSequences
 from bali_ds.objectives.dual import PassagesWithFacts
 from bali_ds.objectives.links import HeldOutFacts
 from bali_ds.objectives.synonym_alignment import SynonymPairs
+from tests.packs import pack_of
 
 
 def without_mentions(batch: Batch) -> Batch:
     """The same passages, without their mentions."""
     nothing = batch.concept_ids[:0]
 
-    def dummies(buckets):
-        return tuple(LengthBucket(bucket.input_ids[:1, :2], torch.full((1,), 2)) for bucket in buckets)
+    def dummy(packed):
+        return pack_of(*[packed.input_ids[:2].tolist()][: len(packed.lengths)])
 
     return replace(
         batch,
-        names=dummies(batch.names),
+        names=dummy(batch.names),
         mention_tokens=nothing,
         mention_views=nothing,
         text_views=nothing,
@@ -28,7 +29,7 @@ def without_mentions(batch: Batch) -> Batch:
         edge_index=batch.edge_index[:, :0],
         edge_relations=nothing,
         targets=nothing,
-        neighborhoods=dummies(batch.neighborhoods),
+        neighborhoods=dummy(batch.neighborhoods),
         neighborhood_rows=nothing,
         graph_labeled_tokens=nothing,
         graph_labels=nothing,
@@ -44,7 +45,7 @@ def part_without_mentions(part):
         return SynonymPairs(part.rows[:, :0], part.concept_ids[:0])
     if isinstance(part, PassagesWithFacts):
         count = len(part.originals.lengths)
-        bare = LengthBucket(part.facts.input_ids[:, :2], torch.full((count,), 2))
+        bare = PaddedSequences(part.facts.input_ids[:, :2], torch.full((count,), 2))
         return replace(part, facts=bare, passage_nodes=torch.full((count, min(count, 1)), -1))
     return part
 

@@ -5,13 +5,13 @@ import torch
 from transformers import AutoModelForMaskedLM
 
 from bali_ds.config import TextEncoderConfig
-from bali_ds.data.batch import LengthBucket
 from bali_ds.errors import InputError
 from bali_ds.model.build_model import adapt
 from bali_ds.model.text_encoder import load_text_encoder
 from tests.model.test_text import FAMILIES
+from tests.packs import pack_of
 
-BLOCK = LengthBucket(torch.arange(5, 19).view(2, 7), torch.tensor([7, 5]))
+PACKED = pack_of(list(range(5, 10)), list(range(12, 19)))
 
 
 @pytest.fixture(params=("bert", "roberta", "deberta", "modernbert"))
@@ -28,7 +28,7 @@ def adapted(checkpoint, **settings):
 
 
 def backward(text):
-    loss = text.head(text.flat_hidden_states((BLOCK,))[:5]).square().sum()
+    loss = text.head(text.hidden_states((PACKED,))[0][:5]).square().sum()
     loss.backward()
     return loss, {name: parameter.grad for name, parameter in text.named_parameters()}
 
@@ -55,7 +55,7 @@ def test_recomputing_keeps_fewer_activations(checkpoint):
     def kept(text):
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
-            text.flat_hidden_states((BLOCK,))
+            text.hidden_states((PACKED,))
         return sum(sizes)
 
     assert kept(adapted(checkpoint, gradient_checkpointing=True)) < 0.5 * kept(adapted(checkpoint))
@@ -64,7 +64,7 @@ def test_recomputing_keeps_fewer_activations(checkpoint):
 def test_low_rank_updates_start_at_nothing_and_learn_alone(checkpoint):
     plain = load_text_encoder(checkpoint, seed=0, dropout=0.0)
     text = adapted(checkpoint, lora={"rank": 2})
-    torch.testing.assert_close(text.flat_hidden_states((BLOCK,)), plain.flat_hidden_states((BLOCK,)))
+    torch.testing.assert_close(text.hidden_states((PACKED,)), plain.hidden_states((PACKED,)))
     _, gradients = backward(text)
     learning = {name for name, parameter in text.encoder.named_parameters() if parameter.requires_grad}
     assert learning

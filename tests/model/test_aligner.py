@@ -13,6 +13,7 @@ from tests.conftest import run_ranks
 from tests.losses.dense_contrastive import dense_loss
 from tests.model.gradients import loss_and_gradients
 from tests.model.odd_batches import without_mentions
+from tests.packs import rows_of, states_one_by_one
 
 LEARNED = {"contrastive": {"learn_temperature": True}}
 SIGMOID = {"contrastive": {"kind": "sigmoid"}}
@@ -54,7 +55,7 @@ def test_loss_is_the_sum_of_closed_forms_over_the_views(parts):
     views = aligner.encode(batch)
     scale = 1 / 0.07
     contrastive = dense_loss(views.text, views.graph, scale, batch.concept_ids, batch.concept_ids, "ntxent")
-    hidden = torch.cat([aligner.text.hidden_states(block).flatten(0, 1) for block in batch.passages])
+    hidden = states_one_by_one(aligner.text.encoder, batch.passages)
     logits = aligner.text.head(hidden[batch.labeled_tokens]).double()
     log_likelihoods = logits.log_softmax(-1)[torch.arange(len(batch.labels)), batch.labels]
     assert losses["contrastive"].item() == pytest.approx(contrastive.item(), rel=1e-5)
@@ -83,11 +84,31 @@ def test_sigmoid_is_the_dense_form_with_a_learned_scale_and_bias(sample, tmp_pat
     assert (aligner.logit_scale.item(), aligner.logit_bias.item()) == (pytest.approx(10), pytest.approx(-10))
 
 
+@pytest.mark.parametrize(
+    ("changes", "calls"),
+    [({}, ["passages names"]), ({"kind": "linearized"}, ["passages neighborhoods"]),
+     ({"names": "no_gradient"}, ["passages", "names"])],
+    ids=["ego_graph", "linearized", "no_gradient"],
+)  # fmt: skip
+def test_all_that_gets_gradients_is_read_in_one_call_without_padding(sample, tmp_path, changes, calls):
+    recipe = sample.recipe(tmp_path, graph_encoder=changes)
+    data = RunData.open(recipe)
+    loader = Loader(data.shards, data.graph, stream_settings(recipe), global_batch=recipe.batch.passages)
+    aligner, batch = build_aligner(recipe, 2 * data.graph.num_relations), next(loader).micro_batches[0]
+    read = []
+    aligner.text.encoder.register_forward_pre_hook(
+        lambda _module, _inputs, given: read.append(given["input_ids"].tolist()), with_kwargs=True
+    )
+    aligner([batch])
+    packs = [[getattr(batch, kind) for kind in call.split()] for call in calls]
+    assert read == [[[token for packed in each for row in rows_of(packed) for token in row]] for each in packs]
+
+
 def test_text_views_are_means_over_all_mention_tokens(parts):
     aligner, batch = parts
     aligner.eval()
     text = aligner.encode(batch).text
-    hidden = torch.cat([aligner.text.hidden_states(block).flatten(0, 1) for block in batch.passages])
+    hidden = states_one_by_one(aligner.text.encoder, batch.passages)
     for view in range(batch.num_views):
         rows = batch.mention_tokens[batch.mention_views == view].tolist()
         torch.testing.assert_close(text[view], sum(hidden[row] for row in rows) / len(rows), atol=1e-5, rtol=1e-4)
@@ -121,12 +142,7 @@ def test_linearized_views_are_the_means_of_the_neighborhoods_as_text(sample, tmp
     aligner, batch = build_aligner(recipe, 2 * data.graph.num_relations), next(loader).micro_batches[0]
     loss, losses = aligner([batch])
     graph = aligner.encode(batch).graph
-    rows = [
-        ids[:length]
-        for block in batch.neighborhoods
-        for ids, length in zip(block.input_ids, block.lengths, strict=True)
-    ]
-    states = [aligner.text.encoder(input_ids=row[None]).last_hidden_state[0] for row in rows]
+    states = states_one_by_one(aligner.text.encoder, batch.neighborhoods).split(batch.neighborhoods.lengths.tolist())
     for view, row in enumerate(batch.neighborhood_rows.tolist()):
         torch.testing.assert_close(graph[view], states[row][1:-1].mean(0), atol=1e-5, rtol=1e-4)
     expected = losses["contrastive"] + losses["masked_language_model"] + 0.5 * losses["graph_language_model"]

@@ -13,9 +13,9 @@ from transformers import (
     RobertaConfig,
 )
 
-from bali_ds.data.batch import LengthBucket
 from bali_ds.errors import InputError
 from bali_ds.model.text_encoder import load_text_encoder
+from tests.packs import random_pack, rows_of, states_one_by_one
 
 SIZES = {
     "vocab_size": 50,
@@ -46,22 +46,17 @@ def checkpoint(request, tmp_path):
 def test_hidden_states_and_head_are_those_of_the_checkpoint(checkpoint):
     text = load_text_encoder(str(checkpoint), seed=0).eval()
     whole = AutoModelForMaskedLM.from_pretrained(checkpoint).eval()
-    blocks = (
-        LengthBucket(torch.randint(4, 50, (2, 7)), torch.tensor([7, 5])),
-        LengthBucket(torch.randint(4, 50, (1, 9)), torch.tensor([9])),
-    )
-    hidden = text.flat_hidden_states(blocks)
-    expected = [whole(input_ids=block.input_ids, attention_mask=block.attention_mask) for block in blocks]
-    logits = torch.cat([each.logits.flatten(0, 1) for each in expected])
-    real = torch.cat([block.attention_mask.flatten() for block in blocks]).bool()
-    torch.testing.assert_close(text.head(hidden)[real], logits[real], atol=1e-5, rtol=1e-5)
+    packs = (random_pack(5, 7), random_pack(4, 9))
+    hidden = torch.cat(text.hidden_states(packs))
+    rows = [row for packed in packs for row in rows_of(packed)]
+    logits = torch.cat([whole(input_ids=torch.tensor([row])).logits[0] for row in rows])
+    torch.testing.assert_close(text.head(hidden), logits, atol=1e-5, rtol=1e-5)
     assert not text.fresh_head
 
 
 def test_every_parameter_is_used_and_head_and_embeddings_are_tied(checkpoint):
     text = load_text_encoder(str(checkpoint), seed=0, dropout=0.0)
-    block = LengthBucket(torch.randint(4, 50, (2, 7)), torch.tensor([7, 7]))
-    text.head(text.flat_hidden_states((block,))).square().sum().backward()
+    text.head(text.hidden_states((random_pack(7, 7),))[0]).square().sum().backward()
     assert [name for name, parameter in text.named_parameters() if parameter.grad is None] == []
     embeddings = text.encoder.get_input_embeddings().weight
     assert any(parameter is embeddings for parameter in text.head.parameters())
@@ -70,26 +65,28 @@ def test_every_parameter_is_used_and_head_and_embeddings_are_tied(checkpoint):
 def test_a_layer_is_the_state_after_so_many_layers_of_the_whole(checkpoint):
     cut = load_text_encoder(str(checkpoint), seed=0, layer=1).eval()
     whole = AutoModelForMaskedLM.from_pretrained(checkpoint).eval()
-    block = LengthBucket(torch.randint(4, 50, (2, 7)), torch.tensor([7, 7]))
-    states = whole.base_model(input_ids=block.input_ids, output_hidden_states=True).hidden_states[1]
+    packed = random_pack(7, 7)
+    states = whole.base_model(input_ids=packed.input_ids.view(2, 7), output_hidden_states=True).hidden_states[1]
     if hasattr(whole.base_model, "final_norm"):
         states = whole.base_model.final_norm(states)
-    torch.testing.assert_close(cut.hidden_states(block), states, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(cut.hidden_states((packed,))[0], states.flatten(0, 1), atol=1e-5, rtol=1e-5)
     with pytest.raises(InputError, match=r"text_encoder\.layer 3: .* has 2 layers"):
         load_text_encoder(str(checkpoint), seed=0, layer=3)
 
 
 def test_attention_computed_otherwise_gives_the_same_states(checkpoint):
-    block = LengthBucket(torch.randint(4, 50, (2, 7)), torch.tensor([7, 5]))
-    fused, plain = (load_text_encoder(str(checkpoint), seed=0, attention=each).eval() for each in ("sdpa", "eager"))
-    assert plain.encoder.config._attn_implementation == "eager"
-    real = block.attention_mask.bool()
-    torch.testing.assert_close(plain.hidden_states(block)[real], fused.hidden_states(block)[real], atol=1e-5, rtol=1e-5)
+    packed = random_pack(5, 7)
+    texts = [load_text_encoder(str(checkpoint), seed=0, attention=each).eval() for each in ("packed", "sdpa", "eager")]
+    assert texts[2].encoder.config._attn_implementation == "eager"
+    assert texts[1].first_position is texts[2].first_position is None
+    expected = states_one_by_one(texts[2].encoder, packed)
+    for text in texts:
+        torch.testing.assert_close(text.hidden_states((packed,))[0], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_flash_attention_is_refused_in_one_line_where_it_cannot_be_used(checkpoint, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match=r"flash_attention_2 cannot be used here \(needs a GPU\); take sdpa"):
+    with pytest.raises(InputError, match=r"flash_attention_2 cannot be used here \(needs a GPU\); take packed"):
         load_text_encoder(str(checkpoint), seed=0, attention="flash_attention_2")
 
 
@@ -103,15 +100,15 @@ def test_a_plan_for_flash_attention_may_be_made_anywhere(tmp_path):
 @pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash-attn is installed")
 def test_flash_attention_needs_its_package_and_an_architecture_that_has_it(checkpoint, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(InputError, match=r"flash_attention_2 cannot be used here \(.*\); take sdpa$") as caught:
+    with pytest.raises(InputError, match=r"flash_attention_2 cannot be used here \(.*\); take packed$") as caught:
         load_text_encoder(str(checkpoint), seed=0, attention="flash_attention_2")
     assert "\n" not in str(caught.value)
 
 
 def test_dropout_of_the_recipe_replaces_that_of_the_checkpoint(checkpoint):
     text = load_text_encoder(str(checkpoint), seed=0, dropout=0.0).train()
-    block = LengthBucket(torch.randint(4, 50, (2, 7)), torch.tensor([7, 7]))
-    assert torch.equal(text.hidden_states(block), text.hidden_states(block))
+    packs = (random_pack(7, 7),)
+    assert torch.equal(text.hidden_states(packs)[0], text.hidden_states(packs)[0])
 
 
 def test_a_checkpoint_without_a_head_gets_a_fresh_tied_one_and_the_log_says_so(tmp_path, caplog):

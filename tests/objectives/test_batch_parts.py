@@ -12,6 +12,7 @@ from bali_ds.objectives.links import HeldOutFactsPart
 from bali_ds.objectives.synonym_alignment import SynonymPart, sample_name_pairs
 from bali_ds.randomness import derive
 from bali_ds.shards.shard_set import ShardSet
+from tests.packs import rows_of
 
 CLS, SEP = 2, 3
 
@@ -27,8 +28,10 @@ def batch_of(built, *parts):
     return next(Loader(shards, graph, settings, global_batch=24)).micro_batches[0]
 
 
-def rows_of(block):
-    return [ids[:length].tolist() for ids, length in zip(block.input_ids, block.lengths, strict=True)]
+def padded_rows(sequences):
+    rows = list(zip(sequences.input_ids.tolist(), sequences.lengths.tolist(), strict=True))
+    assert not any(any(ids[length:]) for ids, length in rows)
+    return [ids[:length] for ids, length in rows]
 
 
 def test_one_of_several_facts_of_an_ego_graph_is_held_out_and_passes_no_message(built):
@@ -55,7 +58,7 @@ def test_synonyms_are_two_different_names_of_the_concept(built):
     shards, graph, _ = built
     batch = batch_of(built, SynonymPart())
     own = batch.parts["synonym_alignment"]
-    names = [row for block in batch.names for row in rows_of(block)]
+    names = rows_of(batch.names)
     tokens, offsets = shards.names
     assert own.rows.shape[1] == len(own.concept_ids) > 10
     for first, second, concept in zip(*own.rows.tolist(), own.concept_ids.tolist(), strict=True):
@@ -71,7 +74,7 @@ def test_mentions_out_of_context_stand_beside_a_name_of_the_concept(built):
     shards, graph, _ = built
     batch = batch_of(built, SynonymPart("mentions"))
     own = batch.parts["synonym_alignment"]
-    names = [row for block in batch.names for row in rows_of(block)]
+    names = rows_of(batch.names)
     table, offsets = shards.names
     assert own.concept_ids.tolist() == batch.concept_ids.tolist()
     spelled = {}
@@ -100,19 +103,19 @@ def test_passages_stand_beside_their_facts_and_nodes(built):
     batch = batch_of(built, PassagesWithFactsPart())
     dual = batch.parts["dual"]
     relations = Tokenizer.load(tokenizer).encode_ids([name.replace("_", " ") for name in graph.relations])
-    flat = np.concatenate([block.input_ids.reshape(-1) for block in batch.passages])
+    flat = batch.passages.input_ids
     tokens, offsets = shards.names
     names = [tokens[offsets[first] : offsets[first + 1]].tolist() for first in graph.name_offsets[:-1]]
     messages = list(zip(*batch.edge_index.tolist(), batch.edge_relations.tolist(), strict=True))
     targets, node = batch.targets.tolist(), 0
     for place, row in enumerate(batch.sample_rows.tolist()):
         passage = shards.arrays(row)[0].tolist()
-        assert rows_of(dual.originals)[place] == passage
+        assert padded_rows(dual.originals)[place] == passage
         assert flat[dual.original_positions[place][: len(passage)]].tolist() == passage
         own = [each for each in dual.passage_nodes[place].tolist() if each >= 0]
         assert own == list(range(node, node + len(own)))
         node += len(own)
-        written = rows_of(dual.facts)[place]
+        written = padded_rows(dual.facts)[place]
         facts = [(v, r) for u, v, r in messages if v in own and v in targets]
         assert (written[0], written[-1]) == (CLS, SEP)
         assert written.count(SEP) == len(facts) + 1 or len(written) > 128 - 64

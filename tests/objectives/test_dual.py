@@ -5,7 +5,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from bali_ds.config.objectives import DualConfig
-from bali_ds.data.batch import LengthBucket
+from bali_ds.data.batch import PaddedSequences
 from bali_ds.model.text_encoder import TextEncoder
 from bali_ds.objectives.dual import PassagesWithFacts
 from bali_ds.objectives.dual_decoder import FACTS, PASSAGES, DualDecoder, loss_weights
@@ -31,7 +31,7 @@ def parts():
         ids[:, 0] = CLS
         ids[torch.arange(PAIRS), length - 1] = SEP
         ids[torch.arange(ids.shape[1]) >= length[:, None]] = 0
-        return LengthBucket(ids, length)
+        return PaddedSequences(ids, length)
 
     passages = block(lengths[0])
     nodes = torch.arange(3 * PAIRS).view(PAIRS, 3)
@@ -109,5 +109,5 @@ def test_it_learns_32_pairs_by_heart_in_both_directions(parts):
         (batch.originals, dual.seen_graph(nodes, batch), PASSAGES),
     ):
         written = dual.generate(text, *seen, language, CLS, block.input_ids.shape[1])
-        assert torch.equal(written * block.attention_mask, block.input_ids)
+        assert torch.equal(written * block.mask, block.input_ids)
     assert sums["information_text_to_graph"][0] / PAIRS > 1

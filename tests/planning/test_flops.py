@@ -5,9 +5,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForMaskedLM
 
-from bali_ds.data.batch import LengthBucket
+from bali_ds.model.packed_attention import NAME
 from bali_ds.model.text_encoder import TextEncoder
 from bali_ds.planning.flops import StepFlops, peak_of
+from tests.packs import pack_of, random_pack
 
 
 class Encoder(torch.nn.Module):
@@ -16,18 +17,16 @@ class Encoder(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         shape = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256}
-        model = BertForMaskedLM(BertConfig(vocab_size=500, **shape, attn_implementation="eager"))
-        self.text = TextEncoder(model.bert, model.cls)
+        model = BertForMaskedLM(BertConfig(vocab_size=500, **shape, attn_implementation=NAME))
+        self.text = TextEncoder(model.bert, model.cls, first_position=0)
 
 
 class Passages:
     """What of a batch is counted."""
 
     def __init__(self, count: int, length: int, labeled: int) -> None:
-        draw = torch.Generator().manual_seed(1)
-        ids = torch.randint(500, (count, length), generator=draw)
-        self.passages = (LengthBucket(ids, torch.full((count,), length)),)
-        self.names = ()
+        self.passages = random_pack(*[length] * count, vocab_size=500)
+        self.names = self.neighborhoods = pack_of()
         self.labels = torch.zeros(labeled)
         self.node_names = torch.zeros(0)
 
@@ -38,7 +37,7 @@ def test_counts_what_torch_counts(count, length, labeled):
     tokens, operations = StepFlops.of(model).count(batch)
     assert tokens == count * length
     with FlopCounterMode(display=False) as counter:
-        hidden = model.text.flat_hidden_states(batch.passages)
+        (hidden,) = model.text.hidden_states((batch.passages,))
         model.text.head(hidden[:labeled]).sum().backward()
     assert operations == pytest.approx(counter.get_total_flops(), rel=0.03)
 

@@ -1,0 +1,60 @@
+"""Runs tile_attention_cases.py in a process of its own: on a GPU if there is one, else in Triton's interpreter.
+
+The interpreter has to be chosen before Triton is imported for the first time. Tiles themselves need no Triton.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bali_ds.model.attention_tiles import LONGEST, tile_offsets, tiles_of_packs
+from tests.packs import random_pack
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_kernels():
+    cases = Path(__file__).with_name("tile_attention_cases.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", str(cases), "-p", "no:cacheprovider"],
+        env=os.environ | ({} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 16), min_size=1, max_size=40))
+def test_tiles_take_one_sequence_after_the_other_until_one_does_not_fit(lengths):
+    tiles = [0]
+    for length in lengths:
+        if tiles[-1] + length > 16:
+            tiles.append(0)
+        tiles[-1] += length
+    expected = [sum(tiles[:number]) for number in range(len(tiles) + 1)]
+    assert tile_offsets(np.array(lengths), 16).tolist() == expected
+
+
+def test_tiles_of_several_packs_follow_each_other():
+    """Lengths are not ascending from pack to pack, and a tile may hold sequences of two."""
+    tiles = tiles_of_packs([random_pack(20, 60), random_pack(3, 30), random_pack(64)])
+    assert tiles.offsets.tolist() == [0, 20, 83, 113, 177]
+    begins = [begin for begin, length in ((0, 20), (20, 60), (80, 3), (83, 30), (113, 64)) for _ in range(length)]
+    assert tiles.starts.tolist() == begins
+    assert tiles.offsets.dtype == tiles.starts.dtype == torch.int32
+    assert tiles.size == 64
+
+
+def test_the_longest_sequence_decides_on_the_size_of_tiles():
+    assert tiles_of_packs([random_pack(2, 65), random_pack(3)]).size == LONGEST == 128
+    assert tiles_of_packs([random_pack(3), random_pack(128)]).offsets.tolist() == [0, 3, 131]
+    assert tiles_of_packs([random_pack(2, 129), random_pack(3)]) is None
