@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from bali_ds.data.batch import PackedSequences
+from bali_ds.errors import InputError
 from bali_ds.model.attention_tiles import AttentionTiles, attend_in_tiles, tiles_of_packs
 from bali_ds.model.length_buckets import LengthBucket, buckets_of_packs
 
@@ -156,7 +157,10 @@ class _MemoryEfficient(torch.autograd.Function):
         scaling: float | None, dropout: float, window: int | None,
     ) -> Tensor:  # fmt: skip
         if window is not None and longest > window:
-            raise NotImplementedError("sliding windows on a GPU need half precision")
+            raise InputError(
+                "text_encoder.attention: packed has no sliding windows in float32 on a GPU; set precision to bf16, or "
+                "attention to sdpa"
+            )
         batches = [each.unsqueeze(0) for each in (query, key, value)]
         values, normalizers, seed, offset, *_ = torch.ops.aten._efficient_attention_forward(
             *batches, None, offsets, offsets, longest, longest, dropout, 0, True, scale=scaling

@@ -36,13 +36,13 @@ def test_cuts_are_the_best_of_all_cuts(lengths, count):
 def test_values_are_unpacked_into_rows_and_packed_again(lengths, count):
     values = torch.arange(2 * sum(lengths)).view(-1, 2)
     left = list(values.split(lengths))
-    packed = []
-    for bucket in length_buckets(np.array(lengths), count):
-        rows = bucket.unpack(values)
+    packed, buckets = [], length_buckets(np.array(lengths), count)
+    for bucket, part in zip(buckets, values.split([each.size for each in buckets]), strict=True):
+        rows = bucket.unpack(part)
         packed.append(bucket.pack(rows))
         assert rows.shape[:2] == bucket.shape
         own, left = left[: len(rows)], left[len(rows) :]
-        assert torch.equal(torch.cat(own), values[bucket.tokens])
+        assert torch.equal(torch.cat(own), part)
         padded = [torch.cat([each, each[-1:].expand(rows.shape[1] - len(each), 2)]) for each in own]
         assert torch.equal(rows, torch.stack(padded))
         valid = torch.tensor([[place < len(each) for place in range(rows.shape[1])] for each in own])
@@ -57,12 +57,16 @@ def test_nothing_is_padded_or_copied_where_there_are_as_many_buckets_as_lengths(
     buckets = length_buckets(np.array(lengths), len(set(lengths)))
     assert all(bucket.cells is bucket.sources is bucket.valid is None for bucket in buckets)
     values = torch.arange(sum(lengths))
-    assert all(bucket.unpack(values).untyped_storage().data_ptr() == values.data_ptr() for bucket in buckets)
+    parts = values.split([bucket.size for bucket in buckets])
+    rows = [bucket.unpack(part) for bucket, part in zip(buckets, parts, strict=True)]
+    assert all(each.untyped_storage().data_ptr() == values.data_ptr() for each in rows)
 
 
 def test_buckets_of_several_packs_follow_each_other():
     packs = [random_pack(3, 5, 9), random_pack(2), random_pack(2, 2, 4, 4, 7)]
     buckets = buckets_of_packs(packs, 2)
     values = torch.cat([packed.input_ids for packed in packs])
-    assert torch.equal(torch.cat([bucket.pack(bucket.unpack(values)) for bucket in buckets]), values)
+    parts = values.split([bucket.size for bucket in buckets])
+    again = [bucket.pack(bucket.unpack(part)) for bucket, part in zip(buckets, parts, strict=True)]
+    assert torch.equal(torch.cat(again), values)
     assert [bucket.shape for bucket in buckets] == [(2, 5), (1, 9), (1, 2), (4, 4), (1, 7)]
