@@ -84,14 +84,22 @@ def packed_attention(
     if tiles is not None and query.dtype != torch.float32:
         values = attend_in_tiles(query, key, value, tiles, *options)
     elif buckets is not None:
-        # not slices: the backward pass of each would fill a gradient of all tokens
-        sizes = [bucket.size for bucket in buckets]
-        parts = zip(query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
-        values = torch.cat([_in_bucket(*part, bucket, *options) for part, bucket in zip(parts, buckets, strict=True)])
+        values = _in_buckets(query, key, value, buckets, *options)
     else:
         kernel = _MemoryEfficient if query.dtype == torch.float32 else _Flash
         values = kernel.apply(query, key, value, cu_seq_lens_q, max_length_q, *options)
     return values.unsqueeze(0), None
+
+
+@torch.compiler.disable  # compiled code would be made anew for each batch's buckets
+def _in_buckets(
+    query: Tensor, key: Tensor, value: Tensor, buckets: list[LengthBucket],
+    scaling: float | None, dropout: float, window: int | None,
+) -> Tensor:  # fmt: skip
+    # not slices: the backward pass of each would fill a gradient of all tokens
+    sizes = [bucket.size for bucket in buckets]
+    parts = zip(query.split(sizes), key.split(sizes), value.split(sizes), buckets, strict=True)
+    return torch.cat([_in_bucket(*part, scaling, dropout, window) for part in parts])
 
 
 def _in_bucket(
