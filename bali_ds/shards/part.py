@@ -30,6 +30,8 @@ from bali_ds.shards.sample import Sample, sample_key
 from bali_ds.shards.writer import SIZES_DTYPE, sample_sizes
 
 _BATCH = 128
+_VERSION = 2
+"""Raised when readers, linker or passages change, so that a build does not resume from parts of an earlier version."""
 DOCUMENT_DTYPE = np.dtype(
     [
         ("id", "<u8"), ("text", "<u8"), ("samples", "<i4"), ("mentions", "<i4"), ("linked_mentions", "<i4"),
@@ -59,7 +61,7 @@ class PartTask:
         corpus, settings = self.corpus, self.settings
         files = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in corpus.files]
         content = [
-            FORMAT_VERSION, corpus.format, corpus.text[0] if corpus.text else "",
+            FORMAT_VERSION, _VERSION, corpus.format, corpus.text[0] if corpus.text else "",
             DICTIONARY_VERSION if corpus.uses_dictionary else 0, files,
             settings.max_tokens, settings.stored_fan_out, settings.keep_unlinked, settings.neighbors.describe(),
             graph_fingerprint, tokenizer_fingerprint,
