@@ -82,6 +82,7 @@ def test_abbreviations_refer_to_their_long_form_in_the_text(linker):
         ("Heart failure", "C01"), ("HF", "C01"), ("HF", "C01"),
     ]  # fmt: skip
     assert links(linker, "Hybrid fruit import (HFI) grows; HFI is fine.") == []
+    assert links(linker, "Intolerance of fructose (HFI) is not named so in the graph.") == [("HFI", "C07")]
 
 
 @pytest.mark.parametrize(
@@ -160,6 +161,11 @@ def test_the_name_index_of_another_graph_is_refused(graph, graph_directory, tmp_
         ("the heart failure (HF) was", [("HF", "heart failure")]),
         ("methyl chloroform (MCF)", [("MCF", "methyl chloroform")]),
         ("the Gcn5-related N-acetyltransferase (GNAT)", [("GNAT", "Gcn5-related N-acetyltransferase")]),
+        ("followed 3,4-methylenedioxymethamphetamine (MDMA)", [("MDMA", "3,4-methylenedioxymethamphetamine")]),
+        ("1-Methyl-4-phenylpyridinium (MPP+)", [("MPP+", "1-Methyl-4-phenylpyridinium")]),
+        ("with beta-thalassemia major (TM)", [("TM", "beta-thalassemia major")]),
+        ("a non-small cell lung cancer (SCLC)", [("SCLC", "non-small cell lung cancer")]),
+        ("infection/heart failure (HF)", [("HF", "heart failure")]),
         ("shown before (see Figure 2) and (p < 0.05)", []),
         ("patients (n = 3)", []),
         ("", []),
