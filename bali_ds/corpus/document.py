@@ -1,6 +1,7 @@
 """Documents with linked mentions, the report of a reader, and its checks of mention offsets."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -78,6 +79,22 @@ LARGEST_MISMATCH = 0.25
 
 Some dumps store normalized strings.
 """
+
+
+def checked_mentions(text: str, mentions: Iterable[Mention], where: str, report: ReadReport) -> list[Mention]:
+    """Return mentions without those of length zero, all of them counted.
+
+    Raises:
+        InputError: offsets are not a span of the text; `where` names file and line.
+    """
+    kept = []
+    for mention in mentions:
+        if mention.start == mention.end:
+            report.remark("mentions_of_length_zero", where)
+        else:
+            check_mention(text, mention, where, report)
+            kept.append(mention)
+    return kept
 
 
 def check_mention(text: str, mention: Mention, where: str, report: ReadReport) -> None:

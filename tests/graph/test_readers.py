@@ -184,13 +184,21 @@ def test_mesh_descriptors(tmp_path, name):
     }  # fmt: skip
 
 
+def test_mesh_names_are_read_past_named_characters(tmp_path):
+    """The DTD, which is never loaded, defines them; a reader that ignores them ends the name there."""
+    named = MESH.replace("Benzoxazoles", "TNF-&alpha; and &lt;<!-- not this -->3")
+    (tmp_path / "desc.xml").write_text(named)
+    graph = built(tmp_path, MeshSource(tmp_path / "desc.xml"))
+    assert graph.names(1) == ["TNF-α and <3"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (MESH[: len(MESH) // 2], "line 1[0-9]: "),
+        (MESH[: len(MESH) // 2], r"desc\.xml:1[0-9]: is not well-formed XML"),
         ("<a/>", "no DescriptorRecord"),
         ('<!DOCTYPE x [<!ENTITY e "eeee">]><DescriptorRecordSet><DescriptorRecord><DescriptorUI>&e;</DescriptorUI>'
-         "</DescriptorRecord></DescriptorRecordSet>", "no DescriptorRecord"),
+         "</DescriptorRecord></DescriptorRecordSet>", "defines XML entities"),
     ],
 )  # fmt: skip
 def test_bad_mesh_is_refused(tmp_path, text, message):
