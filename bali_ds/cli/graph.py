@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bali_ds.cli.common import add_json, add_overwrite, emit
-from bali_ds.errors import InputError
+from bali_ds.errors import InputError, suggestion
 
 if TYPE_CHECKING:
     from bali_ds.graph.source import Source
@@ -80,7 +80,23 @@ def _add_build(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         help="highest source restriction level, 0 to 9 (default: %(default)s)",
     )
     rrf.add_argument("--suppressed", action="store_true", help="keep suppressed names and relations")
-    other = build.add_argument_group("ontologies, tables and held-out facts")
+    rrf.add_argument(
+        "--raw-relations",
+        action="store_true",
+        help="keep qualifiers and siblings, and REL codes (CHD) instead of words (child_of)",
+    )
+    facts = build.add_argument_group("facts of all sources")
+    for option, text in (("--keep-relation", "store only facts of these relations"),
+                         ("--drop-relation", "do not store facts of these relations")):  # fmt: skip
+        facts.add_argument(option, nargs="+", action="extend", default=[], metavar="NAME", help=text)
+    facts.add_argument("--names-only", action="store_true", help="accept a graph without facts")
+    facts.add_argument(
+        "--hold-out",
+        type=Path,
+        metavar="FILE",
+        help="table with columns head_cui and tail_cui; facts between these pairs are dropped",
+    )
+    other = build.add_argument_group("ontologies and tables")
     other.add_argument(
         "--xref",
         default="UMLS",
@@ -94,19 +110,17 @@ def _add_build(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         metavar="NAME=COLUMN",
         help="column names of the tables, for example head_cui=x_id",
     )
-    other.add_argument(
-        "--hold-out",
-        type=Path,
-        metavar="FILE",
-        help="table with columns head_cui and tail_cui; facts between these pairs are dropped",
-    )
+    other.add_argument("--tsv-preset", metavar="NAME", help="read the tables of hetionet or primekg")
     build.set_defaults(run=_build)
 
 
 def _build(options: argparse.Namespace) -> None:
-    from bali_ds.graph.builder import build_graph
+    from bali_ds.graph.builder import FactFilter, build_graph
 
-    report = build_graph(_sources(options), options.out, options.hold_out, overwrite=options.overwrite)
+    facts = FactFilter(
+        tuple(options.keep_relation), tuple(options.drop_relation), options.hold_out, not options.names_only
+    )
+    report = build_graph(_sources(options), options.out, facts, overwrite=options.overwrite)
     emit(report, options.json, lambda: build_text(report, options.out))
 
 
@@ -114,6 +128,7 @@ def _sources(options: argparse.Namespace) -> "list[Source]":
     from bali_ds.graph.mesh import MeshSource
     from bali_ds.graph.obo import OboSource
     from bali_ds.graph.rrf import RrfFilter, RrfSource
+    from bali_ds.graph.table_presets import TABLE_PRESETS
     from bali_ds.graph.tables import TableSource
 
     kept = RrfFilter(
@@ -122,7 +137,13 @@ def _sources(options: argparse.Namespace) -> "list[Source]":
         term_types=tuple(options.term_type),
         license=options.license,
         suppressed=options.suppressed,
+        raw_relations=options.raw_relations,
     )
+    preset = TABLE_PRESETS.get(options.tsv_preset)
+    if options.tsv_preset and not preset:
+        raise InputError(
+            f"--tsv-preset {options.tsv_preset}: is unknown; {suggestion(options.tsv_preset, TABLE_PRESETS)}"
+        )
     pairs = [text.partition("=") for text in options.column]
     if not all(separator and name and own for name, separator, own in pairs):
         raise InputError(f"--column {' '.join(options.column)}: write NAME=COLUMN, for example head_cui=x_id")
@@ -130,8 +151,8 @@ def _sources(options: argparse.Namespace) -> "list[Source]":
     sources: list[Source] = [RrfSource(folder, kept) for folder in options.rrf]
     sources += [OboSource(path, options.xref) for paths in options.obo for path in paths]
     sources += [MeshSource(path) for path in options.mesh]
-    sources += [TableSource(nodes, edges, columns) for nodes, edges in options.tsv]
-    sources += [TableSource(None, edges, columns) for edges in options.edges]
+    sources += [TableSource(nodes, edges, columns, preset) for nodes, edges in options.tsv]
+    sources += [TableSource(None, edges, columns, preset) for edges in options.edges]
     if not sources:
         raise InputError("graph build: no sources given; pass --rrf, --obo, --mesh, --tsv or --edges")
     return sources
@@ -190,6 +211,7 @@ def build_text(report: dict[str, Any], out: Path) -> str:
         dropped = ", ".join(text for what, text in found.items() if what.startswith("dropped: "))
         read = ", ".join(text for what, text in found.items() if not what.startswith("dropped: "))
         lines.append(f"{name}: {read}; dropped: {dropped}" if dropped else f"{name}: {read}")
+    lines += [f"warning: {warning}" for warning in report["warnings"]]
     lines += [f"dropped: {count:,} {what}" for what, count in report["dropped"].items() if count]
     lines.append(
         f"{out}: {report['concepts']:,} concepts, {report['names']:,} names, {report['edges']:,} edges, "

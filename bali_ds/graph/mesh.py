@@ -17,8 +17,8 @@ _SCHEMA = dict.fromkeys(("head", "relation", "tail", "source"), pl.String)
 class MeshSource:
     """Reader of a descriptor file (desc2026.xml, plain or gzip-compressed); concepts are "MESH:D000001".
 
-    Names are the name and the entry terms of a descriptor. "CHD" facts lead from a descriptor to its parents in the
-    tree, as in the UMLS; "has_pharmacological_action" facts lead from a substance to its actions.
+    Names are the name and the entry terms of a descriptor. "child_of" facts lead from a descriptor to its parents in
+    the tree, as from the UMLS; "has_pharmacological_action" facts lead from a substance to its actions.
 
     Raises:
         InputError: the file is not a descriptor file, or it is truncated; the message names the line.
@@ -29,6 +29,7 @@ class MeshSource:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self.report: Report = {self.path.name: Counter()}
+        self.warnings: list[str] = []
         self._facts: list[tuple[str, str, str, str]] = []
 
     def concepts(self) -> Iterator[tuple[Table, pl.DataFrame]]:
@@ -55,7 +56,7 @@ class MeshSource:
         for tree_number, cui in tree_numbers.items():
             parent = tree_numbers.get(tree_number.rpartition(".")[0])
             if parent:
-                self._facts.append((cui, "CHD", parent, "MSH"))
+                self._facts.append((cui, "child_of", parent, "MSH"))
         for table, values in rows.items():
             yield table, pl.DataFrame(values, schema=TABLES[table])
 

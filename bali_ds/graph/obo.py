@@ -32,8 +32,9 @@ class OboSource:
 
     Args:
         path: an .obo file, or an OBO graph if the name ends in .json; both may be gzip-compressed.
-        prefix: a term with a cross-reference of this prefix ("UMLS") takes its identifier, so that ontologies merge on
-            it; the first in byte order if there are several. Other terms keep their own id.
+        prefix: a term with a cross-reference to this vocabulary ("UMLS", which some ontologies write as "UMLS_CUI")
+            takes its identifier, so that ontologies merge on it; the first in byte order if there are several. Other
+            terms keep their own id.
 
     Raises:
         InputError: the file cannot be read or parsed; the message names the line.
@@ -44,6 +45,7 @@ class OboSource:
     def __init__(self, path: Path, prefix: str | None = None) -> None:
         self.path = Path(path)
         self.report: Report = {self.path.name: Counter()}
+        self.warnings: list[str] = []
         self._prefix = prefix
         frames = list(_parse(self.path))
         self._labels = _relation_labels(frames)
@@ -90,8 +92,9 @@ class OboSource:
 
     def _identifier(self, term: dict[str, Any]) -> str:
         if self._prefix:
-            start = f"{self._prefix}:".lower()
-            found = sorted(xref[len(start) :] for xref in term["xrefs"] if xref.lower().startswith(start))
+            wanted = source_abbreviation(self._prefix)
+            pairs = (xref.partition(":") for xref in term["xrefs"])
+            found = sorted(code for prefix, _, code in pairs if code and source_abbreviation(prefix) == wanted)
             if found and not term["obsolete"]:
                 return found[0]
             self.report[self.path.name][f"without a cross-reference to {self._prefix}"] += not term["obsolete"]

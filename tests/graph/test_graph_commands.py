@@ -20,7 +20,7 @@ PUBTATOR = """1|t|fever in influenza
 def graph(small_tables, tmp_path, capsys):
     assert main(["graph", "build", "--tsv", *map(str, small_tables), "--out", str(tmp_path / "graph")]) == 0
     out = capsys.readouterr().out
-    assert "5 concepts, 9 names, 5 edges, 3 relations" in out
+    assert "5 concepts, 9 names, 4 edges, 3 relations" in out
     assert "dropped: 1 self-relations" in out
     return str(tmp_path / "graph")
 
@@ -32,7 +32,11 @@ def test_the_report_of_a_build_lists_dropped_rows_by_reason(capsys, tmp_path):
     (tmp_path / "META/MRREL.RRF").write_text(
         "C1||CUI|RO|C1||CUI|causes|||X|X|||N||\nC1||CUI|RO|C9||CUI|causes|||X|X|||N||\n"
     )
-    assert main(["graph", "build", "--rrf", str(tmp_path / "META"), "--out", str(tmp_path / "graph")]) == 0
+    build = ["graph", "build", "--rrf", str(tmp_path / "META"), "--out", str(tmp_path / "graph")]
+    assert main(build) == 2
+    assert "state no fact between their concepts (dropped: 1 relations of unknown concepts" in capsys.readouterr().err
+    assert not (tmp_path / "graph").exists()
+    assert main([*build, "--names-only"]) == 0
     assert capsys.readouterr().out.splitlines()[:-1] == [
         "META/MRCONSO: 3 rows; dropped: 1 suppressed, 1 language",
         "META/MRREL: 2 rows",
@@ -48,7 +52,7 @@ def printed(capsys, *arguments):
 
 def test_stats_as_json_and_as_text(graph, capsys):
     report = json.loads(printed(capsys, "stats", graph, "--json"))
-    assert (report["concepts"], report["names"], report["edges"], report["relations"]) == (5, 9, 5, 3)
+    assert (report["concepts"], report["names"], report["edges"], report["relations"]) == (5, 9, 4, 3)
     text = printed(capsys, "stats", graph)
     assert report["fingerprint"] in text
     assert "has_phenotype  1" in text
@@ -68,6 +72,19 @@ def test_show_by_identifier_and_by_code(graph, capsys):
     assert printed(capsys, "show", graph, "MESH:D005334") == text
     facts = json.loads(printed(capsys, "show", graph, "C1", "--json"))["facts"]
     assert {fact["cui"] for fact in facts} == {"C2", "C3", "C4"}
+
+
+def test_facts_are_chosen_by_relation(small_tables, tmp_path, capsys):
+    build = ["graph", "build", "--tsv", *map(str, small_tables), "--out", str(tmp_path / "graph")]
+    for chosen, relations, dropped in (
+        (["--keep-relation", "inverse_isa", "may_treat"], {"isa": 2, "may_treat": 1}, "are not kept"),
+        (["--drop-relation", "phenotype_of"], {"isa": 2, "may_treat": 1}, "are dropped"),
+    ):
+        assert main([*build, *chosen]) == 0
+        assert f"dropped: 1 facts of relations that {dropped}\n" in capsys.readouterr().out
+        assert json.loads(printed(capsys, "stats", str(tmp_path / "graph"), "--json"))["edges_by_relation"] == relations
+    assert main([*build, "--drop-relation", "is_a"]) == 2
+    assert capsys.readouterr().err == "bali-ds: relation is_a: is not in the sources; did you mean isa?\n"
 
 
 @pytest.mark.parametrize("cui", ["C1", "C5"])
@@ -91,6 +108,7 @@ def test_show_draws(graph, tmp_path, capsys, cui):
         (["build", "--mesh", "nowhere.xml", "--out", "x"], "nowhere.xml: cannot be read"),
         (["build", "--edges", "nowhere.csv", "--out", "x"], "nowhere.csv: cannot be read"),
         (["build", "--edges", "nowhere.csv", "--column", "cui", "--out", "x"], "write NAME=COLUMN"),
+        (["build", "--edges", "nowhere.csv", "--tsv-preset", "primkg", "--out", "x"], "did you mean primekg?"),
     ],
 )
 def test_mistakes_are_one_line_and_status_two(graph, capsys, arguments, message):
