@@ -72,7 +72,8 @@ def _add_build(shards: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     build.add_argument("--graph", type=Path, required=True, metavar="GRAPH", help="graph directory")
     build.add_argument(
         "--corpus", nargs="+", action="extend", required=True, metavar="FORMAT:PATH",
-        help="documents, in this order; FORMAT is pubtator, medline, jats, bioc-xml, bioc-json, bern2 or jsonl",
+        help="documents, in this order: files, folders or quoted patterns (medline:'baseline/*.xml.gz'); FORMAT is "
+        "pubtator, medline, jats, bioc-xml, bioc-json, bern2 or jsonl",
     )  # fmt: skip
     build.add_argument(
         "--text", nargs="+", action="extend", default=[], metavar="FORMAT:PATH",
@@ -167,10 +168,11 @@ def _neighbors(options: argparse.Namespace) -> "NeighborSettings":
 
 
 def _corpora(options: argparse.Namespace) -> "list[Corpus]":
+    from bali_ds.corpus.corpus_files import corpus_files
     from bali_ds.shards.build_settings import Corpus
 
-    files = [_format_and_path(entry) for entry in options.corpus]
-    texts = [_format_and_path(entry) for entry in options.text]
+    found = [[corpus_files(entry) for entry in entries] for entries in (options.corpus, options.text)]
+    files, texts = ([(name, path) for name, paths in each for path in paths] for each in found)
     if len(texts) not in (0, 1, len(files)):
         raise InputError(
             f"--text: got {len(texts)} files for {len(files)} files of --corpus; pass one for each, or one for all"
@@ -178,13 +180,6 @@ def _corpora(options: argparse.Namespace) -> "list[Corpus]":
     joined: list[tuple[str, Path] | None] = [*(texts * len(files) if len(texts) == 1 else texts)]
     pairs = zip(files, joined or [None] * len(files), strict=True)
     return [Corpus(name, path, options.link, text) for (name, path), text in pairs]
-
-
-def _format_and_path(entry: str) -> tuple[str, Path]:
-    name, separator, path = entry.partition(":")
-    if not separator or not path:
-        raise InputError(f"{entry}: write FORMAT:PATH, for example pubtator:abstracts.txt.gz")
-    return name, Path(path)
 
 
 def _stats(options: argparse.Namespace) -> None:
