@@ -50,11 +50,13 @@ class ReadReport:
     Attributes:
         counts: by name.
         types: linked mentions by entity type.
+        surfaces: linked mentions by their string in lower case and concept id.
         remarks: the first ten problems as text.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     types: Counter[str] = field(default_factory=Counter)
+    surfaces: Counter[tuple[str, int]] = field(default_factory=Counter)
     remarks: list[str] = field(default_factory=list)
 
     def count(self, name: str, number: int = 1) -> None:
@@ -71,6 +73,7 @@ class ReadReport:
         """Add the counts of another report and, while there is room, its remarks."""
         self.counts.update(other.counts)
         self.types.update(other.types)
+        self.surfaces.update(other.surfaces)
         self.remarks = (self.remarks + other.remarks)[:10]
 
 
