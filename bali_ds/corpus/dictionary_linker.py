@@ -12,10 +12,14 @@ from numpy.typing import NDArray
 from bali_ds.corpus.abbreviations import find_abbreviations
 from bali_ds.corpus.disambiguation import Candidates, Disambiguator
 from bali_ds.corpus.document import Document, Mention
-from bali_ds.corpus.name_index import NameIndex
+from bali_ds.corpus.name_index import NameIndex, spelling_hash
 from bali_ds.corpus.normalization import WordHasher, normalize_word, split_words
 from bali_ds.corpus.word_cache import WordCache
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
+
+_TOKEN_START = re.compile(r"([^\W_]+)[-\u2010\u2011]\Z")
+_TOKEN_REST = re.compile(r"[-\u2010\u2011]([^\W_]+)")
+_SHORTEST_MODIFIER = 3
 
 
 class _Hit(NamedTuple):
@@ -34,7 +38,7 @@ class _BatchMatches(NamedTuple):
         starts, ends: code points, end exclusive.
         rows: rows of the name index.
         concept_ids: the best concept of each name.
-        unique: whether that is the name's only concept and the name is valid in lower case too.
+        unique: whether that is the name's only concept and the name is valid in every spelling.
     """
 
     documents: list[int]
@@ -88,7 +92,7 @@ class DictionaryLinker:
         documents = np.searchsorted(separators, found.words)
         firsts = found.words - documents
         heads = index.offsets[found.rows]
-        unique = (index.offsets[found.rows + 1] - heads == 1) & ~index.acronyms[heads]
+        unique = (index.offsets[found.rows + 1] - heads == 1) & (index.spellings[heads] == 0)
         columns = (
             np.searchsorted(documents, np.arange(len(texts) + 1)),
             words.starts[firsts],
@@ -110,7 +114,8 @@ class DictionaryLinker:
             if matches.unique[number]:
                 candidates: Candidates = (matches.concept_ids[number],)
             else:
-                candidates = self._disambiguator.candidates(matches.rows[number], _is_upper_case(text[start:end]))
+                spelling = spelling_hash(text[start:end]) if _may_be_symbol(text, start, end) else 0
+                candidates = self._disambiguator.candidates(matches.rows[number], spelling)
             if candidates:
                 yield _Hit(start, end, candidates)
                 last_end = end
@@ -129,8 +134,14 @@ class DictionaryLinker:
         return self._labels[concept_id]
 
 
-def _is_upper_case(text: str) -> bool:
-    return sum(letter.isupper() for letter in text) >= 2
+def _may_be_symbol(text: str, start: int, end: int) -> bool:
+    """Return whether a span is a whole token: "TNF" in "anti-TNF" and "TNF-mediated", but not in "TNF-2" or "p-TNF"."""
+    before, after = _TOKEN_START.search(text, max(0, start - 32), start), _TOKEN_REST.match(text, end)
+    return not (before and not _is_modifier(before[1])) and not (after and not _is_modifier(after[1]))
+
+
+def _is_modifier(part: str) -> bool:
+    return len(part) >= _SHORTEST_MODIFIER and part.islower() and part.isalpha()
 
 
 def _define_abbreviations(text: str, hits: list[_Hit], names: Callable[[int], list[str]]) -> list[_Hit]:
