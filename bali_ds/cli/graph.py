@@ -1,4 +1,4 @@
-"""Commands for concept graphs: `graph build`, `stats`, `show` and `fetch`."""
+"""Commands for concept graphs: `graph build`, `stats`, `show`, `search`, `names`, `export` and `fetch`."""
 
 import argparse
 from pathlib import Path
@@ -33,8 +33,24 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     show.add_argument("--png", type=Path, metavar="FILE", help="also draw the neighborhood as an image")
     add_json(show, "all facts")
     show.set_defaults(run=_show)
+    search = actions.add_parser("search", help="find concepts by a part of a name")
+    search.add_argument("graph", type=Path, metavar="GRAPH", help="graph directory")
+    search.add_argument("text", metavar="TEXT", help="what the name contains, for example 'heart attack'")
+    search.add_argument("--limit", type=int, default=10, metavar="N", help="concepts to print (default: %(default)s)")
+    add_json(search)
+    search.set_defaults(run=_search)
+    names = actions.add_parser("names", help="print all names as a dictionary, CUI||name")
+    names.add_argument("graph", type=Path, metavar="GRAPH", help="graph directory")
+    names.set_defaults(run=_names)
+    export = actions.add_parser("export", help="write a graph for other tools")
+    export.add_argument("graph", type=Path, metavar="GRAPH", help="graph directory")
+    export.add_argument(
+        "--format", choices=("scispacy", "pykeen", "neo4j", "kgx"), required=True, help="the tool that reads the files"
+    )
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the files")
+    export.set_defaults(run=_export)
     fetch = actions.add_parser("fetch", help="download an open graph from its official URL")
-    fetch.add_argument("name", metavar="NAME", help="hpo, mondo, doid, go, mesh, or a URL")
+    fetch.add_argument("name", metavar="NAME", help="hpo, mondo, doid, go, cl, uberon, chebi, mesh, primekg, or a URL")
     fetch.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write")
     fetch.add_argument("--sha256", metavar="HEX", help="expected SHA-256 of the file")
     fetch.set_defaults(run=_fetch)
@@ -193,12 +209,42 @@ def _show(options: argparse.Namespace) -> None:
     emit(description, options.json, lambda: readable(description, options.limit))
 
 
+def _search(options: argparse.Namespace) -> None:
+    from bali_ds.graph.knowledge_graph import KnowledgeGraph
+    from bali_ds.graph.name_search import search_names
+
+    if not options.text.strip():
+        raise InputError("graph search: the text is empty")
+    found = search_names(KnowledgeGraph.open(options.graph), options.text, options.limit)
+    lines = (
+        f"{row['cui']}  {row['name']}" + (f"  (also {row['found']})" if row["found"] != row["name"] else "")
+        for row in found
+    )
+    emit(found, options.json, lambda: "\n".join(lines) or f"no name contains {options.text!r}")
+
+
+def _names(options: argparse.Namespace) -> None:
+    from bali_ds.graph.graph_export import dictionary_lines
+    from bali_ds.graph.knowledge_graph import KnowledgeGraph
+
+    for line in dictionary_lines(KnowledgeGraph.open(options.graph)):
+        print(line)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from bali_ds.graph.graph_export import export_graph
+    from bali_ds.graph.knowledge_graph import KnowledgeGraph
+
+    for path in export_graph(KnowledgeGraph.open(options.graph), options.format, options.out):
+        print(path)
+
+
 def _fetch(options: argparse.Namespace) -> None:
     from bali_ds.graph.fetch import OPEN_GRAPHS, fetch
 
     known = OPEN_GRAPHS.get(options.name)
     if known is None and "://" not in options.name:
-        raise InputError(f"{options.name}: is not a known graph; use one of {', '.join(OPEN_GRAPHS)} or a URL")
+        raise InputError(f"{options.name}: is not a known graph or a URL; {suggestion(options.name, OPEN_GRAPHS)}")
     digest = fetch(known.address if known else options.name, options.out, options.sha256)
     print(f"{options.out}: SHA-256 {digest}" + (f", license: {known.license}" if known else ""))
     if known:

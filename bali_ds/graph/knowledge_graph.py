@@ -162,6 +162,11 @@ class KnowledgeGraph:
         """Return the name of relation id 0 to 2R - 1; ids from R on are the inverses."""
         return (self.relations + self.inverse_relations)[relation]
 
+    @property
+    def name_column(self) -> TextColumn:
+        """All names in one buffer."""
+        return self._names
+
     def _text(self, name: str) -> TextColumn:
         return TextColumn(self._columns[f"{name}.text"], self._columns[f"{name}.offsets"], str(self.path / name))
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import polars as pl
 
-from bali_ds.errors import InputError
+from bali_ds.errors import InputError, nearest
 from bali_ds.graph.delimited import read_delimited
+from bali_ds.graph.identifiers import source_abbreviation
 from bali_ds.graph.relations import UMLS_RELATIONS
 from bali_ds.graph.source import Report, Table, apply_filters, split_codes
 
@@ -116,7 +117,11 @@ class RrfSource:
     def _atoms(self) -> Iterator[tuple[Table, pl.DataFrame]]:
         ranks = self._ranks()
         wanted = ["CUI", "LAT", "TS", "STT", "ISPREF", "SAB", "TTY", "CODE", "STR", "SRL", "SUPPRESS"]
+        languages: set[str] = set()
+        sources: set[str] = set()
         for frame in self._read("MRCONSO", *wanted):
+            languages |= set(frame["LAT"].unique())
+            sources |= set(frame["SAB"].unique())
             self._note_licenses(frame)
             frame = apply_filters(frame, self._counts("MRCONSO"), self._atom_filters())
             frame = frame.join(ranks, on=["SAB", "TTY", "SUPPRESS"], how="left", maintain_order="left")
@@ -126,6 +131,16 @@ class RrfSource:
                 "preference", cui="CUI", source="SAB", code="CODE"
             )
             yield "codes", split_codes(codes)
+        self._refuse_misspelled("--language", self.filter.languages, languages)
+        self._refuse_misspelled("--source", self.filter.sources, sources)
+
+    def _refuse_misspelled(self, option: str, wanted: tuple[str, ...], present: set[str]) -> None:
+        """Refuse a value that no row has, if a similar one or the UMLS abbreviation of its vocabulary is there."""
+        for value in wanted:
+            abbreviation = source_abbreviation(value)
+            similar = abbreviation if abbreviation in present else nearest(value, present)
+            if value not in present and similar:
+                raise InputError(f"{option} {value}: is not in {self._files['MRCONSO'][0]}; did you mean {similar}?")
 
     def _preference(self) -> pl.Expr:
         """Lower is better: language, not suppressed, rank of source and term type, preferred form."""

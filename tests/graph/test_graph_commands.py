@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 
+import polars as pl
 import pytest
 
 from bali_ds.cli import main
@@ -74,6 +75,62 @@ def test_show_by_identifier_and_by_code(graph, capsys):
     assert {fact["cui"] for fact in facts} == {"C2", "C3", "C4"}
 
 
+def test_search_by_a_part_of_a_name(graph, capsys):
+    """The whole name first, then preferred names; a text does not match across two names."""
+    assert printed(capsys, "search", graph, "FLU").splitlines() == ["C2  influenza  (also flu)"]
+    assert printed(capsys, "search", graph, "e").splitlines()[:2] == ["C1  fever", "C5  lonely"]
+    assert json.loads(printed(capsys, "search", graph, "pyrexia", "--json")) == [
+        {"cui": "C1", "name": "fever", "found": "pyrexia", "semantic_types": ["T184"]}
+    ]
+    assert printed(capsys, "search", graph, "feverpyrexia") == "no name contains 'feverpyrexia'\n"
+    assert len(printed(capsys, "search", graph, "a", "--limit", "1").splitlines()) == 1
+
+
+def test_names_are_a_dictionary_for_linking(graph, capsys):
+    lines = printed(capsys, "names", graph).splitlines()
+    assert lines[:3] == ["C1||fever", "C1||pyrexia", "C1||raised temperature"]
+    assert len(lines) == 9
+
+
+def test_exports(graph, tmp_path, capsys):
+    """Each format holds the concepts and facts of the tables that the graph was built from."""
+    facts = {("C1", "isa", "C3"), ("C2", "isa", "C3"), ("C2", "has_phenotype", "C1"), ("C4", "may_treat", "C1")}
+    for name in ("scispacy", "pykeen", "neo4j", "kgx"):
+        printed(capsys, "export", graph, "--format", name, "--out", str(tmp_path / name))
+    concepts = [json.loads(line) for line in (tmp_path / "scispacy/knowledge_base.jsonl").read_text().splitlines()]
+    fever = {
+        "concept_id": "C1",
+        "canonical_name": "fever",
+        "aliases": ["pyrexia", "raised temperature"],
+        "types": ["T184"],
+    }
+    assert concepts[0] == fever
+    assert len(concepts) == 5
+    triples = pl.read_csv(tmp_path / "pykeen/triples.tsv", separator="\t", has_header=False)
+    assert set(triples.iter_rows()) == facts
+    nodes, edges = (pl.read_csv(tmp_path / f"neo4j/{name}.csv") for name in ("nodes", "edges"))
+    assert nodes.row(0) == ("C1", "fever", "pyrexia;raised temperature", "Concept;T184")
+    assert set(edges.select(":START_ID", ":TYPE", ":END_ID").iter_rows()) == facts
+    assert edges.filter(pl.col(":START_ID") == "C2", pl.col(":TYPE") == "isa")["sources:string[]"].to_list() == [
+        "DOID;MONDO"
+    ]
+    nodes, edges = (pl.read_csv(tmp_path / f"kgx/{name}.tsv", separator="\t") for name in ("nodes", "edges"))
+    assert nodes.row(1) == ("UMLS:C2", "biolink:NamedThing", "influenza", "flu")
+    assert set(edges.select("subject", "relation", "object").iter_rows()) == {
+        (f"UMLS:{head}", relation, f"UMLS:{tail}") for head, relation, tail in facts
+    }
+
+
+def test_misspelled_filters_are_answered_with_the_known_value(tmp_path, capsys):
+    (tmp_path / "MRCONSO.RRF").write_text("C1|ENG|P||PF||Y|||||MSH|MH|1|one|0|N||\n")
+    build = ["graph", "build", "--rrf", str(tmp_path), "--names-only", "--out", str(tmp_path / "graph")]
+    for option, wrong, known in (("--language", "en", "ENG"), ("--source", "MESH", "MSH"), ("--source", "msh", "MSH")):
+        assert main([*build, option, wrong]) == 2
+        assert (
+            f"{option} {wrong}: is not in {tmp_path / 'MRCONSO.RRF'}; did you mean {known}?" in capsys.readouterr().err
+        )
+
+
 def test_facts_are_chosen_by_relation(small_tables, tmp_path, capsys):
     build = ["graph", "build", "--tsv", *map(str, small_tables), "--out", str(tmp_path / "graph")]
     for chosen, relations, dropped in (
@@ -102,6 +159,9 @@ def test_show_draws(graph, tmp_path, capsys, cui):
         (["show", "GRAPH", "C99"], "C99: is not a concept"),
         (["show", "GRAPH", "C1", "--png", "/proc/x.png"], "cannot be written"),
         (["stats", "nowhere"], "nowhere: is not a graph"),
+        (["search", "GRAPH", " "], "the text is empty"),
+        (["fetch", "monod", "--out", "x"], "did you mean mondo?"),
+        (["export", "GRAPH", "--format", "kgx", "--out", "/proc/x"], "cannot be written"),
         (["build", "--out", "x"], "no source"),
         (["build", "--rrf", "nowhere", "--out", "x"], "contains no MRCONSO"),
         (["build", "--obo", "nowhere.obo", "--out", "x"], "nowhere.obo: cannot be read"),
