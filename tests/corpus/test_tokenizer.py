@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -182,3 +183,32 @@ def test_a_real_bert_tokenizer():
     assert tokenizer.vocab_size == 30522
     assert tokenizer.special_ids == (0, 100, 101, 102, 103)
     assert tokenizer.decode(tokenizer.encode("Renal failure").ids) == "renal failure"
+
+
+SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]", "<mask>"]
+WORD_IDS = {token: number for number, token in enumerate([*SPECIAL, "heart", "h", "e", "a", "##r"])}
+WORD_SCORES = [(token, -1.0 * number) for number, token in enumerate([*SPECIAL, "▁heart", "▁", "h", "e"])]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("BertTokenizer", {"vocab": WORD_IDS}),
+        ("MPNetTokenizer", {"vocab": WORD_IDS}),
+        ("RobertaTokenizer", {"vocab": WORD_IDS, "merges": []}),
+        ("DebertaTokenizer", {"vocab": WORD_IDS, "merges": []}),
+        ("XLMRobertaTokenizer", {"vocab": WORD_SCORES}),
+        ("DebertaV2Tokenizer", {"vocab": WORD_SCORES}),
+        ("AlbertTokenizer", {"vocab": WORD_SCORES}),
+    ],
+)
+def test_special_tokens_are_those_of_transformers(tmp_path, name, arguments):
+    """Every vocabulary holds the names of BERT and of RoBERTa."""
+    oracle = getattr(transformers, name)(**arguments)
+    oracle.save_pretrained(tmp_path)
+    found = Tokenizer.load(tmp_path)
+    for role in ("cls", "sep", "pad", "mask", "unk"):
+        assert getattr(found, f"{role}_id") == getattr(oracle, f"{role}_token_id"), role
+    ids = oracle("heart")["input_ids"]
+    assert (ids[0], ids[-1]) == (found.cls_id, found.sep_id)
+    assert ids[1:-1] == found.encode("heart").ids.tolist()
