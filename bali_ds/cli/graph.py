@@ -126,7 +126,14 @@ def _add_build(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         metavar="NAME=COLUMN",
         help="column names of the tables, for example head_cui=x_id",
     )
-    other.add_argument("--tsv-preset", metavar="NAME", help="read the tables of hetionet or primekg")
+    other.add_argument(
+        "--prefix-column",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="columns of the vocabulary in which identifiers are unique: of nodes, of heads and tails, or of all three",
+    )
+    other.add_argument("--tsv-preset", metavar="NAME", help="read the tables of biokg, hetionet or primekg")
     build.set_defaults(run=_build)
 
 
@@ -163,7 +170,7 @@ def _sources(options: argparse.Namespace) -> "list[Source]":
     pairs = [text.partition("=") for text in options.column]
     if not all(separator and name and own for name, separator, own in pairs):
         raise InputError(f"--column {' '.join(options.column)}: write NAME=COLUMN, for example head_cui=x_id")
-    columns = {name: own for name, _, own in pairs}
+    columns = {name: own for name, _, own in pairs} | _prefix_columns(options.prefix_column)
     sources: list[Source] = [RrfSource(folder, kept) for folder in options.rrf]
     sources += [OboSource(path, options.xref) for paths in options.obo for path in paths]
     sources += [MeshSource(path) for path in options.mesh]
@@ -172,6 +179,13 @@ def _sources(options: argparse.Namespace) -> "list[Source]":
     if not sources:
         raise InputError("graph build: no sources given; pass --rrf, --obo, --mesh, --tsv or --edges")
     return sources
+
+
+def _prefix_columns(columns: list[str]) -> dict[str, str]:
+    names = {1: ("prefix",), 2: ("head_prefix", "tail_prefix"), 3: ("prefix", "head_prefix", "tail_prefix")}
+    if len(columns) > len(names):
+        raise InputError(f"--prefix-column: got {len(columns)} columns; pass at most that of nodes, heads and tails")
+    return dict(zip(names.get(len(columns), ()), columns, strict=True))
 
 
 def _stats(options: argparse.Namespace) -> None:

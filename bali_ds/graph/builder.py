@@ -197,11 +197,10 @@ class _Writer:
 
     def _chosen(self, facts: FactTable, collector: FactCollector, wanted: FactFilter) -> FactTable:
         """Drop and count the facts of relations that are not wanted, and those between held-out pairs."""
-        names = (("dropped", wanted.drop), ("not kept", wanted.keep))
-        for what, relations in names:
+        for what, relations in (("dropped", wanted.drop), ("not kept", wanted.keep)):
             if relations:
                 found = of_relations(facts, collector.labels, collector.inverses, relations)
-                kept = ~found if relations is wanted.drop else found
+                kept = ~found if what == "dropped" else found
                 self.dropped[f"facts of relations that are {what}"] += int((~kept).sum())
                 facts = facts.where(kept)
         number = facts.heads.size

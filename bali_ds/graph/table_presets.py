@@ -14,13 +14,18 @@ class TablePreset:
         separator: what stands between prefix and rest where the identifiers of the tables include it.
         relations: replaces names of relations.
         mirrored: whether every fact is listed from both ends.
+        node_header, edge_header: the columns of tables without a line that names them; () if they have one.
+        named_by: in a node table with one property in each row, the value of the column property of rows with names.
     """
 
-    columns: Mapping[str, str]
+    columns: Mapping[str, str] = field(default_factory=dict)
     prefixes: Mapping[str, str] = field(default_factory=dict)
     separator: str = ""
     relations: Mapping[str, str] = field(default_factory=dict)
     mirrored: bool = False
+    node_header: tuple[str, ...] = ()
+    edge_header: tuple[str, ...] = ()
+    named_by: str = ""
 
 
 # hetnet/tsv/README.md of hetio/hetionet; the relations are the metaedges of its metagraph.
@@ -52,4 +57,21 @@ _PRIMEKG = TablePreset(
     mirrored=True,
 )  # fmt: skip
 
-TABLE_PRESETS = {"hetionet": _HETIONET, "primekg": _PRIMEKG}
+# links_description.txt and meta_description.txt of dsi-bdi/biokg: tables without a header, and a file of names for each
+# kind of entity, which can be concatenated.
+_BIOKG = TablePreset(
+    node_header=("cui", "property", "preferred_name"),
+    edge_header=("head_cui", "relation", "tail_cui"),
+    named_by="NAME",
+    relations={
+        "PPI": "interacts_with", "DPI": "interacts_with", "DDI": "interacts_with", "DRUG_CARRIER": "has_carrier",
+        "DRUG_ENZYME": "has_enzyme", "DRUG_TRANSPORTER": "has_transporter", "DRUG_TARGET": "has_target",
+        "PROTEIN_PATHWAY_ASSOCIATION": "associated_with", "DRUG_PATHWAY_ASSOCIATION": "associated_with",
+        "DISEASE_PATHWAY_ASSOCIATION": "associated_with", "DRUG_DISEASE_ASSOCIATION": "associated_with",
+        "PROTEIN_DISEASE_ASSOCIATION": "associated_with", "MEMBER_OF_COMPLEX": "member_of_complex",
+        "MEMBER_OF_PATHWAY": "member_of_pathway", "MEMBER_OF_TOP_LEVEL_PATHWAY": "member_of_top_level_pathway",
+        "DISEASE_GENETIC_DISORDER": "has_genetic_disorder", "RELATED_GENETIC_DISORDER": "related_genetic_disorder",
+    },
+)  # fmt: skip
+
+TABLE_PRESETS = {"biokg": _BIOKG, "hetionet": _HETIONET, "primekg": _PRIMEKG}

@@ -26,15 +26,20 @@ def table_columns(path: Path) -> list[str]:
     return header(path, *_text_format(path))
 
 
-def read_table(path: Path, wanted: Sequence[str]) -> Iterator[pl.DataFrame]:
+def read_table(path: Path, wanted: Sequence[str], columns: Sequence[str] = ()) -> Iterator[pl.DataFrame]:
     """Yield the wanted columns as strings, block by block; a missing value becomes the empty string.
+
+    Args:
+        path: the table.
+        wanted: the columns to read.
+        columns: all columns of a text table whose first line does not name them.
 
     Raises:
         InputError: the file cannot be read, or is damaged.
     """
     if not _is_parquet(path):
         delimiter, quoted = _text_format(path)
-        yield from read_delimited(path, wanted, delimiter=delimiter, quoted=quoted)
+        yield from read_delimited(path, wanted, delimiter=delimiter, columns=columns or None, quoted=quoted)
         return
     row = 0
     try:
@@ -62,7 +67,7 @@ def _parquet(path: Path) -> pyarrow.parquet.ParquetFile:
 
 NODE_COLUMNS = {
     "cui": True, "preferred_name": True, "synonyms": False, "semantic_types": False, "source_terms": False,
-    "prefix": False,
+    "prefix": False, "property": False,
 }  # fmt: skip
 EDGE_COLUMNS = {
     "head_cui": True, "relation": True, "tail_cui": True, "source": False, "head_name": False, "tail_name": False,
@@ -103,15 +108,16 @@ class TableSource:
         self.edges = Path(edges)
         self.report: Report = {}
         self.warnings: list[str] = []
-        self._preset = preset or TablePreset({})
+        self._preset = preset or TablePreset()
         self.mirrored = self._preset.mirrored
         mapping = {**self._preset.columns, **(columns or {})}
         unknown = set(mapping) - NODE_COLUMNS.keys() - EDGE_COLUMNS.keys()
         if unknown:
             known = ", ".join([*NODE_COLUMNS, *EDGE_COLUMNS])
             raise InputError(f"column {min(unknown)}: is not a column of a graph; use one of {known}")
-        self._node_columns = _present(self.nodes, NODE_COLUMNS, mapping) if self.nodes else {}
-        self._edge_columns = _present(self.edges, EDGE_COLUMNS, mapping)
+        headers = self._preset.node_header, self._preset.edge_header
+        self._node_columns = _present(self.nodes, headers[0], NODE_COLUMNS, mapping) if self.nodes else {}
+        self._edge_columns = _present(self.edges, headers[1], EDGE_COLUMNS, mapping)
         present = {*self._node_columns, *self._edge_columns}
         self._has_prefixes = bool(self._preset.separator) or not present.isdisjoint(_PREFIXES.values())
 
@@ -133,7 +139,10 @@ class TableSource:
             counts = self.report.setdefault(self.nodes.name, Counter())
             for frame in self._read(self.nodes, self._node_columns):
                 counts["rows"] += frame.height
-                yield apply_filters(frame, counts, {"no identifier": pl.col("cui") != ""})
+                filters = {"no identifier": pl.col("cui") != ""}
+                if self._preset.named_by:
+                    filters["other property"] = pl.col("property") == self._preset.named_by
+                yield apply_filters(frame, counts, filters)
         for end in ("head", "tail"):
             named = {"preferred_name": f"{end}_name", "semantic_types": f"{end}_types"}
             if self.nodes is None or named["preferred_name"] in self._edge_columns:
@@ -154,8 +163,7 @@ class TableSource:
             examples = "; ".join(f"{cui}: {', '.join(found[:_EXAMPLES])}" for cui, found in rows)
             self.warnings.append(
                 f"{(self.nodes or self.edges).name}: {several.height} identifiers have several preferred names "
-                f"({examples[:300]}); if they belong to several vocabularies, name the columns of these with --column "
-                "prefix=COLUMN, or head_prefix=COLUMN tail_prefix=COLUMN for edges"
+                f"({examples[:300]}); if they belong to several vocabularies, name their columns with --prefix-column"
             )
 
     def relations(self) -> Iterator[pl.DataFrame]:
@@ -180,7 +188,8 @@ class TableSource:
 
     def _read(self, path: Path, columns: Mapping[str, str]) -> Iterator[pl.DataFrame]:
         """Yield the columns of a table by the keys of `columns`, prefixes merged into the identifiers."""
-        for frame in read_table(path, list(dict.fromkeys(columns.values()))):
+        header = self._preset.node_header if path == self.nodes else self._preset.edge_header
+        for frame in read_table(path, list(dict.fromkeys(columns.values())), header):
             frame = frame.select(**{key: pl.col(own) for key, own in columns.items()})
             yield frame.with_columns(**{key: self._identifier(key, columns) for key in _PREFIXES if key in columns})
 
@@ -199,9 +208,11 @@ class TableSource:
         return pl.when((code == "") | is_whole).then(code).otherwise(pl.format("{}:{}", prefix, code))
 
 
-def _present(path: Path, columns: Mapping[str, bool], mapping: Mapping[str, str]) -> dict[str, str]:
+def _present(
+    path: Path, header: Sequence[str], columns: Mapping[str, bool], mapping: Mapping[str, str]
+) -> dict[str, str]:
     """Return the table's name of each column that it has; refuse a table without a required or mapped column."""
-    found = table_columns(path)
+    found = list(header) or table_columns(path)
     taken = set(mapping.values())
     own = {key: mapping.get(key, key) for key in columns if key in mapping or key not in taken}
     for key, needed in columns.items():

@@ -121,6 +121,17 @@ def test_exports(graph, tmp_path, capsys):
     }
 
 
+def test_prefix_columns_keep_vocabularies_apart(tmp_path, capsys):
+    (tmp_path / "kg.csv").write_text("head_cui,hv,relation,tail_cui,tv,head_name,tail_name\n7,A,r,7,B,one,two\n")
+    build = ["graph", "build", "--edges", str(tmp_path / "kg.csv"), "--out", str(tmp_path / "graph")]
+    assert main([*build, "--names-only"]) == 0
+    assert "warning: kg.csv: 1 identifiers have several preferred names (7: one, two)" in capsys.readouterr().out
+    assert main([*build, "--prefix-column", "hv", "tv"]) == 0
+    capsys.readouterr()
+    assert printed(capsys, "names", str(tmp_path / "graph")) == "A:7||one\nB:7||two\n"
+    assert main([*build, "--prefix-column", *"abcd"]) == 2
+
+
 def test_misspelled_filters_are_answered_with_the_known_value(tmp_path, capsys):
     (tmp_path / "MRCONSO.RRF").write_text("C1|ENG|P||PF||Y|||||MSH|MH|1|one|0|N||\n")
     build = ["graph", "build", "--rrf", str(tmp_path), "--names-only", "--out", str(tmp_path / "graph")]

@@ -305,6 +305,24 @@ def test_hetionet(tmp_path):
     assert KnowledgeGraph.open(tmp_path / "plain").sources == ("EDGES",)
 
 
+def test_biokg(tmp_path):
+    """Its tables have no line that names the columns, and its names are one property among others."""
+    (tmp_path / "names.txt").write_text(
+        "P04637\tNAME\tP53_HUMAN\nP04637\tSPECIES\tHUMAN\nDB00945\tNAME\tAspirin\nD003920\tNAME\tDiabetes Mellitus\n"
+    )
+    (tmp_path / "links.tsv").write_text(
+        "DB00945\tDRUG_TARGET\tP04637\nDB00945\tDRUG_DISEASE_ASSOCIATION\tD003920\nDB00945\tDPI\tP04637\n"
+    )
+    source = TableSource(tmp_path / "names.txt", tmp_path / "links.tsv", preset=TABLE_PRESETS["biokg"])
+    graph = built(tmp_path, source)
+    assert [graph.names(concept) for concept in range(3)] == [["Diabetes Mellitus"], ["Aspirin"], ["P53_HUMAN"]]
+    assert {fact for fact in stored_facts(graph) if fact[0] == "DB00945"} == {
+        ("DB00945", "has_target", "P04637", "LINKS"), ("DB00945", "interacts_with", "P04637", "LINKS"),
+        ("DB00945", "associated_with", "D003920", "LINKS"),
+    }  # fmt: skip
+    assert source.report["names.txt"] == {"rows": 4, "dropped: other property": 1}
+
+
 def test_column_errors_are_named(tmp_path):
     path = tmp_path / "kg.csv"
     PRIMEKG.write_csv(path)
