@@ -226,12 +226,15 @@ def _show(options: argparse.Namespace) -> None:
 def _search(options: argparse.Namespace) -> None:
     from bali_ds.graph.knowledge_graph import KnowledgeGraph
     from bali_ds.graph.name_search import search_names
+    from bali_ds.graph.semantic_types import named_type
 
     if not options.text.strip():
         raise InputError("graph search: the text is empty")
     found = search_names(KnowledgeGraph.open(options.graph), options.text, options.limit)
     lines = (
-        f"{row['cui']}  {row['name']}" + (f"  (also {row['found']})" if row["found"] != row["name"] else "")
+        f"{row['cui']}  {row['name']}"
+        + (f"  (also {row['found']})" if row["found"] != row["name"] else "")
+        + "".join(f"  [{named_type(each)}]" for each in row["semantic_types"])
         for row in found
     )
     emit(found, options.json, lambda: "\n".join(lines) or f"no name contains {options.text!r}")

@@ -68,7 +68,7 @@ def test_stats_of_a_corpus(graph, tmp_path, capsys):
 
 def test_show_by_identifier_and_by_code(graph, capsys):
     text = printed(capsys, "show", graph, "C1")
-    assert text.startswith("C1  fever [T184]\n  also pyrexia\n")
+    assert text.startswith("C1  fever [T184 Sign or Symptom]\n  also pyrexia\n")
     assert "  phenotype_of (1)\n    C2  influenza  (HPOA)\n" in text
     assert printed(capsys, "show", graph, "MESH:D005334") == text
     facts = json.loads(printed(capsys, "show", graph, "C1", "--json"))["facts"]
@@ -77,8 +77,10 @@ def test_show_by_identifier_and_by_code(graph, capsys):
 
 def test_search_by_a_part_of_a_name(graph, capsys):
     """The whole name first, then preferred names; a text does not match across two names."""
-    assert printed(capsys, "search", graph, "FLU").splitlines() == ["C2  influenza  (also flu)"]
-    assert printed(capsys, "search", graph, "e").splitlines()[:2] == ["C1  fever", "C5  lonely"]
+    assert printed(capsys, "search", graph, "FLU").splitlines() == [
+        "C2  influenza  (also flu)  [T047 Disease or Syndrome]"
+    ]
+    assert printed(capsys, "search", graph, "e").splitlines()[:2] == ["C1  fever  [T184 Sign or Symptom]", "C5  lonely"]
     assert json.loads(printed(capsys, "search", graph, "pyrexia", "--json")) == [
         {"cui": "C1", "name": "fever", "found": "pyrexia", "semantic_types": ["T184"]}
     ]
