@@ -12,14 +12,10 @@ from numpy.typing import NDArray
 from bali_ds.corpus.abbreviations import find_abbreviations
 from bali_ds.corpus.disambiguation import Candidates, Disambiguator
 from bali_ds.corpus.document import Document, Mention
-from bali_ds.corpus.name_index import NameIndex, spelling_hash
+from bali_ds.corpus.name_index import NameIndex, symbol_spelling
 from bali_ds.corpus.normalization import WordHasher, normalize_word, split_words
 from bali_ds.corpus.word_cache import WordCache
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
-
-_TOKEN_START = re.compile(r"([^\W_]+)[-\u2010\u2011]\Z")
-_TOKEN_REST = re.compile(r"[-\u2010\u2011]([^\W_]+)")
-_SHORTEST_MODIFIER = 3
 
 
 class _Hit(NamedTuple):
@@ -114,8 +110,7 @@ class DictionaryLinker:
             if matches.unique[number]:
                 candidates: Candidates = (matches.concept_ids[number],)
             else:
-                spelling = spelling_hash(text[start:end]) if _may_be_symbol(text, start, end) else 0
-                candidates = self._disambiguator.candidates(matches.rows[number], spelling)
+                candidates = self._disambiguator.candidates(matches.rows[number], symbol_spelling(text, start, end))
             if candidates:
                 yield _Hit(start, end, candidates)
                 last_end = end
@@ -132,16 +127,6 @@ class DictionaryLinker:
             first_type = next(iter(self._disambiguator.types(concept_id)), "")
             self._labels[concept_id] = first_type, (self._graph.cui(concept_id),)
         return self._labels[concept_id]
-
-
-def _may_be_symbol(text: str, start: int, end: int) -> bool:
-    """Return whether a span is a whole token: "TNF" in "anti-TNF" and "TNF-mediated", but not in "TNF-2" or "p-TNF"."""
-    before, after = _TOKEN_START.search(text, max(0, start - 32), start), _TOKEN_REST.match(text, end)
-    return not (before and not _is_modifier(before[1])) and not (after and not _is_modifier(after[1]))
-
-
-def _is_modifier(part: str) -> bool:
-    return len(part) >= _SHORTEST_MODIFIER and part.islower() and part.isalpha()
 
 
 def _define_abbreviations(text: str, hits: list[_Hit], names: Callable[[int], list[str]]) -> list[_Hit]:

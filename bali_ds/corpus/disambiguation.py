@@ -29,7 +29,7 @@ class Disambiguator:
 
         Args:
             row: row of the name index.
-            spelling: `spelling_hash` of the mention if it may be a symbol, else 0.
+            spelling: `symbol_spelling` of the mention.
         """
         key = row, spelling
         if key not in self._candidates:

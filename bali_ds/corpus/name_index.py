@@ -5,6 +5,7 @@ seconds, is shared by all processes of a host, and matches millions of words per
 """
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,10 @@ from bali_ds.graph.knowledge_graph import KnowledgeGraph
 FORMAT_VERSION = 3
 LONGEST_NAME = 12
 """Words of a name; longer names are not indexed."""
+
+_TOKEN_START = re.compile(r"([^\W_]+)[-\u2010\u2011]\Z")
+_TOKEN_REST = re.compile(r"[-\u2010\u2011]([^\W_]+)")
+_SHORTEST_MODIFIER = 3
 
 _Hashes = NDArray[np.uint64]
 _BATCH = 1 << 16
@@ -160,7 +165,21 @@ def _columns(graph: KnowledgeGraph) -> dict[str, NDArray[Any]]:
     }
 
 
-def spelling_hash(word: str) -> int:
+def symbol_spelling(text: str, start: int, end: int) -> int:
+    """Return the hash of a span if it may be a symbol there, else 0.
+
+    A symbol is a whole token: "TNF" in "anti-TNF" and "TNF-mediated", but not in "TNF-2" or "p-TNF".
+    """
+    before, after = _TOKEN_START.search(text, max(0, start - 32), start), _TOKEN_REST.match(text, end)
+    is_whole = all(part is None or _is_modifier(part[1]) for part in (before, after))
+    return _spelling_hash(text[start:end]) if is_whole else 0
+
+
+def _is_modifier(part: str) -> bool:
+    return len(part) >= _SHORTEST_MODIFIER and part.islower() and part.isalpha()
+
+
+def _spelling_hash(word: str) -> int:
     """Return a hash of a symbol as it is written but for the plural "s" of "SNPs"; not 0, equal on every machine."""
     if word.endswith("s") and word[:-1].isupper():
         word = word[:-1]
@@ -198,7 +217,7 @@ def _paths(graph: KnowledgeGraph, everyday_words: EverydayWords) -> Iterator[_Ba
                 name_ids.append(name_id)
                 hashes += hasher(words)
                 lengths.append(len(words))
-                spellings.append(spelling_hash(words[0]) if is_symbol(words) else 0)
+                spellings.append(_spelling_hash(words[0]) if is_symbol(words) else 0)
         if not name_ids:
             continue
         flat, counts, names = np.array(hashes, np.uint64), np.array(lengths), np.array(name_ids)
