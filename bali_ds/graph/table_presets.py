@@ -60,6 +60,7 @@ _PRIMEKG = TablePreset(
 # links_description.txt and meta_description.txt of dsi-bdi/biokg: tables without a header, and a file of names for each
 # kind of entity, which can be concatenated.
 _BIOKG = TablePreset(
+    columns={"property": "property"},
     node_header=("cui", "property", "preferred_name"),
     edge_header=("head_cui", "relation", "tail_cui"),
     named_by="NAME",

@@ -74,6 +74,7 @@ EDGE_COLUMNS = {
     "head_types": False, "tail_types": False, "head_prefix": False, "tail_prefix": False,
 }  # fmt: skip
 _PREFIXES = {"cui": "prefix", "head_cui": "head_prefix", "tail_cui": "tail_prefix"}
+_MAPPED_ALONE = {*_PREFIXES.values(), "property"}
 _EXAMPLES = 3
 
 
@@ -83,8 +84,8 @@ class TableSource:
     Nodes have cui and preferred_name, and may have synonyms (separated by bars), semantic_types and source_terms
     ("MESH:D003920"; both separated by semicolons). Edges have head_cui, relation, tail_cui, and may have source,
     head_name, tail_name, head_types, tail_types. The columns prefix, head_prefix and tail_prefix hold the vocabulary of
-    an identifier that is unique only within it. Other columns are ignored. Sources are stored under their UMLS
-    abbreviations, so that tables and RRF of one graph merge.
+    an identifier that is unique only within it; they are used only if they are mapped. Other columns are ignored.
+    Sources are stored under their UMLS abbreviations, so that tables and RRF of one graph merge.
 
     Args:
         nodes: the node table; None if the edge table names its nodes.
@@ -214,7 +215,7 @@ def _present(
     """Return the table's name of each column that it has; refuse a table without a required or mapped column."""
     found = list(header) or table_columns(path)
     taken = set(mapping.values())
-    own = {key: mapping.get(key, key) for key in columns if key in mapping or key not in taken}
+    own = {key: mapping.get(key, key) for key in columns if key in mapping or key not in taken | _MAPPED_ALONE}
     for key, needed in columns.items():
         name = own.get(key, key)
         if (needed or key in mapping) and (key not in own or name not in found):

@@ -305,6 +305,13 @@ def test_hetionet(tmp_path):
     assert KnowledgeGraph.open(tmp_path / "plain").sources == ("EDGES",)
 
 
+def test_a_column_prefix_is_used_only_if_it_is_mapped(tmp_path):
+    (tmp_path / "nodes.tsv").write_text("cui\tpreferred_name\tprefix\nC1\tone\tDr\nC2\ttwo\tMr\n")
+    (tmp_path / "edges.tsv").write_text("head_cui\trelation\ttail_cui\nC1\tr\tC2\n")
+    graph = built(tmp_path, TableSource(tmp_path / "nodes.tsv", tmp_path / "edges.tsv"))
+    assert [graph.cui(concept) for concept in range(2)] == ["C1", "C2"]
+
+
 def test_biokg(tmp_path):
     """Its tables have no line that names the columns, and its names are one property among others."""
     (tmp_path / "names.txt").write_text(
