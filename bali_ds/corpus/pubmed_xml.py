@@ -11,7 +11,7 @@ from bali_ds.xml_elements import elements, plain_text
 
 _ID_TYPES = ("pmid", "pmc", "pmcid", "doi")
 
-# Elements of JATS whose text is not part of the sentences around them; each is counted.
+# Elements whose text is not part of the sentences around them, most of them of JATS; each is counted.
 _SKIPPED = frozenset((
     "alternatives", "array", "boxed-text", "caption", "chem-struct-wrap", "code", "disp-formula", "disp-formula-group",
     "fig", "fig-group", "floats-group", "fn", "fn-group", "graphic", "inline-graphic", "inline-supplementary-material",
@@ -34,8 +34,8 @@ def read_medline(path: Path, report: ReadReport) -> Iterator[Document]:
     """Yield the citations of a file of the PubMed baseline or its updates, without mentions.
 
     The text is title, one space, abstract; a structured abstract keeps its labels ("METHODS: ..."). A citation without
-    an abstract takes its English OtherAbstract. Books and their chapters are read too. A citation that the file deletes
-    is yielded as withdrawn.
+    an abstract takes its English OtherAbstract. Formulas are skipped and counted. Books and chapters are read too. A
+    citation that the file deletes is yielded as withdrawn.
 
     Raises:
         InputError: the file is not well-formed MEDLINE XML.
@@ -61,22 +61,22 @@ def read_medline(path: Path, report: ReadReport) -> Iterator[Document]:
 
 
 def _citation_text(article: etree._Element, citation: etree._Element, report: ReadReport) -> str:
-    title = plain_text(article.find("ArticleTitle")) or plain_text(article.find("Book/BookTitle"))
-    abstract = _abstract(article.find("Abstract"))
+    title = _paragraph(article.find("ArticleTitle"), report) or _paragraph(article.find("Book/BookTitle"), report)
+    abstract = _abstract(article.find("Abstract"), report)
     if not abstract:
         others = (other for other in citation.iterfind("OtherAbstract") if other.get("Language", "eng") == "eng")
-        abstract = _abstract(next(others, None))
+        abstract = _abstract(next(others, None), report)
     if not abstract:
         report.count("documents_without_abstract")
     return f"{title} {abstract}".strip()
 
 
-def _abstract(abstract: etree._Element | None) -> str:
+def _abstract(abstract: etree._Element | None, report: ReadReport) -> str:
     if abstract is None:
         return ""
     sections = []
     for section in abstract.iterfind("AbstractText"):
-        text, label = plain_text(section), section.get("Label", "")
+        text, label = _paragraph(section, report), section.get("Label", "")
         if text:
             sections.append(text if label in ("", "UNLABELLED") else f"{label}: {text}")
     return " ".join(sections)

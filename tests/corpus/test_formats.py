@@ -161,6 +161,15 @@ def test_named_characters_are_resolved_without_their_dtd(tmp_path):
     assert read(tmp_path, "medline", citations(item))[0] == [Document("7", "IFN-γ.")]
 
 
+def test_formulas_of_medline_are_skipped_and_counted(tmp_path):
+    formula = '<mml:math xmlns:mml="http://www.w3.org/1998/Math/MathML"><mml:mi>x</mml:mi><mml:mo>2</mml:mo></mml:math>'
+    abstract = f"<Abstract><AbstractText>It is {formula} m<sup>2</sup>.</AbstractText></Abstract>"
+    item = CITATION.format(pmid=7, title="T.", abstract=abstract, other="")
+    (document,), report = read(tmp_path, "medline", citations(item))
+    assert document.text == "T. It is m2."
+    assert report.counts == {"documents": 1, "skipped_math": 1}
+
+
 def test_books_are_read_and_counted(tmp_path):
     book = """<PubmedBookArticle><BookDocument><PMID>11</PMID><Book><BookTitle>A book</BookTitle></Book>{title}
     <Abstract><AbstractText>Dyspnea.</AbstractText></Abstract></BookDocument></PubmedBookArticle>"""
