@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 from html.entities import html5
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
+from bali_ds.bounded_reader import BoundedReader
 from bali_ds.errors import InputError, first_line
 
 if TYPE_CHECKING:
@@ -37,13 +38,14 @@ def elements(path: Path, counts: "Counter[str]", *tags: str) -> "Iterator[etree.
         with open(path, "rb") as raw:
             compressed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
-            stream = _BoundedReader(path, gzip.GzipFile(fileobj=raw) if compressed else raw)
+            source = gzip.GzipFile(fileobj=raw) if compressed else raw
+            stream = BoundedReader(path, source, LARGEST_ELEMENT, "without a document")
             events = etree.iterparse(
                 stream, events=("end",), tag=[f"{{*}}{tag}" for tag in tags], resolve_entities=False, load_dtd=False,
                 no_network=True, remove_comments=True, remove_pis=True,
             )  # fmt: skip
             for _, element in events:
-                stream.unclaimed = 0
+                stream.restart()
                 if not checked:
                     _refuse_entities(path, element)
                     checked = True
@@ -58,24 +60,6 @@ def elements(path: Path, counts: "Counter[str]", *tags: str) -> "Iterator[etree.
         raise InputError(f"{path}: the compressed data is truncated or damaged; download the file again") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-class _BoundedReader:
-    """Stream that the parser reads, up to a number of bytes without an element; `unclaimed` counts them."""
-
-    def __init__(self, path: Path, stream: IO[bytes] | gzip.GzipFile) -> None:
-        self._path = path
-        self._stream = stream
-        self.unclaimed = 0
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._stream.read(size)
-        self.unclaimed += len(data)
-        if self.unclaimed > LARGEST_ELEMENT:
-            raise InputError(
-                f"{self._path}: has more than {LARGEST_ELEMENT >> 20} MiB without a document; check its format"
-            )
-        return data
 
 
 def plain_text(element: "etree._Element | None") -> str:

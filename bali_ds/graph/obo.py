@@ -8,9 +8,13 @@ from typing import IO, Any
 
 import polars as pl
 
+from bali_ds.bounded_reader import BoundedReader
 from bali_ds.errors import InputError
 from bali_ds.graph.identifiers import source_abbreviation, split_code
 from bali_ds.graph.source import TABLES, Report, Table
+
+LARGEST_ONTOLOGY = 1 << 30
+"""Bytes, decompressed; all terms are kept in memory."""
 
 # Clauses that a term may have several times: the key that collects them, and how to read one.
 _CLAUSES: dict[str, tuple[str, Callable[[Any], Any]]] = {
@@ -37,7 +41,7 @@ class OboSource:
             terms keep their own id.
 
     Raises:
-        InputError: the file cannot be read or parsed; the message names the line.
+        InputError: the file cannot be read or parsed, or has more than 1 GiB; the message names the line.
     """
 
     mirrored = False
@@ -118,7 +122,10 @@ def _parse(path: Path) -> Iterator[Any]:
     is_graph = path.name.removesuffix(".gz").endswith(".json")
     try:
         with _open(path) as stream:
-            yield from fastobo.load_graph(stream) if is_graph else fastobo.load(stream, threads=1)
+            bounded = BoundedReader(path, stream, LARGEST_ONTOLOGY, "in one ontology")
+            yield from fastobo.load_graph(bounded) if is_graph else fastobo.load(bounded, threads=1)
+    except InputError:
+        raise
     except SyntaxError as error:
         raise InputError(f"{path}: line {error.lineno}: {error.msg}; the file must be OBO format 1.4") from error
     except (ValueError, OSError, EOFError) as error:

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from bali_ds.errors import InputError
+from bali_ds.graph import obo
 from bali_ds.graph.builder import build_graph
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.mesh import MeshSource
@@ -137,6 +138,14 @@ def test_ontologies_meet_whatever_they_call_the_umls(tmp_path):
     assert (graph.num_concepts, graph.cui(0), sorted(graph.names(0))) == (1, "C0015967", ["doid fever", "mondo fever"])
     for code in ("SNOMEDCT_US:386661006", "UMLS_CUI:C0015967", "UMLS:C0015967", "DOID:2"):
         assert graph.code_to_cuis("", code) == ["C0015967"]
+
+
+@pytest.mark.parametrize("name", ["bomb.obo.gz", "bomb.json.gz"])
+def test_an_ontology_without_end_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(obo, "LARGEST_ONTOLOGY", 1 << 20)
+    (tmp_path / name).write_bytes(gzip.compress(b"format-version: 1.4\n" + b"\n" * (1 << 22)))
+    with pytest.raises(InputError, match="has more than 1 MiB in one ontology"):
+        OboSource(tmp_path / name)
 
 
 def test_ontology_by_its_own_ids(ontology, tmp_path):
