@@ -81,6 +81,7 @@ setup(
         "tqdm>=4.67,<5",
         "transformers>=5,<6",
         "webdataset>=1,<2",
+        "wordfreq>=3.1,<4",
     ],
     extras_require={
         "test": [

@@ -1,5 +1,8 @@
 """Exceptions that end a command or a run, their exit statuses, and one-line messages."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """Invalid input: a file, a recipe or an argument.
@@ -58,6 +61,19 @@ def first_line(error: BaseException, message: str | None = None) -> str:
     """
     lines = (str(error) if message is None else message).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def nearest(wrong: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most similar to an unknown one, or None if none is similar."""
+    names = {name.lower(): name for name in sorted(known)}
+    found = difflib.get_close_matches(wrong.lower(), names, n=1)
+    return names[found[0]] if found else None
+
+
+def suggestion(wrong: str, known: Iterable[str]) -> str:
+    """Return what to do about an unknown name: the most similar known one, or the first known ones."""
+    similar = nearest(wrong, known)
+    return f"did you mean {similar}?" if similar else f"use one of {', '.join(sorted(known))[:200]}"
 
 
 def exit_status(error: Exception) -> int:

@@ -3,9 +3,10 @@
     python bench/linker.py [--graph GRAPH] [--data FOLDER_OF_REAL_DATA]
 
 Gold mentions whose concept is not in the graph are excluded. Corpora annotate only some semantic types, so precision
-is also given for the predictions that overlap a gold mention. The published figures are for other systems, with the
-whole UMLS or MeSH as dictionary, on other splits: they give the order of magnitude, not a comparison. Writes
-bench/results/linker.json.
+is also given for the predictions that overlap a gold mention. Rows by semantic group compare the gold and the found
+mentions of its concepts; those of symbols, the mentions that are written as symbols. The published figures are for
+other systems, with the whole UMLS or MeSH as dictionary, on other splits: they give the order of magnitude, not a
+comparison. Writes bench/results/linker.json.
 """
 
 import argparse
@@ -23,7 +24,9 @@ from bali_ds.corpus.dictionary_linker import DictionaryLinker
 from bali_ds.corpus.disambiguation import Disambiguator
 from bali_ds.corpus.document import Document, ReadReport
 from bali_ds.corpus.name_index import open_dictionary
+from bali_ds.corpus.normalization import split_words
 from bali_ds.corpus.readers import read_documents
+from bali_ds.corpus.stopwords import is_symbol
 from bali_ds.files import write_json
 from bali_ds.graph.builder import build_graph
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
@@ -138,6 +141,15 @@ def of_group(links: Sequence[set[Link]], graph: KnowledgeGraph, group: str) -> l
     return [{link for link in own if types.intersection(graph.semantic_types(link[2]))} for own in links]
 
 
+def of_symbols(links: Sequence[set[Link]], documents: Sequence[Document]) -> list[set[Link]]:
+    """Keep the links whose mention is written as a symbol: IgM, TNF, B12."""
+    pairs = zip(links, documents, strict=True)
+    return [
+        {link for link in own if is_symbol(split_words(document.text[link[0] : link[1]]).texts)}
+        for own, document in pairs
+    ]
+
+
 def ambiguous_right(
     gold: Sequence[set[Link]], found: Sequence[set[Link]], shared: Sequence[set[tuple[int, int]]]
 ) -> float:
@@ -176,10 +188,10 @@ def main() -> None:
         linker = DictionaryLinker(open_dictionary(Path(folder) / "dictionary", graph), graph)
         rows = measure(graph, linker, options.data)
     columns = [key for key in rows[0] if key not in ("corpus", "linker")]
-    print(f"{'corpus':26}{'linker':24}" + "".join(f"{column.replace('_', ' ')[:17]:>18}" for column in columns))
+    print(f"{'corpus':30}{'linker':24}" + "".join(f"{column.replace('_', ' ')[:17]:>18}" for column in columns))
     for row in rows:
         values = "".join(f"{row[column]:18.3f}" if column in row else " " * 18 for column in columns)
-        print(f"{row['corpus']:26}{row['linker']:24}{values}")
+        print(f"{row['corpus']:30}{row['linker']:24}{values}")
     print("\npublished, F1 (the whole UMLS or MeSH as dictionary; above, gold concepts of the graph alone count)")
     for corpus, system, value, source in PUBLISHED:
         print(f"{corpus:32}{system:28}{value:6.3f}   {source}")
@@ -189,7 +201,7 @@ def main() -> None:
 
 
 def measure(graph: KnowledgeGraph, linker: DictionaryLinker, data: Path) -> list[dict[str, Any]]:
-    """Return a row for each corpus, linker and group of types with published figures."""
+    """Return a row for each corpus and linker, and of this linker for each group of types and for symbols."""
     resolver = ConceptResolver(graph)
     plain, whole = plain_linker(graph), dictionary_linker(linker, resolver)
     rows: list[dict[str, Any]] = []
@@ -211,10 +223,13 @@ def measure(graph: KnowledgeGraph, linker: DictionaryLinker, data: Path) -> list
             rows.append({"corpus": corpus, "linker": system, **score(gold, found)})
             rows[-1]["right_of_ambiguous"] = ambiguous_right(gold, found, shared)
             rows[-1]["documents_per_second"] = len(documents) / seconds
-        if corpus.startswith("MedMentions"):
-            for group in ("disease", "chemical"):
-                pair = of_group(gold, graph, group), of_group(found, graph, group)
-                rows.append({"corpus": f"MedMentions, {group}s", "linker": "bali-ds", **score(*pair)})
+        for group in ("disease", "chemical", "gene", "species"):
+            pair = of_group(gold, graph, group), of_group(found, graph, group)
+            if any(pair[0]):
+                name = f"{corpus.partition(' ST21pv')[0]}, {group if group == 'species' else f'{group}s'}"
+                rows.append({"corpus": name, "linker": "bali-ds", **score(*pair)})
+        pair = of_symbols(gold, bare), of_symbols(found, bare)
+        rows.append({"corpus": f"{corpus.partition(' ST21pv')[0]}, symbols", "linker": "bali-ds", **score(*pair)})
     return rows
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bali_ds"
 FLOORS = {
     "errors": -4, "working_directory": -3, "files": -2, "directories": -1, "locations": -1, "randomness": -1,
-    "distributed": -1, "network_interface": -1,
+    "distributed": -1, "network_interface": -1, "bounded_reader": -3, "xml_elements": -1,
     "graph": 0, "losses": 0, "config": 0,
     "corpus": 1,
     "shards": 2,
@@ -32,8 +32,9 @@ FLOORS = {
 }  # fmt: skip
 WITHOUT = {
     "torch": (
-        "errors", "working_directory", "files", "directories", "locations", "randomness", "graph", "config", "corpus",
-        "shards", "cli",
+        "errors", "working_directory", "files", "directories", "locations", "randomness", "bounded_reader",
+        "xml_elements", "graph",
+        "config", "corpus", "shards", "cli",
     ),
     "deepspeed": (
         "distributed", "losses", "data", "objectives", "model", "inference", "planning", "doctor", "evaluation",

@@ -1,11 +1,11 @@
-"""Commands for concept graphs: `graph build`, `stats`, `show` and `fetch`."""
+"""Commands for concept graphs: `graph build`, `stats`, `show`, `search`, `names`, `export` and `fetch`."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bali_ds.cli.common import add_json, add_overwrite, emit
-from bali_ds.errors import InputError
+from bali_ds.errors import InputError, suggestion
 
 if TYPE_CHECKING:
     from bali_ds.graph.source import Source
@@ -33,8 +33,24 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     show.add_argument("--png", type=Path, metavar="FILE", help="also draw the neighborhood as an image")
     add_json(show, "all facts")
     show.set_defaults(run=_show)
+    search = actions.add_parser("search", help="find concepts by a part of a name")
+    search.add_argument("graph", type=Path, metavar="GRAPH", help="graph directory")
+    search.add_argument("text", metavar="TEXT", help="what the name contains, for example 'heart attack'")
+    search.add_argument("--limit", type=int, default=10, metavar="N", help="concepts to print (default: %(default)s)")
+    add_json(search)
+    search.set_defaults(run=_search)
+    names = actions.add_parser("names", help="print all names as a dictionary, CUI||name")
+    names.add_argument("graph", type=Path, metavar="GRAPH", help="graph directory")
+    names.set_defaults(run=_names)
+    export = actions.add_parser("export", help="write a graph for other tools")
+    export.add_argument("graph", type=Path, metavar="GRAPH", help="graph directory")
+    export.add_argument(
+        "--format", choices=("scispacy", "pykeen", "neo4j", "kgx"), required=True, help="the tool that reads the files"
+    )
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the files")
+    export.set_defaults(run=_export)
     fetch = actions.add_parser("fetch", help="download an open graph from its official URL")
-    fetch.add_argument("name", metavar="NAME", help="hpo, mondo, doid, go, mesh, or a URL")
+    fetch.add_argument("name", metavar="NAME", help="hpo, mondo, doid, go, cl, uberon, chebi, mesh, primekg, or a URL")
     fetch.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write")
     fetch.add_argument("--sha256", metavar="HEX", help="expected SHA-256 of the file")
     fetch.set_defaults(run=_fetch)
@@ -80,7 +96,23 @@ def _add_build(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         help="highest source restriction level, 0 to 9 (default: %(default)s)",
     )
     rrf.add_argument("--suppressed", action="store_true", help="keep suppressed names and relations")
-    other = build.add_argument_group("ontologies, tables and held-out facts")
+    rrf.add_argument(
+        "--raw-relations",
+        action="store_true",
+        help="keep qualifiers and siblings, and REL codes (CHD) instead of words (child_of)",
+    )
+    facts = build.add_argument_group("facts of all sources")
+    for option, text in (("--keep-relation", "store only facts of these relations"),
+                         ("--drop-relation", "do not store facts of these relations")):  # fmt: skip
+        facts.add_argument(option, nargs="+", action="extend", default=[], metavar="NAME", help=text)
+    facts.add_argument("--names-only", action="store_true", help="accept a graph without facts")
+    facts.add_argument(
+        "--hold-out",
+        type=Path,
+        metavar="FILE",
+        help="table with columns head_cui and tail_cui; facts between these pairs are dropped",
+    )
+    other = build.add_argument_group("ontologies and tables")
     other.add_argument(
         "--xref",
         default="UMLS",
@@ -95,18 +127,23 @@ def _add_build(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         help="column names of the tables, for example head_cui=x_id",
     )
     other.add_argument(
-        "--hold-out",
-        type=Path,
-        metavar="FILE",
-        help="table with columns head_cui and tail_cui; facts between these pairs are dropped",
+        "--prefix-column",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="columns of the vocabulary in which identifiers are unique: of nodes, of heads and tails, or of all three",
     )
+    other.add_argument("--tsv-preset", metavar="NAME", help="read the tables of biokg, hetionet or primekg")
     build.set_defaults(run=_build)
 
 
 def _build(options: argparse.Namespace) -> None:
-    from bali_ds.graph.builder import build_graph
+    from bali_ds.graph.builder import FactFilter, build_graph
 
-    report = build_graph(_sources(options), options.out, options.hold_out, overwrite=options.overwrite)
+    facts = FactFilter(
+        tuple(options.keep_relation), tuple(options.drop_relation), options.hold_out, not options.names_only
+    )
+    report = build_graph(_sources(options), options.out, facts, overwrite=options.overwrite)
     emit(report, options.json, lambda: build_text(report, options.out))
 
 
@@ -114,6 +151,7 @@ def _sources(options: argparse.Namespace) -> "list[Source]":
     from bali_ds.graph.mesh import MeshSource
     from bali_ds.graph.obo import OboSource
     from bali_ds.graph.rrf import RrfFilter, RrfSource
+    from bali_ds.graph.table_presets import TABLE_PRESETS
     from bali_ds.graph.tables import TableSource
 
     kept = RrfFilter(
@@ -122,19 +160,32 @@ def _sources(options: argparse.Namespace) -> "list[Source]":
         term_types=tuple(options.term_type),
         license=options.license,
         suppressed=options.suppressed,
+        raw_relations=options.raw_relations,
     )
+    preset = TABLE_PRESETS.get(options.tsv_preset)
+    if options.tsv_preset and not preset:
+        raise InputError(
+            f"--tsv-preset {options.tsv_preset}: is unknown; {suggestion(options.tsv_preset, TABLE_PRESETS)}"
+        )
     pairs = [text.partition("=") for text in options.column]
     if not all(separator and name and own for name, separator, own in pairs):
         raise InputError(f"--column {' '.join(options.column)}: write NAME=COLUMN, for example head_cui=x_id")
-    columns = {name: own for name, _, own in pairs}
+    columns = {name: own for name, _, own in pairs} | _prefix_columns(options.prefix_column)
     sources: list[Source] = [RrfSource(folder, kept) for folder in options.rrf]
     sources += [OboSource(path, options.xref) for paths in options.obo for path in paths]
     sources += [MeshSource(path) for path in options.mesh]
-    sources += [TableSource(nodes, edges, columns) for nodes, edges in options.tsv]
-    sources += [TableSource(None, edges, columns) for edges in options.edges]
+    sources += [TableSource(nodes, edges, columns, preset) for nodes, edges in options.tsv]
+    sources += [TableSource(None, edges, columns, preset) for edges in options.edges]
     if not sources:
         raise InputError("graph build: no sources given; pass --rrf, --obo, --mesh, --tsv or --edges")
     return sources
+
+
+def _prefix_columns(columns: list[str]) -> dict[str, str]:
+    names = {1: ("prefix",), 2: ("head_prefix", "tail_prefix"), 3: ("prefix", "head_prefix", "tail_prefix")}
+    if len(columns) > len(names):
+        raise InputError(f"--prefix-column: got {len(columns)} columns; pass at most that of nodes, heads and tails")
+    return dict(zip(names.get(len(columns), ()), columns, strict=True))
 
 
 def _stats(options: argparse.Namespace) -> None:
@@ -145,14 +196,16 @@ def _stats(options: argparse.Namespace) -> None:
     report = graph_statistics(graph)
     if options.corpus:
         from bali_ds.corpus.concept_resolver import ConceptResolver
+        from bali_ds.corpus.corpus_files import corpus_files
         from bali_ds.corpus.document import ReadReport
         from bali_ds.corpus.readers import read_documents
 
         resolve = ConceptResolver(graph).resolve
         documents = (
             [resolve(mention) for mention in document.mentions]
-            for format_name, _, path in (text.partition(":") for text in options.corpus)
-            for document in read_documents(format_name, Path(path), ReadReport())
+            for format_name, paths in map(corpus_files, options.corpus)
+            for path in paths
+            for document in read_documents(format_name, path, ReadReport())
         )
         report["corpus"] = coverage(graph, documents)
     emit(report, options.json, lambda: statistics_text(report))
@@ -170,12 +223,45 @@ def _show(options: argparse.Namespace) -> None:
     emit(description, options.json, lambda: readable(description, options.limit))
 
 
+def _search(options: argparse.Namespace) -> None:
+    from bali_ds.graph.knowledge_graph import KnowledgeGraph
+    from bali_ds.graph.name_search import search_names
+    from bali_ds.graph.semantic_types import named_type
+
+    if not options.text.strip():
+        raise InputError("graph search: the text is empty")
+    found = search_names(KnowledgeGraph.open(options.graph), options.text, options.limit)
+    lines = (
+        f"{row['cui']}  {row['name']}"
+        + (f"  (also {row['found']})" if row["found"] != row["name"] else "")
+        + "".join(f"  [{named_type(each)}]" for each in row["semantic_types"])
+        for row in found
+    )
+    emit(found, options.json, lambda: "\n".join(lines) or f"no name contains {options.text!r}")
+
+
+def _names(options: argparse.Namespace) -> None:
+    from bali_ds.graph.graph_export import dictionary_lines
+    from bali_ds.graph.knowledge_graph import KnowledgeGraph
+
+    for line in dictionary_lines(KnowledgeGraph.open(options.graph)):
+        print(line)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from bali_ds.graph.graph_export import export_graph
+    from bali_ds.graph.knowledge_graph import KnowledgeGraph
+
+    for path in export_graph(KnowledgeGraph.open(options.graph), options.format, options.out):
+        print(path)
+
+
 def _fetch(options: argparse.Namespace) -> None:
     from bali_ds.graph.fetch import OPEN_GRAPHS, fetch
 
     known = OPEN_GRAPHS.get(options.name)
     if known is None and "://" not in options.name:
-        raise InputError(f"{options.name}: is not a known graph; use one of {', '.join(OPEN_GRAPHS)} or a URL")
+        raise InputError(f"{options.name}: is not a known graph or a URL; {suggestion(options.name, OPEN_GRAPHS)}")
     digest = fetch(known.address if known else options.name, options.out, options.sha256)
     print(f"{options.out}: SHA-256 {digest}" + (f", license: {known.license}" if known else ""))
     if known:
@@ -190,6 +276,7 @@ def build_text(report: dict[str, Any], out: Path) -> str:
         dropped = ", ".join(text for what, text in found.items() if what.startswith("dropped: "))
         read = ", ".join(text for what, text in found.items() if not what.startswith("dropped: "))
         lines.append(f"{name}: {read}; dropped: {dropped}" if dropped else f"{name}: {read}")
+    lines += [f"warning: {warning}" for warning in report["warnings"]]
     lines += [f"dropped: {count:,} {what}" for what, count in report["dropped"].items() if count]
     lines.append(
         f"{out}: {report['concepts']:,} concepts, {report['names']:,} names, {report['edges']:,} edges, "

@@ -26,8 +26,11 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--graph", type=Path, metavar="GRAPH", help="also check concepts, relations and facts against this graph"
     )
     add_json(lint)
-    show = _add_reader(shards, "show", "print a sample as text", _show)
-    show.add_argument("key", metavar="KEY", help="key or row number of the sample")
+    show = _add_reader(shards, "show", "print a sample, or passages with their mentions marked", _show)
+    show.add_argument("key", metavar="KEY", nargs="?", help="key or row number of the sample")
+    show.add_argument("--random", type=int, metavar="N", help="instead of KEY: print so many passages chosen at random")
+    show.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: %(default)s)")
+    show.add_argument("--html", type=Path, metavar="FILE", help="write them as an HTML page")
     show.add_argument("--graph", type=Path, metavar="GRAPH", help="print concept names of this graph instead of ids")
     show.add_argument("--tokenizer", metavar="NAME", help="print text decoded by this tokenizer instead of token ids")
     add_json(show)
@@ -72,7 +75,8 @@ def _add_build(shards: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     build.add_argument("--graph", type=Path, required=True, metavar="GRAPH", help="graph directory")
     build.add_argument(
         "--corpus", nargs="+", action="extend", required=True, metavar="FORMAT:PATH",
-        help="documents, in this order; FORMAT is pubtator, medline, jats, bioc-xml, bioc-json, bern2 or jsonl",
+        help="documents, in this order: files, folders or quoted patterns (medline:'baseline/*.xml.gz'); FORMAT is "
+        "pubtator, medline, jats, bioc-xml, bioc-json, bern2 or jsonl",
     )  # fmt: skip
     build.add_argument(
         "--text", nargs="+", action="extend", default=[], metavar="FORMAT:PATH",
@@ -167,10 +171,11 @@ def _neighbors(options: argparse.Namespace) -> "NeighborSettings":
 
 
 def _corpora(options: argparse.Namespace) -> "list[Corpus]":
+    from bali_ds.corpus.corpus_files import corpus_files
     from bali_ds.shards.build_settings import Corpus
 
-    files = [_format_and_path(entry) for entry in options.corpus]
-    texts = [_format_and_path(entry) for entry in options.text]
+    found = [[corpus_files(entry) for entry in entries] for entries in (options.corpus, options.text)]
+    files, texts = ([(name, path) for name, paths in each for path in paths] for each in found)
     if len(texts) not in (0, 1, len(files)):
         raise InputError(
             f"--text: got {len(texts)} files for {len(files)} files of --corpus; pass one for each, or one for all"
@@ -178,13 +183,6 @@ def _corpora(options: argparse.Namespace) -> "list[Corpus]":
     joined: list[tuple[str, Path] | None] = [*(texts * len(files) if len(texts) == 1 else texts)]
     pairs = zip(files, joined or [None] * len(files), strict=True)
     return [Corpus(name, path, options.link, text) for (name, path), text in pairs]
-
-
-def _format_and_path(entry: str) -> tuple[str, Path]:
-    name, separator, path = entry.partition(":")
-    if not separator or not path:
-        raise InputError(f"{entry}: write FORMAT:PATH, for example pubtator:abstracts.txt.gz")
-    return name, Path(path)
 
 
 def _stats(options: argparse.Namespace) -> None:
@@ -203,10 +201,20 @@ def _lint(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from bali_ds.shards.sample_display import readable, show
+    from bali_ds.shards.sample_display import SampleDisplay, marked, readable, write_page
 
-    value = show(options.shards, options.key, options.graph, options.tokenizer)
-    emit(value, options.json, lambda: readable(value))
+    if (options.key is None) == (options.random is None):
+        raise InputError("shards show: pass the KEY of a sample, or --random N")
+    if options.random is not None and options.random < 1:
+        raise InputError(f"--random {options.random}: must be at least 1")
+    display = SampleDisplay(options.shards, options.graph, options.tokenizer)
+    values = display.show_random(options.random, options.seed) if options.random else [display.show(options.key)]
+    if options.html:
+        write_page(values, str(options.shards), options.html)
+    elif options.random:
+        emit(values, options.json, lambda: "\n".join(map(marked, values)))
+    else:
+        emit(values[0], options.json, lambda: readable(values[0]))
 
 
 def _index(options: argparse.Namespace) -> None:

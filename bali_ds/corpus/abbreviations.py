@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 _PARENTHESIS = re.compile(r"\(([^()\s][^()]{0,24})\)")
 _WORD_START = re.compile(r"\S+")
+_HYPHENATED = re.compile(r"[^\s/()\[\]{}\"]*[-\u2010-\u2013]\Z")
 
 
 class Abbreviation(NamedTuple):
@@ -51,7 +52,8 @@ def _candidate_start(text: str, end: int, short: str) -> int:
 def _long_form_start(short: str, text: str, begin: int, end: int) -> int | None:
     """Return the start of the long form, or None.
 
-    Characters of the short form are matched from right to left; the first must begin a word of the long form.
+    Characters of the short form are matched from right to left; the first must begin a word of the long form, or a part
+    of a hyphenated word, which then belongs to the long form as a whole.
     """
     at = end - 1
     for place in range(len(short) - 1, -1, -1):
@@ -63,7 +65,8 @@ def _long_form_start(short: str, text: str, begin: int, end: int) -> int | None:
         if at < begin:
             return None
         at -= 1
-    start = at + 1
+    hyphenated = _HYPHENATED.search(text, begin, at + 1)
+    start = hyphenated.start() if hyphenated else at + 1
     long_form = text[start:end]
     if len(long_form) <= len(short) or short in long_form.split():
         return None

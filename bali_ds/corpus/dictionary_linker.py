@@ -2,7 +2,7 @@
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from bali_ds.corpus.abbreviations import find_abbreviations
 from bali_ds.corpus.disambiguation import Candidates, Disambiguator
 from bali_ds.corpus.document import Document, Mention
-from bali_ds.corpus.name_index import NameIndex
-from bali_ds.corpus.normalization import WordHasher, split_words
+from bali_ds.corpus.name_index import NameIndex, symbol_spelling
+from bali_ds.corpus.normalization import WordHasher, normalize_word, split_words
 from bali_ds.corpus.word_cache import WordCache
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 
@@ -34,7 +34,7 @@ class _BatchMatches(NamedTuple):
         starts, ends: code points, end exclusive.
         rows: rows of the name index.
         concept_ids: the best concept of each name.
-        unique: whether that is the name's only concept and the name is valid in lower case too.
+        unique: whether that is the name's only concept and the name is valid in every spelling.
     """
 
     documents: list[int]
@@ -49,7 +49,8 @@ class DictionaryLinker:
     """Finds mentions of the concepts of a graph by their names.
 
     A `Disambiguator` chooses among concepts that share a name. An abbreviation that a text defines refers to the
-    concept of its long form; if the long form is not a name of the graph, the abbreviation is not linked.
+    concept of its long form. If the long form is not a name of the graph, the abbreviation refers to those of its own
+    concepts that have a word in common with the long form.
     """
 
     def __init__(self, name_index: NameIndex, graph: KnowledgeGraph) -> None:
@@ -69,7 +70,8 @@ class DictionaryLinker:
         linked = []
         for number, document in enumerate(documents):
             own = range(matches.documents[number], matches.documents[number + 1])
-            hits = _define_abbreviations(document.text, list(self._hits(document.text, matches, own)))
+            hits = list(self._hits(document.text, matches, own))
+            hits = _define_abbreviations(document.text, hits, self._graph.names)
             concept_ids = self._disambiguator.choose([hit.candidates for hit in hits])
             mentions = [
                 Mention(start, end, document.text[start:end], *self._label(concept_id))
@@ -86,7 +88,7 @@ class DictionaryLinker:
         documents = np.searchsorted(separators, found.words)
         firsts = found.words - documents
         heads = index.offsets[found.rows]
-        unique = (index.offsets[found.rows + 1] - heads == 1) & ~index.acronyms[heads]
+        unique = (index.offsets[found.rows + 1] - heads == 1) & (index.spellings[heads] == 0)
         columns = (
             np.searchsorted(documents, np.arange(len(texts) + 1)),
             words.starts[firsts],
@@ -108,7 +110,7 @@ class DictionaryLinker:
             if matches.unique[number]:
                 candidates: Candidates = (matches.concept_ids[number],)
             else:
-                candidates = self._disambiguator.candidates(matches.rows[number], _is_upper_case(text[start:end]))
+                candidates = self._disambiguator.candidates(matches.rows[number], symbol_spelling(text, start, end))
             if candidates:
                 yield _Hit(start, end, candidates)
                 last_end = end
@@ -127,32 +129,45 @@ class DictionaryLinker:
         return self._labels[concept_id]
 
 
-def _is_upper_case(text: str) -> bool:
-    return sum(letter.isupper() for letter in text) >= 2
+def _define_abbreviations(text: str, hits: list[_Hit], names: Callable[[int], list[str]]) -> list[_Hit]:
+    """Return the hits with each occurrence of an abbreviation linked to the concept of its long form in the text.
 
+    An abbreviation whose long form is not a name of the graph keeps the candidates that have a word in common with it.
 
-def _define_abbreviations(text: str, hits: list[_Hit]) -> list[_Hit]:
-    """Return the hits with each occurrence of an abbreviation linked to the concept of its long form in the text."""
+    Args:
+        text: the text.
+        hits: the hits in the text, in its order.
+        names: returns the names of a concept id.
+    """
     definitions = list(find_abbreviations(text)) if "(" in text else []
     if not definitions:
         return hits
     long_forms = {(hit.start, hit.end): hit.candidates for hit in hits}
-    meanings: dict[str, Candidates] = {}
+    meanings: dict[str, tuple[Candidates, set[str]]] = {}
     for short, start, end in definitions:
-        meanings.setdefault(short, long_forms.get((start, end), ()))
+        meanings.setdefault(short, (long_forms.get((start, end), ()), _long_words(text[start:end])))
     shorts = "|".join(re.escape(short) for short in sorted(meanings, key=len, reverse=True))
     starts, ends = [hit.start for hit in hits], [hit.end for hit in hits]
     defined: list[_Hit] = []
     replaced: set[int] = set()
     for match in re.finditer(rf"(?<!\w)(?:{shorts})(?!\w)", text):
-        new = _Hit(match.start(), match.end(), meanings[match[0]])
-        overlapping = range(bisect_right(ends, new.start), bisect_left(starts, new.end))
-        if not any(_contains(hits[number], new) for number in overlapping):
-            replaced.update(overlapping)
-            defined.append(new)
-    kept = [hit for number, hit in enumerate(hits) if number not in replaced]
-    return sorted(kept + [hit for hit in defined if hit.candidates])
+        start, end = match.span()
+        overlapping = [hits[number] for number in range(bisect_right(ends, start), bisect_left(starts, end))]
+        if any(_contains(hit, start, end) for hit in overlapping):
+            continue
+        candidates, words = meanings[match[0]]
+        if not candidates:
+            own = (each for hit in overlapping if (hit.start, hit.end) == (start, end) for each in hit.candidates)
+            candidates = tuple(each for each in own if any(words & _long_words(name) for name in names(each)))
+        replaced.update(hit.start for hit in overlapping)
+        if candidates:
+            defined.append(_Hit(start, end, candidates))
+    return sorted([hit for hit in hits if hit.start not in replaced] + defined)
 
 
-def _contains(outer: _Hit, inner: _Hit) -> bool:
-    return outer.start <= inner.start and inner.end <= outer.end and outer.end - outer.start > inner.end - inner.start
+def _long_words(text: str) -> set[str]:
+    return {normalize_word(word) for word in split_words(text).texts if len(word) > 2}
+
+
+def _contains(hit: _Hit, start: int, end: int) -> bool:
+    return hit.start <= start and end <= hit.end and hit.end - hit.start > end - start

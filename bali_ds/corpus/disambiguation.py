@@ -21,23 +21,28 @@ class Disambiguator:
     def __init__(self, name_index: NameIndex, graph: KnowledgeGraph) -> None:
         self._name_index = name_index
         self._graph = graph
-        self._candidates: dict[tuple[int, bool], Candidates] = {}
+        self._candidates: dict[tuple[int, int], Candidates] = {}
         self._types: dict[int, tuple[str, ...]] = {}
 
-    def candidates(self, row: int, upper_case: bool) -> Candidates:
-        """Return the candidates of a row of the name index, for a mention in upper or in lower case."""
-        key = row, upper_case
+    def candidates(self, row: int, spelling: int) -> Candidates:
+        """Return the candidates of a row of the name index.
+
+        Args:
+            row: row of the name index.
+            spelling: `symbol_spelling` of the mention.
+        """
+        key = row, spelling
         if key not in self._candidates:
             index = self._name_index
             own = slice(int(index.offsets[row]), int(index.offsets[row + 1]))
-            columns = (index.concept_ids[own].tolist(), index.acronyms[own].tolist(), index.preferred[own].tolist())
+            columns = (index.concept_ids[own].tolist(), index.spellings[own].tolist(), index.preferred[own].tolist())
             valid = [
                 (concept_id, preferred)
-                for concept_id, acronym, preferred in zip(*columns, strict=True)
-                if upper_case or not acronym
+                for concept_id, valid_spelling, preferred in zip(*columns, strict=True)
+                if valid_spelling in (0, spelling)
             ]
             best = [concept_id for concept_id, preferred in valid if preferred]
-            self._candidates[key] = tuple(best or [concept_id for concept_id, _ in valid])
+            self._candidates[key] = tuple(dict.fromkeys(best or [concept_id for concept_id, _ in valid]))
         return self._candidates[key]
 
     def choose(self, mentions: Sequence[Candidates]) -> list[int]:

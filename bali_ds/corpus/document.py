@@ -1,6 +1,7 @@
 """Documents with linked mentions, the report of a reader, and its checks of mention offsets."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -49,11 +50,13 @@ class ReadReport:
     Attributes:
         counts: by name.
         types: linked mentions by entity type.
+        surfaces: linked mentions by their string in lower case and concept id.
         remarks: the first ten problems as text.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     types: Counter[str] = field(default_factory=Counter)
+    surfaces: Counter[tuple[str, int]] = field(default_factory=Counter)
     remarks: list[str] = field(default_factory=list)
 
     def count(self, name: str, number: int = 1) -> None:
@@ -70,6 +73,7 @@ class ReadReport:
         """Add the counts of another report and, while there is room, its remarks."""
         self.counts.update(other.counts)
         self.types.update(other.types)
+        self.surfaces.update(other.surfaces)
         self.remarks = (self.remarks + other.remarks)[:10]
 
 
@@ -78,6 +82,22 @@ LARGEST_MISMATCH = 0.25
 
 Some dumps store normalized strings.
 """
+
+
+def checked_mentions(text: str, mentions: Iterable[Mention], where: str, report: ReadReport) -> list[Mention]:
+    """Return mentions without those of length zero, all of them counted.
+
+    Raises:
+        InputError: offsets are not a span of the text; `where` names file and line.
+    """
+    kept = []
+    for mention in mentions:
+        if mention.start == mention.end:
+            report.remark("mentions_of_length_zero", where)
+        else:
+            check_mention(text, mention, where, report)
+            kept.append(mention)
+    return kept
 
 
 def check_mention(text: str, mention: Mention, where: str, report: ReadReport) -> None:

@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from bali_ds.corpus.filled_lines import filled_lines
 from bali_ds.errors import InputError
-from bali_ds.files import numbered_lines
 
-LARGEST_FILE = 1 << 30
+LARGEST_FILE = 1 << 28
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -21,9 +21,9 @@ def json_values(path: Path) -> Iterator[tuple[str, Any]]:
     NaN and infinities, which some tools write, are read as numbers.
 
     Raises:
-        InputError: a value is not JSON, or a file that is one value exceeds 1 Gi characters.
+        InputError: a value is not JSON, or a file that is one value exceeds 256 Mi characters.
     """
-    lines = ((number, line) for number, line in numbered_lines(path) if line.strip())
+    lines = filled_lines(path)
     number, line = next(lines, (0, ""))
     first = _first(line)
     if first is None and line:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 # Runs of letters and digits; punctuation between clauses counts as a word, so that no name matches across it.
 _WORD = re.compile(r"([^\W_]+|[,;:.!?()\[\]])")
 _CACHE_LIMIT = 1 << 20
+_LONGEST_SYMBOL = 5
 
 
 class Words(NamedTuple):
@@ -30,10 +31,14 @@ def split_words(text: str) -> Words:
 
 
 def normalize_word(word: str) -> str:
-    """Return the normal form that spellings of a word share: "Tumours" and "tumor", "anaemia" and "anemia"."""
+    """Return the normal form that spellings of a word share: "Tumours" and "tumor", "anaemia" and "anemia".
+
+    A short word in capitals may be a symbol, whose last "S" is not that of a plural.
+    """
+    is_plural = not (word.isupper() and len(word) <= _LONGEST_SYMBOL)
     word = word.lower()
     if len(word) > 3 and word.isalpha():
-        word = _singular(word)
+        word = _singular(word) if is_plural else word
         word = word.replace("our", "or").replace("ae", "e").replace("oe", "e")
     return word
 

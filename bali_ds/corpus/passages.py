@@ -87,7 +87,7 @@ def _mention_rows(
     starts, ends = ([mention[at] for mention in document.mentions] for at in (0, 1))
     firsts = np.searchsorted(encoding.ends, np.array(starts, np.int32), side="right").tolist()
     lasts = np.searchsorted(encoding.starts, np.array(ends, np.int32), side="left").tolist()
-    types = []
+    types, surfaces = [], []
     for mention, first, last in zip(document.mentions, firsts, lasts, strict=True):
         concept_ids = resolver.resolve(mention)
         if not concept_ids:
@@ -98,9 +98,11 @@ def _mention_rows(
             report.count("mentions_too_long")
         else:
             types.append(mention.type or "unknown")
+            surfaces += [(mention.text.lower(), concept_id) for concept_id in concept_ids]
             rows.update((first, last, concept_id) for concept_id in concept_ids)
     report.count("linked_mentions", len(types))
     report.types.update(types)
+    report.surfaces.update(surfaces)
     return np.array(sorted(rows), np.int64).reshape(-1, 3)
 
 

@@ -6,29 +6,50 @@ from pathlib import Path
 from lxml import etree
 
 from bali_ds.corpus.document import Document, ReadReport
-from bali_ds.corpus.xml_elements import elements, plain_text
 from bali_ds.errors import InputError
+from bali_ds.xml_elements import elements, plain_text
 
 _ID_TYPES = ("pmid", "pmc", "pmcid", "doi")
-_SKIPPED = frozenset(("table-wrap", "fig", "boxed-text", "disp-formula", "supplementary-material", "ref-list"))
+
+# Elements whose text is not part of the sentences around them, most of them of JATS; each is counted.
+_SKIPPED = frozenset((
+    "alternatives", "array", "boxed-text", "caption", "chem-struct-wrap", "code", "disp-formula", "disp-formula-group",
+    "fig", "fig-group", "floats-group", "fn", "fn-group", "graphic", "inline-graphic", "inline-supplementary-material",
+    "label", "math", "media", "preformat", "ref-list", "supplementary-material", "table", "table-wrap",
+    "table-wrap-group", "tex-math",
+))  # fmt: skip
+# Elements that end a word, unlike inline markup.
+_BLOCKS = frozenset((
+    "attrib", "break", "def", "def-head", "def-item", "def-list", "disp-quote", "hr", "list", "list-item", "p", "sec",
+    "speech", "statement", "term", "term-head", "title", "verse-group", "verse-line",
+))  # fmt: skip
+# Types of abstracts that do not describe the whole article in sentences, or only more briefly.
+_OTHER_ABSTRACTS = frozenset((
+    "graphic", "graphical", "highlights", "key-points", "precis", "short", "stereochemical", "teaser", "toc", "video",
+    "web-summary",
+))  # fmt: skip
 
 
 def read_medline(path: Path, report: ReadReport) -> Iterator[Document]:
     """Yield the citations of a file of the PubMed baseline or its updates, without mentions.
 
     The text is title, one space, abstract; a structured abstract keeps its labels ("METHODS: ..."). A citation without
-    an abstract takes its English OtherAbstract. A citation that the file deletes is yielded as withdrawn.
+    an abstract takes its English OtherAbstract. Formulas are skipped and counted. Books and chapters are read too. A
+    citation that the file deletes is yielded as withdrawn.
 
     Raises:
         InputError: the file is not well-formed MEDLINE XML.
     """
-    for element in elements(path, "MedlineCitation", "DeleteCitation"):
+    for element in elements(path, report.counts, "MedlineCitation", "BookDocument", "DeleteCitation"):
         if element.tag == "DeleteCitation":
             for number in element.iterfind("PMID"):
                 report.count("deletions")
                 yield Document(plain_text(number), "", withdrawn=True)
             continue
-        pmid, article = plain_text(element.find("PMID")), element.find("Article")
+        is_book = element.tag == "BookDocument"
+        if is_book:
+            report.count("documents_of_books")
+        pmid, article = plain_text(element.find("PMID")), element if is_book else element.find("Article")
         if not pmid or article is None:
             raise InputError(f"{path}:{element.sourceline}: a citation without PMID or Article; is this MEDLINE XML?")
         text = _citation_text(article, element, report)
@@ -40,22 +61,22 @@ def read_medline(path: Path, report: ReadReport) -> Iterator[Document]:
 
 
 def _citation_text(article: etree._Element, citation: etree._Element, report: ReadReport) -> str:
-    title = plain_text(article.find("ArticleTitle"))
-    abstract = _abstract(article.find("Abstract"))
+    title = _paragraph(article.find("ArticleTitle"), report) or _paragraph(article.find("Book/BookTitle"), report)
+    abstract = _abstract(article.find("Abstract"), report)
     if not abstract:
         others = (other for other in citation.iterfind("OtherAbstract") if other.get("Language", "eng") == "eng")
-        abstract = _abstract(next(others, None))
+        abstract = _abstract(next(others, None), report)
     if not abstract:
         report.count("documents_without_abstract")
     return f"{title} {abstract}".strip()
 
 
-def _abstract(abstract: etree._Element | None) -> str:
+def _abstract(abstract: etree._Element | None, report: ReadReport) -> str:
     if abstract is None:
         return ""
     sections = []
     for section in abstract.iterfind("AbstractText"):
-        text, label = plain_text(section), section.get("Label", "")
+        text, label = _paragraph(section, report), section.get("Label", "")
         if text:
             sections.append(text if label in ("", "UNLABELLED") else f"{label}: {text}")
     return " ".join(sections)
@@ -64,12 +85,14 @@ def _abstract(abstract: etree._Element | None) -> str:
 def read_jats(path: Path, report: ReadReport) -> Iterator[Document]:
     """Yield the articles of a JATS file: title, then the paragraphs of abstract and body, joined by spaces.
 
-    Tables, figures, formulas and references are skipped. The id is the PMID, else the PMC id, else the DOI.
+    Tables, figures, captions, formulas, footnotes and references are skipped and counted, also inside a paragraph; the
+    items of a list are part of its paragraph. The abstract is the first that is not graphical or a teaser. The id is
+    the PMID, else the PMC id, else the DOI.
 
     Raises:
         InputError: the file is not well-formed JATS XML.
     """
-    for article in elements(path, "article"):
+    for article in elements(path, report.counts, "article"):
         meta = article.find("front/article-meta")
         if meta is None:
             raise InputError(f"{path}:{article.sourceline}: an article without front/article-meta; is this JATS XML?")
@@ -77,16 +100,47 @@ def read_jats(path: Path, report: ReadReport) -> Iterator[Document]:
         name = next((ids[each] for each in _ID_TYPES if ids.get(each)), "")
         if not name:
             raise InputError(f"{path}:{article.sourceline}: an article without PMID, PMC id or DOI")
-        parts = [plain_text(meta.find("title-group/article-title"))]
-        for root in (meta.find("abstract"), article.find("body")):
-            parts += [] if root is None else list(_paragraphs(root))
-        report.count("documents")
-        yield Document(name, " ".join(part for part in parts if part))
+        parts = [_paragraph(meta.find("title-group/article-title"), report)]
+        for root in (_main_abstract(meta, report), article.find("body")):
+            parts += [] if root is None else list(_paragraphs(root, report))
+        text = " ".join(part for part in parts if part)
+        report.count("documents" if text else "documents_without_text")
+        if text:
+            yield Document(name, text)
 
 
-def _paragraphs(element: etree._Element) -> Iterator[str]:
+def _main_abstract(meta: etree._Element, report: ReadReport) -> etree._Element | None:
+    abstracts = meta.findall("abstract")
+    chosen = [each for each in abstracts if each.get("abstract-type", "").lower() not in _OTHER_ABSTRACTS]
+    first = next((each for each in chosen if each.get("abstract-type") is None), next(iter(chosen), None))
+    for other in abstracts:
+        if other is not first:
+            report.count("skipped_abstract")
+    return first
+
+
+def _paragraphs(element: etree._Element, report: ReadReport) -> Iterator[str]:
     for child in element.iterchildren(tag=etree.Element):
         if child.tag == "p":
-            yield plain_text(child)
-        elif child.tag not in _SKIPPED:
-            yield from _paragraphs(child)
+            yield _paragraph(child, report)
+        elif child.tag in _SKIPPED:
+            report.count(f"skipped_{child.tag}")
+        else:
+            yield from _paragraphs(child, report)
+
+
+def _paragraph(element: etree._Element | None, report: ReadReport) -> str:
+    """Return the text of an element without what is skipped, runs of white space as one space."""
+    return "" if element is None else " ".join("".join(_pieces(element, report)).split())
+
+
+def _pieces(element: etree._Element, report: ReadReport) -> Iterator[str]:
+    yield element.text or ""
+    for child in element.iterchildren(tag=etree.Element):
+        separator = " " if child.tag in _BLOCKS or child.tag in _SKIPPED else ""
+        yield separator
+        if child.tag in _SKIPPED:
+            report.count(f"skipped_{child.tag}")
+        else:
+            yield from _pieces(child, report)
+        yield f"{separator}{child.tail or ''}"

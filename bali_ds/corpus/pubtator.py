@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bali_ds.corpus.document import Document, Mention, ReadReport, check_mention, check_offsets
+from bali_ds.corpus.document import Document, Mention, ReadReport, check_offsets, checked_mentions
+from bali_ds.corpus.filled_lines import filled_lines
 from bali_ds.errors import InputError
-from bali_ds.files import numbered_lines
 
 _TEXT = re.compile(r"([^|\t]+)\|([ta])\|(.*)", re.DOTALL)
 _VARIANT = re.compile(r"(^|:)[cgmnpr]\|")
+_MOST_ROWS = 1 << 20
 _UNLINKED = frozenset(("", "-", "-1", "CUI-less", "None"))
 
 _PLACEHOLDER = "NO ABSTRACT"  # some PubTator dumps annotate the placeholder of a missing abstract
@@ -75,9 +76,7 @@ def read_pubtator_rows(path: Path, report: ReadReport) -> Iterator[tuple[str, st
 
 def _records(path: Path) -> Iterator[_Record]:
     record: _Record | None = None
-    for number, line in numbered_lines(path):
-        if not line.strip():
-            continue
+    for number, line in filled_lines(path):
         match = _TEXT.fullmatch(line)
         fields = [] if match else line.split("\t")
         if not match and len(fields) < 4:
@@ -88,6 +87,8 @@ def _records(path: Path) -> Iterator[_Record]:
                 yield record
             record = _Record(key)
         if not match:
+            if len(record.rows) == _MOST_ROWS:
+                raise InputError(f"{path}:{number}: document {key} has more than {_MOST_ROWS} rows; check the file")
             record.rows.append((number, fields))
         elif match[2] == "t":
             record.title = match[3]
@@ -113,9 +114,7 @@ def _document(path: Path, record: _Record, report: ReadReport) -> Document:
         if fields[3] == _PLACEHOLDER and not record.abstract:
             report.remark("mentions_of_placeholder", where)
             continue
-        mention = _mention(fields, where)
-        check_mention(text, mention, where, report)
-        mentions.append(mention)
+        mentions += checked_mentions(text, [_mention(fields, where)], where, report)
     return Document(record.id, text, tuple(mentions))
 
 
@@ -137,10 +136,6 @@ def split_ids(column: str) -> tuple[str, ...]:
 
     `;`, `+` and `,` separate; `|` too, except inside a sequence variant such as `p|SUB|G|303|E`.
     """
-    ids: list[str] = []
-    for group in re.split(r"[;+,]", column):
-        for part in [group] if _VARIANT.search(group) else group.split("|"):
-            name = part.strip()
-            if name not in _UNLINKED and name not in ids:
-                ids.append(name)
-    return tuple(ids)
+    groups = ([group] if _VARIANT.search(group) else group.split("|") for group in re.split(r"[;+,]", column))
+    names = (part.strip() for group in groups for part in group)
+    return tuple(dict.fromkeys(name for name in names if name not in _UNLINKED))

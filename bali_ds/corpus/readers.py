@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bali_ds.corpus.bioc import read_bioc_json, read_bioc_xml
-from bali_ds.corpus.document import Document, Mention, ReadReport, check_mention, check_offsets
+from bali_ds.corpus.document import Document, Mention, ReadReport, check_offsets, checked_mentions
 from bali_ds.corpus.pubmed_xml import read_jats, read_medline
 from bali_ds.corpus.pubtator import read_pubtator, read_pubtator_rows
 from bali_ds.corpus.span_json import read_bern2, read_jsonl
@@ -55,10 +55,12 @@ def join_mentions(texts: Iterator[Document], mentions: Path, report: ReadReport)
         rows[name].append((where, mention))
     num_documents = len(rows)
     for document in texts:
-        found = rows.pop(document.id, [])
-        for where, mention in found:
-            check_mention(document.text, mention, where, own)
-        yield replace(document, mentions=tuple(mention for _, mention in found))
+        found = [
+            kept
+            for where, mention in rows.pop(document.id, [])
+            for kept in checked_mentions(document.text, [mention], where, own)
+        ]
+        yield replace(document, mentions=tuple(found))
     own.count("documents_without_text", len(rows))
     report.merge(own)
     if num_documents == len(rows) > 0:

@@ -1,11 +1,12 @@
 """Readers of JSON with character spans: BERN2 responses, scispaCy entities, plain texts and spans."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import AliasChoices, BaseModel, Field
+from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, model_validator
 
-from bali_ds.corpus.document import Document, Mention, ReadReport, check_mention, check_offsets
+from bali_ds.corpus.document import Document, Mention, ReadReport, check_offsets, checked_mentions
 from bali_ds.corpus.json_values import checked, json_values
 from bali_ds.corpus.pubtator import split_ids
 from bali_ds.errors import InputError
@@ -25,23 +26,41 @@ class _Annotation(BaseModel):
 
 class _Bern(BaseModel):
     pmid: str | int | None = None
-    text: str
+    error: Any = Field(None, validation_alias=AliasChoices("error_message", "error"))
+    text: str | None = None
     annotations: list[_Annotation] = []
 
 
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+_Identifiers = Annotated[list[str | int], BeforeValidator(_as_list)]
+
+
 class _Mention(BaseModel):
-    start: int
-    end: int
+    start: int = Field(validation_alias=AliasChoices("start", "start_char", "start_offset", "begin"))
+    end: int = Field(validation_alias=AliasChoices("end", "end_char", "end_offset"))
     text: str | None = None
     type: str = Field("", validation_alias=AliasChoices("type", "label"))
-    ids: list[str] = []
-    id: str | None = Field(None, validation_alias=AliasChoices("id", "cui"))
+    ids: _Identifiers = []
+    id: _Identifiers = []
+    cui: _Identifiers = []
+    kb_id: _Identifiers = []
     kb_ents: list[tuple[str, float]] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_triple(cls, value: Any) -> Any:
+        """Read doccano's [start, end, label], whose label is an identifier if it links anything."""
+        if isinstance(value, list) and len(value) == 3:
+            return {"start": value[0], "end": value[1], "type": value[2], "id": value[2]}
+        return value
 
     def identifiers(self) -> tuple[str, ...]:
         """Return all identifiers, and of scored candidates (kb_ents) the best one."""
         best = [max(self.kb_ents, key=lambda candidate: candidate[1])[0]] if self.kb_ents else []
-        return split_ids(";".join([*self.ids, *([self.id] if self.id else []), *best]))
+        return split_ids(";".join(map(str, [*self.ids, *self.id, *self.cui, *self.kb_id, *best])))
 
 
 class _Text(BaseModel):
@@ -51,11 +70,20 @@ class _Text(BaseModel):
     abstract: str = ""
     mentions: list[_Mention] = Field([], validation_alias=AliasChoices("mentions", "ents", "spans", "entities"))
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_doccano(cls, value: Any) -> Any:
+        """Take the triples of doccano's `label` as mentions; a label of the whole text is not one."""
+        label = value.get("label") if isinstance(value, dict) else None
+        is_triples = isinstance(label, list) and any(isinstance(each, list) for each in label)
+        return {"mentions": label, **value} if is_triples else value
+
 
 def read_bern2(path: Path, report: ReadReport) -> Iterator[Document]:
     """Yield the documents of BERN2 JSON: a response, a list of responses, or one per line.
 
-    The id of a response without `pmid` is the name of the file and the number of the response.
+    The id of a response without `pmid` is the name of the file and the number of the response. A response that reports
+    an error is counted and skipped.
 
     Raises:
         InputError: the file is not BERN2 JSON, a span is outside the text, or too many mentions differ from the text.
@@ -67,11 +95,14 @@ def read_bern2(path: Path, report: ReadReport) -> Iterator[Document]:
             number += 1
             here = f"{where}: response {number}"
             source = checked(_Bern, item, here)
-            mentions = []
-            for a in source.annotations:
-                start, end = a.span.begin, a.span.end
-                string = source.text[max(start, 0) : max(end, 0)] if a.mention is None else a.mention
-                mentions.append(Mention(start, end, string, a.obj, split_ids(";".join(a.id))))
+            if source.error and not source.text:
+                own.remark("responses_with_an_error", here)
+                continue
+            if source.text is None:
+                raise InputError(f"{here}: key text: is missing; is this a response of BERN2?")
+            mentions = [
+                _mention(source.text, a.span.begin, a.span.end, a.mention, a.obj, a.id) for a in source.annotations
+            ]
             name = f"{path.name.split('.')[0]}_{number}" if source.pmid is None else str(source.pmid)
             yield _document(name, source.text, mentions, here, own)
     report.merge(own)
@@ -82,8 +113,8 @@ def read_jsonl(path: Path, report: ReadReport) -> Iterator[Document]:
     """Yield the documents of JSON lines with `id` (or `pmid`), `text` (or `title` and `abstract`) and `mentions`.
 
     A mention (key `mentions`, `spans`, `ents` or `entities`) has `start` and `end` in code points and optionally
-    `text`, `type` (or `label`), and `ids`, `id`, `cui` or scispaCy's scored candidates `kb_ents`, of which the best is
-    used.
+    `text`, `type` (or `label`), and identifiers: `ids`, `id`, `cui`, spaCy's `kb_id`, each one value or a list, or
+    scispaCy's scored candidates `kb_ents`, of which the best is used. Doccano's triples are read too (key `label`).
 
     Raises:
         InputError: a line is malformed, a span is outside the text, or too many mentions differ from the text.
@@ -95,23 +126,19 @@ def read_jsonl(path: Path, report: ReadReport) -> Iterator[Document]:
             text = source.text if source.text is not None else f"{source.title} {source.abstract}".strip()
             if not text and source.mentions:
                 raise InputError(f"{where}: mentions without text; add text, or title and abstract")
-            mentions = [
-                Mention(
-                    m.start,
-                    m.end,
-                    text[max(m.start, 0) : max(m.end, 0)] if m.text is None else m.text,
-                    m.type,
-                    m.identifiers(),
-                )
-                for m in source.mentions
-            ]
+            mentions = [_mention(text, m.start, m.end, m.text, m.type, m.identifiers()) for m in source.mentions]
             yield _document(str(source.id), text, mentions, where, own)
     report.merge(own)
     check_offsets(path, own)
 
 
+def _mention(text: str, start: int, end: int, string: str | None, entity_type: str, ids: Iterable[str]) -> Mention:
+    """Return a mention; one without a string of its own takes that of the text."""
+    string = text[max(start, 0) : max(end, 0)] if string is None else string
+    return Mention(start, end, string, entity_type, split_ids(";".join(ids)))
+
+
 def _document(name: str, text: str, mentions: list[Mention], where: str, report: ReadReport) -> Document:
-    for mention in mentions:
-        check_mention(text, mention, where, report)
+    kept = checked_mentions(text, mentions, where, report)
     report.count("documents")
-    return Document(name, text, tuple(mentions))
+    return Document(name, text, tuple(kept))

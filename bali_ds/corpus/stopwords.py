@@ -50,14 +50,23 @@ _COMMON = frozenset(_WORDS.split())
 _NORMALIZED = frozenset(map(normalize_word, _COMMON))
 
 
-def is_acronym(words: list[str]) -> bool:
-    """Return whether a name is one short word in upper case, such as AIDS, that is not valid in lower case."""
-    return len(words) == 1 and len(words[0]) <= 6 and sum(letter.isupper() for letter in words[0]) >= 2
+_LONGEST_SYMBOL = 8
+
+
+def is_symbol(words: list[str]) -> bool:
+    """Return whether a name is one short word with two capitals, or a capital and a digit: AIDS, IgM, B12.
+
+    Such a name is valid in its own spelling alone.
+    """
+    if len(words) != 1 or len(words[0]) > _LONGEST_SYMBOL:
+        return False
+    capitals = sum(letter.isupper() for letter in words[0])
+    return capitals >= 2 or (capitals == 1 and any(letter.isdigit() for letter in words[0]))
 
 
 def is_stop_name(words: list[str]) -> bool:
     """Return whether a name, given as its words, is only a common word, a number, a unit or one or two letters."""
-    if is_acronym(words):
+    if is_symbol(words):
         return len(words[0]) < 3 or words[0].lower() in _COMMON
     if len(words) == 1 and (len(words[0]) < 3 or normalize_word(words[0]) in _NORMALIZED):
         return True

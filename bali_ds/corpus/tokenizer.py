@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from itertools import chain, pairwise
 from pathlib import Path
@@ -12,11 +13,13 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+from bali_ds.corpus.special_tokens import special_tokens
 from bali_ds.corpus.word_cache import WordCache
 from bali_ds.errors import InputError, first_line
 from bali_ds.files import read_json
 
-_ROLES = {"cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>"), "pad": ("[PAD]", "<pad>"), "mask": ("[MASK]", "<mask>")}
+_WORDPIECE_CLASSES = ("BertTokenizer", "ElectraTokenizer", "DistilBertTokenizer", "PreTrainedTokenizer")
+_SETTINGS_FILES = ("special_tokens_map.json", "tokenizer_config.json")
 
 
 class Encoding(NamedTuple):
@@ -24,7 +27,8 @@ class Encoding(NamedTuple):
 
     Attributes:
         ids: int32 [T].
-        starts, ends: int32 [T], the code points that each token covers, end exclusive.
+        starts, ends: int32 [T], ascending, the code points that each token covers without white space around them, end
+            exclusive. A token of white space alone is empty and lies where the next word starts.
     """
 
     ids: NDArray[np.int32]
@@ -41,15 +45,13 @@ class Tokenizer:
         cls_id, sep_id, pad_id, mask_id, unk_id: ids of the special tokens (unk_id is pad_id without an unknown token).
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, name: str) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer, settings: Mapping[str, Any], name: str) -> None:
+        self.cls_id, self.sep_id, self.pad_id, self.mask_id, self.unk_id = special_tokens(tokenizer, settings, name)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self.name = name
         self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
-        self.cls_id, self.sep_id, self.pad_id, self.mask_id = (self._role(role) for role in _ROLES)
-        unknown = [tokenizer.token_to_id(token) for token in ("[UNK]", "<unk>")]
-        self.unk_id: int = next((token for token in unknown if token is not None), self.pad_id)
         self._word_cache = WordCache(self._analyze) if _ends_words_at_spaces(tokenizer) else None
 
     @classmethod
@@ -57,15 +59,18 @@ class Tokenizer:
         """Load a model directory (tokenizer.json, else vocab.txt), a tokenizer.json, or a name on the Hub.
 
         Raises:
-            InputError: the source is not a tokenizer with [CLS], [SEP], [PAD] and [MASK].
+            InputError: the source is not a tokenizer, or its tokens to begin, end, pad and mask a text are unknown.
         """
         path = Path(source)
         try:
             if path.is_dir():
-                return cls(_from_directory(path), path.resolve().name)
+                settings = _settings(path / name for name in _SETTINGS_FILES)
+                return cls(_from_directory(path, settings), settings, path.resolve().name)
             if path.is_file():
-                return cls(tokenizers.Tokenizer.from_file(str(path)), path.name)
-            return cls(tokenizers.Tokenizer.from_pretrained(str(source)), str(source))
+                settings = _settings(path.with_name(name) for name in _SETTINGS_FILES)
+                return cls(tokenizers.Tokenizer.from_file(str(path)), settings, path.name)
+            settings = _settings(_files_on_hub(str(source)))
+            return cls(tokenizers.Tokenizer.from_pretrained(str(source)), settings, str(source))
         except InputError:
             raise
         except Exception as error:  # the library raises plain Exception for every error
@@ -108,7 +113,8 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """Return the tokens of each text, without special tokens, with offsets in code points."""
         if self._word_cache is None:
-            return [_encoding(item) for item in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+            items = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+            return [_encoding(text, item) for text, item in zip(texts, items, strict=True)]
         ids, starts, ends, bounds = self._word_cache(texts)
         columns = [column.astype(np.int32) for column in (ids, starts, ends)]
         return [Encoding(*(column[first:last] for column in columns)) for first, last in pairwise(bounds.tolist())]
@@ -142,19 +148,15 @@ class Tokenizer:
             )
         return opening, closing
 
-    def _role(self, role: str) -> int:
-        for token in _ROLES[role]:
-            number = self._tokenizer.token_to_id(token)
-            if number is not None:
-                return int(number)
-        raise InputError(
-            f"tokenizer {self.name}: has no {_ROLES[role][0]} or {_ROLES[role][1]} token; use another tokenizer"
-        )
 
-
-def _encoding(item: tokenizers.Encoding) -> Encoding:
-    offsets = np.array(item.offsets, np.int32).reshape(-1, 2)
-    return Encoding(np.array(item.ids, np.int32), offsets[:, 0], offsets[:, 1])
+def _encoding(text: str, item: tokenizers.Encoding) -> Encoding:
+    """Return ids and offsets; SentencePiece and untrimmed byte-level tokenizers count the space before a word to it."""
+    visible = np.flatnonzero(np.array([not character.isspace() for character in text], bool))
+    offsets = np.array(item.offsets, np.int64).reshape(-1, 2)
+    first, last = np.searchsorted(visible, offsets).T
+    starts = np.append(visible, len(text))[first]
+    ends = np.maximum(starts, np.append(0, visible + 1)[last])
+    return Encoding(np.array(item.ids, np.int32), starts.astype(np.int32), ends.astype(np.int32))
 
 
 def _ends_words_at_spaces(tokenizer: tokenizers.Tokenizer) -> bool:
@@ -166,12 +168,28 @@ def _ends_words_at_spaces(tokenizer: tokenizers.Tokenizer) -> bool:
     return types == ["BertNormalizer", "BertPreTokenizer", "WordPiece"] and plain
 
 
-def _from_directory(path: Path) -> tokenizers.Tokenizer:
+def _settings(files: Iterable[Path]) -> dict[str, Any]:
+    """Return the keys of all files that exist, later files first."""
+    return {key: value for file in files if file.is_file() for key, value in read_json(file).items()}
+
+
+def _files_on_hub(name: str) -> Iterator[Path]:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    for file in _SETTINGS_FILES:
+        with suppress(EntryNotFoundError):
+            yield Path(hf_hub_download(name, file))
+
+
+def _from_directory(path: Path, settings: Mapping[str, Any]) -> tokenizers.Tokenizer:
     if (path / "tokenizer.json").is_file():
         return tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
     if not (path / "vocab.txt").is_file():
         raise InputError(f"tokenizer {path}: contains neither tokenizer.json nor vocab.txt; save the tokenizer there")
-    settings = read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
+    kind = str(settings.get("tokenizer_class", "BertTokenizer"))
+    if kind.removesuffix("Fast") not in _WORDPIECE_CLASSES:
+        raise InputError(f"tokenizer {path}: vocab.txt is of a {kind}; save it with transformers as tokenizer.json")
     wordpiece = tokenizers.BertWordPieceTokenizer(
         str(path / "vocab.txt"),
         lowercase=bool(settings.get("do_lower_case", True)),

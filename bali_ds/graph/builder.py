@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +15,56 @@ from bali_ds.directories import check_replaceable, published_directory
 from bali_ds.errors import InputError
 from bali_ds.files import write_json
 from bali_ds.graph.columns import write_column
-from bali_ds.graph.edges import FactCollector, adjacency_lists
+from bali_ds.graph.edges import FactCollector, FactTable, adjacency_lists, of_relations, without_pairs
 from bali_ds.graph.identifiers import IdentifierIndex, fixed_width
 from bali_ds.graph.manifest import GRAPH, seal
 from bali_ds.graph.relations import inverse_name
 from bali_ds.graph.source import TABLES, Source, Table
 from bali_ds.graph.tables import read_table
 
+_LONGEST_CHAIN = 32
+"""Steps from a retired identifier to a concept; more are a cycle."""
+
 Tables = dict[Table, pl.DataFrame]
 
 
+@dataclass(frozen=True)
+class FactFilter:
+    """Which facts of all sources to store; relations are named in either direction.
+
+    Attributes:
+        keep: relations to store; () stores all.
+        drop: relations to drop.
+        held_out: a table with the columns head_cui and tail_cui. Facts between the two concepts of a row, in either
+            direction, are dropped: they would leak the answers of an evaluation.
+        required: refuse a graph without facts.
+    """
+
+    keep: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    held_out: Path | None = None
+    required: bool = False
+
+
 def build_graph(
-    sources: Sequence[Source], out: Path, held_out: Path | None = None, *, overwrite: bool | None = None
+    sources: Sequence[Source], out: Path, facts: FactFilter | None = None, *, overwrite: bool | None = None
 ) -> dict[str, Any]:
     """Merge sources on their concept identifiers and publish the graph at `out`.
 
     Args:
         sources: readers; rows of equal concept identifiers are merged.
         out: the directory to write; an existing graph is replaced.
-        held_out: a table with the columns head_cui and tail_cui. Facts between the two concepts of a row, in either
-            direction, are dropped: they would leak the answers of an evaluation.
+        facts: which facts to store; all by default.
         overwrite: replace any other directory as well; None if the caller has no such option.
 
     Returns:
         A report: concepts, names, edges, relations, fingerprint; under "read" the counts of read and dropped rows by
-        file, under "dropped" the counts of facts and rows that the merge dropped, by reason.
+        file, under "dropped" the counts of facts and rows that the merge dropped, by reason, under "warnings" what
+        looks wrong.
 
     Raises:
-        InputError: a source cannot be read, no source has a concept, or `out` cannot be written.
+        InputError: a source cannot be read, no source has a concept, a relation is unknown, there are no facts though
+            they are required, or `out` cannot be written.
     """
     check_replaceable(out, GRAPH, overwrite=overwrite)  # before the sources are read, which may take long
     tables = _gather(sources)
@@ -54,7 +77,7 @@ def build_graph(
         writer.codes(tables)
         writer.definitions(tables)
         writer.retired(tables)
-        writer.edges(sources, held_out)
+        writer.edges(sources, facts or FactFilter())
         manifest = writer.manifest()
         write_json(folder / "manifest.json", manifest)
     return {
@@ -65,6 +88,7 @@ def build_graph(
         "fingerprint": manifest["fingerprint"],
         "read": {name: dict(counts) for source in sources for name, counts in source.report.items()},
         "dropped": dict(writer.dropped),
+        "warnings": [warning for source in sources for warning in source.warnings],
     }
 
 
@@ -72,7 +96,7 @@ def _gather(sources: Sequence[Source]) -> Tables:
     frames: dict[Table, list[pl.DataFrame]] = {table: [pl.DataFrame(schema=TABLES[table])] for table in TABLES}
     for source in sources:
         for table, frame in source.concepts():
-            frames[table].append(frame.select(list(TABLES[table])))
+            frames[table].append(frame.select(list(TABLES[table])).unique())
     return {table: pl.concat(frames.pop(table)) for table in TABLES}
 
 
@@ -129,18 +153,37 @@ class _Writer:
         self._text("definitions", frame["text"])
 
     def retired(self, tables: Tables) -> None:
+        tables["retired"] = self._followed(tables["retired"])
         frame = self._known(tables, "retired").unique().sort("old", "concept")
         frame = frame.unique("old", keep="first", maintain_order=True)
         gone = self.index.find(frame["old"]) < 0
         self.column("retired.cuis", fixed_width(frame["old"])[gone])
         self.column("retired.concepts", frame["concept"].to_numpy()[gone])
 
-    def edges(self, sources: Sequence[Source], held_out: Path | None) -> None:
+    def _followed(self, retired: pl.DataFrame) -> pl.DataFrame:
+        """Return retired identifiers with the concept at the end of their chain: A merged into B, and B into C."""
+        following = retired.group_by("old").agg(pl.col("cui").min())
+        for _ in range(_LONGEST_CHAIN):
+            gone = pl.Series(self.index.find(retired["cui"]) < 0)
+            ended = retired.filter(~gone)
+            moved = retired.filter(gone).join(following, left_on="cui", right_on="old", how="left")
+            if moved["cui_right"].null_count() == moved.height:
+                break
+            moved = moved.select(pl.coalesce("cui_right", "cui").alias("cui"), "old")
+            retired = pl.concat([ended.select("cui", "old"), moved])
+        return retired
+
+    def edges(self, sources: Sequence[Source], wanted: FactFilter) -> None:
         collector = FactCollector(self.index)
         for source in sources:
             collector.add(source, self.dropped)
-        facts, num_held_out = collector.finish(self._pairs(held_out))
-        self.dropped["facts held out"] += num_held_out
+        facts = self._chosen(collector.finish(self.cuis.size), collector, wanted)
+        if wanted.required and not facts.heads.size:
+            reasons = ", ".join(f"{count:,} {what}" for what, count in self.dropped.items() if count)
+            raise InputError(
+                f"the sources state no fact between their concepts{f' (dropped: {reasons})' if reasons else ''}; check "
+                "files and filters, or accept a graph of names with --names-only"
+            )
         lists = adjacency_lists(facts, collector.labels, collector.sources, self.cuis.size)
         self.column("edges.offsets", lists.offsets)
         self.column("edges.entries", lists.words)
@@ -151,6 +194,19 @@ class _Writer:
         inverses = collector.inverses
         self._lists["inverse_relations"] = [inverses.get(name, inverse_name(name)) for name in lists.relation_names]
         self._lists["sources"] = lists.source_names
+
+    def _chosen(self, facts: FactTable, collector: FactCollector, wanted: FactFilter) -> FactTable:
+        """Drop and count the facts of relations that are not wanted, and those between held-out pairs."""
+        for what, relations in (("dropped", wanted.drop), ("not kept", wanted.keep)):
+            if relations:
+                found = of_relations(facts, collector.labels, collector.inverses, relations)
+                kept = ~found if what == "dropped" else found
+                self.dropped[f"facts of relations that are {what}"] += int((~kept).sum())
+                facts = facts.where(kept)
+        number = facts.heads.size
+        facts = without_pairs(facts, self._pairs(wanted.held_out))
+        self.dropped["facts held out"] += number - facts.heads.size
+        return facts
 
     def _pairs(self, table: Path | None) -> NDArray[np.int32]:
         ends = ("head_cui", "tail_cui")

@@ -9,6 +9,7 @@ from bali_ds.errors import InputError
 from bali_ds.files import published_file
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.neighbor_sampling import neighbor_ranges
+from bali_ds.graph.semantic_types import named_type
 
 
 def describe_concept(graph: KnowledgeGraph, cui: str) -> dict[str, Any]:
@@ -49,7 +50,8 @@ def describe_concept(graph: KnowledgeGraph, cui: str) -> dict[str, Any]:
 
 def readable(description: dict[str, Any], limit: int) -> str:
     """Return a description as text, at most `limit` facts of each relation."""
-    types = f" [{', '.join(description['semantic_types'])}]" if description["semantic_types"] else ""
+    named = "; ".join(map(named_type, description["semantic_types"]))
+    types = f" [{named}]" if named else ""
     names = description["names"] or [description["cui"]]
     lines = [f"{description['cui']}  {names[0]}{types}"]
     lines += [f"  also {name}" for name in names[1:]]

@@ -1,23 +1,30 @@
 """Strict block-wise reader of delimited text: every row has every column, and every byte is UTF-8."""
 
 import gzip
+import io
 import zlib
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
+from typing import IO, Any
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.csv
 
 from bali_ds.errors import InputError
-from bali_ds.files import open_text
 
 _BLOCK_BYTES = 32 * 2**20
+"""Bytes, decompressed, that are parsed at a time; no line can be longer."""
 
 
 def read_delimited(
-    path: Path, wanted: Sequence[str], *, delimiter: str, columns: Sequence[str] | None = None, quoted: bool = False
+    path: Path,
+    wanted: Sequence[str],
+    *,
+    delimiter: str,
+    columns: Sequence[str] | None = None,
+    quoted: bool = False,
+    parts: Sequence[Path] = (),
 ) -> Iterator[pl.DataFrame]:
     """Yield the wanted columns of a plain or gzip-compressed file, block by block, as strings.
 
@@ -29,10 +36,11 @@ def read_delimited(
         delimiter: one character.
         columns: all columns in order; by default the first line names them.
         quoted: whether double quotes enclose fields; otherwise a quote is an ordinary character.
+        parts: files that continue the first, as if all were one.
 
     Raises:
-        InputError: a column is missing, a row has another number of fields, the bytes are not UTF-8, or the
-            compressed stream is truncated; the message names the line.
+        InputError: a column is missing, a row has another number of fields, a line has more than 32 MiB, the bytes are
+            not UTF-8, or the compressed stream is truncated; the message names the line.
     """
     if columns is None:
         columns = header(path, delimiter, quoted)
@@ -47,24 +55,55 @@ def read_delimited(
     convert = pa.csv.ConvertOptions(
         include_columns=list(wanted), column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=False
     )
-    if not _has_rows(path, skipped):
+    files = (path, *parts)
+    if not _has_rows(files, skipped):
         return
     try:
         with (
-            pa.OSFile(str(path)) as file,
-            _decompressed(file) as stream,
+            pa.PythonFile(_Concatenation(files)) if parts else pa.OSFile(str(path)) as file,
+            pa.CompressedInputStream(file, "gzip") if _is_compressed(path) else file as stream,
             pa.csv.open_csv(stream, read, parse, convert) as batches,
         ):
             for batch in batches:
                 yield pl.DataFrame(pl.from_arrow(batch))
     except (pa.ArrowException, OSError) as error:
-        raise _diagnosis(path, delimiter, len(columns), quoted, error) from error
+        raise _diagnosis(files, delimiter, len(columns), quoted, error) from error
 
 
-def _decompressed(file: pa.NativeFile) -> pa.NativeFile:
-    compressed = file.read(2) == b"\x1f\x8b"
-    file.seek(0)
-    return pa.CompressedInputStream(file, "gzip") if compressed else file
+class _Concatenation(io.RawIOBase):
+    """The bytes of several files, one after the other; gzip members may follow each other in one stream."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._waiting = list(files)
+        self._current: IO[bytes] = io.BytesIO()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            count = self._current.readinto(buffer)  # type: ignore[attr-defined]
+            if count or not self._waiting:
+                return int(count)
+            self._current.close()
+            self._current = open(self._waiting.pop(0), "rb")  # noqa: SIM115
+
+    def close(self) -> None:
+        self._current.close()
+        super().close()
+
+
+def _is_compressed(path: Path) -> bool:
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(2) == b"\x1f\x8b"
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _open(files: Sequence[Path]) -> IO[bytes]:
+    raw = io.BufferedReader(_Concatenation(files), 1 << 20)
+    return gzip.GzipFile(fileobj=raw) if _is_compressed(files[0]) else raw  # type: ignore[return-value]
 
 
 def header(path: Path, delimiter: str, quoted: bool) -> list[str]:
@@ -73,31 +112,32 @@ def header(path: Path, delimiter: str, quoted: bool) -> list[str]:
     Raises:
         InputError: the file cannot be opened, decompressed or decoded.
     """
-    with open_text(path) as lines:
+    with _open([path]) as stream:
         try:
-            first = next(iter(lines), "")
-        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise _diagnosis(path, delimiter, 0, quoted, error) from error
+            first = stream.readline(_BLOCK_BYTES).decode("utf-8")
+        except (UnicodeDecodeError, EOFError, zlib.error, OSError) as error:
+            raise _diagnosis([path], delimiter, 0, quoted, error) from error
     names = first.removeprefix("\ufeff").rstrip("\r\n").split(delimiter)
     return [name.strip('"') for name in names] if quoted else names
 
 
-def _has_rows(path: Path, skipped: int) -> bool:
-    with open_text(path) as lines:
+def _has_rows(files: Sequence[Path], skipped: int) -> bool:
+    with _open(files) as stream:
         try:
-            return any(line.strip("\r\n") for line in islice(lines, skipped, None))
-        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error):
+            for _ in range(skipped):
+                stream.readline(_BLOCK_BYTES)
+            return any(block.strip(b"\r\n") for block in iter(lambda: stream.read(1 << 20), b""))
+        except (EOFError, zlib.error, OSError):
             return True  # the reader reports what is wrong
 
 
-def _diagnosis(path: Path, delimiter: str, num_columns: int, quoted: bool, error: Exception) -> InputError:
+def _diagnosis(files: Sequence[Path], delimiter: str, num_columns: int, quoted: bool, error: Exception) -> InputError:
     """Read the file again line by line to find the line that is wrong."""
-    number = 0
+    path, number = files[0], 0
     try:
-        with open(path, "rb") as plain:
-            compressed = plain.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if compressed else open(path, "rb") as lines:
-            for number, line in enumerate(lines, start=1):
+        with _open(files) as lines:
+            while line := lines.readline(_BLOCK_BYTES):
+                number += 1
                 problem = _line_problem(line, delimiter, num_columns, quoted)
                 if problem:
                     return InputError(f"{path}: line {number}: {problem}")
@@ -109,6 +149,8 @@ def _diagnosis(path: Path, delimiter: str, num_columns: int, quoted: bool, error
 
 
 def _line_problem(line: bytes, delimiter: str, num_columns: int, quoted: bool) -> str | None:
+    if len(line) == _BLOCK_BYTES:
+        return f"has more than {_BLOCK_BYTES >> 20} MiB; check the format of the file"
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,6 +1,8 @@
 """Collection of facts from all sources and their conversion to adjacency lists."""
 
+import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +10,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from bali_ds.errors import InputError
-from bali_ds.graph.identifiers import IdentifierIndex
+from bali_ds.errors import InputError, suggestion
+from bali_ds.graph.identifiers import IdentifierIndex, join_vocabularies
 from bali_ds.graph.packed_adjacency import pack_adjacency
 from bali_ds.graph.relations import canonical, inverse_name, pair_up
 from bali_ds.graph.source import Source
@@ -45,6 +47,15 @@ class FactTable:
             )
         )
 
+    def where(self, kept: NDArray[np.bool_]) -> "FactTable":
+        """Return the facts at which a mask, bool [E], is true."""
+        return FactTable(self.heads[kept], self.labels[kept], self.tails[kept], self.sources[kept])
+
+    def distinct(self) -> "FactTable":
+        """Return each fact once, in any order."""
+        frame = pl.DataFrame(vars(self)).unique()
+        return FactTable(**{name: frame[name].to_numpy() for name in frame.columns})
+
 
 class FactCollector:
     """Collects facts between known concepts and merges the two directions of each fact.
@@ -64,33 +75,36 @@ class FactCollector:
 
     def add(self, source: Source, counts: Counter[str]) -> None:
         """Read all facts of a source; drop and count those with an unknown end or with equal ends."""
-        facts = FactTable.join([self._encoded(frame, counts) for frame in source.relations()])
+        sums = _MirrorSums()
+        parts = []
+        for frame in source.relations():
+            part = self._encoded(frame, counts)
+            sums.add(part)
+            parts.append(part.distinct())
+        facts = FactTable.join(parts)
         if source.mirrored:
             names = list(self.labels)
             present = {names[label] for label in np.unique(facts.labels)}
             pairs = pair_up(present, source.inverses())
-            pairs |= self._mirrored(facts, present - set(pairs))
+            pairs |= sums.pairs({name: self.labels[name] for name in sorted(present - set(pairs))})
             self.inverses |= {name: partner for name, partner in pairs.items() if inverse_name(partner) != name}
             self._canonicalize(facts, pairs)
         self._parts.append(facts)
 
-    def finish(self, held_out: NDArray[np.int32]) -> tuple[FactTable, int]:
-        """Return all facts and the number of held-out facts.
+    def finish(self, num_concepts: int) -> FactTable:
+        """Return the distinct facts of all sources.
 
-        A fact that one source states by a relation and another by its inverse is one fact.
+        A fact that one source states by a relation and another by its inverse is one fact, and so is one that several
+        sources state: its source is their names, joined by bars.
 
-        Args:
-            held_out: int32 [n, 2], pairs of concept ids; facts between the two are dropped, in either direction.
+        Raises:
+            InputError: there are too many concepts, relations or sources for 64-bit sort keys.
         """
         facts = self._parts.pop() if len(self._parts) == 1 else FactTable.join(self._parts)
         self._parts.clear()
         pairs = pair_up(self.labels)
         self._canonicalize(facts, {name: partner for name, partner in pairs.items() if name != partner})
-        if not held_out.size:
-            return facts, 0
-        kept = ~np.isin(_pairs(facts.heads, facts.tails), _pairs(held_out[:, 0], held_out[:, 1]))
-        columns = (facts.heads, facts.labels, facts.tails, facts.sources)
-        return FactTable(*(column[kept] for column in columns)), int((~kept).sum())
+        return _join_sources(facts, len(self.labels), self.sources, num_concepts)
 
     def _encoded(self, frame: pl.DataFrame, counts: Counter[str]) -> FactTable:
         heads, tails = (self._index.find(frame[end]) for end in ("head", "tail"))
@@ -101,28 +115,6 @@ class FactCollector:
         kept = ~(unknown | loops)
         labels, sources = self.labels.encode(frame["relation"]), self.sources.encode(frame["source"])
         return FactTable(heads[kept], labels[kept], tails[kept], sources[kept])
-
-    def _mirrored(self, facts: FactTable, names: set[str]) -> dict[str, str]:
-        """Pair relations whose facts are, source by source, the reversed facts of the other.
-
-        Sets of facts are compared by the sum of their hashes modulo 2**64, forwards and backwards.
-        """
-        forward, backward = (np.zeros(len(self.labels), np.uint64) for _ in range(2))
-        np.add.at(forward, facts.labels, _hash(facts.heads, facts.tails, facts.sources))
-        np.add.at(backward, facts.labels, _hash(facts.tails, facts.heads, facts.sources))
-        unpaired: dict[tuple[int, int], list[str]] = {}
-        pairs: dict[str, str] = {}
-        for name in sorted(names):
-            sums = int(forward[self.labels[name]]), int(backward[self.labels[name]])
-            partners = unpaired.get(sums[::-1], [])
-            if sums[0] == sums[1]:
-                pairs[name] = name
-            elif partners:
-                partner = partners.pop(0)
-                pairs[name], pairs[partner] = partner, name
-            else:
-                unpaired.setdefault(sums, []).append(name)
-        return pairs
 
     def _canonicalize(self, facts: FactTable, pairs: dict[str, str]) -> None:
         """Reverse facts in place so that only the canonical one of two inverse relation names remains."""
@@ -137,8 +129,73 @@ class FactCollector:
         facts.labels = new[facts.labels]
 
 
+class _MirrorSums:
+    """Sums of the hashes of each relation's facts modulo 2**64, forwards and backwards."""
+
+    def __init__(self) -> None:
+        self._forward = self._backward = np.zeros(0, np.uint64)
+
+    def add(self, facts: FactTable) -> None:
+        missing = int(facts.labels.max(initial=-1)) + 1 - self._forward.size
+        if missing > 0:
+            grow = np.zeros(missing, np.uint64)
+            self._forward, self._backward = np.append(self._forward, grow), np.append(self._backward, grow)
+        np.add.at(self._forward, facts.labels, _hash(facts.heads, facts.tails, facts.sources))
+        np.add.at(self._backward, facts.labels, _hash(facts.tails, facts.heads, facts.sources))
+
+    def pairs(self, labels: dict[str, int]) -> dict[str, str]:
+        """Pair relations whose facts are, source by source, the reversed facts of the other."""
+        unpaired: dict[tuple[int, int], list[str]] = {}
+        pairs: dict[str, str] = {}
+        for name, label in labels.items():
+            sums = int(self._forward[label]), int(self._backward[label])
+            partners = unpaired.get(sums[::-1], [])
+            if sums[0] == sums[1]:
+                pairs[name] = name
+            elif partners:
+                partner = partners.pop(0)
+                pairs[name], pairs[partner] = partner, name
+            else:
+                unpaired.setdefault(sums, []).append(name)
+        return pairs
+
+
+def without_pairs(facts: FactTable, pairs: NDArray[np.int32]) -> FactTable:
+    """Return the facts that are not between the two concept ids of a pair, int32 [n, 2], in either direction."""
+    return facts.where(~np.isin(_pairs(facts.heads, facts.tails), _pairs(pairs[:, 0], pairs[:, 1])))
+
+
 def _pairs(first: NDArray[np.int32], second: NDArray[np.int32]) -> NDArray[np.int64]:
     return np.minimum(first, second).astype(np.int64) << 32 | np.maximum(first, second)
+
+
+def _join_sources(facts: FactTable, num_labels: int, sources: StringIds, num_concepts: int) -> FactTable:
+    """Return distinct facts; one that several sources state gets a source of its own, added to `sources`."""
+    if not facts.heads.size:
+        return facts
+    sizes = (num_labels, num_concepts, len(sources))
+    if num_concepts * math.prod(sizes) >= 2**64:
+        raise InputError(f"{num_concepts} concepts with {num_labels} relations exceed the limits of a graph")
+    keys = facts.heads.astype(np.uint64)
+    for size, column in zip(sizes, (facts.labels, facts.tails, facts.sources), strict=True):
+        keys *= np.uint64(size)
+        keys += column.astype(np.uint64)
+    keys.sort()
+    keys = keys[np.append(True, keys[1:] != keys[:-1])]
+    statements, stated_by = np.divmod(keys, np.uint64(len(sources)))
+    firsts = np.flatnonzero(np.append(True, statements[1:] != statements[:-1]))
+    counts = np.diff(np.append(firsts, keys.size))
+    source_ids = stated_by[firsts].astype(np.int32)
+    names = list(sources)
+    for count in np.unique(counts[counts > 1]).tolist():
+        rows = np.flatnonzero(counts == count)
+        groups, which = np.unique(stated_by[firsts[rows][:, None] + np.arange(count)], axis=0, return_inverse=True)
+        joined = [join_vocabularies(names[each] for each in group) for group in groups.tolist()]
+        ids = np.array([sources.setdefault(name, len(sources)) for name in joined], np.int32)
+        source_ids[rows] = ids[which.ravel()]
+    rest, tails = np.divmod(statements[firsts], np.uint64(num_concepts))
+    heads, labels = np.divmod(rest, np.uint64(num_labels))
+    return FactTable(*(column.astype(np.int32) for column in (heads, labels, tails, source_ids)))
 
 
 def _hash(*columns: NDArray[np.int32]) -> NDArray[np.uint64]:
@@ -185,7 +242,8 @@ def adjacency_lists(facts: FactTable, labels: StringIds, sources: StringIds, num
     rank[present] = [spelled.index(spelling[pair]) for pair in present.tolist()]
     relation_names = sorted({label for label, _ in spelled})
     used_sources = sorted({source for _, source in spelled})
-    if 2 * len(relation_names) > 2**16 or 2 * len(spelled) * num_concepts**2 >= 2**64:
+    limits = max(2 * len(relation_names), len(used_sources))
+    if limits > 2**16 or 2 * len(spelled) * num_concepts**2 >= 2**64:
         raise InputError(f"{num_concepts} concepts with {len(relation_names)} relations exceed the limits of a graph")
     rows, kind, targets = _both_ends(facts.heads, rank[paired], facts.tails, len(spelled), num_concepts)
     offsets = np.searchsorted(rows, np.arange(num_concepts + 1, dtype=np.int32))
@@ -233,3 +291,26 @@ def _both_ends(
             np.concatenate([tails, heads]),
         )
     )
+
+
+def of_relations(
+    facts: FactTable, labels: StringIds, inverses: Mapping[str, str], names: Sequence[str]
+) -> NDArray[np.bool_]:
+    """Return bool [E], whether the relation of each fact, or its inverse, has one of these names.
+
+    Args:
+        facts: the facts.
+        labels: ids of relation names.
+        inverses: names of relations read from their tails, where they differ from `inverse_name`.
+        names: the names to find.
+
+    Raises:
+        InputError: no fact has a relation of one of the names; the most similar name is suggested.
+    """
+    spellings = [(label, inverses.get(label, inverse_name(label))) for label in labels]
+    present = {name for label in np.unique(facts.labels).tolist() for name in spellings[label]}
+    for name in names:
+        if name not in present:
+            raise InputError(f"relation {name}: is not in the sources; {suggestion(name, present)}")
+    wanted = np.array([bool(set(names).intersection(both)) for both in spellings], bool)
+    return wanted[facts.labels]

@@ -26,8 +26,14 @@ OPEN_GRAPHS = {
     "mondo": OpenGraph("https://purl.obolibrary.org/obo/mondo.obo", "CC BY 4.0", "--obo"),
     "doid": OpenGraph("https://purl.obolibrary.org/obo/doid.obo", "CC0 1.0", "--obo"),
     "go": OpenGraph("https://purl.obolibrary.org/obo/go.obo", "CC BY 4.0", "--obo"),
+    "cl": OpenGraph("https://purl.obolibrary.org/obo/cl.obo", "CC BY 4.0", "--obo"),
+    "uberon": OpenGraph("https://purl.obolibrary.org/obo/uberon.obo", "CC BY 3.0", "--obo"),
+    "chebi": OpenGraph("https://purl.obolibrary.org/obo/chebi.obo", "CC BY 4.0", "--obo"),
     "mesh": OpenGraph(
         "https://nlmpubs.nlm.nih.gov/projects/mesh/MESH_FILES/xmlmesh/desc2026.gz", "NLM terms of use", "--mesh"
+    ),
+    "primekg": OpenGraph(
+        "https://dataverse.harvard.edu/api/access/datafile/6180620", "CC0 1.0", "--tsv-preset primekg --edges"
     ),
 }
 

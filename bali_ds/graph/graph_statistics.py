@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bali_ds.graph.identifiers import split_vocabularies
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 
 _PERCENTILES = {"median": 50, "p90": 90, "p99": 99, "max": 100}
@@ -14,6 +15,7 @@ _PERCENTILES = {"median": 50, "p90": 90, "p99": 99, "max": 100}
 def graph_statistics(graph: KnowledgeGraph) -> dict[str, Any]:
     """Return counts, degrees, connected components, names per concept, and facts by relation and by source.
 
+    A fact of several sources counts for each of them.
     Scripts rely on the keys concepts, names, edges, relations and fingerprint; edges count each fact once.
     """
     offsets = graph.edge_offsets.astype(np.int64)
@@ -21,7 +23,11 @@ def graph_statistics(graph: KnowledgeGraph) -> dict[str, Any]:
     relations = graph.edge_relations[:]
     outgoing = relations < graph.num_relations
     by_relation = np.bincount(relations[outgoing], minlength=graph.num_relations)
-    by_source = np.bincount(graph.edge_sources[:][outgoing], minlength=len(graph.sources))
+    by_source = dict.fromkeys(graph.vocabularies, 0)
+    counts = np.bincount(graph.edge_sources[:][outgoing], minlength=len(graph.sources)).tolist()
+    for source, count in zip(graph.sources, counts, strict=True):
+        for name in split_vocabularies(source):
+            by_source[name] += count
     hubs = np.argsort(-degrees, kind="stable")[:5]
     return {
         "concepts": graph.num_concepts,
@@ -36,7 +42,7 @@ def graph_statistics(graph: KnowledgeGraph) -> dict[str, Any]:
         "names_per_concept": _distribution(np.diff(graph.name_offsets)),
         "hubs": {f"{graph.cui(hub)} {graph.preferred_name(hub)}": int(degrees[hub]) for hub in hubs.tolist()},
         "edges_by_relation": _counted(graph.relations, by_relation),
-        "edges_by_source": _counted(graph.sources, by_source),
+        "edges_by_source": _counted(graph.vocabularies, np.array(list(by_source.values()), np.int64)),
     }
 
 

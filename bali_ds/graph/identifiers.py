@@ -1,5 +1,7 @@
 """Concept identifiers as fixed-width bytes for vectorized lookup, and the names of vocabularies and their codes."""
 
+import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,8 +67,20 @@ def _integers(identifiers: NDArray[Any]) -> NDArray[np.uint64]:
     return identifiers.astype("S8", copy=False).view(">u8").astype(np.uint64)
 
 
-# Prefixes that ontologies and entity linkers use, in lower case, and the UMLS source abbreviation (SAB).
+# Prefixes that ontologies and entity linkers use, in lower case, and the UMLS source abbreviation (SAB), which no
+# library of prefixes knows.
 _ABBREVIATIONS = {
+    "umls": "UMLS",
+    "umls_cui": "UMLS",
+    "umlscui": "UMLS",
+    "cui": "UMLS",
+    "nci": "NCI",
+    "ncithesaurus": "NCI",
+    "hpo": "HPO",
+    "snomed": "SNOMEDCT_US",
+    "snomed_ct": "SNOMEDCT_US",
+    "ncbi gene": "NCBIGENE",
+    "ncbi_taxonomy": "NCBI",
     "mesh": "MSH",
     "msh": "MSH",
     "ncit": "NCI",
@@ -95,13 +109,29 @@ _ABBREVIATIONS = {
     "loinc": "LNC",
 }
 
+_RELEASE = re.compile(r"_\d{4}(?:_\d{1,2}){2}\Z")
+
 # Relation names of tables that correspond to a UMLS REL without RELA, by source.
-_RELATIONS = {("MSH", "mesh_narrower_than"): "CHD"}
+_RELATIONS = {("MSH", "mesh_narrower_than"): "child_of"}
 
 
 def source_abbreviation(name: str) -> str:
-    """Return the UMLS abbreviation of a vocabulary ("MESH" -> "MSH"), or an unknown name in upper case."""
+    """Return the UMLS abbreviation of a vocabulary ("MESH" -> "MSH"), or an unknown name in upper case.
+
+    A release date at the end ("SNOMEDCT_US_2023_03_01") is not part of the name.
+    """
+    name = _RELEASE.sub("", name)
     return _ABBREVIATIONS.get(name.lower(), name.upper())
+
+
+def join_vocabularies(names: Iterable[str]) -> str:
+    """Return the source of a fact that several vocabularies state: their names, sorted, joined by bars."""
+    return "|".join(sorted({each for name in names for each in split_vocabularies(name)}))
+
+
+def split_vocabularies(source: str) -> list[str]:
+    """Return the names of the vocabularies that state a fact of this source."""
+    return source.split("|")
 
 
 def relation_label(source: str, relation: str) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bali_ds.errors import InputError
 from bali_ds.files import sha256_file
 from bali_ds.graph.columns import TextColumn, open_column, search
-from bali_ds.graph.identifiers import split_code
+from bali_ds.graph.identifiers import split_code, split_vocabularies
 from bali_ds.graph.manifest import read_manifest
 from bali_ds.graph.packed_adjacency import AdjacencyColumn, PackedAdjacency
 
@@ -37,7 +37,8 @@ class KnowledgeGraph:
         edge_targets: int32 [2E], the neighbor u at each position of the list of v.
         edge_relations: int32 [2E]; r < R is the fact (v, r, u), r + R the fact (u, r, v).
         edge_sources: uint8 or uint16 [2E], index into `sources`.
-        sources: names of the vocabularies that state facts.
+        sources: the sources of facts: a vocabulary, or several that state the same fact, joined by bars.
+        vocabularies: the names of all vocabularies that state facts.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
@@ -46,6 +47,7 @@ class KnowledgeGraph:
         self.relations: tuple[str, ...] = tuple(manifest["relations"])
         self.inverse_relations: tuple[str, ...] = tuple(manifest["inverse_relations"])
         self.sources: tuple[str, ...] = tuple(manifest["sources"])
+        self.vocabularies = tuple(sorted({each for source in self.sources for each in split_vocabularies(source)}))
         self._types: tuple[str, ...] = tuple(manifest["semantic_types"])
         self._columns = {
             name: open_column(path, name, entry["dtype"], entry["length"])
@@ -159,6 +161,11 @@ class KnowledgeGraph:
     def relation_name(self, relation: int) -> str:
         """Return the name of relation id 0 to 2R - 1; ids from R on are the inverses."""
         return (self.relations + self.inverse_relations)[relation]
+
+    @property
+    def name_column(self) -> TextColumn:
+        """All names in one buffer."""
+        return self._names
 
     def _text(self, name: str) -> TextColumn:
         return TextColumn(self._columns[f"{name}.text"], self._columns[f"{name}.offsets"], str(self.path / name))

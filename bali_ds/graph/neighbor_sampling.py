@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bali_ds.errors import InputError
+from bali_ds.graph.identifiers import split_vocabularies
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.randomness import Keys, choose, derive, permute, uniform
 
@@ -114,7 +115,7 @@ class WeightedSampler:
         self._filter = edge_filter
         names = graph.relations + graph.inverse_relations
         _check_names(graph, "relation", (*edge_filter.relations, *edge_filter.weights), names)
-        _check_names(graph, "source", edge_filter.sources, graph.sources)
+        _check_names(graph, "source", edge_filter.sources, graph.vocabularies)
         if not all(0 <= weight < np.inf for weight in edge_filter.weights.values()):
             raise InputError("weights of relations: a weight is negative or non-finite; 0 excludes a relation")
         if edge_filter.largest_degree is not None and edge_filter.largest_degree < 0:
@@ -126,7 +127,8 @@ class WeightedSampler:
                 by_relation[relation] = 0
             for name in both & set(edge_filter.weights):
                 by_relation[relation] *= edge_filter.weights[name]
-        by_source = np.array([not edge_filter.sources or name in edge_filter.sources for name in graph.sources], bool)
+        wanted = set(edge_filter.sources or graph.vocabularies)
+        by_source = np.array([not wanted.isdisjoint(split_vocabularies(source)) for source in graph.sources], bool)
         by_direction = np.concatenate([by_relation, by_relation])
         self._by_kind = by_direction[graph.adjacency.relations] * by_source[graph.adjacency.sources]
         held_out = edge_filter.held_out

@@ -8,9 +8,13 @@ from typing import IO, Any
 
 import polars as pl
 
+from bali_ds.bounded_reader import BoundedReader
 from bali_ds.errors import InputError
 from bali_ds.graph.identifiers import source_abbreviation, split_code
 from bali_ds.graph.source import TABLES, Report, Table
+
+LARGEST_ONTOLOGY = 1 << 30
+"""Bytes, decompressed; all terms are kept in memory."""
 
 # Clauses that a term may have several times: the key that collects them, and how to read one.
 _CLAUSES: dict[str, tuple[str, Callable[[Any], Any]]] = {
@@ -32,11 +36,12 @@ class OboSource:
 
     Args:
         path: an .obo file, or an OBO graph if the name ends in .json; both may be gzip-compressed.
-        prefix: a term with a cross-reference of this prefix ("UMLS") takes its identifier, so that ontologies merge on
-            it; the first in byte order if there are several. Other terms keep their own id.
+        prefix: a term with a cross-reference to this vocabulary ("UMLS", which some ontologies write as "UMLS_CUI")
+            takes its identifier, so that ontologies merge on it; the first in byte order if there are several. Other
+            terms keep their own id.
 
     Raises:
-        InputError: the file cannot be read or parsed; the message names the line.
+        InputError: the file cannot be read or parsed, or has more than 1 GiB; the message names the line.
     """
 
     mirrored = False
@@ -44,6 +49,7 @@ class OboSource:
     def __init__(self, path: Path, prefix: str | None = None) -> None:
         self.path = Path(path)
         self.report: Report = {self.path.name: Counter()}
+        self.warnings: list[str] = []
         self._prefix = prefix
         frames = list(_parse(self.path))
         self._labels = _relation_labels(frames)
@@ -90,8 +96,9 @@ class OboSource:
 
     def _identifier(self, term: dict[str, Any]) -> str:
         if self._prefix:
-            start = f"{self._prefix}:".lower()
-            found = sorted(xref[len(start) :] for xref in term["xrefs"] if xref.lower().startswith(start))
+            wanted = source_abbreviation(self._prefix)
+            pairs = (xref.partition(":") for xref in term["xrefs"])
+            found = sorted(code for prefix, _, code in pairs if code and source_abbreviation(prefix) == wanted)
             if found and not term["obsolete"]:
                 return found[0]
             self.report[self.path.name][f"without a cross-reference to {self._prefix}"] += not term["obsolete"]
@@ -115,7 +122,10 @@ def _parse(path: Path) -> Iterator[Any]:
     is_graph = path.name.removesuffix(".gz").endswith(".json")
     try:
         with _open(path) as stream:
-            yield from fastobo.load_graph(stream) if is_graph else fastobo.load(stream, threads=1)
+            bounded = BoundedReader(path, stream, LARGEST_ONTOLOGY, "in one ontology")
+            yield from fastobo.load_graph(bounded) if is_graph else fastobo.load(bounded, threads=1)
+    except InputError:
+        raise
     except SyntaxError as error:
         raise InputError(f"{path}: line {error.lineno}: {error.msg}; the file must be OBO format 1.4") from error
     except (ValueError, OSError, EOFError) as error:

@@ -3,7 +3,33 @@
 from collections.abc import Iterable, Mapping
 
 _BARE = {"CHD": "PAR", "RN": "RB", "AQ": "QB", "SY": "SY", "SIB": "SIB", "RO": "RO", "RL": "RL", "RQ": "RQ", "RU": "RU"}
+UMLS_RELATIONS = {
+    "CHD": "child_of",
+    "PAR": "parent_of",
+    "RN": "narrower_than",
+    "RB": "broader_than",
+    "RO": "related_to",
+    "RL": "similar_to",
+    "RQ": "possibly_synonym_of",
+    "RU": "related_to",
+    "SY": "synonym_of",
+    "SIB": "sibling_of",
+    "AQ": "qualifier_of",
+    "QB": "qualified_by",
+}
+"""Each REL of the UMLS as words between CUI2 and CUI1.
+
+A row reads "CUI2 is REL of CUI1". The expanded forms in MRDOC ("has child relationship") are those of CUI1.
+"""
 _NAMED = {
+    "child_of": "parent_of",
+    "narrower_than": "broader_than",
+    "qualifier_of": "qualified_by",
+    "related_to": "related_to",
+    "similar_to": "similar_to",
+    "possibly_synonym_of": "possibly_synonym_of",
+    "synonym_of": "synonym_of",
+    "sibling_of": "sibling_of",
     "part_of": "has_part",
     "may_treat": "may_be_treated_by",
     "may_prevent": "may_be_prevented_by",

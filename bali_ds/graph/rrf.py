@@ -1,5 +1,6 @@
 """Reader of the UMLS Rich Release Format (UMLS reference manual, chapter 3)."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import polars as pl
 
-from bali_ds.errors import InputError
+from bali_ds.errors import InputError, nearest
 from bali_ds.graph.delimited import read_delimited
+from bali_ds.graph.identifiers import source_abbreviation
+from bali_ds.graph.relations import UMLS_RELATIONS
 from bali_ds.graph.source import Report, Table, apply_filters, split_codes
 
 # All columns in order. Each row ends in a bar, so an empty last column follows.
@@ -24,6 +27,8 @@ COLUMNS = {
     "MRDOC": "DOCKEY VALUE TYPE EXPL",
 }
 _UNRELATED = ("XR", "DEL")
+_QUALIFIERS = ("AQ", "QB")
+_QUALIFIER_TERM_TYPES = ("QAB", "QEV", "QSV", "TQ")
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,9 @@ class RrfFilter:
         license: highest SRL (source restriction level, 0 to 9) to keep; relations and definitions, which have no SRL,
             take that of their source in MRSAB or MRCONSO.
         suppressed: whether to keep rows that SUPPRESS marks as obsolete or suppressible.
+        raw_relations: whether to keep relations as they are. Otherwise facts about qualifiers and siblings and the
+            names of MeSH qualifiers, which say nothing about a concept, are dropped, and REL is put into words where
+            RELA is empty.
     """
 
     languages: tuple[str, ...] = ("ENG",)
@@ -44,10 +52,11 @@ class RrfFilter:
     term_types: tuple[str, ...] = ()
     license: int = 9
     suppressed: bool = False
+    raw_relations: bool = False
 
 
 class RrfSource:
-    """Reader of a folder of RRF files, plain or gzip-compressed.
+    """Reader of a folder of RRF files, plain or gzip-compressed, whole or in parts.
 
     MRCONSO is required; MRREL, MRSTY, MRDEF, MRRANK, MRSAB, MRCUI and MRDOC are used if they exist.
 
@@ -61,8 +70,9 @@ class RrfSource:
         self.folder = Path(folder)
         self.filter = row_filter or RrfFilter()
         self.report: Report = {}
+        self.warnings: list[str] = []
         self._restricted: set[str] = set()
-        self._files = {name: path for name in COLUMNS if (path := _find(self.folder, name))}
+        self._files = {name: parts for name in COLUMNS if (parts := _find(self.folder, name))}
         if "MRCONSO" not in self._files:
             raise InputError(
                 f"{self.folder}: contains no MRCONSO.RRF or MRCONSO.RRF.gz; pass the META folder of a release"
@@ -84,13 +94,15 @@ class RrfSource:
 
     def relations(self) -> Iterator[pl.DataFrame]:
         """Yield facts: a row reads "CUI2 is RELA (or else REL) of CUI1"."""
+        rel = pl.col("REL") if self.filter.raw_relations else pl.col("REL").replace(UMLS_RELATIONS)
         for frame in self._read("MRREL", "CUI1", "REL", "CUI2", "RELA", "SAB", "SUPPRESS"):
             filters = {
                 "not related": ~pl.col("REL").is_in(_UNRELATED),
                 **self._common_filters(),
                 **self._license_filter(),
+                **self._preset(),
             }
-            label = pl.when(pl.col("RELA") != "").then("RELA").otherwise("REL")
+            label = pl.when(pl.col("RELA") != "").then("RELA").otherwise(rel)
             frame = apply_filters(frame, self._counts("MRREL"), filters)
             yield frame.select(head="CUI2", relation=label, tail="CUI1", source="SAB")
 
@@ -105,7 +117,11 @@ class RrfSource:
     def _atoms(self) -> Iterator[tuple[Table, pl.DataFrame]]:
         ranks = self._ranks()
         wanted = ["CUI", "LAT", "TS", "STT", "ISPREF", "SAB", "TTY", "CODE", "STR", "SRL", "SUPPRESS"]
+        languages: set[str] = set()
+        sources: set[str] = set()
         for frame in self._read("MRCONSO", *wanted):
+            languages |= set(frame["LAT"].unique())
+            sources |= set(frame["SAB"].unique())
             self._note_licenses(frame)
             frame = apply_filters(frame, self._counts("MRCONSO"), self._atom_filters())
             frame = frame.join(ranks, on=["SAB", "TTY", "SUPPRESS"], how="left", maintain_order="left")
@@ -115,6 +131,16 @@ class RrfSource:
                 "preference", cui="CUI", source="SAB", code="CODE"
             )
             yield "codes", split_codes(codes)
+        self._refuse_misspelled("--language", self.filter.languages, languages)
+        self._refuse_misspelled("--source", self.filter.sources, sources)
+
+    def _refuse_misspelled(self, option: str, wanted: tuple[str, ...], present: set[str]) -> None:
+        """Refuse a value that no row has, if a similar one or the UMLS abbreviation of its vocabulary is there."""
+        for value in wanted:
+            abbreviation = source_abbreviation(value)
+            similar = abbreviation if abbreviation in present else nearest(value, present)
+            if value not in present and similar:
+                raise InputError(f"{option} {value}: is not in {self._files['MRCONSO'][0]}; did you mean {similar}?")
 
     def _preference(self) -> pl.Expr:
         """Lower is better: language, not suppressed, rank of source and term type, preferred form."""
@@ -132,7 +158,7 @@ class RrfSource:
             return pl.DataFrame(schema=schema)
         ranks = pl.concat(frames).with_columns(pl.col("rank").cast(pl.Int64, strict=False))
         if ranks["rank"].is_null().any() or ranks["rank"].max() > 9999:  # type: ignore[operator]
-            raise InputError(f"{self._files['MRRANK']}: a rank is not a number below 10000; download it again")
+            raise InputError(f"{self._files['MRRANK'][0]}: a rank is not a number below 10000; download it again")
         return ranks.select(schema.keys()).unique(["SAB", "TTY", "SUPPRESS"], keep="first", maintain_order=True)
 
     def _atom_filters(self) -> dict[str, pl.Expr]:
@@ -143,7 +169,16 @@ class RrfSource:
             filters["term type"] = pl.col("TTY").is_in(self.filter.term_types)
         if self.filter.license < 9:
             filters["license"] = _level() <= self.filter.license
+        if not self.filter.raw_relations:
+            of_mesh = pl.col("SAB").str.starts_with("MSH")
+            filters["qualifier term"] = ~(of_mesh & pl.col("TTY").is_in(_QUALIFIER_TERM_TYPES))
         return filters
+
+    def _preset(self) -> dict[str, pl.Expr]:
+        if self.filter.raw_relations:
+            return {}
+        is_sibling = (pl.col("REL") == "SIB") | pl.col("RELA").str.starts_with("sib_in_")
+        return {"qualifier": ~pl.col("REL").is_in(_QUALIFIERS), "sibling": ~is_sibling}
 
     def _license_filter(self) -> dict[str, pl.Expr]:
         return {"license": ~pl.col("SAB").is_in(sorted(self._restricted))} if self._restricted else {}
@@ -164,7 +199,8 @@ class RrfSource:
         if name not in self._files:
             return
         columns = [*COLUMNS[name].split(), "end"]
-        for frame in read_delimited(self._files[name], wanted, delimiter="|", columns=columns):
+        file, *parts = self._files[name]
+        for frame in read_delimited(file, wanted, delimiter="|", columns=columns, parts=parts):
             self._counts(name)["rows"] += frame.height
             yield frame
 
@@ -177,9 +213,22 @@ def _level() -> pl.Expr:
     return pl.col("SRL").cast(pl.Int64, strict=False).fill_null(9)
 
 
-def _find(folder: Path, name: str) -> Path | None:
-    found = [path for base in (folder, folder / "META") for path in sorted(base.glob(f"{name}.RRF*"))]
-    found = [path for path in found if path.name in (f"{name}.RRF", f"{name}.RRF.gz")]
-    if len(found) > 1:
-        raise InputError(f"{found[0]}: exists twice, also as {found[1]}; remove one")
-    return found[0] if found else None
+def _find(folder: Path, name: str) -> tuple[Path, ...]:
+    """Return the parts of a file in their order, most often one; () if there is none.
+
+    NLM ships large files as NAME.RRF.aa.gz, NAME.RRF.ab.gz and so on.
+    """
+    pattern = re.compile(rf"{name}\.RRF(?:\.((?!gz)[a-z]{{2}}))?(?:\.gz)?", re.IGNORECASE)
+    bases = [base for base in (folder, folder / "META") if base.is_dir()]
+    found = {
+        path: match for base in bases for path in sorted(base.iterdir()) if (match := pattern.fullmatch(path.name))
+    }
+    letters = [(match[1] or "").lower() for match in found.values()]
+    if letters[1:] and (not all(letters) or len(set(letters)) < len(letters)):
+        first, second, *_ = found
+        raise InputError(f"{first}: exists twice, also as {second}; remove one")
+    for number, part in enumerate(filter(None, letters)):
+        expected = f"{chr(ord('a') + number // 26)}{chr(ord('a') + number % 26)}"
+        if part != expected:
+            raise InputError(f"{folder}: has part {part} of {name}.RRF but not part {expected}; download all parts")
+    return tuple(found)

@@ -31,10 +31,12 @@ class Source(Protocol):
     Attributes:
         mirrored: whether every fact is stated from both ends, so that inverse names can be inferred from the data.
         report: counts of rows by file, filled while reading.
+        warnings: what looks wrong, one line each, filled while reading.
     """
 
     mirrored: bool
     report: Report
+    warnings: list[str]
 
     def concepts(self) -> Iterator[tuple[Table, pl.DataFrame]]:
         """Yield rows of the tables above."""

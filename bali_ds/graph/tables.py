@@ -12,6 +12,7 @@ from bali_ds.errors import InputError
 from bali_ds.graph.delimited import header, read_delimited
 from bali_ds.graph.identifiers import relation_label, source_abbreviation
 from bali_ds.graph.source import Report, Table, apply_filters, split_codes
+from bali_ds.graph.table_presets import TablePreset
 
 
 def table_columns(path: Path) -> list[str]:
@@ -25,15 +26,20 @@ def table_columns(path: Path) -> list[str]:
     return header(path, *_text_format(path))
 
 
-def read_table(path: Path, wanted: Sequence[str]) -> Iterator[pl.DataFrame]:
+def read_table(path: Path, wanted: Sequence[str], columns: Sequence[str] = ()) -> Iterator[pl.DataFrame]:
     """Yield the wanted columns as strings, block by block; a missing value becomes the empty string.
+
+    Args:
+        path: the table.
+        wanted: the columns to read.
+        columns: all columns of a text table whose first line does not name them.
 
     Raises:
         InputError: the file cannot be read, or is damaged.
     """
     if not _is_parquet(path):
         delimiter, quoted = _text_format(path)
-        yield from read_delimited(path, wanted, delimiter=delimiter, quoted=quoted)
+        yield from read_delimited(path, wanted, delimiter=delimiter, columns=columns or None, quoted=quoted)
         return
     row = 0
     try:
@@ -59,11 +65,17 @@ def _parquet(path: Path) -> pyarrow.parquet.ParquetFile:
         raise InputError(f"{path}: is not a readable Parquet file: {' '.join(str(error).split())[:200]}") from error
 
 
-NODE_COLUMNS = {"cui": True, "preferred_name": True, "synonyms": False, "semantic_types": False, "source_terms": False}
-EDGE_COLUMNS = {
-    "head_cui": True, "relation": True, "tail_cui": True, "source": False,
-    "head_name": False, "tail_name": False, "head_types": False, "tail_types": False,
+NODE_COLUMNS = {
+    "cui": True, "preferred_name": True, "synonyms": False, "semantic_types": False, "source_terms": False,
+    "prefix": False, "property": False,
 }  # fmt: skip
+EDGE_COLUMNS = {
+    "head_cui": True, "relation": True, "tail_cui": True, "source": False, "head_name": False, "tail_name": False,
+    "head_types": False, "tail_types": False, "head_prefix": False, "tail_prefix": False,
+}  # fmt: skip
+_PREFIXES = {"cui": "prefix", "head_cui": "head_prefix", "tail_cui": "tail_prefix"}
+_MAPPED_ALONE = {*_PREFIXES.values(), "property"}
+_EXAMPLES = 3
 
 
 class TableSource:
@@ -71,54 +83,99 @@ class TableSource:
 
     Nodes have cui and preferred_name, and may have synonyms (separated by bars), semantic_types and source_terms
     ("MESH:D003920"; both separated by semicolons). Edges have head_cui, relation, tail_cui, and may have source,
-    head_name, tail_name, head_types, tail_types. Other columns are ignored. Sources are stored under their UMLS
-    abbreviations, so that tables and RRF of one graph merge.
+    head_name, tail_name, head_types, tail_types. The columns prefix, head_prefix and tail_prefix hold the vocabulary of
+    an identifier that is unique only within it; they are used only if they are mapped. Other columns are ignored.
+    Sources are stored under their UMLS abbreviations, so that tables and RRF of one graph merge.
 
     Args:
         nodes: the node table; None if the edge table names its nodes.
         edges: the edge table.
-        columns: maps a column named above to its name in the table ({"head_cui": "x_index"}).
+        columns: maps a column named above to its name in the table ({"head_cui": "x_index"}); such a column of the
+            table is not used by its own name.
+        preset: how to read the tables of a known graph; `columns` takes precedence.
 
     Raises:
         InputError: a required or mapped column is missing from its table, or a mapped name is unknown.
     """
 
-    mirrored = False
-
-    def __init__(self, nodes: Path | None, edges: Path, columns: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        nodes: Path | None,
+        edges: Path,
+        columns: Mapping[str, str] | None = None,
+        preset: TablePreset | None = None,
+    ) -> None:
         self.nodes = Path(nodes) if nodes else None
         self.edges = Path(edges)
         self.report: Report = {}
-        mapping = dict(columns or {})
+        self.warnings: list[str] = []
+        self._preset = preset or TablePreset()
+        self.mirrored = self._preset.mirrored
+        mapping = {**self._preset.columns, **(columns or {})}
         unknown = set(mapping) - NODE_COLUMNS.keys() - EDGE_COLUMNS.keys()
         if unknown:
             known = ", ".join([*NODE_COLUMNS, *EDGE_COLUMNS])
             raise InputError(f"column {min(unknown)}: is not a column of a graph; use one of {known}")
-        self._node_columns = _present(self.nodes, NODE_COLUMNS, mapping) if self.nodes else {}
-        self._edge_columns = _present(self.edges, EDGE_COLUMNS, mapping)
+        headers = self._preset.node_header, self._preset.edge_header
+        self._node_columns = _present(self.nodes, headers[0], NODE_COLUMNS, mapping) if self.nodes else {}
+        self._edge_columns = _present(self.edges, headers[1], EDGE_COLUMNS, mapping)
+        present = {*self._node_columns, *self._edge_columns}
+        self._has_prefixes = bool(self._preset.separator) or not present.isdisjoint(_PREFIXES.values())
 
     def concepts(self) -> Iterator[tuple[Table, pl.DataFrame]]:
         """Yield identifiers, names, semantic types and codes."""
+        preferred = []
+        for frame in self._concept_frames():
+            yield from _concept_tables(frame)
+            if self._has_prefixes:
+                own = frame.filter(pl.col("cui").str.contains(":", literal=True)).select("cui", code="cui")
+                yield "codes", split_codes(own.with_columns(source=pl.lit(""), preference=pl.lit(0, pl.Int64)))
+            if "preferred_name" in frame.columns:
+                preferred.append(frame.select("cui", "preferred_name").unique())
+        if preferred:
+            self._compare_names(pl.concat(preferred))
+
+    def _concept_frames(self) -> Iterator[pl.DataFrame]:
         if self.nodes:
             counts = self.report.setdefault(self.nodes.name, Counter())
-            for frame in _read(self.nodes, self._node_columns):
+            for frame in self._read(self.nodes, self._node_columns):
                 counts["rows"] += frame.height
-                yield from _concept_tables(apply_filters(frame, counts, {"no identifier": pl.col("cui") != ""}))
+                filters = {"no identifier": pl.col("cui") != ""}
+                if self._preset.named_by:
+                    filters["other property"] = pl.col("property") == self._preset.named_by
+                yield apply_filters(frame, counts, filters)
         for end in ("head", "tail"):
-            named = {"cui": f"{end}_cui", "preferred_name": f"{end}_name", "semantic_types": f"{end}_types"}
+            named = {"preferred_name": f"{end}_name", "semantic_types": f"{end}_types"}
             if self.nodes is None or named["preferred_name"] in self._edge_columns:
-                columns = {key: self._edge_columns[own] for key, own in named.items() if own in self._edge_columns}
-                for frame in _read(self.edges, columns):
-                    yield from _concept_tables(frame.unique(maintain_order=True).filter(pl.col("cui") != ""))
+                wanted = (f"{end}_cui", f"{end}_prefix", *named.values())
+                columns = {key: own for key, own in self._edge_columns.items() if key in wanted}
+                for frame in self._read(self.edges, columns):
+                    names = {key: own for key, own in named.items() if own in frame.columns}
+                    frame = frame.select(cui=f"{end}_cui", **names).unique(maintain_order=True)
+                    yield frame.filter(pl.col("cui") != "")
+
+    def _compare_names(self, names: pl.DataFrame) -> None:
+        """Warn of identifiers with several preferred names, which may belong to several vocabularies."""
+        names = names.unique().filter(pl.col("preferred_name") != "")
+        several = names.sort("preferred_name").group_by("cui").agg("preferred_name").sort("cui")
+        several = several.filter(pl.col("preferred_name").list.len() > 1)
+        if several.height:
+            rows = several.head(_EXAMPLES).iter_rows()
+            examples = "; ".join(f"{cui}: {', '.join(found[:_EXAMPLES])}" for cui, found in rows)
+            self.warnings.append(
+                f"{(self.nodes or self.edges).name}: {several.height} identifiers have several preferred names "
+                f"({examples[:300]}); if they belong to several vocabularies, name their columns with --prefix-column"
+            )
 
     def relations(self) -> Iterator[pl.DataFrame]:
         """Yield facts."""
         counts = self.report.setdefault(self.edges.name, Counter())
-        wanted = ("head_cui", "relation", "tail_cui", "source")
-        for frame in _read(self.edges, {key: own for key, own in self._edge_columns.items() if key in wanted}):
+        wanted = ("head_cui", "relation", "tail_cui", "source", "head_prefix", "tail_prefix")
+        for frame in self._read(self.edges, {key: own for key, own in self._edge_columns.items() if key in wanted}):
             counts["rows"] += frame.height
             if "source" not in frame.columns:
                 frame = frame.with_columns(source=pl.lit(self.edges.name.partition(".")[0]))
+            frame = frame.with_columns(pl.col("relation").replace(self._preset.relations))
             kinds = frame.select("source", "relation").unique(maintain_order=True)
             sources = [source_abbreviation(source) for source in kinds["source"]]
             labels = [relation_label(*kind) for kind in zip(sources, kinds["relation"], strict=True)]
@@ -130,20 +187,40 @@ class TableSource:
         """Return an empty mapping: tables do not document inverses."""
         return {}
 
+    def _read(self, path: Path, columns: Mapping[str, str]) -> Iterator[pl.DataFrame]:
+        """Yield the columns of a table by the keys of `columns`, prefixes merged into the identifiers."""
+        header = self._preset.node_header if path == self.nodes else self._preset.edge_header
+        for frame in read_table(path, list(dict.fromkeys(columns.values())), header):
+            frame = frame.select(**{key: pl.col(own) for key, own in columns.items()})
+            yield frame.with_columns(**{key: self._identifier(key, columns) for key in _PREFIXES if key in columns})
 
-def _present(path: Path, columns: Mapping[str, bool], mapping: Mapping[str, str]) -> dict[str, str]:
+    def _identifier(self, key: str, columns: Mapping[str, str]) -> pl.Expr:
+        prefixes, separator = self._preset.prefixes, self._preset.separator
+        code = pl.col(key)
+        if _PREFIXES[key] in columns:
+            prefix = pl.col(_PREFIXES[key]).replace(prefixes)
+        elif separator:
+            prefix = code.str.split(separator).list.first().replace(prefixes)
+            code = code.str.splitn(separator, 2).struct.field("field_1").fill_null("")
+        else:
+            return code
+        # A code that includes the prefix of its vocabulary ("GO:0003193") keeps that one alone.
+        is_whole = (prefix == "") | code.str.contains(":", literal=True)
+        return pl.when((code == "") | is_whole).then(code).otherwise(pl.format("{}:{}", prefix, code))
+
+
+def _present(
+    path: Path, header: Sequence[str], columns: Mapping[str, bool], mapping: Mapping[str, str]
+) -> dict[str, str]:
     """Return the table's name of each column that it has; refuse a table without a required or mapped column."""
-    found = table_columns(path)
-    own = {key: mapping.get(key, key) for key in columns}
+    found = list(header) or table_columns(path)
+    taken = set(mapping.values())
+    own = {key: mapping.get(key, key) for key in columns if key in mapping or key not in taken | _MAPPED_ALONE}
     for key, needed in columns.items():
-        if own[key] not in found and (needed or key in mapping):
-            raise InputError(f"{path}: line 1: has no column {own[key]}; it has {', '.join(found)[:200]}")
+        name = own.get(key, key)
+        if (needed or key in mapping) and (key not in own or name not in found):
+            raise InputError(f"{path}: line 1: has no column {name}; it has {', '.join(found)[:200]}")
     return {key: name for key, name in own.items() if name in found}
-
-
-def _read(path: Path, columns: Mapping[str, str]) -> Iterator[pl.DataFrame]:
-    for frame in read_table(path, list(dict.fromkeys(columns.values()))):
-        yield frame.select(**{key: pl.col(own) for key, own in columns.items()})
 
 
 def _concept_tables(frame: pl.DataFrame) -> Iterator[tuple[Table, pl.DataFrame]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bali_ds.corpus.name_index import NameIndex
+from bali_ds.corpus.name_index import NameIndex, symbol_spelling
 from bali_ds.corpus.normalization import WordHasher, split_words
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.inference.encoder import Encoder
@@ -106,11 +106,14 @@ class ContextFinder:
         for first, length, entry in zip(*(column.tolist() for column in matches), strict=True):
             if first < end_of_last:
                 continue
-            end_of_last = first + length
             start, last = words.starts[first], first + length - 1
+            end = words.starts[last] + len(words.texts[last])
             own = slice(int(self.dictionary.offsets[entry]), int(self.dictionary.offsets[entry + 1]))
-            surface = question[start : words.starts[last] + len(words.texts[last])]
-            found.append((surface, self.dictionary.concept_ids[own].tolist()))
+            spellings = np.array([0, symbol_spelling(question, start, end)], np.uint64)
+            valid = self.dictionary.concept_ids[own][np.isin(self.dictionary.spellings[own], spellings)]
+            if valid.size:
+                found.append((question[start:end], list(dict.fromkeys(valid.tolist()))))
+                end_of_last = first + length
         return found
 
     def _choose(self, question: str, surfaces: Sequence[tuple[str, list[int]]]) -> list[FoundConcept]:

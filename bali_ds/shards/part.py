@@ -30,6 +30,10 @@ from bali_ds.shards.sample import Sample, sample_key
 from bali_ds.shards.writer import SIZES_DTYPE, sample_sizes
 
 _BATCH = 128
+_MOST_SURFACES = 1000
+"""Surface forms that are kept of each file for the report."""
+_VERSION = 2
+"""Raised when readers, linker or passages change, so that a build does not resume from parts of an earlier version."""
 DOCUMENT_DTYPE = np.dtype(
     [
         ("id", "<u8"), ("text", "<u8"), ("samples", "<i4"), ("mentions", "<i4"), ("linked_mentions", "<i4"),
@@ -39,7 +43,7 @@ DOCUMENT_DTYPE = np.dtype(
 PART = Output(
     "a part of a shard set",
     "report.json",
-    ("counts", "types", "remarks"),
+    ("counts", "types", "surfaces", "remarks"),
     ("samples.bin", "rows.npy", "documents.npy", "concepts.npy"),
 )
 
@@ -59,7 +63,7 @@ class PartTask:
         corpus, settings = self.corpus, self.settings
         files = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in corpus.files]
         content = [
-            FORMAT_VERSION, corpus.format, corpus.text[0] if corpus.text else "",
+            FORMAT_VERSION, _VERSION, corpus.format, corpus.text[0] if corpus.text else "",
             DICTIONARY_VERSION if corpus.uses_dictionary else 0, files,
             settings.max_tokens, settings.stored_fan_out, settings.keep_unlinked, settings.neighbors.describe(),
             graph_fingerprint, tokenizer_fingerprint,
@@ -115,9 +119,9 @@ def build_part(task: PartTask, target: Path) -> None:
         if not task.corpus.uses_dictionary and documents and not report.counts["mentions"]:
             report.remark("files_without_mentions", f"{task.corpus.path}: --link dictionary finds names of the graph")
         _write_tables(directory, sizes, documents, concept_ids)
-        write_json(
-            directory / "report.json", {"counts": report.counts, "types": report.types, "remarks": report.remarks}
-        )
+        surfaces = [[*surface, count] for surface, count in report.surfaces.most_common(_MOST_SURFACES)]
+        values = {"counts": report.counts, "types": report.types, "surfaces": surfaces, "remarks": report.remarks}
+        write_json(directory / "report.json", values)
 
 
 def _write_sample(stream: IO[bytes], sample: Sample) -> tuple[int, ...]:

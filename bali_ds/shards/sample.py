@@ -13,6 +13,7 @@ from bali_ds.shards.layout import ARRAY_MEMBERS, META_MEMBER, npy_bytes, tar_mem
 
 _LONGEST_ID = 64
 _UNSAFE = re.compile(r"[^A-Za-z0-9_\-]")
+_HASHED = re.compile(r"-[0-9a-f]{12}\Z")
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,11 @@ class Sample:
 def sample_key(document: str, passage: int) -> str:
     """Return the key of a passage: the document id made safe as a file name, and the passage number.
 
-    Dots and slashes become underscores. An id with other unsafe characters, or too long for a tar header, is truncated
-    and followed by a hash.
+    Unsafe characters become underscores. An id that has any, is too long for a tar header or ends like a hash is
+    truncated and followed by a hash, so that two ids never share a key.
     """
     safe = _UNSAFE.sub("_", document)
-    if _UNSAFE.search(document.replace(".", "").replace("/", "")) or len(document) > _LONGEST_ID or not document:
+    if safe != document or not 0 < len(document) <= _LONGEST_ID or _HASHED.search(document):
         digest = hashlib.blake2b(document.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
         safe = f"{safe[:_LONGEST_ID]}-{digest}"
     return f"{safe}_{passage:03d}"

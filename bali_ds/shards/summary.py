@@ -33,13 +33,15 @@ def build_report(
     """Return the report of a build as plain values.
 
     `read` has the counts of the readers over all inputs, `formats` the same by format, `dropped` what was read but is
-    not stored, `coverage` how much of the graph occurs in passages, `most_frequent` the concepts of most passages.
+    not stored, `coverage` how much of the graph occurs in passages, `most_frequent` the concepts of most passages,
+    `most_linked` the strings of most linked mentions, in lower case, each with its concept.
     """
     whole = ReadReport()
     formats: dict[str, Counter[str]] = defaultdict(Counter)
     for corpus, part in parts:
         values = read_json(part / "report.json")
-        own = ReadReport(Counter(values["counts"]), Counter(values["types"]), values["remarks"])
+        surfaces = Counter({(surface, concept_id): count for surface, concept_id, count in values["surfaces"]})
+        own = ReadReport(Counter(values["counts"]), Counter(values["types"]), surfaces, values["remarks"])
         formats[f"{corpus.format}{', dictionary' if corpus.uses_dictionary else ''}"].update(own.counts)
         whole.merge(own)
     passages = assembly.concepts[:, 1]
@@ -59,6 +61,10 @@ def build_report(
         "most_frequent": [
             {"cui": graph.cui(concept_id), "name": graph.preferred_name(concept_id), "passages": count}
             for concept_id, count in assembly.concepts[:_MOST_FREQUENT].tolist()
+        ],
+        "most_linked": [
+            {"text": text, "cui": graph.cui(concept_id), "name": graph.preferred_name(concept_id), "mentions": count}
+            for (text, concept_id), count in whole.surfaces.most_common(_MOST_FREQUENT)
         ],
         "remarks": whole.remarks,
         "failures": list(failures),
@@ -85,6 +91,11 @@ def readable_report(report: dict[str, Any]) -> str:
     lines.append("most frequent concepts")
     lines += [
         f"  {row['cui'] + '  ' + row['name']:40.40}{row['passages']:>12,}" for row in report["most_frequent"][:10]
+    ]
+    lines.append("most linked strings")
+    lines += [
+        f"  {row['text'] + '  →  ' + row['cui'] + '  ' + row['name']:60.60}{row['mentions']:>12,}"
+        for row in report["most_linked"]
     ]
     lines += [f"remark: {remark}" for remark in report["remarks"]]
     return "\n".join(lines)

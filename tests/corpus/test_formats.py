@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from bali_ds import xml_elements
 from bali_ds.corpus.document import Document, ReadReport
 from bali_ds.corpus.readers import join_mentions, read_documents
 from bali_ds.errors import InputError
@@ -95,6 +96,97 @@ def test_jats(tmp_path):
     assert document == Document("5", "T x One. Two. Three.")
 
 
+def jats(body, abstracts="", title="T", namespace=""):
+    return f"""<article {namespace}><front><article-meta><article-id pub-id-type="pmid">5</article-id>
+    <title-group><article-title>{title}</article-title></title-group>{abstracts}</article-meta></front>
+    <body>{body}</body></article>"""
+
+
+@pytest.mark.parametrize(
+    ("body", "text", "skipped"),
+    [
+        ("<p>A<list><list-item><p>One</p></list-item><list-item><label>2</label><p>Two</p></list-item></list>B</p>",
+         "A One Two B", ["label"]),
+        (r"<p>If <inline-formula><alternatives><tex-math>\usepackage{x} $x$</tex-math><mml:math "
+         'xmlns:mml="http://www.w3.org/1998/Math/MathML"><mml:mi>x</mml:mi></mml:math></alternatives></inline-formula> '
+         "falls.</p>", "If falls.", ["alternatives"]),
+        ("<p>Seen<disp-formula><mml:math xmlns:mml='m'><mml:mi>y</mml:mi></mml:math></disp-formula>here.</p>",
+         "Seen here.", ["disp-formula"]),
+        ("<p>Let <inline-formula><italic>x</italic><sub>1</sub></inline-formula> be.</p>", "Let x1 be.", []),
+        ("<p>One.<table-wrap><caption><p>No</p></caption><table><tr><td>1</td></tr></table></table-wrap></p>"
+         "<p>Two<fig><caption><p>No</p></caption></fig><fn><p>No</p></fn>.</p>", "One. Two .",
+         ["table-wrap", "fig", "fn"]),
+        ("<p>Gene<sup>a</sup>s<!-- no --><?no no?>, H<sub>2</sub>O<break/>too.</p>", "Geneas, H2O too.", []),
+    ],
+)  # fmt: skip
+def test_what_stands_inside_of_a_paragraph(tmp_path, body, text, skipped):
+    (document,), report = read(tmp_path, "jats", jats(body))
+    assert document.text == f"T {text}"
+    assert report.counts == {"documents": 1, **{f"skipped_{name}": 1 for name in skipped}}
+
+
+def test_the_abstract_of_sentences_is_read_wherever_it_stands(tmp_path):
+    graphical, teaser, real, short = (
+        f"<abstract{kind}><p>{text}</p></abstract>"
+        for kind, text in ((' abstract-type="graphical"', "G"), (' abstract-type="teaser"', "X"), ("", "Real."),
+                           (' abstract-type="summary"', "Short."))
+    )  # fmt: skip
+    for abstracts, text in (
+        (graphical + teaser + real, "T Real."), (real + short, "T Real."), (short + real, "T Real."),
+        (graphical + short, "T Short."), (graphical, "T"),
+    ):  # fmt: skip
+        (document,), report = read(tmp_path, "jats", jats("", abstracts))
+        assert document.text == text
+        assert report.counts["skipped_abstract"] == abstracts.count("<abstract") - (text != "T")
+
+
+def test_articles_in_namespaces_are_read(tmp_path):
+    article = jats(
+        "<p>Two.</p>", "<abstract><p>One.</p></abstract>", namespace='xmlns="https://jats.nlm.nih.gov/ns/1.3/"'
+    )
+    harvest = f'<OAI-PMH xmlns="http://www.openarchives.org/OAI/2.0/"><record>{article}</record></OAI-PMH>'
+    assert read(tmp_path, "jats", harvest)[0] == [Document("5", "T One. Two.")]
+
+
+def test_named_characters_are_resolved_without_their_dtd(tmp_path):
+    public = '<!DOCTYPE article PUBLIC "-//NLM//DTD v2.3//EN" "archivearticle.dtd">'
+    title = "TNF-&alpha;, &ldquo;<b>a&nbsp;b</b>&rdquo; &mdash; &nosuchname; end"
+    (document,), report = read(tmp_path, "jats", public + jats("<p>x &le; y.</p>", title=title))
+    assert document.text == "TNF-α, “a b” — &nosuchname; end x ≤ y."
+    assert report.counts == {"documents": 1, "unknown_entities": 1}
+    xml = '<!DOCTYPE collection SYSTEM "BioC.dtd"><collection><document><id>1</id><passage><offset>0</offset>'
+    xml += "<text>TNF-&alpha; rises</text></passage></document></collection>"
+    assert read(tmp_path, "bioc-xml", xml)[0] == [Document("1", "TNF-α rises")]
+    item = CITATION.format(pmid=7, title="IFN-&gamma;.", abstract="", other="")
+    assert read(tmp_path, "medline", citations(item))[0] == [Document("7", "IFN-γ.")]
+
+
+def test_formulas_of_medline_are_skipped_and_counted(tmp_path):
+    formula = '<mml:math xmlns:mml="http://www.w3.org/1998/Math/MathML"><mml:mi>x</mml:mi><mml:mo>2</mml:mo></mml:math>'
+    abstract = f"<Abstract><AbstractText>It is {formula} m<sup>2</sup>.</AbstractText></Abstract>"
+    item = CITATION.format(pmid=7, title="T.", abstract=abstract, other="")
+    (document,), report = read(tmp_path, "medline", citations(item))
+    assert document.text == "T. It is m2."
+    assert report.counts == {"documents": 1, "skipped_math": 1}
+
+
+def test_books_are_read_and_counted(tmp_path):
+    book = """<PubmedBookArticle><BookDocument><PMID>11</PMID><Book><BookTitle>A book</BookTitle></Book>{title}
+    <Abstract><AbstractText>Dyspnea.</AbstractText></Abstract></BookDocument></PubmedBookArticle>"""
+    chapter = book.format(title="<ArticleTitle>A chapter</ArticleTitle>")
+    item = CITATION.format(pmid=10, title="T.", abstract="", other="")
+    xml = f"<PubmedArticleSet><PubmedArticle>{item}</PubmedArticle>{chapter}{book.format(title='')}</PubmedArticleSet>"
+    documents, report = read(tmp_path, "medline", xml)
+    assert [d.text for d in documents] == ["T.", "A chapter Dyspnea.", "A book Dyspnea."]
+    assert (report.counts["documents"], report.counts["documents_of_books"]) == (3, 2)
+
+
+def test_xml_that_holds_no_document_is_refused_in_bounded_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(xml_elements, "LARGEST_ELEMENT", 1 << 20)
+    with pytest.raises(InputError, match="more than 1 MiB without a document"):
+        read(tmp_path, "medline", gzip.compress(b"<PubmedArticleSet>" + b"<x/>" * (1 << 20) + b"</PubmedArticleSet>"))
+
+
 BIOC: dict = {
     "id": 12,
     "passages": [
@@ -123,7 +215,14 @@ def check_bioc(document, report):
 
 
 @pytest.mark.parametrize(
-    "wrap", [lambda d: d, lambda d: {"PubTator3": [d]}, lambda d: {"documents": [d]}, lambda d: [d]]
+    "wrap",
+    [
+        lambda d: d,
+        lambda d: {"PubTator3": [d]},
+        lambda d: {"documents": [d]},
+        lambda d: [d],
+        lambda d: [{"bioctype": "BioCCollection", "documents": [d]}],
+    ],
 )
 @pytest.mark.parametrize("indent", [None, 1])
 def test_bioc_json(tmp_path, wrap, indent):
@@ -149,6 +248,63 @@ def test_bioc_xml(tmp_path):
     check_bioc(document, report)
 
 
+SENTENCES = {"id": 1, "passages": [
+    {"offset": 0, "sentences": [{"offset": 0, "text": "Nausea and fatigue.", "annotations": [
+        {"infons": {"identifier": "C1"}, "text": "Nausea", "locations": [{"offset": 0, "length": 6}]}]}]},
+    {"offset": 20, "text": "Rare dyspnea.", "sentences": [], "annotations": [
+        {"infons": {"identifier": "C2"}, "text": "dyspnea", "locations": [{"offset": 25, "length": 7}]}]},
+    {"offset": 40, "annotations": [
+        {"infons": {"identifier": "C4"}, "text": "Cough", "locations": [{"offset": 50, "length": 5}]}],
+     "sentences": [{"offset": 50, "text": "Cough."}, {"offset": 40, "text": "No fever.", "annotations": [
+        {"infons": {"identifier": "C3"}, "text": "fever", "locations": [{"offset": 43, "length": 5}]}]}]}]}  # fmt: skip
+
+
+def test_bioc_whose_text_is_in_sentences(tmp_path):
+    """Annotations of a passage and of its sentences have offsets in the document; sentences come in text order."""
+    (document,), report = read(tmp_path, "bioc-json", json.dumps(SENTENCES))
+    assert document.text == "Nausea and fatigue. Rare dyspnea. No fever. Cough."
+    assert [(m.text, document.text[m.start : m.end], *m.ids) for m in document.mentions] == [
+        ("Nausea", "Nausea", "C1"), ("dyspnea", "dyspnea", "C2"), ("fever", "fever", "C3"), ("Cough", "Cough", "C4"),
+    ]  # fmt: skip
+    assert report.counts["surface_mismatches"] == 0
+    xml = """<collection><document><id>1</id><passage><offset>20</offset><sentence><offset>20</offset>
+    <text>Dyspnea.</text><annotation><infon key="CUI">C2</infon><location offset="20" length="7"/><text>Dyspnea</text>
+    </annotation></sentence></passage></document></collection>"""
+    (document,), _ = read(tmp_path, "bioc-xml", xml)
+    assert [(document.text[m.start : m.end], *m.ids) for m in document.mentions] == [("Dyspnea", "C2")]
+
+
+@pytest.mark.parametrize(
+    ("infons", "ids"),
+    [
+        ({"CUI": "C1"}, ("C1",)),
+        ({"UMLS": "C1;C2", "annotator": "x"}, ("C1", "C2")),
+        ({"NCBI Gene identifier": "7157"}, ("NCBIGENE:7157",)),
+        ({"MESH": "D1", "identifier": "-"}, ("MESH:D1",)),
+        ({"mesh": "MESH:D1"}, ("MESH:D1",)),
+        ({"citation_text": "1"}, ()),
+    ],
+)
+def test_keys_of_bioc_identifiers(tmp_path, infons, ids):
+    annotations = [
+        {"infons": infons, "text": "ab", "locations": [{"offset": 0, "length": 2}]},
+        {"infons": infons, "text": "", "locations": [{"offset": 1, "length": 0}]},
+    ]
+    value = {"id": 1, "passages": [{"text": "abc", "annotations": annotations}]}
+    (document,), report = read(tmp_path, "bioc-json", json.dumps(value))
+    assert [m.ids for m in document.mentions] == [ids]
+    assert report.counts["mentions_of_length_zero"] == 1
+
+
+def test_failed_answers_of_bern2_are_counted(tmp_path):
+    answers = [{"pmid": "1", "text": "Nausea"}, {"pmid": "2", "error": "timeout"}, {"text": "", "error_message": "x"}]
+    documents, report = read(tmp_path, "bern2", json.dumps(answers))
+    assert [d.id for d in documents] == ["1"]
+    assert report.counts == {"documents": 1, "responses_with_an_error": 2}
+    with pytest.raises(InputError, match="response 1: key text: is missing"):
+        read(tmp_path, "bern2", '{"pmid": "2"}')
+
+
 def test_bern2_several_ids_nan_and_no_id(tmp_path):
     first = (
         '{"id": ["mesh:D1", "OMIM:2"], "prob": NaN, "mention": "abc", "obj": "disease", "span": {"begin": 0, "end": 3}}'
@@ -170,6 +326,28 @@ def test_json_lines_of_plain_text_spans_and_scispacy(tmp_path):
     assert [d.text for d in documents] == ["Heart failure.", "Heart failure", "HF"]
     assert [[m.ids for m in d.mentions] for d in documents] == [[], [("C0000001",)], [("C1",)]]
     assert documents[2].mentions[0].type == "X"
+
+
+@pytest.mark.parametrize(
+    ("mention", "ids"),
+    [
+        ({"start": 0, "end": 2, "label": "X", "id": "", "kb_id": "C1"}, ("C1",)),
+        ({"start": 0, "end": 2, "cui": ["C1", "C2"]}, ("C1", "C2")),
+        ({"start": 0, "end": 2, "ids": [7157]}, ("7157",)),
+        ({"start": 0, "end": 2, "id": 7, "cui": None, "kb_ents": []}, ("7",)),
+        ({"start_char": 0, "end_char": 2, "cui": "C1"}, ("C1",)),
+        ([0, 2, "C1"], ("C1",)),
+    ],
+)
+def test_forms_of_spans(tmp_path, mention, ids):
+    (document,), _ = read(tmp_path, "jsonl", json.dumps({"id": 1, "text": "HF", "ents": [mention]}))
+    assert [(m.start, m.end, m.ids) for m in document.mentions] == [(0, 2, ids)]
+
+
+def test_labels_of_doccano_are_mentions_and_labels_of_texts_are_not(tmp_path):
+    lines = [{"id": 1, "text": "HF", "label": [[0, 2, "C1"]]}, {"id": 2, "text": "HF", "label": ["sick"]}]
+    documents, _ = read(tmp_path, "jsonl", "\n".join(map(json.dumps, lines)))
+    assert [[m.ids for m in d.mentions] for d in documents] == [[("C1",)], []]
 
 
 def test_mentions_of_one_file_are_joined_with_the_text_of_another(tmp_path):

@@ -77,11 +77,52 @@ def test_names_in_text(linker, text, expected):
     assert links(linker, text) == expected
 
 
+SYMBOLS = [
+    ("G1", "IGHM gene", "IGM"), ("G2", "GRAP2 gene", "GADS"), ("G3", "HHAT gene", "SKN"), ("G4", "ESR1 gene", "ERA"),
+    ("G5", "Impulse control disorder", "ICD"), ("G6", "Coarse facies syndrome", "CORS"), ("G7", "Nucleotide", "SNP"),
+    ("G8", "Tumor necrosis factor", "TNF|tnf alpha"), ("G9", "Hypersensitivity", "Sensitivity"),
+    ("H1", "Neoplasm", "Cancer"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def symbol_linker(tmp_path_factory):
+    """A linker of symbols and common words, in a graph of 3,000 concepts of which 300 are kinds of cancer."""
+    folder = tmp_path_factory.mktemp("symbols")
+    others = [(f"X{n:04d}", f"cancer kind{n}" if n < 300 else f"thing{n}", "") for n in range(3000)]
+    rows = ["cui\tpreferred_name\tsynonyms", *("\t".join(node) for node in SYMBOLS + others)]
+    (folder / "nodes.tsv").write_text("\n".join(rows) + "\n")
+    (folder / "edges.tsv").write_text("head_cui\trelation\ttail_cui\nG1\tisa\tG2\n")
+    build_graph([TableSource(folder / "nodes.tsv", folder / "edges.tsv")], folder / "graph")
+    graph = KnowledgeGraph.open(folder / "graph")
+    return DictionaryLinker(open_dictionary(folder / "d", graph), graph)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("IgM was high, and the gene IGM", [("IGM", "G1")]),
+        ("GAD-7 and GAD, not GADS", [("GADS", "G2")]),
+        ("SKN-1, ICD-10, p-TNF, TNF-2 and HLA-SKN", []),
+        ("TNF-mediated, anti-TNF, TNF", [("TNF", "G8"), ("TNF", "G8"), ("TNF", "G8")]),
+        ("the era of ERA", [("ERA", "G4")]),
+        ("Cardioderma cor and cors", []),
+        ("SNPs of the SNP; snp", [("SNPs", "G7"), ("SNP", "G7")]),
+        ("Tnf alpha", [("Tnf alpha", "G8")]),
+        ("sensitivity 81 %, hypersensitivity", [("hypersensitivity", "G9")]),
+        ("cancers", [("cancers", "H1")]),
+    ],
+)
+def test_symbols_and_common_words(symbol_linker, text, expected):
+    assert links(symbol_linker, text) == expected
+
+
 def test_abbreviations_refer_to_their_long_form_in_the_text(linker):
     assert links(linker, "Heart failure (HF) is common. HF kills.") == [
         ("Heart failure", "C01"), ("HF", "C01"), ("HF", "C01"),
     ]  # fmt: skip
     assert links(linker, "Hybrid fruit import (HFI) grows; HFI is fine.") == []
+    assert links(linker, "Intolerance of fructose (HFI) is not named so in the graph.") == [("HFI", "C07")]
 
 
 @pytest.mark.parametrize(
@@ -160,6 +201,11 @@ def test_the_name_index_of_another_graph_is_refused(graph, graph_directory, tmp_
         ("the heart failure (HF) was", [("HF", "heart failure")]),
         ("methyl chloroform (MCF)", [("MCF", "methyl chloroform")]),
         ("the Gcn5-related N-acetyltransferase (GNAT)", [("GNAT", "Gcn5-related N-acetyltransferase")]),
+        ("followed 3,4-methylenedioxymethamphetamine (MDMA)", [("MDMA", "3,4-methylenedioxymethamphetamine")]),
+        ("1-Methyl-4-phenylpyridinium (MPP+)", [("MPP+", "1-Methyl-4-phenylpyridinium")]),
+        ("with beta-thalassemia major (TM)", [("TM", "beta-thalassemia major")]),
+        ("a non-small cell lung cancer (SCLC)", [("SCLC", "non-small cell lung cancer")]),
+        ("infection/heart failure (HF)", [("HF", "heart failure")]),
         ("shown before (see Figure 2) and (p < 0.05)", []),
         ("patients (n = 3)", []),
         ("", []),

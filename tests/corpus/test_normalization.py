@@ -1,7 +1,7 @@
 import pytest
 
 from bali_ds.corpus.normalization import WordHasher, normalize_word, split_words
-from bali_ds.corpus.stopwords import is_acronym, is_stop_name
+from bali_ds.corpus.stopwords import is_stop_name, is_symbol
 
 
 @pytest.mark.parametrize(
@@ -10,6 +10,7 @@ from bali_ds.corpus.stopwords import is_acronym, is_stop_name
         ("Tumours", "tumor"), ("anaemia", "anemia"), ("oesophagus", "esophagus"), ("Therapies", "therapy"),
         ("abscesses", "abscess"), ("indexes", "index"), ("virus", "virus"), ("sepsis", "sepsis"), ("mass", "mass"),
         ("ties", "tie"), ("our", "our"), ("IL2", "il2"), ("hearts", "heart"), ("β", "β"),
+        ("AIDS", "aids"), ("Aids", "aid"), ("SNPs", "snp"), ("HEARTS", "heart"),
     ],
 )  # fmt: skip
 def test_normal_forms(word, normal):
@@ -43,7 +44,7 @@ def test_stop_names(name, ignored):
     assert is_stop_name(split_words(name).texts) == ignored
 
 
-def test_acronyms_are_single_short_words_in_upper_case():
-    assert [is_acronym(words) for words in (["AIDS"], ["mRNA"], ["Aids"], ["ABCDEFG"], ["AIDS", "virus"])] == [
-        True, True, False, False, False,
-    ]  # fmt: skip
+def test_symbols_are_single_short_words_with_capitals_or_digits():
+    words = ["AIDS", "mRNA", "IgM", "B12", "Aids", "p53", "ABCDEFGHI"]
+    assert [is_symbol([word]) for word in words] == [True, True, True, True, False, False, False]
+    assert not is_symbol(["AIDS", "virus"])

@@ -3,6 +3,7 @@ import random
 import numpy as np
 import pytest
 import sentencex
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,6 +76,57 @@ def test_a_mention_longer_than_the_budget_is_dropped_and_counted(tokenizer, grap
     passages, report = cut(Document("1", text, (Mention(0, 239, text[:239], "", ("C0000001",)),)), tokenizer, graph, 16)
     assert not any(len(passage.mentions) for passage in passages)
     assert report.counts["mentions_too_long"] == 1
+
+
+SENTENCES = [
+    "Chronic renal failure was found in the heart of a mouse.",
+    "Insulin therapy was found in the liver of a mouse.",
+    "The growth factor was found in the bone marrow.",
+    "(The receptor) of the cell was found in a gene.",
+]
+
+
+def space_before_words(trained_on: list[str], pre_tokenizer: object) -> tokenizers.Tokenizer:
+    """Return a tokenizer whose tokens, and their offsets, include the space before a word."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizer
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["[CLS]", "[SEP]", "[PAD]", "[MASK]"], show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator(trained_on, trainer)
+    return tokenizer
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "metaspace", "byte level"])
+def test_passages_are_the_same_sentences_whatever_the_tokenizer(tokenizer, graph, tmp_path, kind):
+    if kind != "wordpiece":
+        pre = tokenizers.pre_tokenizers
+        made = pre.Metaspace() if kind == "metaspace" else pre.ByteLevel(trim_offsets=False)
+        space_before_words(SENTENCES, made).save(str(tmp_path / "tokenizer.json"))
+        tokenizer = Tokenizer.load(tmp_path)
+    text = " ".join(SENTENCES)
+    lengths = [len(tokenizer.encode(sentence).ids) for sentence in SENTENCES]
+    budget = max(lengths) + 4  # of one sentence: the space before it may be a token
+    assert budget < 2 * min(lengths)
+    spans = [(text.index(string), string) for string in ("renal failure", "growth", "Insulin")]
+    passages, _ = cut(Document("1", text), tokenizer, graph, budget)
+    assert [text[passage.start : passage.end] for passage in passages] == SENTENCES
+    for at, string in spans:  # the tokens of a mention are those that share a visible character with it
+        passages, _ = cut(
+            Document("1", text, (Mention(at, at + len(string), string, "", ("C0000001",)),)), tokenizer, graph, 400
+        )
+        (first, last, _), tokens = passages[0].mentions[0].tolist(), passages[0].tokens
+        shown = tokenizer.decode(tokens[first:last].tolist()).replace("▁", " ").replace("Ġ", " ")
+        assert shown.split() == (string.lower() if kind == "wordpiece" else string).split()
+
+
+def test_a_long_sentence_is_cut_between_words_whatever_the_tokenizer(graph, tmp_path):
+    text = "renal failure of the chronic heart " * 20
+    space_before_words([text], tokenizers.pre_tokenizers.Metaspace()).save(str(tmp_path / "tokenizer.json"))
+    passages, _ = cut(Document("1", text), Tokenizer.load(tmp_path), graph, 16)
+    assert len(passages) > 5
+    assert {text[p.start - 1 : p.start] for p in passages[1:]} == {text[p.end] for p in passages[:-1]} == {" "}
 
 
 def test_a_document_without_text_has_no_passage(tokenizer, graph):

@@ -1,7 +1,9 @@
 import gzip
+import time
 
 import pytest
 
+from bali_ds.corpus import filled_lines, pubtator
 from bali_ds.corpus.document import ReadReport
 from bali_ds.corpus.pubtator import split_ids
 from bali_ds.corpus.readers import read_documents
@@ -96,7 +98,7 @@ def test_documents_without_text_are_counted(tmp_path):
     [
         (RECORD + "1\t30\t60\tdie\tCell\tC1\n", r"corpus.txt:3: mention 'die' at 30-60 is outside"),
         (RECORD + "1\t-3\t2\tdie\tCell\tC1\n", r"corpus.txt:3: mention 'die' at -3-2 is outside"),
-        (RECORD + "1\t5\t5\t\tCell\tC1\n", r"corpus.txt:3: mention '' at 5-5 is outside"),
+        (RECORD + "1\t5\t4\t\tCell\tC1\n", r"corpus.txt:3: mention '' at 5-4 is outside"),
         (RECORD + "1\t5\tx\tdie\tCell\tC1\n", r"corpus.txt:3: offsets '5' and 'x' are not two integers"),
         (RECORD + "nonsense\n", r"corpus.txt:3: is not id\|t\|title"),
         (RECORD + "1|a|again\n", r"corpus.txt:3: a second abstract of document 1"),
@@ -146,3 +148,31 @@ def test_real_files_give_the_expected_counts(real_data, name, expected):
     assert {key: report.counts[key] for key in expected} == expected
     if "surface_mismatches" not in expected and "bent" not in name:
         assert not report.counts["surface_mismatches"]
+
+
+def test_many_identifiers_are_split_in_linear_time():
+    """60,000 identifiers took a minute when each was compared with all before it."""
+    ids = [f"D{number:06d}" for number in range(60_000)]
+    started = time.process_time()
+    assert list(split_ids(";".join(ids + ids))) == ids
+    assert time.process_time() - started < 5
+
+
+def test_a_mention_of_length_zero_is_dropped_and_counted(tmp_path):
+    (document,), report = read(tmp_path, RECORD + "1\t5\t5\t\tCell\tC1\n1\t0\t5\tNaïve\tCell\tC1\n")
+    assert [m.text for m in document.mentions] == ["Naïve"]
+    assert report.counts["mentions_of_length_zero"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "message"),
+    [
+        ("MOST_EMPTY_LINES", "\n", r"corpus.txt:\d+: more than 99 empty lines in a row"),
+        ("_MOST_ROWS", "1\t0\t5\tNaïve\tCell\tC1\n", r"corpus.txt:\d+: document 1 has more than 99 rows"),
+    ],
+)
+def test_lines_without_end_are_refused(tmp_path, monkeypatch, name, line, message):
+    monkeypatch.setattr(filled_lines if name == "MOST_EMPTY_LINES" else pubtator, name, 99)
+    read(tmp_path, RECORD + 99 * line + RECORD.replace("1|", "2|"))
+    with pytest.raises(InputError, match=message):
+        read(tmp_path, RECORD + 100 * line)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -96,6 +97,66 @@ def test_special_tokens(tokenizer_directory):
     assert [tokenizer.decode([number]) for number in ids] == ["[CLS]", "[SEP]", "[PAD]", "[MASK]"]
 
 
+BOTH = ["<s>", "</s>", "<pad>", "<mask>", "[CLS]", "[SEP]", "[PAD]", "[MASK]", "[UNK]", "<unk>"]
+LLAMA = ["<|begin|>", "<|end|>", "<|pad|>", "<|mask|>"]
+
+
+def save_tokenizer(directory, special, processor, **settings):
+    """Write a tokenizer of single words whose vocabulary begins with special tokens."""
+    made = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({each: n for n, each in enumerate([*special, "heart"])}, unk_token="[UNK]")
+    )
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.add_special_tokens(special)
+    if processor:
+        pairs = [(token, special.index(token)) for token in processor]
+        made.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{processor[0]} $A {processor[1]}", special_tokens=pairs
+        )
+    made.save(str(directory / "tokenizer.json"))
+    if settings:
+        (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    return Tokenizer.load(directory)
+
+
+def roles(tokenizer, special):
+    return [special[each] for each in (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id, tokenizer.mask_id)]
+
+
+def test_special_tokens_are_found_by_role(tmp_path):
+    """MPNet's vocabulary holds the names of BERT and of RoBERTa; EuroBERT and ESM have names of their own."""
+    mpnet = {"pad_token": "<pad>", "mask_token": {"content": "<mask>", "lstrip": True}, "unk_token": "[UNK]"}
+    made = save_tokenizer(tmp_path, BOTH, ("<s>", "</s>"), **mpnet)
+    assert roles(made, BOTH) == ["<s>", "</s>", "<pad>", "<mask>"]
+    assert BOTH[made.unk_id] == "[UNK]"
+    made = save_tokenizer(tmp_path, BOTH, None, **mpnet, cls_token="[CLS]", sep_token="[SEP]")
+    assert roles(made, BOTH) == ["[CLS]", "[SEP]", "<pad>", "<mask>"]
+    made = save_tokenizer(tmp_path, LLAMA, ("<|begin|>", "<|end|>"), pad_token="<|pad|>", mask_token="<|mask|>")
+    assert roles(made, LLAMA) == LLAMA
+    assert made.unk_id == made.pad_id
+    esm = ["<cls>", "<pad>", "<eos>", "<unk>", "<mask>"]
+    names = {"cls_token": "<cls>", "eos_token": "<eos>", "pad_token": "<pad>", "mask_token": "<mask>"}
+    made = save_tokenizer(tmp_path, esm, None, **names)
+    assert roles(made, esm) == ["<cls>", "<eos>", "<pad>", "<mask>"]
+    assert Tokenizer.load(tmp_path / "tokenizer.json").describe() == {**made.describe(), "name": "tokenizer.json"}
+
+
+def test_special_tokens_that_nothing_tells_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"has both \[PAD\] and <pad>; name the right one as pad_token"):
+        save_tokenizer(tmp_path, BOTH, ("<s>", "</s>"))
+    with pytest.raises(InputError, match="has no mask token; name it as mask_token"):
+        save_tokenizer(tmp_path, LLAMA, ("<|begin|>", "<|end|>"), pad_token="<|pad|>")
+
+
+def test_a_vocabulary_file_of_another_class_is_refused(tmp_path):
+    (tmp_path / "vocab.txt").write_text("<cls>\n<pad>\n<eos>\n<unk>\nL\nA\n")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "EsmTokenizer", "mask_token": "<unk>"}')
+    with pytest.raises(
+        InputError, match=r"vocab.txt is of a EsmTokenizer; save it with transformers as tokenizer.json"
+    ):
+        Tokenizer.load(tmp_path)
+
+
 def test_vocabulary_file_alone(tokenizer_directory, tmp_path):
     vocabulary = json.loads((tokenizer_directory / "tokenizer.json").read_text())["model"]["vocab"]
     (tmp_path / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.get)) + "\n")
@@ -122,3 +183,32 @@ def test_a_real_bert_tokenizer():
     assert tokenizer.vocab_size == 30522
     assert tokenizer.special_ids == (0, 100, 101, 102, 103)
     assert tokenizer.decode(tokenizer.encode("Renal failure").ids) == "renal failure"
+
+
+SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]", "<mask>"]
+WORD_IDS = {token: number for number, token in enumerate([*SPECIAL, "heart", "h", "e", "a", "##r"])}
+WORD_SCORES = [(token, -1.0 * number) for number, token in enumerate([*SPECIAL, "▁heart", "▁", "h", "e"])]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("BertTokenizer", {"vocab": WORD_IDS}),
+        ("MPNetTokenizer", {"vocab": WORD_IDS}),
+        ("RobertaTokenizer", {"vocab": WORD_IDS, "merges": []}),
+        ("DebertaTokenizer", {"vocab": WORD_IDS, "merges": []}),
+        ("XLMRobertaTokenizer", {"vocab": WORD_SCORES}),
+        ("DebertaV2Tokenizer", {"vocab": WORD_SCORES}),
+        ("AlbertTokenizer", {"vocab": WORD_SCORES}),
+    ],
+)
+def test_special_tokens_are_those_of_transformers(tmp_path, name, arguments):
+    """Every vocabulary holds the names of BERT and of RoBERTa."""
+    oracle = getattr(transformers, name)(**arguments)
+    oracle.save_pretrained(tmp_path)
+    found = Tokenizer.load(tmp_path)
+    for role in ("cls", "sep", "pad", "mask", "unk"):
+        assert getattr(found, f"{role}_id") == getattr(oracle, f"{role}_token_id"), role
+    ids = oracle("heart")["input_ids"]
+    assert (ids[0], ids[-1]) == (found.cls_id, found.sep_id)
+    assert ids[1:-1] == found.encode("heart").ids.tolist()

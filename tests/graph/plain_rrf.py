@@ -9,6 +9,12 @@ from bali_ds.graph.relations import inverse_name
 from bali_ds.graph.rrf import COLUMNS, RrfFilter
 
 Fact = tuple[str, str, str, str]
+WORDS = {
+    "CHD": ("child_of", "parent_of"), "PAR": ("parent_of", "child_of"), "RN": ("narrower_than", "broader_than"),
+    "RB": ("broader_than", "narrower_than"), "RO": ("related_to", "related_to"), "SY": ("synonym_of", "synonym_of"),
+    "RQ": ("possibly_synonym_of", "possibly_synonym_of"),
+}  # fmt: skip
+"""REL between CUI2 and CUI1, and between CUI1 and CUI2."""
 
 
 def read(folder: Path, name: str) -> list[dict[str, str]]:
@@ -36,6 +42,7 @@ def names(folder: Path, kept: RrfFilter) -> dict[str, list[str]]:
             or (kept.sources and row["SAB"] not in kept.sources)
             or (kept.term_types and row["TTY"] not in kept.term_types)
             or (not kept.suppressed and row["SUPPRESS"] != "N")
+            or (not kept.raw_relations and row["SAB"].startswith("MSH") and row["TTY"] in ("QAB", "QEV", "QSV", "TQ"))
             or int(row["SRL"]) > kept.license
         ):
             continue
@@ -60,17 +67,29 @@ def facts(folder: Path, kept: RrfFilter, concepts: dict[str, list[str]]) -> set[
     found = set()
     restricted = {row["SAB"] for row in read(folder, "MRCONSO") if int(row["SRL"]) > kept.license}
     for row in read(folder, "MRREL"):
-        first, second, label = row["CUI1"], row["CUI2"], row["RELA"] or row["REL"]
+        first, second, label, rel = row["CUI1"], row["CUI2"], row["RELA"] or row["REL"], row["REL"]
+        inverse = inverse_name(label)
+        if not kept.raw_relations and not row["RELA"]:
+            label, inverse = WORDS.get(rel, (rel, rel))
         if (
             first != second
             and {first, second} <= concepts.keys()
             and row["SAB"] not in restricted
-            and row["REL"] not in ("XR", "DEL")
+            and rel not in ("XR", "DEL")
+            and (kept.raw_relations or not (rel in ("AQ", "QB", "SIB") or label.startswith("sib_in")))
             and (kept.suppressed or row["SUPPRESS"] == "N")
             and (not kept.sources or row["SAB"] in kept.sources)
         ):
-            found |= {(second, label, first, row["SAB"]), (first, inverse_name(label), second, row["SAB"])}
-    return found
+            found |= {(second, label, first, row["SAB"]), (first, inverse, second, row["SAB"])}
+    return joined_sources(found)
+
+
+def joined_sources(facts: set[Fact]) -> set[Fact]:
+    """Return one fact for those of several sources, which are joined by bars."""
+    sources = defaultdict(set)
+    for *statement, source in facts:
+        sources[tuple(statement)].add(source)
+    return {(*statement, "|".join(sorted(names))) for statement, names in sources.items()}
 
 
 def stored_facts(graph: KnowledgeGraph) -> list[Fact]:

@@ -7,10 +7,12 @@ import polars as pl
 import pytest
 
 from bali_ds.errors import InputError
+from bali_ds.graph import obo
 from bali_ds.graph.builder import build_graph
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.mesh import MeshSource
 from bali_ds.graph.obo import OboSource
+from bali_ds.graph.table_presets import TABLE_PRESETS
 from bali_ds.graph.tables import TableSource
 from tests.graph.plain_rrf import stored_facts
 
@@ -127,6 +129,25 @@ def test_ontology_by_cross_reference(ontology, tmp_path):
     assert counts["dropped: synonym that is not exact"] == 1
 
 
+def test_ontologies_meet_whatever_they_call_the_umls(tmp_path):
+    """MONDO writes UMLS, DOID UMLS_CUI; DOID's prefix of SNOMED CT has a date."""
+    for name, term, prefix in (("mondo", "MONDO:1", "UMLS"), ("doid", "DOID:2", "UMLS_CUI")):
+        text = f"format-version: 1.4\n\n[Term]\nid: {term}\nname: {name} fever\nxref: {prefix}:C0015967\n"
+        (tmp_path / f"{name}.obo").write_text(f"{text}xref: SNOMEDCT_US_2023_03_01:386661006\n")
+    graph = built(tmp_path, *(OboSource(tmp_path / f"{name}.obo", "UMLS") for name in ("mondo", "doid")))
+    assert (graph.num_concepts, graph.cui(0), sorted(graph.names(0))) == (1, "C0015967", ["doid fever", "mondo fever"])
+    for code in ("SNOMEDCT_US:386661006", "UMLS_CUI:C0015967", "UMLS:C0015967", "DOID:2"):
+        assert graph.code_to_cuis("", code) == ["C0015967"]
+
+
+@pytest.mark.parametrize("name", ["bomb.obo.gz", "bomb.json.gz"])
+def test_an_ontology_without_end_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(obo, "LARGEST_ONTOLOGY", 1 << 20)
+    (tmp_path / name).write_bytes(gzip.compress(b"format-version: 1.4\n" + b"\n" * (1 << 22)))
+    with pytest.raises(InputError, match="has more than 1 MiB in one ontology"):
+        OboSource(tmp_path / name)
+
+
 def test_ontology_by_its_own_ids(ontology, tmp_path):
     graph = built(tmp_path, OboSource(ontology))
     assert [graph.cui(concept) for concept in range(3)] == ["HP:0000118", "HP:0001945", "HP:0009999"]
@@ -178,19 +199,27 @@ def test_mesh_descriptors(tmp_path, name):
     assert graph.definitions(0) == ["An ionophore & more."]
     assert graph.code_to_cuis("MESH", "D000001") == ["MESH:D000001"]
     assert set(stored_facts(graph)) == {
-        ("MESH:D000001", "CHD", "MESH:D000002", "MSH"), ("MESH:D000002", "PAR", "MESH:D000001", "MSH"),
+        ("MESH:D000001", "child_of", "MESH:D000002", "MSH"), ("MESH:D000002", "parent_of", "MESH:D000001", "MSH"),
         ("MESH:D000001", "has_pharmacological_action", "MESH:D000003", "MSH"),
         ("MESH:D000003", "pharmacological_action_of", "MESH:D000001", "MSH"),
     }  # fmt: skip
 
 
+def test_mesh_names_are_read_past_named_characters(tmp_path):
+    """The DTD, which is never loaded, defines them; a reader that ignores them ends the name there."""
+    named = MESH.replace("Benzoxazoles", "TNF-&alpha; and &lt;<!-- not this -->3")
+    (tmp_path / "desc.xml").write_text(named)
+    graph = built(tmp_path, MeshSource(tmp_path / "desc.xml"))
+    assert graph.names(1) == ["TNF-α and <3"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (MESH[: len(MESH) // 2], "line 1[0-9]: "),
+        (MESH[: len(MESH) // 2], r"desc\.xml:1[0-9]: is not well-formed XML"),
         ("<a/>", "no DescriptorRecord"),
         ('<!DOCTYPE x [<!ENTITY e "eeee">]><DescriptorRecordSet><DescriptorRecord><DescriptorUI>&e;</DescriptorUI>'
-         "</DescriptorRecord></DescriptorRecordSet>", "no DescriptorRecord"),
+         "</DescriptorRecord></DescriptorRecordSet>", "defines XML entities"),
     ],
 )  # fmt: skip
 def test_bad_mesh_is_refused(tmp_path, text, message):
@@ -231,6 +260,83 @@ def test_edges_that_name_their_nodes(tmp_path, name):
     assert graph.semantic_types(1) == ("gene/protein",)
     assert ("9", "drug_effect", "10", "KG") in stored_facts(graph)
     assert graph.num_edges == 2
+
+
+def test_primekg_keeps_identifiers_of_vocabularies_apart(tmp_path):
+    """Gene 9796 and drug 9796 are two concepts, and an edge that is listed in both directions is one fact."""
+    header = "relation,display_relation,x_index,x_id,x_type,x_name,x_source,y_index,y_id,y_type,y_name,y_source\n"
+    gene, other = "9796,gene/protein,PHYHIP,NCBI", "56992,gene/protein,KIF15,NCBI"
+    drug, disease = "9796,drug,Copper,DrugBank", "5044,disease,hypertension,MONDO"
+    rows = [("protein_protein", "ppi", gene, other), ("indication", "indication", drug, disease),
+            ("drug_protein", "target", drug, gene)]  # fmt: skip
+    both = [each for name, shown, x, y in rows for each in ((name, shown, x, y), (name, shown, y, x))]
+    path = tmp_path / "kg.csv"
+    path.write_text(header + "".join(f"{name},{shown},1,{x},2,{y}\n" for name, shown, x, y in both))
+    graph = built(tmp_path, TableSource(None, path, preset=TABLE_PRESETS["primekg"]))
+    cuis = ["DrugBank:9796", "MONDO:5044", "NCBIGENE:56992", "NCBIGENE:9796"]
+    assert [graph.cui(concept) for concept in range(graph.num_concepts)] == cuis
+    assert graph.num_edges == 3
+    assert ("DrugBank:9796", "indication", "MONDO:5044", "KG") in stored_facts(graph)
+    assert graph.code_to_cuis("NCBIGENE", "9796") == ["NCBIGENE:9796"]
+    source = TableSource(
+        None, path, {"head_cui": "x_id", "tail_cui": "y_id", "head_name": "x_name", "tail_name": "y_name"}
+    )
+    report = build_graph([source], tmp_path / "merged")
+    (warning,) = report["warnings"]
+    assert "kg.csv: 1 identifiers have several preferred names (9796: Copper, PHYHIP)" in warning
+
+
+def test_hetionet(tmp_path):
+    """Its column `source` is the head of an edge, not the source of the fact."""
+    (tmp_path / "nodes.tsv").write_text(
+        "id\tname\tkind\nGene::9021\tSOCS3\tGene\nBiological Process::GO:0071357\tresponse\tBiological Process\n"
+        "Side Effect::C0015967\tFever\tSide Effect\nSymptom::D005334\tFever\tSymptom\n"
+    )
+    (tmp_path / "edges.sif").write_text(
+        "source\tmetaedge\ttarget\nGene::9021\tGpBP\tBiological Process::GO:0071357\n"
+        "Gene::9021\tCcSE\tSide Effect::C0015967\n"
+    )
+    tables = tmp_path / "nodes.tsv", tmp_path / "edges.sif"
+    graph = built(tmp_path, TableSource(*tables, preset=TABLE_PRESETS["hetionet"]))
+    cuis = ["C0015967", "GO:0071357", "MESH:D005334", "NCBIGENE:9021"]
+    assert [graph.cui(concept) for concept in range(graph.num_concepts)] == cuis
+    assert {fact for fact in stored_facts(graph) if fact[0] == "NCBIGENE:9021"} == {
+        ("NCBIGENE:9021", "participates_in", "GO:0071357", "EDGES"), ("NCBIGENE:9021", "causes", "C0015967", "EDGES"),
+    }  # fmt: skip
+    columns = {
+        "cui": "id",
+        "preferred_name": "name",
+        "head_cui": "source",
+        "relation": "metaedge",
+        "tail_cui": "target",
+    }
+    build_graph([TableSource(*tables, columns)], tmp_path / "plain")
+    assert KnowledgeGraph.open(tmp_path / "plain").sources == ("EDGES",)
+
+
+def test_a_column_prefix_is_used_only_if_it_is_mapped(tmp_path):
+    (tmp_path / "nodes.tsv").write_text("cui\tpreferred_name\tprefix\nC1\tone\tDr\nC2\ttwo\tMr\n")
+    (tmp_path / "edges.tsv").write_text("head_cui\trelation\ttail_cui\nC1\tr\tC2\n")
+    graph = built(tmp_path, TableSource(tmp_path / "nodes.tsv", tmp_path / "edges.tsv"))
+    assert [graph.cui(concept) for concept in range(2)] == ["C1", "C2"]
+
+
+def test_biokg(tmp_path):
+    """Its tables have no line that names the columns, and its names are one property among others."""
+    (tmp_path / "names.txt").write_text(
+        "P04637\tNAME\tP53_HUMAN\nP04637\tSPECIES\tHUMAN\nDB00945\tNAME\tAspirin\nD003920\tNAME\tDiabetes Mellitus\n"
+    )
+    (tmp_path / "links.tsv").write_text(
+        "DB00945\tDRUG_TARGET\tP04637\nDB00945\tDRUG_DISEASE_ASSOCIATION\tD003920\nDB00945\tDPI\tP04637\n"
+    )
+    source = TableSource(tmp_path / "names.txt", tmp_path / "links.tsv", preset=TABLE_PRESETS["biokg"])
+    graph = built(tmp_path, source)
+    assert [graph.names(concept) for concept in range(3)] == [["Diabetes Mellitus"], ["Aspirin"], ["P53_HUMAN"]]
+    assert {fact for fact in stored_facts(graph) if fact[0] == "DB00945"} == {
+        ("DB00945", "has_target", "P04637", "LINKS"), ("DB00945", "interacts_with", "P04637", "LINKS"),
+        ("DB00945", "associated_with", "D003920", "LINKS"),
+    }  # fmt: skip
+    assert source.report["names.txt"] == {"rows": 4, "dropped: other property": 1}
 
 
 def test_column_errors_are_named(tmp_path):

@@ -9,16 +9,19 @@ from hypothesis import strategies as st
 
 from bali_ds.cli import main
 from bali_ds.errors import InputError
+from bali_ds.graph import delimited
 from bali_ds.graph.builder import build_graph
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.relations import inverse_name
 from bali_ds.graph.rrf import COLUMNS, RrfFilter, RrfSource
+from bali_ds.inference.context import verbalize
 from tests.graph import plain_rrf
 
 CUIS = ["C0000001", "C0000002", "C0000003", "C0000007", "C10", "MONDO:0000001", "Ω"]
 TEXT = st.text(st.characters(exclude_characters="|\r\n", exclude_categories=["Cs"]), max_size=12)
 LABELS = [("RO", "isa"), ("CHD", ""), ("RB", ""), ("RO", ""), ("SY", ""), ("RO", "part_of"), ("RO", "has_thing"),
-          ("RO", "may_be_treated_by"), ("RO", "causes"), ("XR", ""), ("RO", "inverse_causes")]  # fmt: skip
+          ("RO", "may_be_treated_by"), ("RO", "causes"), ("XR", ""), ("RO", "inverse_causes"), ("AQ", ""), ("QB", ""),
+          ("SIB", ""), ("SIB", "sib_in_isa"), ("RQ", ""), ("PAR", "")]  # fmt: skip
 
 
 def row(name: str, **values: str) -> str:
@@ -30,7 +33,7 @@ def atoms(draw) -> str:
     one = lambda *choices: draw(st.sampled_from(choices))  # noqa: E731
     return row(
         "MRCONSO", CUI=one(*CUIS), LAT=one("ENG", "ENG", "FRE"), TS=one("P", "S"), STT=one("PF", "VO"),
-        ISPREF=one("Y", "N"), SAB=one("MSH", "NCI"), TTY=one("PT", "SY"), CODE=draw(TEXT), STR=draw(TEXT),
+        ISPREF=one("Y", "N"), SAB=one("MSH", "NCI"), TTY=one("PT", "SY", "TQ"), CODE=draw(TEXT), STR=draw(TEXT),
         SRL=one("0", "4", "9"), SUPPRESS=one("N", "N", "N", "O", "Y"),
     )  # fmt: skip
 
@@ -43,7 +46,8 @@ def facts(draw) -> list[str]:
     shared = {"SAB": draw(st.sampled_from(["MSH", "NCI"])), "SUPPRESS": draw(st.sampled_from(["N", "N", "N", "O"]))}
     lines_of_fact = [row("MRREL", CUI1=first, REL=rel, CUI2=second, RELA=rela, **shared)]
     if draw(st.booleans()):
-        inverse = {"RELA": inverse_name(rela), "REL": "RO"} if rela else {"REL": inverse_name(rel)}
+        inverse = {"RELA": inverse_name(rela), "REL": "RO" if rel == "RO" else inverse_name(rel)}
+        inverse = inverse if rela else {"REL": inverse_name(rel)}
         if rel != "XR":
             lines_of_fact.append(row("MRREL", CUI1=second, CUI2=first, **inverse, **shared))
     return lines_of_fact
@@ -76,6 +80,7 @@ FILTERS = st.builds(
     term_types=st.sampled_from([(), (), ("PT",)]),
     license=st.sampled_from([9, 9, 3]),
     suppressed=st.booleans(),
+    raw_relations=st.booleans(),
 )
 
 
@@ -150,7 +155,9 @@ def test_inverse_names_are_read_from_mrdoc(two):
 def test_symmetric_relations_are_one_fact(two):
     graph = built(write(two, MRREL=relation("C2", "SY", "C1") + relation("C1", "SY", "C2")))
     assert graph.num_edges == 1
-    assert set(plain_rrf.stored_facts(graph)) == {("C1", "SY", "C2", "NCI"), ("C2", "SY", "C1", "NCI")}
+    assert set(plain_rrf.stored_facts(graph)) == {
+        ("C1", "synonym_of", "C2", "NCI"), ("C2", "synonym_of", "C1", "NCI"),
+    }  # fmt: skip
 
 
 def test_definitions_and_retired_identifiers(two):
@@ -187,9 +194,52 @@ def test_license_holds_for_relations_and_definitions_too(tmp_path, with_mrsab):
     write(tmp_path, MRDEF=definition)
     build_graph([RrfSource(tmp_path, RrfFilter(license=3))], tmp_path / "graph")
     graph = KnowledgeGraph.open(tmp_path / "graph")
-    assert graph.relations == ("RO",)
+    assert graph.relations == ("related_to",)
     assert graph.definitions(0) == []
     assert graph.names(1) == ["two"]
+
+
+def test_relations_say_something_in_the_right_direction(two):
+    """CUI2 is REL of CUI1: C1 is a child of C2, and narrower than C3."""
+    lines = relation("C2", "CHD", "C1") + relation("C1", "PAR", "C2") + relation("C3", "RN", "C1", source="MSH")
+    lines += relation("C1", "AQ", "C3") + relation("C3", "QB", "C1") + relation("C1", "SIB", "C3", "sib_in_isa")
+    write(two, MRREL=lines + relation("C3", "RO", "C2", source="MSH") + relation("C3", "RO", "C2"))
+    (two / "MRCONSO.RRF").open("a").write(atom("C4", "therapeutic aspects", SAB="MSH", TTY="TQ", CODE="Q000628"))
+    report = build_graph([RrfSource(two)], two / "graph")
+    graph = KnowledgeGraph.open(two / "graph")
+    assert [fact for fact in plain_rrf.stored_facts(graph) if fact[0] in ("C1", "C3")] == [
+        ("C1", "child_of", "C2", "NCI"), ("C1", "narrower_than", "C3", "MSH"),
+        ("C3", "broader_than", "C1", "MSH"), ("C3", "related_to", "C2", "MSH|NCI"),
+    ]  # fmt: skip
+    assert verbalize(graph, 0, graph.relations.index("child_of"), 1) == "one child of two"
+    read = {name.split("/")[1]: counts for name, counts in report["read"].items()}
+    assert read["MRREL"] == {"rows": 8, "dropped: qualifier": 2, "dropped: sibling": 1}
+    assert read["MRCONSO"] == {"rows": 4, "dropped: qualifier term": 1}
+    build_graph([RrfSource(two, RrfFilter(raw_relations=True))], two / "raw")
+    raw = KnowledgeGraph.open(two / "raw")
+    assert raw.relations == ("AQ", "CHD", "RN", "RO", "sib_in_isa")
+    assert raw.num_concepts == 4
+
+
+def test_files_in_parts_and_in_lower_case(two):
+    """Parts continue each other in any place, as one stream; a missing part is refused."""
+    text = (relation("C2", "RO", "C1", "isa") + relation("C3", "RO", "C1", "causes")).encode()
+    whole = built(write(two, MRREL=text.decode())).fingerprint
+    (two / "MRREL.RRF").unlink()
+    (two / "MRCONSO.RRF").rename(two / "mrconso.rrf")
+    for number, part in enumerate((text[:9], text[9:40], text[40:])):
+        (two / f"MRREL.RRF.a{'abc'[number]}.gz").write_bytes(gzip.compress(part))
+    assert built(two).fingerprint == whole
+    (two / "MRREL.RRF.ab.gz").unlink()
+    with pytest.raises(InputError, match=r"has part ac of MRREL.RRF but not part ab; download all parts"):
+        RrfSource(two)
+
+
+def test_retired_identifiers_are_followed_to_the_end(two):
+    retired = "C9|2020AA|SY|||C8|Y|\nC8|2021AA|SY|||C7|Y|\nC7|2022AA|SY|||C2|Y|\n"
+    cycle = "C5|2020AA|SY|||C6|Y|\nC6|2021AA|SY|||C5|Y|\n"
+    graph = built(write(two, MRCUI=retired + cycle))
+    assert graph.lookup(["C9", "C8", "C7", "C6", "C5"]).tolist() == [1, 1, 1, -1, -1]
 
 
 def test_dropped_rows_are_counted_by_reason(two):
@@ -261,6 +311,15 @@ def test_truncated_gz_is_refused(two):
     with pytest.raises(InputError, match=r"MRCONSO\.RRF\.gz: line \d+: the compressed file is truncated"):
         build_graph([RrfSource(two)], two / "graph")
     assert sorted(path.name for path in two.iterdir()) == ["MRCONSO.RRF.gz"]
+
+
+def test_lines_without_end_and_empty_files_are_read_in_bounded_memory(two, monkeypatch):
+    monkeypatch.setattr(delimited, "_BLOCK_BYTES", 1 << 20)
+    (two / "MRREL.RRF.gz").write_bytes(gzip.compress(relation("C2", "RO", "C1").encode() + b"x" * (1 << 22)))
+    with pytest.raises(InputError, match=r"MRREL\.RRF\.gz: line 2: has more than 1 MiB"):
+        built(two)
+    (two / "MRREL.RRF.gz").write_bytes(gzip.compress(b"\n" * (1 << 24) + relation("C2", "RO", "C1").encode()))
+    assert built(two).num_edges == 1
 
 
 def test_files_that_exist_twice_are_refused(two):

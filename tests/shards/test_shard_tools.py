@@ -1,6 +1,7 @@
 """Subsets, merged sets and commands."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.shards.build import build_shards
 from bali_ds.shards.build_settings import BuildSettings, NeighborSettings
 from bali_ds.shards.lint import lint
+from bali_ds.shards.sample_display import write_page
 from bali_ds.shards.shard_set import ShardSet
 from bali_ds.shards.subset import merge_shards, sample_shards
 from bali_ds.shards.tar_scanner import reindex
@@ -88,7 +90,43 @@ def test_facts_are_stored_by_weight_source_and_degree(built, tmp_path, corpora, 
     assert not (tmp_path / "none").exists()
 
 
-def test_the_build_command_reports(tmp_path, corpora, graph_directory, tokenizer_directory, capsys):
+def test_random_passages_show_their_mentions(tmp_path, tokenizer_directory, graph_directory, capsys):
+    """Overlapping mentions and several concepts of one mention share a bracket."""
+    text = "Chronic renal failure of the heart was found in a mouse."
+    spans = [("renal failure", "C0000001|C0000002"), ("failure of the heart", "C0000003"), ("mouse", "C0000004")]
+    rows = [f"1\t{text.index(s)}\t{text.index(s) + len(s)}\t{s}\tDisease\t{ids}\n" for s, ids in spans]
+    (tmp_path / "one.txt").write_text(f"1|t|{text}\n{''.join(rows)}")
+    where = ["--graph", str(graph_directory), "--tokenizer", str(tokenizer_directory)]
+    out = str(tmp_path / "shards")
+    assert main(["shards", "build", *where, "--corpus", f"pubtator:{tmp_path / 'one.txt'}", "--out", out]) == 0
+    graph = KnowledgeGraph.open(graph_directory)
+    names = [f"{graph.cui(each)} {graph.preferred_name(each)}" for each in range(1, 5)]
+    assert "renal failure  →  C0000001" in capsys.readouterr().out
+    assert main(["shards", "show", out, "--random", "9", *where]) == 0
+    bracket = f"[renal failure of the heart → {'; '.join(names[:3])}] was found in a [mouse → {names[3]}]."
+    assert capsys.readouterr().out == f"1_000\n  chronic {bracket}\n\n"
+    assert main(["shards", "show", out, "--random", "1", "--html", str(tmp_path / "page.html"), *where]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert f"<p>chronic <mark>renal failure of the heart <small>{'; '.join(names[:3])}</small></mark>" in page
+    value = {"key": "1_000", "pieces": [{"text": "a < b", "concepts": ["C1 <i>"]}]}
+    write_page([value], "a & b", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "<h1>a &amp; b</h1>" in page
+    assert "<mark>a &lt; b <small>C1 &lt;i&gt;</small></mark>" in page
+    for wrong in ([], ["1_000", "--random", "1"], ["--random", "0"]):
+        assert main(["shards", "show", out, *wrong]) == 2
+
+
+def test_random_passages_follow_the_seed(built, capsys):
+    def keys(*options):
+        assert main(["shards", "show", str(built), "--json", *options]) == 0
+        return [value["key"] for value in json.loads(capsys.readouterr().out)]
+
+    assert keys("--random", "5") == keys("--random", "5", "--seed", "0") != keys("--random", "5", "--seed", "1")
+    assert len(set(keys("--random", "1000000"))) == len(ShardSet.open(built).samples)
+
+
+def test_the_build_command_reports(tmp_path, corpora, concept_names, graph_directory, tokenizer_directory, capsys):
     common = ["shards", "build", "--graph", str(graph_directory), "--tokenizer", str(tokenizer_directory)]
     files = [f"pubtator:{corpus.path}" for corpus in corpora]
     assert main([*common, "--corpus", *files, "--out", str(tmp_path / "s"), "--json"]) == 0
@@ -96,6 +134,13 @@ def test_the_build_command_reports(tmp_path, corpora, graph_directory, tokenizer
     assert report["counts"]["documents"] == 105
     assert report["linked_by_type"] == {"Disease": report["counts"]["linked_mentions"]}
     assert report["most_frequent"][0]["passages"] >= report["most_frequent"][1]["passages"]
+    rows = [line.split("\t") for corpus in corpora for line in corpus.path.read_text().splitlines() if "\t" in line]
+    known = set(concept_names)
+    pairs = [(row[3].lower(), cui) for row in rows for cui in dict.fromkeys(row[5].replace("UMLS:", "").split("|"))]
+    linked = Counter(pair for pair in pairs if pair[1] in known)
+    found = {(row["text"], row["cui"]): row["mentions"] for row in report["most_linked"]}
+    assert found.items() <= linked.items()
+    assert list(found.values()) == [number for _, number in linked.most_common(20)]
     assert main([*common, "--corpus", *files, "--out", str(tmp_path / "s"), "--link", "dictionary"]) == 0
     text = capsys.readouterr().out
     assert "\ndropped\n" in text
