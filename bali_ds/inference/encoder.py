@@ -133,11 +133,14 @@ class Encoder:
         with torch.inference_mode(), bar:
             for start in range(0, len(texts), TEXTS_AT_ONCE):
                 tokens, special = self._tokenize(texts[start : start + TEXTS_AT_ONCE])
+                order, pooled = [], []  # on the device until all are there: each copy would wait for it
                 for rows in _batches([len(row) for row in tokens], token_budget or self._token_budget):
                     states, mask = self._states([tokens[row] for row in rows])
-                    pooled = _pool(states, mask, _pad([special[row] for row in rows], 1).to(mask.device), pooling)
-                    vectors[start + np.array(rows)] = pooled.cpu().numpy()
+                    special_rows = _pad([special[row] for row in rows], 1).to(mask.device)
+                    pooled.append(_pool(states, mask, special_rows, pooling))
+                    order += rows
                     bar.update(len(rows))
+                vectors[start + np.array(order)] = torch.cat(pooled).cpu().numpy()
         if normalize:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors
