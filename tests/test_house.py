@@ -14,8 +14,8 @@ import bali_ds
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bali_ds"
 FLOORS = {
-    "errors": -4, "working_directory": -3, "files": -2, "directories": -1, "locations": -1, "randomness": -1,
-    "distributed": -1,
+    "errors": -5, "terminal": -5, "parsing": -4, "working_directory": -3, "files": -2, "npy": -1, "directories": -1,
+    "locations": -1, "randomness": -1, "distributed": -1,
     "graph": 0, "losses": 0, "config": 0,
     "corpus": 1,
     "shards": 2,
@@ -32,8 +32,8 @@ FLOORS = {
 }  # fmt: skip
 WITHOUT = {
     "torch": (
-        "errors", "working_directory", "files", "directories", "locations", "randomness", "graph", "config", "corpus",
-        "shards", "cli",
+        "errors", "terminal", "parsing", "working_directory", "files", "npy", "directories", "locations", "randomness",
+        "graph", "config", "corpus", "shards", "cli",
     ),
     "deepspeed": (
         "distributed", "losses", "data", "objectives", "model", "inference", "planning", "doctor", "evaluation",
