@@ -60,6 +60,14 @@ def first_line(error: BaseException, message: str | None = None) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def is_failure(error: BaseException) -> bool:
+    """Return whether an exception is a failure of the called code, also a panic of a library in Rust.
+
+    A panic is raised as a BaseException, like a request to exit.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def exit_status(error: Exception) -> int:
     """Return the exit status of a run that ended with an error."""
     if isinstance(error, InputError):

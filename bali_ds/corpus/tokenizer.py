@@ -13,9 +13,10 @@ import tokenizers
 from numpy.typing import NDArray
 
 from bali_ds.corpus.word_cache import WordCache
-from bali_ds.errors import InputError, first_line
-from bali_ds.files import read_json
+from bali_ds.errors import InputError, first_line, is_failure
+from bali_ds.files import read_bytes, read_json
 
+_LARGEST_DEFINITION = 1 << 28
 _ROLES = {"cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>"), "pad": ("[PAD]", "<pad>"), "mask": ("[MASK]", "<mask>")}
 
 
@@ -47,6 +48,10 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self.name = name
         self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
+        if (largest := max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)) >= self.vocab_size:
+            raise InputError(
+                f"tokenizer {name}: has {self.vocab_size} tokens, but an id of {largest}; number them without gaps"
+            )
         self.cls_id, self.sep_id, self.pad_id, self.mask_id = (self._role(role) for role in _ROLES)
         unknown = [tokenizer.token_to_id(token) for token in ("[UNK]", "<unk>")]
         self.unk_id: int = next((token for token in unknown if token is not None), self.pad_id)
@@ -64,11 +69,13 @@ class Tokenizer:
             if path.is_dir():
                 return cls(_from_directory(path), path.resolve().name)
             if path.is_file():
-                return cls(tokenizers.Tokenizer.from_file(str(path)), path.name)
+                return cls(_from_file(path), path.name)
             return cls(tokenizers.Tokenizer.from_pretrained(str(source)), str(source))
         except InputError:
             raise
-        except Exception as error:  # the library raises plain Exception for every error
+        except BaseException as error:  # the library raises plain Exception for every error, or panics
+            if not is_failure(error):
+                raise
             raise InputError(
                 f"tokenizer {source}: cannot be loaded: {first_line(error)[:200]}; pass a model directory with "
                 "tokenizer.json or vocab.txt, or a model on the Hub"
@@ -166,9 +173,13 @@ def _ends_words_at_spaces(tokenizer: tokenizers.Tokenizer) -> bool:
     return types == ["BertNormalizer", "BertPreTokenizer", "WordPiece"] and plain
 
 
+def _from_file(path: Path) -> tokenizers.Tokenizer:
+    return tokenizers.Tokenizer.from_buffer(read_bytes(path, _LARGEST_DEFINITION))
+
+
 def _from_directory(path: Path) -> tokenizers.Tokenizer:
     if (path / "tokenizer.json").is_file():
-        return tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+        return _from_file(path / "tokenizer.json")
     if not (path / "vocab.txt").is_file():
         raise InputError(f"tokenizer {path}: contains neither tokenizer.json nor vocab.txt; save the tokenizer there")
     settings = read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
