@@ -1,11 +1,13 @@
 """Command line of bali-ds: one module per group of commands. Parsing imports neither torch nor deepspeed."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Sequence
 
 from bali_ds.cli import evaluate, graph, inference, plan_and_doctor, runs, shards
 from bali_ds.errors import InputError
+from bali_ds.terminal import PrintableFormatter, message
 
 GROUPS = (graph, shards, plan_and_doctor, runs, evaluate, inference)
 
@@ -26,11 +28,13 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 for success, 1 for failed checks, 2 for invalid input."""
     options = parser().parse_args(arguments)
+    if logging.lastResort:  # the handler of warnings where, as here, none is configured
+        logging.lastResort.setFormatter(PrintableFormatter())
     run: Callable[[argparse.Namespace], int | None] = options.run
     try:
         return run(options) or 0
     except InputError as error:
-        print(f"bali-ds: {error}", file=sys.stderr)
+        print(f"bali-ds: {message(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("bali-ds: interrupted", file=sys.stderr)

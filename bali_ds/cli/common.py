@@ -1,14 +1,16 @@
 """Options and output that several groups of commands share."""
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from bali_ds.terminal import json_line, printable_values
 
 
-def emit(value: object, as_json: bool, readable: Callable[[], str]) -> None:
-    """Print `value` as JSON, or the text that `readable` returns."""
-    print(json.dumps(value, ensure_ascii=False) if as_json else readable())
+def emit(value: Any, as_json: bool, readable: Callable[[Any], str]) -> None:
+    """Print `value` as JSON, or the text that `readable` makes of it; strings in it are made printable first."""
+    print(json_line(value) if as_json else readable(printable_values(value)))
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:

@@ -107,7 +107,7 @@ def _build(options: argparse.Namespace) -> None:
     from bali_ds.graph.builder import build_graph
 
     report = build_graph(_sources(options), options.out, options.hold_out, overwrite=options.overwrite)
-    emit(report, options.json, lambda: build_text(report, options.out))
+    emit(report, options.json, lambda shown: build_text(shown, options.out))
 
 
 def _sources(options: argparse.Namespace) -> "list[Source]":
@@ -155,7 +155,7 @@ def _stats(options: argparse.Namespace) -> None:
             for document in read_documents(format_name, Path(path), ReadReport())
         )
         report["corpus"] = coverage(graph, documents)
-    emit(report, options.json, lambda: statistics_text(report))
+    emit(report, options.json, statistics_text)
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -167,7 +167,7 @@ def _show(options: argparse.Namespace) -> None:
         from bali_ds.graph.concept_display import draw_concept
 
         draw_concept(description, options.png)
-    emit(description, options.json, lambda: readable(description, options.limit))
+    emit(description, options.json, lambda shown: readable(shown, options.limit))
 
 
 def _fetch(options: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bali_ds.cli.common import add_json, add_overwrite, emit
 from bali_ds.errors import InputError
+from bali_ds.terminal import message
 
 if TYPE_CHECKING:
     from bali_ds.shards.build_settings import Corpus, NeighborSettings
@@ -143,12 +144,12 @@ def _build(options: argparse.Namespace) -> int:
             corpora, options.graph, options.tokenizer, options.out, settings, pool, overwrite=options.overwrite
         )
     for failure in result.failures:
-        print(f"bali-ds: skipped: {failure}", file=sys.stderr)
+        print(f"bali-ds: skipped: {message(failure)}", file=sys.stderr)
     fingerprint = result.index["fingerprint"]
     emit(
         {**result.report, "fingerprint": fingerprint},
         options.json,
-        lambda: f"{readable_report(result.report)}\n{options.out}: {len(result.index['shards'])} shards, {fingerprint}",
+        lambda shown: f"{readable_report(shown)}\n{options.out}: {len(result.index['shards'])} shards, {fingerprint}",
     )
     return 1 if result.failures else 0
 
@@ -191,14 +192,15 @@ def _stats(options: argparse.Namespace) -> None:
     from bali_ds.shards.summary import statistics
 
     values = statistics(options.shards)
-    emit(values, options.json, lambda: _table(str(options.shards), values))
+    emit(values, options.json, lambda shown: _table(str(options.shards), shown))
 
 
 def _lint(options: argparse.Namespace) -> int:
     from bali_ds.shards.lint import lint
 
     problems = lint(options.shards, options.graph)
-    emit({"findings": problems}, options.json, lambda: "\n".join(problems) or f"{options.shards}: no problems found")
+    clean = f"{options.shards}: no problems found"
+    emit({"findings": problems}, options.json, lambda shown: "\n".join(shown["findings"]) or clean)
     return 1 if problems else 0
 
 
@@ -206,7 +208,7 @@ def _show(options: argparse.Namespace) -> None:
     from bali_ds.shards.sample_display import readable, show
 
     value = show(options.shards, options.key, options.graph, options.tokenizer)
-    emit(value, options.json, lambda: readable(value))
+    emit(value, options.json, readable)
 
 
 def _index(options: argparse.Namespace) -> None:

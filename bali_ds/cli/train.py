@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from bali_ds.config import load_recipe
 from bali_ds.errors import InputError, LostRank, RunEnded, exit_status
+from bali_ds.terminal import PrintableFormatter, message
 
 _QUIET_LIBRARIES = ("httpx", "httpcore", "urllib3", "DeepSpeed", "transformers", "matplotlib")
 
@@ -53,7 +54,9 @@ def run_train(options: argparse.Namespace) -> int:
     - 75: interrupted by a signal, a time limit, a killed loader worker or a lost host; the same command resumes.
     """
     is_first = _environment("RANK", "OMPI_COMM_WORLD_RANK", "0") == "0"
-    logging.basicConfig(level=logging.INFO if is_first else logging.WARNING, format="%(message)s", force=True)
+    logging.basicConfig(level=logging.INFO if is_first else logging.WARNING, force=True)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(PrintableFormatter())
     for library in _QUIET_LIBRARIES:
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
@@ -61,7 +64,7 @@ def run_train(options: argparse.Namespace) -> int:
     except (InputError, RunEnded) as ended:
         # every other rank finds out by itself that one, perhaps rank 0, is lost
         if is_first or isinstance(ended, LostRank):
-            print(f"train: {ended}", file=sys.stderr, flush=True)
+            print(f"train: {message(ended)}", file=sys.stderr, flush=True)
         return exit_status(ended)
     return 0
 
