@@ -1,6 +1,7 @@
 """Metrics of training: what is measured, and its log as a progress line, metrics.jsonl and TensorBoard."""
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,10 @@ from torch.utils.tensorboard import SummaryWriter
 from bali_ds.config import Recipe
 from bali_ds.data.loader import Step
 from bali_ds.distributed import Ranks
+from bali_ds.errors import InputError
 from bali_ds.evaluation.retrieval import recall_at_1
+from bali_ds.files import nonempty_lines, published_file
+from bali_ds.parsing import parse_json
 from bali_ds.planning.batch_plan import BatchPlan
 from bali_ds.planning.flops import StepFlops, peak_of
 from bali_ds.training.stability import GradientNorms
@@ -213,13 +217,21 @@ class MetricsLogger:
 
 def _reopened(path: Path, first_step: int) -> IO[str]:
     """Open metrics.jsonl for appending, without the lines of steps that will be repeated."""
-    kept = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= first_step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):
-                continue  # the last line of a killed run may be incomplete
-    path.write_text("".join(kept), encoding="utf-8")
+    kept = [line for line in _lines(path) if _step(line, str(path)) <= first_step]
+    with published_file(path, "w") as stream:
+        stream.writelines(line + "\n" for line in kept)
     return path.open("a", encoding="utf-8")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    return (line for _, line in nonempty_lines(path)) if path.exists() else iter(())
+
+
+def _step(line: str, where: str) -> float:
+    """Return the step of a line; infinity where it has none, as the incomplete last line of a killed run."""
+    try:
+        row = parse_json(line, where, non_finite=True)
+    except InputError:
+        return math.inf
+    step = row.get("step") if isinstance(row, dict) else None
+    return step if isinstance(step, int) else math.inf
