@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from bali_ds.errors import InputError
 
@@ -182,9 +183,13 @@ def mismatch(error: ValidationError) -> str:
     """Return the first error of a validation: the key, what is wrong, and the value if that helps."""
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
-    message = "must be a mapping" if first["type"] == "model_type" else first["msg"].removeprefix("Value error, ")
-    given = "" if first["type"] in ("missing", "value_error") else f", got {quoted(first['input'])}"
-    return f"{f'key {key}: ' if key else ''}{message}{given}"
+    return f"{f'key {key}: ' if key else ''}{explained(first)}"
+
+
+def explained(error: ErrorDetails) -> str:
+    """Return what one error of a validation says is wrong, and the value if that helps."""
+    message = "must be a mapping" if error["type"] == "model_type" else error["msg"].removeprefix("Value error, ")
+    return message if error["type"] in ("missing", "value_error") else f"{message}, got {quoted(error['input'])}"
 
 
 def quoted(value: Any) -> str:

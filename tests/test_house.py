@@ -141,6 +141,34 @@ def test_the_version_has_one_source():
     assert script.stdout.splitlines()[-1] == bali_ds.__version__
 
 
+READERS = {
+    "json.load": set(),
+    "json.loads": {"parsing.py", "corpus/json_values.py"},
+    "yaml.load": {"parsing.py"},
+    "np.load": set(),
+    "np.memmap": {"npy.py"},
+    "np.fromfile": set(),
+    "torch.load": {"checkpoint/zero_reader.py"},
+}
+"""Parsers of files that anybody may have written, and the only files that call them: they set the limits."""
+INTERNAL = {"corpus/tokenizer.py", "data/worker.py", "training/heartbeat.py"}
+"""Files that parse JSON which this program or one of its libraries has just written, not files."""
+
+
+def test_files_from_outside_have_one_reader_each():
+    found = []
+    for path in SOURCES:
+        relative = str(path.relative_to(PACKAGE))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            plain = name.replace("numpy.", "np.")
+            loads_yaml = plain.startswith("yaml.") and "load" in plain and relative != "parsing.py"
+            elsewhere = plain in READERS and relative not in READERS[plain] | INTERNAL
+            if loads_yaml or elsewhere or plain in ("pickle.load", "pickle.loads", "joblib.load"):
+                found.append(f"{relative}:{node.lineno}: {name}")
+    assert found == []
+
+
 DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "ds_configs/README.md", ROOT / "shards/README.md"]
 )

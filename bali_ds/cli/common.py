@@ -27,6 +27,14 @@ def add_json(parser: argparse.ArgumentParser, what: str = "the result") -> None:
     parser.add_argument("--json", action="store_true", help=f"print {what} as JSON")
 
 
+def seed(text: str) -> int:
+    """Return the value of an option --seed, from 0 to 2**63 - 1."""
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError("must be from 0 to 2**63 - 1")
+    return value
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add --device to a command that runs a model."""
     parser.add_argument("--device", default="cpu", help="device of the model, for example cuda (default: %(default)s)")

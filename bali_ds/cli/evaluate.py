@@ -6,7 +6,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from bali_ds.cli.common import add_device, add_json, emit, interval, name_index_path
+from bali_ds.cli.common import add_device, add_json, emit, interval, name_index_path, seed
 from bali_ds.errors import InputError
 
 HOPS = (1, 2, 3)
@@ -25,7 +25,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _add_common(task: argparse.ArgumentParser) -> None:
-    task.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: %(default)s)")
+    task.add_argument("--seed", type=seed, default=0, metavar="N", help="random seed (default: %(default)s)")
     add_device(task)
     add_json(task)
 
@@ -158,7 +158,7 @@ def _add_questions(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]")
         ("--learning-rate", float, 1e-5, "learning rate"),
         ("--batch", int, 16, "batch size"),
         ("--max-tokens", int, 512, "maximum tokens of an input"),
-        ("--seed", int, 42, "random seed"),
+        ("--seed", seed, 42, "random seed"),
     ):
         metavar = "RATE" if kind is float else "N"
         questions.add_argument(

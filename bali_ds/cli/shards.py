@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bali_ds.cli.common import add_json, add_overwrite, emit
+from bali_ds.cli.common import add_json, add_overwrite, emit, seed
 from bali_ds.errors import InputError
 from bali_ds.terminal import message
 
@@ -35,7 +35,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     _add_reader(shards, "index", "rebuild index and sample table from the tar files", _index)
     sample = _add_reader(shards, "sample", "write a random subset as a new shard set", _sample)
     sample.add_argument("--samples", type=int, required=True, metavar="N", help="number of samples")
-    sample.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: %(default)s)")
+    sample.add_argument("--seed", type=seed, default=0, metavar="N", help="random seed (default: %(default)s)")
     sample.add_argument("--out", type=Path, required=True, metavar="SHARDS", help="shard directory to write")
     add_overwrite(sample)
     merge = shards.add_parser(
@@ -264,7 +264,8 @@ def _add_order(shards: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         ("--start", 0, "samples of this epoch that were read before"),
         ("--window", 1024, "samples that are shuffled together in a lane"),
     ):
-        order.add_argument(option, type=int, default=default, metavar="N", help=f"{text} (default: %(default)s)")
+        kind = seed if option == "--seed" else int
+        order.add_argument(option, type=kind, default=default, metavar="N", help=f"{text} (default: %(default)s)")
     order.add_argument(
         "--temperature", type=float, default=1.0, metavar="T", help="data.temperature of the run (default: %(default)s)"
     )

@@ -15,7 +15,7 @@ from bali_ds.config.section import Section
 from bali_ds.errors import InputError
 from bali_ds.files import read_yaml
 from bali_ds.locations import check_recorded
-from bali_ds.parsing import parse_yaml, quoted
+from bali_ds.parsing import explained, parse_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -108,9 +108,7 @@ def _validated(values: dict[str, Any], origin: str) -> Recipe:
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise InputError(f"{origin}: {key}: no such key{_suggestion(first['loc'])}") from None
-        message = first["msg"].removeprefix("Value error, ")
-        given = "" if first["type"] in ("missing", "value_error") else f", got {quoted(first['input'])}"
-        raise InputError(f"{origin}: {key + ': ' if key else ''}{message}{given}") from None
+        raise InputError(f"{origin}: {key + ': ' if key else ''}{explained(first)}") from None
 
 
 def _suggestion(location: tuple[int | str, ...]) -> str:

@@ -80,8 +80,9 @@ def frequency_sampler(mixture: Mixture, number: int, split: str, temperature: fl
 def passage_weights(mixture: Mixture, sample_rows: Ints, temperature: float) -> NDArray[np.float64]:
     """Return the weight of each passage, float64 [n], in any unit; one without concepts has the mean weight."""
     concept_ids, counts = _concept_ids(mixture, sample_rows)
-    frequencies = np.bincount(concept_ids, minlength=1)
-    rarities = frequencies[concept_ids] ** (temperature - 1.0)
+    # not counted in an array of all concepts, whose number is what the index says
+    _, inverse, frequencies = np.unique(concept_ids, return_inverse=True, return_counts=True)
+    rarities = frequencies[inverse] ** (temperature - 1.0)
     passages = np.repeat(np.arange(sample_rows.size), counts)
     sums = np.bincount(passages, rarities, minlength=sample_rows.size)
     some = counts > 0

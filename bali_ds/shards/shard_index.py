@@ -57,9 +57,9 @@ class _Description(_Schema):
     graph_fingerprint: str
     graph: _Graph
     tokenizer: _Tokenizer
-    max_tokens: Annotated[int, Field(ge=2, lt=2**31)]
-    max_name_tokens: Annotated[int, Field(ge=1, lt=2**31)]
-    stored_fan_out: _Id
+    max_tokens: Annotated[int, Field(ge=2, le=2**16)]
+    max_name_tokens: Annotated[int, Field(ge=1, le=2**16)]
+    stored_fan_out: Annotated[int, Field(ge=0, le=2**16)]
 
 
 class _Shard(_Schema):

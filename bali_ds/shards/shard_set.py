@@ -1,5 +1,6 @@
 """Shard set on disk: an index, a memory-mapped sample table, a table of tokenized names, and tars."""
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
@@ -157,7 +158,7 @@ class ShardSet:
                     tar = self._tar(sample_row)
                     stream = opened.enter_context(open_regular(tar))
                 offset = int(self.samples["offset"][sample_row])
-                if offset < 0:
+                if not 0 <= offset <= os.fstat(stream.fileno()).st_size:
                     raise _table_exceeds(tar)
                 stream.seek(offset)
                 yield stream.read(LONGEST_NAME).split(b".", 1)[0].decode("ascii", "replace")

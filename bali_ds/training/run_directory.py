@@ -67,6 +67,8 @@ class RunData:
         """
         graph = KnowledgeGraph.open(recipe.data.graph)
         shards = open_mixture(recipe.data.shards)
+        for each in shards.sets:
+            each.check_graph(graph)
         tokenizer = Tokenizer.load(recipe.text_encoder.path)
         if tokenizer.fingerprint != shards.index["tokenizer"]["fingerprint"]:
             raise InputError(

@@ -79,6 +79,22 @@ def test_lint_reports_every_flipped_bit(copy, graph_directory):
         tar.write_bytes(whole)
 
 
+def test_lint_reports_changed_tables_and_an_index_with_another_fingerprint(copy):
+    """A resumed run relies on both: it compares the fingerprint alone."""
+    assert lint(copy) == []
+    names = np.load(copy / "names.tokens.npy")
+    names[:2] = names[1::-1]
+    np.save(copy / "names.tokens.npy", names)
+    assert lint(copy) == [f"{copy}/names.tokens.npy: its SHA-256 differs from the index"]
+    shutil.copyfile(copy / "index.json", copy / "old.json")
+    change_index(copy, max_name_tokens=7)
+    assert any("its fingerprint is not that of its content" in finding for finding in lint(copy))
+    index = json.loads((copy / "old.json").read_text())
+    del index["tables"]["samples.npy"]
+    (copy / "index.json").write_text(json.dumps(index))
+    assert any("has no hash of samples.npy" in finding for finding in lint(copy))
+
+
 def test_lint_reports_another_graph(copy):
     change_index(copy, graph_fingerprint="0" * 64)
     assert any("describes another shard set" in finding for finding in lint(copy))

@@ -1,0 +1,65 @@
+"""Control characters of data reach the terminal escaped, in every command that prints data."""
+
+import json
+import logging
+
+import pytest
+
+from bali_ds.cli import main
+from bali_ds.graph.builder import build_graph
+from bali_ds.graph.tables import TableSource
+from bali_ds.terminal import PrintableFormatter, json_line, message, printable, printable_values
+from tests.test_damaged_files import whole  # noqa: F401 (a fixture)
+
+EVIL = "red\x1b[31m\x07\x9b2J\u202etxet\u2028end"
+SHOWN = r"red\x1b[31m\x07\x9b2J\u202etxet\u2028end"
+
+
+def test_control_characters_are_shown_and_letters_kept():
+    assert printable(EVIL) == SHOWN
+    assert printable("β-é, 𝛼, naïve") == "β-é, 𝛼, naïve"
+    assert printable("a\nb\tc\ud800") == r"a\nb\tc\ud800"
+    assert printable_values({EVIL: [(EVIL, 1)]}) == {SHOWN: [(SHOWN, 1)]}
+    assert len(message("x" * 10_000)) < 2100
+
+
+def test_json_is_the_same_value_without_control_characters():
+    line = json_line({"a": EVIL})
+    assert line.isprintable()
+    assert json.loads(line) == {"a": EVIL}
+
+
+def test_log_lines_are_one_line():
+    record = logging.LogRecord("x", logging.WARNING, "x", 1, "%s", ("a\x1b[2J\nb",), None)
+    assert PrintableFormatter().format(record) == r"a\x1b[2J\nb"
+
+
+@pytest.fixture
+def graph(tmp_path):
+    """A graph whose names hold control characters."""
+    nodes, edges = tmp_path / "nodes.tsv", tmp_path / "edges.tsv"
+    nodes.write_text(f"cui\tpreferred_name\nC1\t{EVIL}\nC2\tname {EVIL}\n")
+    edges.write_text(f"head_cui\trelation\ttail_cui\tsource\nC1\tisa{EVIL}\tC2\tX\n")
+    build_graph([TableSource(nodes, edges)], tmp_path / "graph")
+    return tmp_path / "graph"
+
+
+@pytest.mark.parametrize(
+    "command", ["graph show {} C1", "graph show {} C1 --json", "graph stats {}", "graph show {} C9\x1b"]
+)
+def test_commands_print_names_escaped(command, graph, capsys):
+    main(command.format(graph).split(" "))
+    captured = capsys.readouterr()
+    lines = (captured.out + captured.err).splitlines()
+    assert len(lines) >= 1
+    assert all(line.isprintable() for line in lines)
+
+
+def test_links_are_one_line_each(graph, whole, capsys):  # noqa: F811
+    mentions = graph.with_name("mentions.txt")
+    mentions.write_text(f"{EVIL}\nrenal\n")
+    for options in ([], ["--json"]):
+        assert main(["link", "--model", str(whole / "model"), "--graph", str(graph), *options, str(mentions)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 2
+        assert all(line.replace("\t", "").isprintable() for line in lines)
