@@ -2,11 +2,23 @@
 
 import json
 import os
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+_REORDERING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+
+
+def is_harmless(text: str) -> bool:
+    """Return whether a terminal shows text as one line, by the character database of Unicode."""
+    return not any(
+        unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(each) in _REORDERING
+        for each in text
+    )
+
 
 Damage = Callable[[Path], None]
 
