@@ -3,7 +3,10 @@
 import json
 import logging
 import re
+from functools import cache
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 # C0, C1, delete, line separators, half surrogate pairs, and the characters that reorder a line (Unicode TR 36, 2.10).
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -33,6 +36,20 @@ def message(error: object) -> str:
     """Return the message of an error as one printable line of limited length."""
     line = printable(str(error))
     return line if len(line) <= _LONGEST_MESSAGE else f"{line[:_LONGEST_MESSAGE]}…"
+
+
+def print_progress(text: str) -> None:
+    """Print progress on standard output; one that cannot be written, on a full disk, does not end a run."""
+    lines = [printable(line) for line in text.split("\n")]
+    try:
+        print(*lines, sep="\n", flush=True)
+    except OSError as error:
+        _warn_once(f"standard output cannot be written, the run continues without it: {error.strerror or error}")
+
+
+@cache
+def _warn_once(line: str) -> None:
+    logger.warning(line)
 
 
 class PrintableFormatter(logging.Formatter):

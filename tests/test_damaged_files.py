@@ -63,7 +63,7 @@ FILES = {
     "run/evaluation.json": json.dumps(
         {
             "linking": {"untrained": {"all": SUBSET}, "trained": {"all": SUBSET}, "difference": {"all": SUBSET}},
-            "retrieval": {"text_to_graph_r@1": 0.5},
+            "retrieval": {"text_to_graph_r@1": 0.5, "graph_to_text_r@1": 0.5},
             "embedding": {
                 "groups": ["g"],
                 "names": ["n"],
@@ -370,7 +370,11 @@ REPORTS = [
     (changed("run/evaluation.json", "linking.trained.all.mrr", None), "key linking.trained.all.mrr: Field required"),
     (changed("run/evaluation.json", "linking.trained.all.mrr.low", "x"), "all.mrr.low: Input should be a valid number"),
     (changed("run/evaluation.json", "linking.trained.all.mrr.low", 1e300), "all.mrr.low: Input should be less than"),
-    (changed("run/evaluation.json", "linking.trained.more", SUBSET), "untrained and trained have different subsets"),
+    (
+        changed("run/evaluation.json", "linking.trained.more", SUBSET),
+        "untrained, trained and difference have different subsets",
+    ),
+    (changed("run/evaluation.json", "retrieval", {"mrr": 0.5}), "retrieval: lacks R@1 of a direction"),
     (changed("run/evaluation.json", "embedding.names", []), "groups, names and maps have different lengths"),
     (changed("run/evaluation.json", "embedding.neighbors.0.trained", None), "neighbors and maps are of different"),
     (changed("run/evaluation.json", "embedding.maps.trained.0", [0.5]), "maps.trained.0: List should have at least 2"),

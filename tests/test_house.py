@@ -160,7 +160,9 @@ def test_files_from_outside_have_one_reader_each():
     for path in SOURCES:
         relative = str(path.relative_to(PACKAGE))
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if not isinstance(node, ast.Call):
+                continue
+            name = ast.unparse(node.func)
             plain = name.replace("numpy.", "np.")
             loads_yaml = plain.startswith("yaml.") and "load" in plain and relative != "parsing.py"
             elsewhere = plain in READERS and relative not in READERS[plain] | INTERNAL

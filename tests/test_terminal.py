@@ -1,10 +1,14 @@
 """Control characters of data reach the terminal escaped, in every command that prints data."""
 
+import contextlib
 import json
 import logging
+import subprocess
+import sys
 
 import pytest
 
+from bali_ds import terminal
 from bali_ds.cli import main
 from bali_ds.graph.builder import build_graph
 from bali_ds.graph.tables import TableSource
@@ -64,3 +68,33 @@ def test_links_are_one_line_each(graph, whole, capsys):  # noqa: F811
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) == 2
         assert all(is_harmless(line.replace("\t", "")) for line in lines)
+
+
+@pytest.mark.parametrize("command", ["graph show GRAPH C1", "graph stats GRAPH --json"])
+def test_a_full_disk_behind_standard_output_is_one_line(command, graph):
+    arguments = command.replace("GRAPH", str(graph)).split()
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "bali_ds", *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (
+        2, "bali-ds: standard output cannot be written: No space left on device\n"
+    )  # fmt: skip
+
+
+def test_progress_that_cannot_be_printed_does_not_end_a_run(monkeypatch, caplog):
+    terminal._warn_once.cache_clear()
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        for _ in range(2):
+            terminal.print_progress("step 1\nof 2")
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+    (line,) = caplog.messages
+    assert line.startswith("standard output cannot be written, the run continues without it: No space left")
+
+
+def test_progress_is_printed_line_by_line_and_printable(capsys):
+    terminal.print_progress(f"a\n{EVIL}")
+    assert capsys.readouterr().out == f"a\n{SHOWN}\n"

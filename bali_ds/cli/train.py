@@ -8,13 +8,14 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from bali_ds.config import load_recipe
 from bali_ds.errors import InputError, LostRank, RunEnded, exit_status
-from bali_ds.terminal import PrintableFormatter, message
+from bali_ds.terminal import PrintableFormatter, message, print_progress
 
 _QUIET_LIBRARIES = ("httpx", "httpcore", "urllib3", "DeepSpeed", "transformers", "matplotlib")
 
@@ -93,9 +94,9 @@ def _run_job(options: argparse.Namespace, *, is_first: bool) -> None:
         if is_first:
             finalize(recipe, step)
     elif is_first:
-        print(f"{recipe.directory} is complete; --resume never trains it afresh\n")
+        print_progress(f"{recipe.directory} is complete; --resume never trains it afresh\n")
     if is_first:
-        print(results_table(recipe), flush=True)
+        print_progress(results_table(recipe))
 
 
 def _stop_on_signals() -> None:
@@ -130,8 +131,9 @@ def main_status(arguments: Sequence[str] | None = None) -> int:
 def run_process() -> NoReturn:
     """Run the command and end the process with its exit status."""
     status = main_status()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # what cannot be written does not change how the run ended
+            stream.flush()
     # Threads of the process groups may still be ending. An ordinary exit then aborts now and then ("terminate called
     # without an active exception"), and a complete run would look like a failed one.
     os._exit(status)

@@ -199,7 +199,7 @@ def _download(url: str, target: Path, size: int, digest: str | None) -> None:
 def _copy(url: str, part: Path, size: int, digest: str | None) -> None:
     """Download a URL into a file of reserved size, which is truncated to the size downloaded at the end."""
     found, total, begun = hashlib.sha256(), 0, time.monotonic()
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT, 0o644), "wb") as sink, open_remote(url) as source:
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as sink, open_remote(url) as source:
         read = getattr(source, "read1", source.read)  # returns what has arrived instead of waiting for a whole block
         while block := read(_BLOCK):
             total += len(block)

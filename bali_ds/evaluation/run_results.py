@@ -75,8 +75,12 @@ class _Linking(_Schema):
 
     @model_validator(mode="after")
     def _same_subsets(self) -> Self:
-        if self.untrained and self.trained and self.untrained.keys() != self.trained.keys():
-            raise ValueError("untrained and trained have different subsets")
+        if (
+            self.untrained
+            and self.trained
+            and not self.untrained.keys() == self.trained.keys() == self.difference.keys()
+        ):
+            raise ValueError("untrained, trained and difference have different subsets")
         return self
 
 
@@ -110,6 +114,12 @@ class _Evaluation(_Schema):
     linking: _Linking | None = None
     retrieval: dict[str, float] = {}
     embedding: _Embedding | None = None
+
+    @model_validator(mode="after")
+    def _both_directions(self) -> Self:
+        if self.retrieval and not {"text_to_graph_r@1", "graph_to_text_r@1"} <= self.retrieval.keys():
+            raise ValueError("retrieval: lacks R@1 of a direction")
+        return self
 
 
 def read_evaluation(run: Path) -> dict[str, Any]:

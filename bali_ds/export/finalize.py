@@ -20,7 +20,7 @@ from bali_ds.inference.concept_dictionary import read_dictionary
 from bali_ds.inference.encoder import Encoder, load
 from bali_ds.model.pretrained import load_tokenizer
 from bali_ds.model.text_encoder import load_text_encoder
-from bali_ds.terminal import printable_values
+from bali_ds.terminal import print_progress, printable_values
 from bali_ds.training.run_directory import COMPLETE
 from bali_ds.training.run_lock import RunLock
 
@@ -46,14 +46,14 @@ def finalize(recipe: Recipe, step: int) -> None:
     """
     run = recipe.directory
     with RunLock(run):
-        print("exporting fp16 weights", flush=True)
+        print_progress("exporting fp16 weights")
         export_run(run, run / "export", step=step)
         figures: dict[str, Any] = {"retrieval": _last_validation(run)}
         # the other ranks have exited, so this process may use all cores
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         encoders = _encoders(recipe)
         if recipe.evaluation.linking:
-            print("evaluating linking, untrained and trained", flush=True)
+            print_progress("evaluating linking, untrained and trained")
             figures["linking"] = _linking(encoders, recipe.evaluation.linking)
         figures["embedding"] = describe_embedding(encoders, KnowledgeGraph.open(recipe.data.graph), recipe.seed)
         write_json(run / "evaluation.json", figures)
@@ -66,7 +66,8 @@ def results_table(recipe: Recipe) -> str:
     """Return the results of a finalized run as text."""
     run = recipe.directory
     figures = printable_values(read_evaluation(run))
-    lines = _linking_lines(figures["linking"]) if figures.get("linking") else []
+    linking = figures.get("linking") or {}
+    lines = _linking_lines(linking) if linking.get("difference") else []
     if retrieval := figures.get("retrieval"):
         text_to_graph, graph_to_text = (retrieval[f"{each}_r@1"] for each in ("text_to_graph", "graph_to_text"))
         lines.append(

@@ -88,7 +88,7 @@ class RunLock:
 
     def _created(self) -> bool:
         try:
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             return False
         # Locked before it is written: a file with an owner and without a lock would look stale.
