@@ -5,19 +5,21 @@ All JSON and YAML from outside is parsed here. What a value may be is the schema
 
 import json
 from collections.abc import Hashable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
 from bali_ds.errors import InputError
+
+if TYPE_CHECKING:  # imported where it is used: commands print their help without it
+    from pydantic import BaseModel, ValidationError
+    from pydantic_core import ErrorDetails
 
 DEEPEST = 64
 """Levels of lists and mappings in a file."""
 _LONGEST_QUOTE = 80
 
-Schema = TypeVar("Schema", bound=BaseModel)
+Schema = TypeVar("Schema", bound="BaseModel")
 
 
 def parse_json(text: str | bytes, where: str, *, non_finite: bool = False) -> Any:
@@ -161,6 +163,8 @@ def validated(schema: type[Schema], value: Any, where: str, remedy: str = "") ->
     Raises:
         InputError: the value does not match; the message names the first wrong key.
     """
+    from pydantic import ValidationError
+
     try:
         return schema.model_validate(value)
     except ValidationError as error:
@@ -173,20 +177,22 @@ def validated_list(schema: type[Schema], value: Any, where: str) -> list[Schema]
     Raises:
         InputError: as `validated`.
     """
+    from pydantic import TypeAdapter, ValidationError
+
     try:
         return TypeAdapter(list[schema]).validate_python(value)  # type: ignore[valid-type]
     except ValidationError as error:
         raise InputError(f"{where}: {mismatch(error)}") from None
 
 
-def mismatch(error: ValidationError) -> str:
+def mismatch(error: "ValidationError") -> str:
     """Return the first error of a validation: the key, what is wrong, and the value if that helps."""
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
     return f"{f'key {key}: ' if key else ''}{explained(first)}"
 
 
-def explained(error: ErrorDetails) -> str:
+def explained(error: "ErrorDetails") -> str:
     """Return what one error of a validation says is wrong, and the value if that helps."""
     message = "must be a mapping" if error["type"] == "model_type" else error["msg"].removeprefix("Value error, ")
     return message if error["type"] in ("missing", "value_error") else f"{message}, got {quoted(error['input'])}"
