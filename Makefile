@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export BALI_TIMEOUT_FACTOR ?= 1
 TEST_WORKERS ?= 2
 
-.PHONY: train test test-all test-instruction-sets check coverage bench install clean
+.PHONY: train test test-all test-instruction-sets fuzz check coverage bench install clean
 
 train: install $(SAMPLE)/shards/index.json
 	DS_ACCELERATOR=cpu $(BIN)/deepspeed --num_accelerators 2 --master_port $(FREE_PORT) --log_level warning \
@@ -35,6 +35,10 @@ test-all: install
 # A report only: no threshold fails. Ranks that tests fork are not traced.
 coverage: install
 	$(BIN)/python -m pytest -m "not slow and not system" --cov --cov-report=term --cov-report=html:runs/coverage
+
+# The readers of files that anybody may have written, for ten minutes with damage that they have not met before.
+fuzz: install
+	BALI_FUZZ_MINUTES=10 $(BIN)/python -m pytest tests/test_reader_fuzz.py
 
 # The order of floating-point sums depends on the instruction set. `make test` uses the best of this processor. avx512 is
 # not named here, because torch then uses it even where the processor lacks it. The native kernels are off in the first two.

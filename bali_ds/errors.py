@@ -76,6 +76,14 @@ def suggestion(wrong: str, known: Iterable[str]) -> str:
     return f"did you mean {similar}?" if similar else f"use one of {', '.join(sorted(known))[:200]}"
 
 
+def is_failure(error: BaseException) -> bool:
+    """Return whether an exception is a failure of the called code, also a panic of a library in Rust.
+
+    A panic is raised as a BaseException, like a request to exit.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def exit_status(error: Exception) -> int:
     """Return the exit status of a run that ended with an error."""
     if isinstance(error, InputError):

@@ -1,16 +1,19 @@
-"""Atomic writing of files, JSON files, checksums and gzip-aware text reading."""
+"""Atomic writing of files, and bounded reading of files that anybody may have written: JSON, YAML, text, checksums."""
 
 import gzip
 import hashlib
+import io
 import json
 import os
+import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from bali_ds.errors import InputError
+from bali_ds.parsing import parse_json, parse_yaml
 from bali_ds.working_directory import temporary_name
 
 
@@ -53,24 +56,99 @@ def write_json(target: Path, value: object) -> None:
         stream.write("\n")
 
 
-def read_json(path: Path) -> Any:
-    """Return the value of a JSON file.
+LARGEST_JSON = 1 << 28
+"""Bytes of a JSON file."""
+LARGEST_TEXT = 1 << 18
+"""Bytes of a file that people write: YAML, a hostfile, a DeepSpeed configuration."""
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading. Anything else could be endless, or wait forever for a writer.
 
     Raises:
-        InputError: the file cannot be read or is not JSON.
+        InputError: the file cannot be opened, or is a directory, a device or a pipe.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: is not valid JSON: {error}") from error
+    except ValueError as error:  # a zero byte in the path
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise InputError(f"{path}: cannot be read: it is not a regular file")
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """Return the bytes of a regular file.
+
+    Raises:
+        InputError: the file cannot be read, or has more than `limit` bytes.
+    """
+    with open_regular(path) as stream:
+        try:
+            content = stream.read(limit + 1)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if len(content) > limit:
+        raise InputError(f"{path}: has more than {limit:,} bytes; check that it is the right file")
+    return content
+
+
+def read_text(path: Path, limit: int = LARGEST_TEXT) -> str:
+    """Return the text of a UTF-8 file, with newlines as in the file and without a byte-order mark.
+
+    Raises:
+        InputError: as `read_bytes`, or the file is not UTF-8.
+    """
+    try:
+        return read_bytes(path, limit).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 ({error.reason}); convert the file") from error
+
+
+def read_json(path: Path, *, limit: int = LARGEST_JSON, non_finite: bool = False) -> Any:
+    """Return the value of a JSON file.
+
+    Args:
+        path: the file.
+        limit: the most bytes that it may have.
+        non_finite: whether NaN and infinities are read as numbers.
+
+    Raises:
+        InputError: as `read_bytes` and `parse_json`.
+    """
+    return parse_json(read_bytes(path, limit), str(path), non_finite=non_finite)
+
+
+def read_json_lines(path: Path, *, non_finite: bool = False) -> Iterator[tuple[int, Any]]:
+    """Yield (line number from 1, JSON value) for the non-empty lines of a file, plain or gzip.
+
+    Raises:
+        InputError: as `numbered_lines` and `parse_json`.
+    """
+    for number, line in nonempty_lines(path):
+        yield number, parse_json(line, f"{path}:{number}", non_finite=non_finite)
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the value of a YAML file.
+
+    Raises:
+        InputError: as `read_text` and `parse_yaml`.
+    """
+    return parse_yaml(read_text(path), str(path))
 
 
 def sha256_file(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file's bytes."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """Return the hexadecimal SHA-256 of a file's bytes.
+
+    Raises:
+        InputError: it cannot be opened, or is not a regular file.
+    """
+    with open_regular(path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def open_text(path: Path) -> IO[str]:
@@ -79,16 +157,12 @@ def open_text(path: Path) -> IO[str]:
     Newlines are not translated. Errors while reading are UnicodeDecodeError, EOFError, gzip.BadGzipFile or zlib.error.
 
     Raises:
-        InputError: the file cannot be opened.
+        InputError: the file cannot be opened, or is not a regular file.
     """
-    try:
-        with open(path, "rb") as stream:
-            compressed = stream.read(2) == b"\x1f\x8b"
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    if compressed:
-        return gzip.open(path, "rt", encoding="utf-8", newline="")
-    return open(path, encoding="utf-8", newline="")
+    with open_regular(path) as stream:
+        compressed = stream.read(2) == b"\x1f\x8b"
+    plain = open_regular(path)
+    return io.TextIOWrapper(gzip.GzipFile(fileobj=plain) if compressed else plain, encoding="utf-8", newline="")
 
 
 LONGEST_LINE = 1 << 26
@@ -102,22 +176,31 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         InputError: the file cannot be opened, is truncated, is not UTF-8, or has a line of more than 64 Mi characters.
     """
-    number = 0
     with open_text(path) as stream:
-        try:
-            while line := stream.readline(LONGEST_LINE):
-                number += 1
-                if len(line) == LONGEST_LINE:
-                    raise InputError(f"{path}:{number}: has more than {LONGEST_LINE} characters; check the file format")
-                yield number, (line.removeprefix("\ufeff") if number == 1 else line).rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}:{number + 1}: is not UTF-8 ({error.reason}); convert the file") from error
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise InputError(
-                f"{path}: the compressed data is truncated or damaged after line {number}; download the file again"
-            ) from error
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        yield from lines_of(stream, str(path))
+
+
+def lines_of(stream: IO[str], name: str) -> Iterator[tuple[int, str]]:
+    """Yield what `numbered_lines` yields from an open stream; `name` is its name in messages.
+
+    Raises:
+        InputError: as `numbered_lines`.
+    """
+    number = 0
+    try:
+        while line := stream.readline(LONGEST_LINE):
+            number += 1
+            if len(line) == LONGEST_LINE:
+                raise InputError(f"{name}:{number}: has more than {LONGEST_LINE} characters; check the file format")
+            yield number, (line.removeprefix("\ufeff") if number == 1 else line).rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}:{number + 1}: is not UTF-8 ({error.reason}); convert the file") from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(
+            f"{name}: the compressed data is truncated or damaged after line {number}; download the file again"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read: {error.strerror or error}") from error
 
 
 def nonempty_lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from bali_ds.parsing import parse_json
+
 PREFIX = ".bali-ds-"
 _OWNER = "owner.json"
 _FORMAT = "bali-ds workspace"
@@ -108,7 +110,7 @@ def _remove_leftovers(parent: Path) -> None:
     for path in parent.glob(f"{PREFIX}*"):
         with suppress(OSError, ValueError), open(path / _OWNER, "r+", encoding="utf-8") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove_leftover(path, json.loads(owner.read(4096)))
+            _remove_leftover(path, parse_json(owner.read(4096), str(path)))
 
 
 def _remove_leftover(path: Path, record: Any) -> None:

@@ -14,8 +14,9 @@ import bali_ds
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bali_ds"
 FLOORS = {
-    "errors": -4, "working_directory": -3, "files": -2, "directories": -1, "locations": -1, "randomness": -1,
-    "distributed": -1, "network_interface": -1, "bounded_reader": -3, "xml_elements": -1,
+    "errors": -5, "terminal": -5, "parsing": -4, "working_directory": -3, "files": -2, "npy": -1, "directories": -1,
+    "locations": -1, "randomness": -1, "distributed": -1, "network_interface": -1,
+    "bounded_reader": -3, "xml_elements": -1,
     "graph": 0, "losses": 0, "config": 0,
     "corpus": 1,
     "shards": 2,
@@ -32,9 +33,9 @@ FLOORS = {
 }  # fmt: skip
 WITHOUT = {
     "torch": (
-        "errors", "working_directory", "files", "directories", "locations", "randomness", "bounded_reader",
-        "xml_elements", "graph",
-        "config", "corpus", "shards", "cli",
+        "errors", "terminal", "parsing", "working_directory", "files", "npy", "directories", "locations", "randomness",
+        "bounded_reader", "xml_elements",
+        "graph", "config", "corpus", "shards", "cli",
     ),
     "deepspeed": (
         "distributed", "losses", "data", "objectives", "model", "inference", "planning", "doctor", "evaluation",
@@ -140,6 +141,36 @@ def test_the_version_has_one_source():
         [sys.executable, "setup.py", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert script.stdout.splitlines()[-1] == bali_ds.__version__
+
+
+READERS = {
+    "json.load": set(),
+    "json.loads": {"parsing.py", "corpus/json_values.py"},
+    "yaml.load": {"parsing.py"},
+    "np.load": set(),
+    "np.memmap": {"npy.py"},
+    "np.fromfile": set(),
+    "torch.load": {"checkpoint/zero_reader.py"},
+}
+"""Parsers of files that anybody may have written, and the only files that call them: they set the limits."""
+INTERNAL = {"corpus/tokenizer.py", "data/worker.py", "training/heartbeat.py"}
+"""Files that parse JSON which this program or one of its libraries has just written, not files."""
+
+
+def test_files_from_outside_have_one_reader_each():
+    found = []
+    for path in SOURCES:
+        relative = str(path.relative_to(PACKAGE))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = ast.unparse(node.func)
+            plain = name.replace("numpy.", "np.")
+            loads_yaml = plain.startswith("yaml.") and "load" in plain and relative != "parsing.py"
+            elsewhere = plain in READERS and relative not in READERS[plain] | INTERNAL
+            if loads_yaml or elsewhere or plain in ("pickle.load", "pickle.loads", "joblib.load"):
+                found.append(f"{relative}:{node.lineno}: {name}")
+    assert found == []
 
 
 DOCUMENTS = sorted(

@@ -1,12 +1,17 @@
 """Command line of bali-ds: one module per group of commands. Parsing imports neither torch nor deepspeed."""
 
 import argparse
+import errno
+import logging
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from bali_ds.cli import evaluate, graph, inference, plan_and_doctor, runs, shards
 from bali_ds.errors import InputError
+from bali_ds.terminal import PrintableFormatter, message
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 GROUPS = (graph, shards, plan_and_doctor, runs, evaluate, inference)
 
 
@@ -26,11 +31,15 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 for success, 1 for failed checks, 2 for invalid input."""
     options = parser().parse_args(arguments)
+    if logging.lastResort:  # the handler of warnings where, as here, none is configured
+        logging.lastResort.setFormatter(PrintableFormatter())
     run: Callable[[argparse.Namespace], int | None] = options.run
     try:
-        return run(options) or 0
+        status = run(options) or 0
+        if sys.stdout:  # None where it was closed before the start
+            sys.stdout.flush()
     except InputError as error:
-        print(f"bali-ds: {error}", file=sys.stderr)
+        print(f"bali-ds: {message(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("bali-ds: interrupted", file=sys.stderr)
@@ -38,3 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 141
+    except OSError as error:
+        if error.filename is not None or error.errno not in _FULL:
+            raise
+        print(f"bali-ds: standard output cannot be written: {error.strerror}", file=sys.stderr)
+        with suppress(OSError):
+            sys.stdout.close()
+        return 2
+    return status

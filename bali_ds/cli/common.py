@@ -1,14 +1,16 @@
 """Options and output that several groups of commands share."""
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from bali_ds.terminal import json_line, printable_values
 
 
-def emit(value: object, as_json: bool, readable: Callable[[], str]) -> None:
-    """Print `value` as JSON, or the text that `readable` returns."""
-    print(json.dumps(value, ensure_ascii=False) if as_json else readable())
+def emit(value: Any, as_json: bool, readable: Callable[[Any], str]) -> None:
+    """Print `value` as JSON, or the text that `readable` makes of it; strings in it are made printable first."""
+    print(json_line(value) if as_json else readable(printable_values(value)))
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +25,14 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
 def add_json(parser: argparse.ArgumentParser, what: str = "the result") -> None:
     """Add --json to a command that reports."""
     parser.add_argument("--json", action="store_true", help=f"print {what} as JSON")
+
+
+def seed(text: str) -> int:
+    """Return the value of an option --seed, from 0 to 2**63 - 1."""
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError("must be from 0 to 2**63 - 1")
+    return value
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from bali_ds.cli.common import add_device, add_json, emit, interval, name_index_path
+from bali_ds.cli.common import add_device, add_json, emit, interval, name_index_path, seed
 from bali_ds.errors import InputError
 
 HOPS = (1, 2, 3)
@@ -25,7 +25,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _add_common(task: argparse.ArgumentParser) -> None:
-    task.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: %(default)s)")
+    task.add_argument("--seed", type=seed, default=0, metavar="N", help="random seed (default: %(default)s)")
     add_device(task)
     add_json(task)
 
@@ -77,7 +77,7 @@ def _run_linking(options: argparse.Namespace) -> None:
         differences = compare_linking(ranks(options.against), own, dictionary, queries, options.seed)
         for subset, measures in differences.items():
             result[subset]["difference"] = measures
-    emit(result, options.json, lambda: _linking_table(result))
+    emit(result, options.json, _linking_table)
 
 
 def _linking_table(result: dict[str, Any]) -> str:
@@ -119,7 +119,7 @@ def _run_retrieval(options: argparse.Namespace) -> None:
     aligner, recipe = load_aligned(options.model, options.device, graph)
     views = held_out_views(aligner, recipe, graph, shards, split=options.split, passages=options.passages)
     result = evaluate_retrieval(*views, seed=options.seed)
-    emit(result, options.json, lambda: _retrieval_table(result))
+    emit(result, options.json, _retrieval_table)
 
 
 def _retrieval_table(result: dict[str, Any]) -> str:
@@ -158,7 +158,7 @@ def _add_questions(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]")
         ("--learning-rate", float, 1e-5, "learning rate"),
         ("--batch", int, 16, "batch size"),
         ("--max-tokens", int, 512, "maximum tokens of an input"),
-        ("--seed", int, 42, "random seed"),
+        ("--seed", seed, 42, "random seed"),
     ):
         metavar = "RATE" if kind is float else "N"
         questions.add_argument(
@@ -189,7 +189,7 @@ def _run_questions(options: argparse.Namespace) -> None:
     emit(
         result,
         options.json,
-        lambda: (
+        lambda _: (
             f"{options.task}: accuracy {100 * accuracy['mean']:.1f} ± {100 * accuracy['sd']:.1f} over "
             f"{result['rounds']} rounds, {result['n']:,} questions; majority class {100 * result['majority']:.1f}"
         ),
@@ -234,7 +234,7 @@ def _run_context(options: argparse.Namespace) -> None:
     if not questions:
         raise InputError(f"{options.graph}: has no facts to ask about")
     result = evaluate_context(finders, questions, TOKEN_BUDGETS, options.seed)
-    emit(result, options.json, lambda: _context_table(result))
+    emit(result, options.json, _context_table)
 
 
 def _context_table(result: dict[str, Any]) -> str:
@@ -289,7 +289,7 @@ def _run_multi_hop(options: argparse.Namespace) -> None:
         raise InputError(f"{options.held_out}: gives {counts}; hold out other facts")
     encoders = {str(path): load(path, device=options.device) for path in options.model}
     result = evaluate_multi_hop(encoders, maker, known, asked, MultiHopTraining(seed=options.seed))
-    emit(result, options.json, lambda: _hops_table(result))
+    emit(result, options.json, _hops_table)
 
 
 def _hops_table(result: dict[str, Any]) -> str:

@@ -144,7 +144,7 @@ def _build(options: argparse.Namespace) -> None:
         tuple(options.keep_relation), tuple(options.drop_relation), options.hold_out, not options.names_only
     )
     report = build_graph(_sources(options), options.out, facts, overwrite=options.overwrite)
-    emit(report, options.json, lambda: build_text(report, options.out))
+    emit(report, options.json, lambda shown: build_text(shown, options.out))
 
 
 def _sources(options: argparse.Namespace) -> "list[Source]":
@@ -208,7 +208,7 @@ def _stats(options: argparse.Namespace) -> None:
             for document in read_documents(format_name, path, ReadReport())
         )
         report["corpus"] = coverage(graph, documents)
-    emit(report, options.json, lambda: statistics_text(report))
+    emit(report, options.json, statistics_text)
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -220,7 +220,7 @@ def _show(options: argparse.Namespace) -> None:
         from bali_ds.graph.concept_display import draw_concept
 
         draw_concept(description, options.png)
-    emit(description, options.json, lambda: readable(description, options.limit))
+    emit(description, options.json, lambda shown: readable(shown, options.limit))
 
 
 def _search(options: argparse.Namespace) -> None:
@@ -231,13 +231,16 @@ def _search(options: argparse.Namespace) -> None:
     if not options.text.strip():
         raise InputError("graph search: the text is empty")
     found = search_names(KnowledgeGraph.open(options.graph), options.text, options.limit)
-    lines = (
-        f"{row['cui']}  {row['name']}"
-        + (f"  (also {row['found']})" if row["found"] != row["name"] else "")
-        + "".join(f"  [{named_type(each)}]" for each in row["semantic_types"])
-        for row in found
-    )
-    emit(found, options.json, lambda: "\n".join(lines) or f"no name contains {options.text!r}")
+
+    def lines(shown: list[dict[str, Any]]) -> str:
+        return "\n".join(
+            f"{row['cui']}  {row['name']}"
+            + (f"  (also {row['found']})" if row["found"] != row["name"] else "")
+            + "".join(f"  [{named_type(each)}]" for each in row["semantic_types"])
+            for row in shown
+        )
+
+    emit(found, options.json, lambda shown: lines(shown) or f"no name contains {options.text!r}")
 
 
 def _names(options: argparse.Namespace) -> None:

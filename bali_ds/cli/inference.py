@@ -1,7 +1,6 @@
 """Commands that use a trained model: `encode`, `link` and `context`."""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -11,7 +10,8 @@ from typing import Any
 
 from bali_ds.cli.common import add_device, add_json, emit, name_index_path
 from bali_ds.errors import InputError
-from bali_ds.files import numbered_lines
+from bali_ds.files import lines_of, numbered_lines
+from bali_ds.terminal import json_line, printable
 
 LINES_AT_ONCE = 16_384
 
@@ -124,10 +124,11 @@ def _link(options: argparse.Namespace) -> None:
         for mention, candidates in zip(mentions, linker.link(mentions, top=options.top), strict=True):
             if options.json:
                 found = [asdict(candidate) for candidate in candidates]
-                print(json.dumps({"mention": mention, "candidates": found}, ensure_ascii=False))
+                print(json_line({"mention": mention, "candidates": found}))
             else:
                 for candidate in candidates:
-                    print(mention, candidate.cui, candidate.name, f"{candidate.score:.4f}", sep="\t")
+                    columns = (mention, candidate.cui, candidate.name, f"{candidate.score:.4f}")
+                    print(*map(printable, columns), sep="\t")
 
 
 def _context(options: argparse.Namespace) -> None:
@@ -141,19 +142,12 @@ def _context(options: argparse.Namespace) -> None:
     finder = ContextFinder(load(options.model, device=options.device), graph, dictionary)
     found = finder.find(options.question, token_budget=options.tokens, lowest_score=options.lowest_score)
     result: dict[str, Any] = {**asdict(found), "text": found.text}
-    emit(result, options.json, lambda: found.text or "the question names no concept of the graph")
+    emit(result, options.json, lambda shown: shown["text"] or "the question names no concept of the graph")
 
 
 def _batches_of_lines(file: str) -> Iterator[list[str]]:
     """Yield the lines of a file, or of stdin for "-", without line ends, in batches."""
-    lines = _stdin_lines() if file == "-" else (line for _, line in numbered_lines(Path(file)))
+    numbered = lines_of(sys.stdin, "standard input") if file == "-" else numbered_lines(Path(file))
+    lines = (line for _, line in numbered)
     while batch := list(islice(lines, LINES_AT_ONCE)):
         yield batch
-
-
-def _stdin_lines() -> Iterator[str]:
-    try:
-        for line in sys.stdin:
-            yield line.rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"stdin: is not UTF-8 text: {error}") from error

@@ -65,7 +65,7 @@ def _plan(options: argparse.Namespace) -> None:
     ranks = sum(host.slots for host in read_hostfile(options.hostfile)) if options.hostfile else options.ranks
     on_gpu = options.device == "cuda" if options.device else torch.cuda.is_available()
     planned = plan(recipe, ranks=ranks, on_gpu=on_gpu, samples_per_second=rate)
-    emit(planned.as_dict(), options.json, lambda: plan_text(planned, recipe))
+    emit(planned.as_dict(), options.json, lambda _: plan_text(planned, recipe))
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -79,5 +79,5 @@ def _doctor(options: argparse.Namespace) -> int:
     hosts = read_hostfile(options.hostfile) if options.hostfile else []
     results = list(check_machine(options.runs.absolute()))
     results += check_hosts(hosts, ssh_port=options.ssh_port)
-    emit([asdict(result) for result in results], options.json, lambda: results_text(results))
+    emit([asdict(result) for result in results], options.json, lambda _: results_text(results))
     return int(any(result.status == "error" for result in results))

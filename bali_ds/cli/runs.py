@@ -60,7 +60,7 @@ def _run_export(options: argparse.Namespace) -> None:
     emit(
         report,
         options.json,
-        lambda: (
+        lambda _: (
             f"{report['out']}: step {report['step']}, {report['parameters'] / 1e6:.1f} M parameters "
             f"as {report['dtype']}, {report['bytes'] / 1e6:.1f} MB; "
             f"all {report['tensors']} tensors match the checkpoint"
@@ -112,7 +112,7 @@ def _run_replay(options: argparse.Namespace) -> None:
         from bali_ds.training.replay import replay
 
         report = replay(options.path, options.step, options.overrides)
-    emit(report, options.json, lambda: _replay_text(report))
+    emit(report, options.json, _replay_text)
 
 
 def _replay_text(report: dict[str, Any]) -> str:

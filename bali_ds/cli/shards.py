@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bali_ds.cli.common import add_json, add_overwrite, emit
+from bali_ds.cli.common import add_json, add_overwrite, emit, seed
 from bali_ds.errors import InputError
+from bali_ds.terminal import message
 
 if TYPE_CHECKING:
     from bali_ds.shards.build_settings import Corpus, NeighborSettings
@@ -37,7 +38,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     _add_reader(shards, "index", "rebuild index and sample table from the tar files", _index)
     sample = _add_reader(shards, "sample", "write a random subset as a new shard set", _sample)
     sample.add_argument("--samples", type=int, required=True, metavar="N", help="number of samples")
-    sample.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: %(default)s)")
+    sample.add_argument("--seed", type=seed, default=0, metavar="N", help="random seed (default: %(default)s)")
     sample.add_argument("--out", type=Path, required=True, metavar="SHARDS", help="shard directory to write")
     add_overwrite(sample)
     merge = shards.add_parser(
@@ -147,12 +148,12 @@ def _build(options: argparse.Namespace) -> int:
             corpora, options.graph, options.tokenizer, options.out, settings, pool, overwrite=options.overwrite
         )
     for failure in result.failures:
-        print(f"bali-ds: skipped: {failure}", file=sys.stderr)
+        print(f"bali-ds: skipped: {message(failure)}", file=sys.stderr)
     fingerprint = result.index["fingerprint"]
     emit(
         {**result.report, "fingerprint": fingerprint},
         options.json,
-        lambda: f"{readable_report(result.report)}\n{options.out}: {len(result.index['shards'])} shards, {fingerprint}",
+        lambda shown: f"{readable_report(shown)}\n{options.out}: {len(result.index['shards'])} shards, {fingerprint}",
     )
     return 1 if result.failures else 0
 
@@ -189,14 +190,15 @@ def _stats(options: argparse.Namespace) -> None:
     from bali_ds.shards.summary import statistics
 
     values = statistics(options.shards)
-    emit(values, options.json, lambda: _table(str(options.shards), values))
+    emit(values, options.json, lambda shown: _table(str(options.shards), shown))
 
 
 def _lint(options: argparse.Namespace) -> int:
     from bali_ds.shards.lint import lint
 
     problems = lint(options.shards, options.graph)
-    emit({"findings": problems}, options.json, lambda: "\n".join(problems) or f"{options.shards}: no problems found")
+    clean = f"{options.shards}: no problems found"
+    emit({"findings": problems}, options.json, lambda shown: "\n".join(shown["findings"]) or clean)
     return 1 if problems else 0
 
 
@@ -212,9 +214,9 @@ def _show(options: argparse.Namespace) -> None:
     if options.html:
         write_page(values, str(options.shards), options.html)
     elif options.random:
-        emit(values, options.json, lambda: "\n".join(map(marked, values)))
+        emit(values, options.json, lambda shown: "\n".join(map(marked, shown)))
     else:
-        emit(values[0], options.json, lambda: readable(values[0]))
+        emit(values[0], options.json, readable)
 
 
 def _index(options: argparse.Namespace) -> None:
@@ -270,7 +272,8 @@ def _add_order(shards: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         ("--start", 0, "samples of this epoch that were read before"),
         ("--window", 1024, "samples that are shuffled together in a lane"),
     ):
-        order.add_argument(option, type=int, default=default, metavar="N", help=f"{text} (default: %(default)s)")
+        kind = seed if option == "--seed" else int
+        order.add_argument(option, type=kind, default=default, metavar="N", help=f"{text} (default: %(default)s)")
     order.add_argument(
         "--temperature", type=float, default=1.0, metavar="T", help="data.temperature of the run (default: %(default)s)"
     )

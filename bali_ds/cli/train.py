@@ -8,12 +8,14 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from bali_ds.config import load_recipe
 from bali_ds.errors import InputError, LostRank, RunEnded, exit_status
+from bali_ds.terminal import PrintableFormatter, message, print_progress
 
 _QUIET_LIBRARIES = ("httpx", "httpcore", "urllib3", "DeepSpeed", "transformers", "matplotlib")
 
@@ -53,7 +55,9 @@ def run_train(options: argparse.Namespace) -> int:
     - 75: interrupted by a signal, a time limit, a killed loader worker or a lost host; the same command resumes.
     """
     is_first = _environment("RANK", "OMPI_COMM_WORLD_RANK", "0") == "0"
-    logging.basicConfig(level=logging.INFO if is_first else logging.WARNING, format="%(message)s", force=True)
+    logging.basicConfig(level=logging.INFO if is_first else logging.WARNING, force=True)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(PrintableFormatter())
     for library in _QUIET_LIBRARIES:
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
@@ -61,7 +65,7 @@ def run_train(options: argparse.Namespace) -> int:
     except (InputError, RunEnded) as ended:
         # every other rank finds out by itself that one, perhaps rank 0, is lost
         if is_first or isinstance(ended, LostRank):
-            print(f"train: {ended}", file=sys.stderr, flush=True)
+            print(f"train: {message(ended)}", file=sys.stderr, flush=True)
         return exit_status(ended)
     return 0
 
@@ -90,9 +94,9 @@ def _run_job(options: argparse.Namespace, *, is_first: bool) -> None:
         if is_first:
             finalize(recipe, step)
     elif is_first:
-        print(f"{recipe.directory} is complete; --resume never trains it afresh\n")
+        print_progress(f"{recipe.directory} is complete; --resume never trains it afresh\n")
     if is_first:
-        print(results_table(recipe), flush=True)
+        print_progress(results_table(recipe))
 
 
 def _stop_on_signals() -> None:
@@ -127,8 +131,9 @@ def main_status(arguments: Sequence[str] | None = None) -> int:
 def run_process() -> NoReturn:
     """Run the command and end the process with its exit status."""
     status = main_status()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # what cannot be written does not change how the run ended
+            stream.flush()
     # Threads of the process groups may still be ending. An ordinary exit then aborts now and then ("terminate called
     # without an active exception"), and a complete run would look like a failed one.
     os._exit(status)

@@ -86,8 +86,8 @@ class DualConfig(ObjectiveSection):
     """A decoder that writes a passage's facts from its text, and its text from the graph."""
 
     needs = frozenset({"nodes", "head"})
-    layers: int = Field(default=2, ge=1)
-    heads: int = Field(default=4, ge=1)
+    layers: int = Field(default=2, ge=1, le=1000)
+    heads: int = Field(default=4, ge=1, le=1000)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     duality: float = Field(default=0.0, ge=0)
     """Weight of the squared duality gap."""

@@ -13,7 +13,9 @@ from bali_ds.config.aliases import replace_old_spellings
 from bali_ds.config.recipe import Recipe
 from bali_ds.config.section import Section
 from bali_ds.errors import InputError
+from bali_ds.files import read_yaml
 from bali_ds.locations import check_recorded
+from bali_ds.parsing import explained, parse_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -60,16 +62,7 @@ def _is_record(path: Path) -> bool:
 
 
 def _read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise InputError(f"{where}: is not valid YAML: {getattr(error, 'problem', error)}") from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: is not a mapping of recipe keys to values; see launch/recipes for examples")
     values = _in_current_spelling(values, str(path))
@@ -93,10 +86,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"{override}: is not an override; write key=value, for example optimizer.warmup=0.1")
-    try:
-        given: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{override}: the value is not valid YAML") from error
+    given = parse_yaml(text, override)
     for part in reversed(key.split(".")):
         given = {part: given}
     given = _in_current_spelling(given, override)
@@ -118,9 +108,7 @@ def _validated(values: dict[str, Any], origin: str) -> Recipe:
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise InputError(f"{origin}: {key}: no such key{_suggestion(first['loc'])}") from None
-        message = first["msg"].removeprefix("Value error, ")
-        given = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
-        raise InputError(f"{origin}: {key + ': ' if key else ''}{message}{given}") from None
+        raise InputError(f"{origin}: {key + ': ' if key else ''}{explained(first)}") from None
 
 
 def _suggestion(location: tuple[int | str, ...]) -> str:

@@ -19,9 +19,9 @@ class DataConfig(Section):
     temperature: float = Field(default=1.0, ge=0, le=1)
     """Exponent of concept frequencies in sampling: with 1, every passage is read once per epoch; lower values repeat
     passages with rare concepts."""
-    fan_out: int = Field(default=3, ge=0)
+    fan_out: int = Field(default=3, ge=0, le=10_000)
     """Neighbors that are sampled for each concept whenever its passage is read."""
-    workers: int = Field(default=1, ge=0)
+    workers: int = Field(default=1, ge=0, le=1000)
     """Loader processes per rank; 0 loads in the training process."""
 
 
@@ -36,7 +36,7 @@ class MaskingConfig(Section):
 class LoraConfig(Section):
     """LoRA of the text encoder (Hu et al., ICLR 2022); needs the package peft."""
 
-    rank: int = Field(default=8, ge=1)
+    rank: int = Field(default=8, ge=1, le=100_000)
     alpha: int = Field(default=16, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     modules: str | list[str] = "all-linear"
@@ -80,11 +80,11 @@ class GraphEncoderConfig(Section):
 
     kind: Literal["gatv2", "graphsage", "compgcn", "linearized"] = "gatv2"
     """A graph neural network over the ego graph, or the text encoder over the neighborhood as text (linearized)."""
-    layers: int = Field(default=2, ge=1)
-    heads: int = Field(default=2, ge=1)
+    layers: int = Field(default=2, ge=1, le=1000)
+    heads: int = Field(default=2, ge=1, le=1000)
     """Attention heads per layer (gatv2)."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    tokens: int = Field(default=128, ge=40)
+    tokens: int = Field(default=128, ge=40, le=1_000_000)
     """Maximum tokens of a linearized neighborhood; facts that do not fit are dropped."""
     names: Literal["gradient", "no_gradient", "cached", "learned"] = "gradient"
     """Node features: name vectors of the text encoder with or without gradients, or from a cache that is refreshed

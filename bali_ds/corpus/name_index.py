@@ -20,6 +20,7 @@ from bali_ds.directories import Output, published_directory
 from bali_ds.errors import InputError
 from bali_ds.files import read_json, write_json
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
+from bali_ds.npy import open_npy
 
 FORMAT_VERSION = 3
 LONGEST_NAME = 12
@@ -59,19 +60,32 @@ class NameIndex:
         spellings: uint64 [C], the hash of the only spelling in which this name is valid, 0 if all are.
 
     Raises:
-        InputError: the index was built from another graph.
+        InputError: the index was built from another graph, or is damaged.
     """
 
     def __init__(self, path: Path, graph: KnowledgeGraph) -> None:
         if read_json(path / "dictionary.json") != _description(graph):
             raise InputError(f"{path}: is the name index of another graph or version; remove it")
-        columns = {name: _mapped(path / f"{name}.npy") for name in _COLUMNS}
+        columns = {
+            name: open_npy(path / f"{name}.npy", dtype, (None,), f"remove {path}") for name, dtype in _COLUMNS.items()
+        }
         self.keys: _Hashes = columns["keys"]
         self.extends = columns["extends"]
         self.offsets = columns["offsets"]
         self.concept_ids = columns["concepts"]
         self.preferred = columns["preferred"]
         self.spellings = columns["spellings"]
+        self._check(path, graph)
+
+    def _check(self, path: Path, graph: KnowledgeGraph) -> None:
+        """Refuse columns that contradict each other, before any of them is an index into another."""
+        offsets, concept_ids = self.offsets, self.concept_ids
+        whole = len(self.keys) and len(self.keys) == len(self.extends) == len(offsets) - 1
+        whole = whole and len(concept_ids) == len(self.preferred) == len(self.spellings)
+        if not whole or offsets[0] or offsets[-1] != len(concept_ids) or (offsets[1:] < offsets[:-1]).any():
+            raise InputError(f"{path}: is damaged; remove it")
+        if len(concept_ids) and not 0 <= concept_ids.min() <= concept_ids.max() < graph.num_concepts:
+            raise InputError(f"{path}: is damaged; remove it")
 
     def longest_matches(self, hashes: _Hashes) -> NameMatches:
         """Return the longest name that begins at each word.
@@ -99,12 +113,9 @@ class NameIndex:
         return NameMatches(found, lengths[found], matched_rows[found])
 
 
-def _mapped(file: Path) -> NDArray[Any]:
-    """Memory-map a column as a plain array, whose small slices are much cheaper than those of np.memmap."""
-    return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
-
-
-_COLUMNS = ("keys", "extends", "offsets", "concepts", "preferred", "spellings")
+_COLUMNS = {
+    "keys": "<u8", "extends": "?", "offsets": "<i8", "concepts": "<i4", "preferred": "?", "spellings": "<u8",
+}  # fmt: skip
 DICTIONARY = Output(
     "a name index",
     "dictionary.json",

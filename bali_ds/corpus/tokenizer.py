@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from bali_ds.corpus.special_tokens import special_tokens
 from bali_ds.corpus.word_cache import WordCache
-from bali_ds.errors import InputError, first_line
-from bali_ds.files import read_json
+from bali_ds.errors import InputError, first_line, is_failure
+from bali_ds.files import read_bytes, read_json
 
 _WORDPIECE_CLASSES = ("BertTokenizer", "ElectraTokenizer", "DistilBertTokenizer", "PreTrainedTokenizer")
 _SETTINGS_FILES = ("special_tokens_map.json", "tokenizer_config.json")
+_LARGEST_DEFINITION = 1 << 28
 
 
 class Encoding(NamedTuple):
@@ -52,6 +53,10 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self.name = name
         self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
+        if (largest := max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)) >= self.vocab_size:
+            raise InputError(
+                f"tokenizer {name}: has {self.vocab_size} tokens, but an id of {largest}; number them without gaps"
+            )
         self._word_cache = WordCache(self._analyze) if _ends_words_at_spaces(tokenizer) else None
 
     @classmethod
@@ -68,12 +73,14 @@ class Tokenizer:
                 return cls(_from_directory(path, settings), settings, path.resolve().name)
             if path.is_file():
                 settings = _settings(path.with_name(name) for name in _SETTINGS_FILES)
-                return cls(tokenizers.Tokenizer.from_file(str(path)), settings, path.name)
+                return cls(_from_file(path), settings, path.name)
             settings = _settings(_files_on_hub(str(source)))
             return cls(tokenizers.Tokenizer.from_pretrained(str(source)), settings, str(source))
         except InputError:
             raise
-        except Exception as error:  # the library raises plain Exception for every error
+        except BaseException as error:  # the library raises plain Exception for every error, or panics
+            if not is_failure(error):
+                raise
             raise InputError(
                 f"tokenizer {source}: cannot be loaded: {first_line(error)[:200]}; pass a model directory with "
                 "tokenizer.json or vocab.txt, or a model on the Hub"
@@ -168,6 +175,10 @@ def _ends_words_at_spaces(tokenizer: tokenizers.Tokenizer) -> bool:
     return types == ["BertNormalizer", "BertPreTokenizer", "WordPiece"] and plain
 
 
+def _from_file(path: Path) -> tokenizers.Tokenizer:
+    return tokenizers.Tokenizer.from_buffer(read_bytes(path, _LARGEST_DEFINITION))
+
+
 def _settings(files: Iterable[Path]) -> dict[str, Any]:
     """Return the keys of all files that exist, later files first."""
     return {key: value for file in files if file.is_file() for key, value in read_json(file).items()}
@@ -184,7 +195,7 @@ def _files_on_hub(name: str) -> Iterator[Path]:
 
 def _from_directory(path: Path, settings: Mapping[str, Any]) -> tokenizers.Tokenizer:
     if (path / "tokenizer.json").is_file():
-        return tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+        return _from_file(path / "tokenizer.json")
     if not (path / "vocab.txt").is_file():
         raise InputError(f"tokenizer {path}: contains neither tokenizer.json nor vocab.txt; save the tokenizer there")
     kind = str(settings.get("tokenizer_class", "BertTokenizer"))

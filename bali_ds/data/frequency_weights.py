@@ -9,6 +9,8 @@ passage at point k + u, where u in [0, 1) is sampled for the epoch (systematic s
 weight 2.3 is thus taken 2 or 3 times, 2.3 times on average; the passage of a position is found in logarithmic time.
 """
 
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,9 @@ from bali_ds.data.mixture import Mixture
 from bali_ds.data.reader import SampleReader
 from bali_ds.data.remote import cache_home, locked
 from bali_ds.data.sequences import Ints
+from bali_ds.errors import InputError
 from bali_ds.files import published_file
+from bali_ds.npy import open_npy
 from bali_ds.randomness import Keys, uniform
 
 # Whole numbers, so that sums of millions are exact and the same on every machine.
@@ -59,20 +63,26 @@ def frequency_sampler(mixture: Mixture, number: int, split: str, temperature: fl
     Raises:
         InputError: the shards cannot be read.
     """
-    fingerprint = mixture.sets[number].fingerprint
-    path = cache_home() / "weights" / f"{fingerprint[:24]}-{split}-{temperature:g}.npy"
+    own, rows = mixture.sets[number], mixture.rows_of(number, split)
+    # the name depends on the directory too: another one may claim the same fingerprint
+    described = json.dumps([str(own.path.resolve()), own.fingerprint, split, temperature])
+    path = cache_home() / "weights" / f"{hashlib.sha256(described.encode()).hexdigest()[:24]}.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_suffix(".lock")):
         if not path.exists():
-            _write(path, passage_weights(mixture, mixture.rows_of(number, split), temperature))
-    return FrequencySampler(np.load(path, mmap_mode="r", allow_pickle=False))
+            _write(path, passage_weights(mixture, rows, temperature))
+    ends = open_npy(path, "<i8", (rows.size,), "remove it")
+    if ends[0] <= 0 or (ends[1:] <= ends[:-1]).any():
+        raise InputError(f"{path}: is damaged; remove it")
+    return FrequencySampler(ends)
 
 
 def passage_weights(mixture: Mixture, sample_rows: Ints, temperature: float) -> NDArray[np.float64]:
     """Return the weight of each passage, float64 [n], in any unit; one without concepts has the mean weight."""
     concept_ids, counts = _concept_ids(mixture, sample_rows)
-    frequencies = np.bincount(concept_ids, minlength=1)
-    rarities = frequencies[concept_ids] ** (temperature - 1.0)
+    # not counted in an array of all concepts, whose number is what the index says
+    _, inverse, frequencies = np.unique(concept_ids, return_inverse=True, return_counts=True)
+    rarities = frequencies[inverse] ** (temperature - 1.0)
     passages = np.repeat(np.arange(sample_rows.size), counts)
     sums = np.bincount(passages, rarities, minlength=sample_rows.size)
     some = counts > 0

@@ -12,7 +12,9 @@ from bali_ds.data.mixture import Mixture
 from bali_ds.data.remote import Mirror
 from bali_ds.data.sequences import Ints, ranges, starts
 from bali_ds.errors import InputError
+from bali_ds.npy import map_bytes
 from bali_ds.shards.layout import BLOCK, NPY_HEADER, member_offsets
+from bali_ds.shards.shard_index import REBUILD
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +22,7 @@ logger = logging.getLogger(__name__)
 _OPEN_TARS = 256
 _WAITS = (1, 2, 4, 8)
 _INT32 = np.dtype("<i4")
+_MOST_OVERLAP = 2
 _NPY_MARK = np.frombuffer(b"\x93NUM", _INT32)[0]
 
 
@@ -88,7 +91,7 @@ class SampleReader:
         as not found; in the first case it is empty.
 
         Raises:
-            InputError: a tar is missing or not of the size that the index gives.
+            InputError: a tar is missing or not of the size that the index gives, or samples overlap.
         """
         numbers = self._shards.shard_numbers(sample_rows)
         table, possible = self._table(sample_rows, numbers)
@@ -96,6 +99,7 @@ class SampleReader:
         at = member_offsets(table, dtype.itemsize)
         marks = np.stack([at.tokens, at.mentions, at.edges]) - NPY_HEADER
         lengths, mentions, edges = (table[name].astype(np.int64) for name in ("tokens", "mentions", "edges"))
+        self._check_sizes(sample_rows, at.meta - table["offset"], numbers)
         parts = (
             _Part.of(at.tokens, lengths, dtype),
             _Part.of(at.mentions, 3 * mentions, _INT32),
@@ -147,6 +151,14 @@ class SampleReader:
             table[~possible] = np.zeros((), table.dtype)
         return table, possible
 
+    def _check_sizes(self, sample_rows: Ints, sizes: Ints, numbers: Ints) -> None:
+        """Refuse samples that overlap so much that they would take more memory than their tars."""
+        _, first = np.unique(sample_rows, return_index=True)
+        if sizes[first].sum() > _MOST_OVERLAP * self._tar_bytes[np.unique(numbers)].sum():
+            raise InputError(
+                f"{self._shards.name}: the sample table describes more bytes than its tars have; {REBUILD}"
+            )
+
     def _tar(self, number: int) -> NDArray[np.uint8]:
         """Return a tar, mapped; the tars used last stay mapped, unless they were evicted from a cache."""
         tar = self._tars.pop(number, None)
@@ -166,12 +178,9 @@ class SampleReader:
         for wait in (*_WAITS, None):
             self._fetch(number)
             try:
-                mapped = np.memmap(path, np.uint8, "r")
-                if mapped.size == shard.bytes:
-                    return np.asarray(mapped)
-                problem = f"has {mapped.size} bytes, the index says {shard.bytes}"
-            except (OSError, ValueError) as error:
-                problem = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+                return map_bytes(path, shard.bytes)
+            except InputError as error:
+                problem = str(error).removeprefix(f"{path}: ")
             if wait is not None:
                 logger.warning("%s: %s; trying again in %s s", path, problem, wait)
                 time.sleep(wait)

@@ -21,7 +21,8 @@ from bali_ds.data.remote_io import address, open_remote
 from bali_ds.errors import InputError
 from bali_ds.files import read_json, sha256_file
 from bali_ds.locations import is_remote
-from bali_ds.shards.shard_set import Shard, ShardSet, ShardSource, read_index
+from bali_ds.shards.shard_index import largest_tables, read_index
+from bali_ds.shards.shard_set import Shard, ShardSet, ShardSource
 
 logger = logging.getLogger(__name__)
 
@@ -57,18 +58,21 @@ def open_shards(location: str | Path, *, cache: Path | None = None, limit_bytes:
     home.mkdir(parents=True, exist_ok=True)
     with locked(home / ".lock"):
         _download(address(url, "index.json"), home / "index.json", _LARGEST_INDEX, None)
-        for name, digest in read_index(home, address(url, "index.json")).get("tables", {}).items():
+        index = read_index(home, address(url, "index.json"))
+        largest = max((shard["bytes"] for shard in index["shards"]), default=0)
+        if largest > limit_bytes:
+            raise InputError(
+                f"{url}: its largest tar has {largest} bytes, but the cache is limited to {limit_bytes} bytes"
+            )
+        largest_table = largest_tables(index)
+        for name, digest in index.get("tables", {}).items():
             if not (home / name).exists() or sha256_file(home / name) != digest:
-                _download(address(url, name), home / name, None, digest)
+                _download(address(url, name), home / name, min(largest_table[name], limit_bytes), digest)
     logger.info(
         "%s: tars are downloaded and checked before they are read; %s may take %.1f GiB; order and resume are exact",
         url, home, limit_bytes / 2**30,
     )  # fmt: skip
-    shards = ShardSet.open(home, ShardSource(url, limit_bytes))
-    largest = max((shard.bytes for shard in shards.shards), default=0)
-    if largest > limit_bytes:
-        raise InputError(f"{url}: its largest tar has {largest} bytes, but the cache is limited to {limit_bytes} bytes")
-    return shards
+    return ShardSet.open(home, ShardSource(url, limit_bytes))
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,7 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _download(url: str, target: Path, size: int | None, digest: str | None) -> None:
+def _download(url: str, target: Path, size: int, digest: str | None) -> None:
     """Download a file with retries and rename it into place; without a digest to compare, it has to be JSON."""
     part = _part(target)
     try:
@@ -192,17 +196,17 @@ def _download(url: str, target: Path, size: int | None, digest: str | None) -> N
         part.unlink(missing_ok=True)
 
 
-def _copy(url: str, part: Path, size: int | None, digest: str | None) -> None:
+def _copy(url: str, part: Path, size: int, digest: str | None) -> None:
     """Download a URL into a file of reserved size, which is truncated to the size downloaded at the end."""
     found, total, begun = hashlib.sha256(), 0, time.monotonic()
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT, 0o644), "wb") as sink, open_remote(url) as source:
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as sink, open_remote(url) as source:
         read = getattr(source, "read1", source.read)  # returns what has arrived instead of waiting for a whole block
         while block := read(_BLOCK):
             total += len(block)
             seconds = time.monotonic() - begun
             if seconds > _WARM_UP_SECONDS and total < seconds * _LOWEST_RATE:
                 raise TimeoutError(f"only {total} bytes arrived in {seconds:.0f} s")
-            if size is not None and total > size:
+            if total > size:
                 raise ValueError(f"is longer than {size} bytes")
             found.update(block)
             sink.write(block)

@@ -9,6 +9,7 @@ from typing import Any
 from bali_ds.config import Recipe
 from bali_ds.doctor.deepspeed_keys import FROM_RECIPE, KNOWN, REMOVED, REMOVED_ZERO, ZERO, Kind
 from bali_ds.errors import InputError
+from bali_ds.files import LARGEST_TEXT, read_json
 
 _KINDS: dict[Kind, tuple[tuple[type, ...], str]] = {
     "switch": ((bool,), "true or false"),
@@ -27,7 +28,9 @@ def load_deepspeed_config(path: Path) -> dict[str, Any]:
             feature that DeepSpeed has removed, a key that belongs to the recipe, a value of the wrong type, or settings
             that contradict each other.
     """
-    values = _read_unique(Path(path))
+    values = read_json(Path(path), limit=LARGEST_TEXT)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: is not a JSON object")
     for key, value in values.items():
         if key in REMOVED:
             raise InputError(f"{path}: {key}: was removed from DeepSpeed: {REMOVED[key]}")
@@ -69,34 +72,6 @@ def check_recipe(values: Mapping[str, Any], recipe: Recipe) -> None:
             f"{origin}: data_types.grad_accum_dtype: ZeRO stage 0 accumulates gradients in the recipe's precision "
             f"({recipe.precision}); remove it or use a higher stage"
         )
-
-
-def _read_unique(path: Path) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        if len(values) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise InputError(f"{path}: {twice}: is given twice; keep one")
-        return values
-
-    def finite(constant: str) -> float:
-        raise InputError(f"{path}: {constant}: is not a JSON number")
-
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text, object_pairs_hook=unique, parse_constant=finite)
-    except InputError:
-        raise
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: is not valid JSON: {error.msg} (column {error.colno})") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: is not a JSON object")
-    return values
 
 
 def _check(where: str, key: str, value: object, known: Mapping[str, Kind]) -> None:

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bali_ds.errors import InputError
+from bali_ds.files import read_text
 
 _LINE = re.compile(r"(\S+)\s+slots=(\d+)")
+_LARGEST_FILE = 1 << 24
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.:\-]*[A-Za-z0-9])?")
 
 
@@ -25,12 +27,8 @@ def read_hostfile(path: Path) -> list[Host]:
         InputError: the file cannot be read or lists no hosts, or a line is not `NAME slots=N`, repeats a host, or holds
             a name that ssh would take for an option.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     hosts: dict[str, Host] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path, _LARGEST_FILE).splitlines(), 1):
         text = line.split("#", 1)[0].strip()
         if not text:
             continue

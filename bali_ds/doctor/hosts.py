@@ -1,6 +1,5 @@
 """Checks of other hosts over ssh: Python, package versions, working directory, clock and shared memory."""
 
-import json
 import os
 import platform
 import shlex
@@ -9,11 +8,14 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+
+from pydantic import BaseModel
 
 from bali_ds.doctor.check_result import CheckResult, error, ok, warning
 from bali_ds.doctor.hostfile import Host
 from bali_ds.doctor.machine import PACKAGES, package_versions
+from bali_ds.errors import InputError
+from bali_ds.parsing import parse_json, validated
 
 LARGEST_CLOCK_SKEW = 2.0
 _PARALLEL = 64
@@ -27,6 +29,14 @@ def version(name):
 print(json.dumps({"python": platform.python_version(), "packages": {name: version(name) for name in PACKAGES},
     "directory": os.path.isdir(DIRECTORY), "time": time.time(), "shared_memory": shutil.disk_usage("/dev/shm").free}))
 """
+
+
+class _Answer(BaseModel):
+    python: str
+    packages: dict[str, str]
+    directory: bool
+    time: float
+    shared_memory: int
 
 
 def check_hosts(hosts: Sequence[Host], *, ssh_port: int | None = None, timeout: float = 20) -> list[CheckResult]:
@@ -65,8 +75,8 @@ def _check_host(host: Host, port: int | None, timeout: float) -> CheckResult:
     if done.returncode:
         return _failure(host.name, done.returncode, done.stderr)
     try:
-        answer = json.loads(done.stdout.splitlines()[-1])
-    except (ValueError, IndexError):
+        answer = validated(_Answer, parse_json(done.stdout.strip().rpartition("\n")[2], host.name), host.name)
+    except InputError:
         return error(host.name, f"answered {done.stdout[:60]!r}", "remove what its login scripts print")
     return _compare(host, answer, requested=requested, answered=time.time())
 
@@ -78,25 +88,23 @@ def _failure(name: str, status: int, output: str) -> CheckResult:
     return error(name, f"{sys.executable}: {last}", "install bali-ds at the same path on every host")
 
 
-def _compare(host: Host, answer: dict[str, Any], *, requested: float, answered: float) -> CheckResult:
+def _compare(host: Host, answer: _Answer, *, requested: float, answered: float) -> CheckResult:
     here = package_versions()
-    if answer["python"] != platform.python_version():
-        return error(
-            host.name, f"Python {answer['python']}, here {platform.python_version()}", "install the same version"
-        )
-    if not answer["directory"]:
+    if answer.python != platform.python_version():
+        return error(host.name, f"Python {answer.python}, here {platform.python_version()}", "install the same version")
+    if not answer.directory:
         return error(host.name, f"{os.getcwd()} does not exist", "make the working directory available on every host")
-    for package, version in answer["packages"].items():
-        if version != here[package]:
+    for package, version in answer.packages.items():
+        if version != here.get(package):
             return error(
-                host.name, f"{package} {version or 'missing'}, here {here[package]}", "install the same versions"
+                host.name, f"{package} {version or 'missing'}, here {here.get(package)}", "install the same versions"
             )
     # a correct clock shows a time between request and answer
-    skew = max(requested - answer["time"], answer["time"] - answered, 0.0)
+    skew = max(requested - answer.time, answer.time - answered, 0.0)
     if skew > LARGEST_CLOCK_SKEW:
         return warning(host.name, f"clock differs by {skew:.0f} s", "run an NTP client (chrony) on every host")
-    if answer["shared_memory"] < 2**30:
+    if answer.shared_memory < 2**30:
         return warning(
-            host.name, f"/dev/shm has {answer['shared_memory'] / 2**30:.1f} GiB free", "mount a larger /dev/shm"
+            host.name, f"/dev/shm has {answer.shared_memory / 2**30:.1f} GiB free", "mount a larger /dev/shm"
         )
-    return ok(host.name, f"{host.slots} slots, Python {answer['python']}, same packages, clock and directory")
+    return ok(host.name, f"{host.slots} slots, Python {answer.python}, same packages, clock and directory")

@@ -10,6 +10,7 @@ from bali_ds.evaluation.page import LINES
 WIDTH, HEIGHT = 640, 260
 LEFT, RIGHT, TOP, BOTTOM = 68, 28, 12, 32
 SQUARE = 460
+_FARTHEST = 1e300
 COLORS = len(LINES)
 
 Points = Sequence[tuple[float, float]]
@@ -19,12 +20,12 @@ def line_chart(series: dict[str, Points], *, x_label: str, y_label: str, from_ze
     """Return an SVG line chart with one line per series (at most `COLORS`), and a legend if there are several.
 
     Args:
-        series: (x, y) by name; non-finite points are dropped.
+        series: (x, y) by name; points that are non-finite, or too far out for a scale, are dropped.
         x_label: label of the x axis.
         y_label: what the y axis shows, for the text alternative.
         from_zero: whether the y axis starts at 0.
     """
-    drawn = {name: [(x, y) for x, y in points if abs(y) < float("inf")] for name, points in series.items()}
+    drawn = {name: [(x, y) for x, y in points if abs(y) < _FARTHEST] for name, points in series.items()}
     drawn = {name: points for name, points in drawn.items() if points}
     if not drawn:
         return '<p class="quiet">no values</p>'

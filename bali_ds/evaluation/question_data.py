@@ -9,14 +9,16 @@
 | blurb | JSON lines with `sentence` and `label`, as LinkBERT's preprocessing writes the BLURB tasks | github.com/michiyasunaga/LinkBERT |
 """  # noqa: E501
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 
 from bali_ds.errors import InputError
-from bali_ds.files import nonempty_lines, read_json
+from bali_ds.files import read_json, read_json_lines
+from bali_ds.parsing import quoted, validated
 
 
 @dataclass(frozen=True)
@@ -40,85 +42,147 @@ def read_questions(task: str, path: Path, *, snippets: bool = True) -> list[Ques
     """Read one file of a task.
 
     Args:
-        task: one of `READERS`.
+        task: pubmedqa, bioasq, medqa, medmcqa or blurb.
         path: file to read.
         snippets: whether the snippets of BioASQ questions are read as context.
 
     Raises:
         InputError: the file cannot be read, or a question lacks a field of the task's format.
     """
-    if task not in READERS:
-        raise InputError(f"task {task!r} is unknown; use one of {', '.join(READERS)}")
+    if task not in _FORMATS:
+        raise InputError(f"task {task!r} is unknown; use one of {', '.join(_FORMATS)}")
     questions = []
-    try:
-        for place, item in enumerate(READERS[task](path), 1):  # noqa: B007
-            if question := _PARSERS[task](item, snippets):
-                questions.append(question)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise InputError(
-            f"{path}: item {place} is not in the {task} format: {error} is missing or malformed"
-        ) from error
+    for where, item in _ITEMS[task](path):
+        if question := validated(_FORMATS[task], item, where, f"check that it is in the {task} format").question(
+            snippets
+        ):
+            questions.append(question)
     if not questions:
         raise InputError(f"{path}: holds no {task} questions; check the file and --task")
     return questions
 
 
-def _values(path: Path) -> Iterator[Any]:
-    yield from read_json(path).values()
+class _Item(BaseModel):
+    """One item of a file; the fields are those of its format."""
+
+    model_config = ConfigDict(strict=True)
+
+    def question(self, snippets: bool) -> Question | None:
+        """Return the item as a question; None if it is of a kind that is not evaluated."""
+        raise NotImplementedError
 
 
-def _bioasq_questions(path: Path) -> Iterator[Any]:
-    yield from read_json(path)["questions"]
+class _PubMedQA(_Item):
+    QUESTION: str
+    CONTEXTS: list[str]
+    final_decision: str
+
+    def question(self, snippets: bool) -> Question:  # noqa: ARG002
+        return Question(self.QUESTION, " ".join(self.CONTEXTS), (), self.final_decision)
 
 
-def _lines(path: Path) -> Iterator[Any]:
-    for number, line in nonempty_lines(path):
-        try:
-            yield json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path}:{number}: is not valid JSON") from error
+class _Snippet(BaseModel):
+    text: str
 
 
-def _pubmedqa(item: Any, snippets: bool) -> Question:  # noqa: ARG001
-    return Question(item["QUESTION"], " ".join(item["CONTEXTS"]), (), item["final_decision"])
+class _BioASQ(_Item):
+    type: str
+    body: str
+    exact_answer: Any = None
+    snippets: list[_Snippet] = []
+
+    @model_validator(mode="after")
+    def _has_an_answer(self) -> Self:
+        if self.type == "yesno":
+            answer = (
+                self.exact_answer[0] if self.exact_answer and isinstance(self.exact_answer, list) else self.exact_answer
+            )
+            if not isinstance(answer, str):
+                raise ValueError("exact_answer: is missing or not a string")
+            self.exact_answer = answer
+        return self
+
+    def question(self, snippets: bool) -> Question | None:
+        if self.type != "yesno":
+            return None
+        context = " ".join(snippet.text for snippet in self.snippets) if snippets else ""
+        return Question(self.body, context, (), self.exact_answer.strip().lower())
 
 
-def _bioasq(item: Any, snippets: bool) -> Question | None:
-    if item["type"] != "yesno":
-        return None
-    answer = item["exact_answer"]
-    context = " ".join(snippet["text"] for snippet in item.get("snippets", ())) if snippets else ""
-    return Question(item["body"], context, (), (answer[0] if isinstance(answer, list) else answer).strip().lower())
+class _MedQA(_Item):
+    question_text: str = Field(alias="question")
+    options: dict[str, str]
+    answer_idx: str
+
+    @model_validator(mode="after")
+    def _answer_is_an_option(self) -> Self:
+        if self.answer_idx not in self.options:
+            raise ValueError(f"answer_idx: {quoted(self.answer_idx)} is not an option")
+        return self
+
+    def question(self, snippets: bool) -> Question:  # noqa: ARG002
+        letters = sorted(self.options)
+        options = tuple(self.options[letter] for letter in letters)
+        return Question(self.question_text, "", options, str(letters.index(self.answer_idx)))
 
 
-def _medqa(item: Any, snippets: bool) -> Question:  # noqa: ARG001
-    letters = sorted(item["options"])
-    options = tuple(item["options"][letter] for letter in letters)
-    return Question(item["question"], "", options, str(letters.index(item["answer_idx"])))
+class _MedMCQA(_Item):
+    question_text: str = Field(alias="question")
+    opa: str
+    opb: str
+    opc: str
+    opd: str
+    cop: int = Field(ge=1, le=4)
+
+    def question(self, snippets: bool) -> Question:  # noqa: ARG002
+        return Question(self.question_text, "", (self.opa, self.opb, self.opc, self.opd), str(self.cop - 1))
 
 
-def _medmcqa(item: Any, snippets: bool) -> Question:  # noqa: ARG001
-    options = tuple(item[key] for key in ("opa", "opb", "opc", "opd"))
-    return Question(item["question"], "", options, str(int(item["cop"]) - 1))
+class _Blurb(_Item):
+    sentence: str
+    sentence2: str = ""
+    label: str | int | float | bool
+
+    def question(self, snippets: bool) -> Question:  # noqa: ARG002
+        return Question(self.sentence, self.sentence2, (), str(self.label))
 
 
-def _blurb(item: Any, snippets: bool) -> Question:  # noqa: ARG001
-    return Question(item["sentence"], item.get("sentence2", ""), (), str(item["label"]))
+class _BioASQFile(BaseModel):
+    questions: list[Any]
 
 
-READERS: dict[str, Callable[[Path], Iterator[Any]]] = {
-    "pubmedqa": _values,
-    "bioasq": _bioasq_questions,
+def _entries(path: Path) -> Iterator[tuple[str, Any]]:
+    for key, value in validated(_Entries, read_json(path), str(path)).root.items():
+        yield f"{path}: item {key}", value
+
+
+class _Entries(RootModel[dict[str, Any]]):
+    """The items of PubMedQA by their id."""
+
+
+def _listed(path: Path) -> Iterator[tuple[str, Any]]:
+    for number, value in enumerate(validated(_BioASQFile, read_json(path), str(path)).questions, 1):
+        yield f"{path}: item {number}", value
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    for number, value in read_json_lines(path):
+        yield f"{path}:{number}", value
+
+
+_ITEMS: dict[str, Callable[[Path], Iterator[tuple[str, Any]]]] = {
+    "pubmedqa": _entries,
+    "bioasq": _listed,
     "medqa": _lines,
     "medmcqa": _lines,
     "blurb": _lines,
 }
-_PARSERS: dict[str, Callable[[Any, bool], Question | None]] = {
-    "pubmedqa": _pubmedqa,
-    "bioasq": _bioasq,
-    "medqa": _medqa,
-    "medmcqa": _medmcqa,
-    "blurb": _blurb,
+_FORMATS: dict[str, type[_Item]] = {
+    "pubmedqa": _PubMedQA,
+    "bioasq": _BioASQ,
+    "medqa": _MedQA,
+    "medmcqa": _MedMCQA,
+    "blurb": _Blurb,
 }
 
 

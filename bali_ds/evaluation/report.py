@@ -1,19 +1,19 @@
 """Report of a run: one self-contained HTML page with training curves, evaluation results, recipe and fingerprints."""
 
-import json
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bali_ds.config import ObjectiveConfig
 from bali_ds.errors import InputError
 from bali_ds.evaluation.charts import Points, forest_chart, line_chart, number, scatter_chart
-from bali_ds.evaluation.generated_text import FILE, generated_table
+from bali_ds.evaluation.generated_text import generated_table
 from bali_ds.evaluation.page import page
-from bali_ds.files import published_file, read_json
+from bali_ds.evaluation.run_results import read_evaluation, read_generated, read_metrics
+from bali_ds.files import published_file, read_text
+from bali_ds.inference.exported_directory import ExportDescription, read_description
+from bali_ds.parsing import parse_yaml
 
 SUBSETS = {
     "all": "all mentions",
@@ -39,38 +39,23 @@ def write_report(run: Path) -> Path:
         the path of the page.
 
     Raises:
-        InputError: the directory is not a run directory.
+        InputError: the directory is not a run directory, or one of these files is damaged.
     """
     run = Path(run)
     if not (run / "recipe.yaml").is_file():
         raise InputError(f"{run}: is not a run directory: recipe.yaml does not exist; pass runs/NAME")
-    recipe = (run / "recipe.yaml").read_text(encoding="utf-8")
-    metrics = read_metrics(run / "metrics.jsonl")
-    evaluation = read_json(run / "evaluation.json") if (run / "evaluation.json").is_file() else {}
-    generated = read_json(run / FILE) if (run / FILE).is_file() else []
-    described = run / "export" / "bali_ds.json"
-    description = read_json(described) if described.is_file() else {}
+    recipe = read_text(run / "recipe.yaml")
+    values = parse_yaml(recipe, str(run / "recipe.yaml"))
+    if not isinstance(values, dict):
+        raise InputError(f"{run / 'recipe.yaml'}: is not a mapping of recipe keys to values")
+    metrics, evaluation = read_metrics(run / "metrics.jsonl"), read_evaluation(run)
+    generated, description = read_generated(run), read_description(run / "export")
     sections = [*_training(metrics), *_evaluation(evaluation), *_generated(generated), *_origin(recipe, description)]
-    name = str(yaml.safe_load(recipe).get("name", run.name))
+    name = str(values.get("name", run.name))
     out = run / "report.html"
     with published_file(out, "w") as stream:
         stream.write(page(name, _summary(metrics, evaluation), sections))
     return out
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Return the rows of metrics.jsonl; an incomplete last line, which a killed run leaves, is skipped."""
-    if not path.is_file():
-        return []
-    rows = []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for line_number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            if line_number < len(lines):
-                raise InputError(f"{path}:{line_number}: is not valid JSON") from error
-    return rows
 
 
 def _summary(metrics: list[dict[str, float]], evaluation: dict[str, Any]) -> list[tuple[str, str]]:
@@ -87,9 +72,9 @@ def _summary(metrics: list[dict[str, float]], evaluation: dict[str, Any]) -> lis
             ("samples a second", number(_median([row["samples_per_second"] for row in steps]))),
             ("time", f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.1f} min"),
         ]
-    linking = evaluation.get("linking", {})
+    linking = evaluation.get("linking") or {}
     for model in ("untrained", "trained"):
-        subset = linking.get(model, {}).get("unique")
+        subset = (linking.get(model) or {}).get("unique")
         if subset:
             cards.append((f"Acc@1 {model}", f"{100 * subset['acc@1']['value']:.1f} %"))
     return cards
@@ -134,8 +119,8 @@ def _median(values: list[float]) -> float:
 
 
 def _evaluation(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    linking = evaluation.get("linking", {})
-    models = {model: linking[model] for model in ("untrained", "trained") if model in linking}
+    linking = evaluation.get("linking") or {}
+    models = {model: linking[model] for model in ("untrained", "trained") if linking.get(model)}
     if models:
         rows = {
             SUBSETS.get(subset, subset): {model: values[subset]["acc@1"] for model, values in models.items()}
@@ -205,9 +190,9 @@ def _figure(measure: dict[str, float], sign: str = "") -> str:
     return f'{value:{sign}.1f} <span class="interval">{low:{sign}.1f} to {high:{sign}.1f}</span>'
 
 
-def _origin(recipe: str, description: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    facts = {f"fingerprint of the {name}": value for name, value in description.get("fingerprints", {}).items()}
-    facts |= {name: description[name] for name in ("step", "dtype", "pooling") if name in description}
+def _origin(recipe: str, description: ExportDescription) -> Iterator[tuple[str, str]]:
+    facts: dict[str, Any] = {f"fingerprint of the {name}": value for name, value in description.fingerprints.items()}
+    facts |= {name: getattr(description, name) for name in ("step", "dtype", "pooling")} if facts else {}
     if facts:
         rows = "".join(
             f"<tr><th>{escape(name)}</th><td><code>{escape(str(value))}</code></td></tr>"

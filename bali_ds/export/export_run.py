@@ -12,12 +12,14 @@ from bali_ds.checkpoint.zero_reader import read_checkpoint
 from bali_ds.config import Recipe, recorded_recipe
 from bali_ds.directories import published_directory
 from bali_ds.errors import InputError, first_line
+from bali_ds.evaluation.run_results import read_evaluation
 from bali_ds.export.architecture import ExportArchitecture
 from bali_ds.export.model_card import model_card
 from bali_ds.export.onnx import write_onnx
 from bali_ds.export.weights import SHARD_BYTES, merge_lora, verify_weights, write_weights
 from bali_ds.files import published_file, read_json, write_json
 from bali_ds.inference.exported_directory import DESCRIPTION, EXPORT, GRAPH_ENCODER_FILE, POOLING_FILE
+from bali_ds.shards.shard_index import read_index
 
 DTYPES = ("float16", "bfloat16", "float32")
 
@@ -146,8 +148,8 @@ def _description(recipe: Recipe, checkpoint: Path, tensors: Mapping[str, LazyTen
     # all shard sets of a mixture have the same graph and tokenizer
     index = Path(shards if isinstance(shards, str) else next(iter(shards))) / "index.json"
     if index.is_file():
-        facts = read_json(index)
-        fingerprints |= {"graph": facts.get("graph_fingerprint"), "tokenizer": facts["tokenizer"]["fingerprint"]}
+        facts = read_index(index.parent)
+        fingerprints |= {"graph": facts["graph_fingerprint"], "tokenizer": facts["tokenizer"]["fingerprint"]}
     return {
         "format_version": 1,
         "pooling": "mean_tokens",
@@ -169,7 +171,6 @@ def refresh_card(run: Path, out: Path) -> None:
 
 
 def _write_card(run: Path, out: Path, description: dict[str, Any]) -> None:
-    path = run / "evaluation.json"
-    figures = read_json(path) if path.is_file() else {}
+    figures = read_evaluation(run)
     with published_file(out / "README.md", "w") as stream:
         stream.write(model_card(description, figures))

@@ -11,7 +11,8 @@ from bali_ds.errors import InputError
 from bali_ds.evaluation.embedding_map import describe_embedding
 from bali_ds.evaluation.linking import compare_linking, rank_queries, summarize
 from bali_ds.evaluation.linking_data import read_queries
-from bali_ds.evaluation.report import read_metrics, write_report
+from bali_ds.evaluation.report import write_report
+from bali_ds.evaluation.run_results import read_evaluation, read_metrics
 from bali_ds.export.export_run import export_run, refresh_card
 from bali_ds.files import read_json, write_json
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
@@ -19,6 +20,7 @@ from bali_ds.inference.concept_dictionary import read_dictionary
 from bali_ds.inference.encoder import Encoder, load
 from bali_ds.model.pretrained import load_tokenizer
 from bali_ds.model.text_encoder import load_text_encoder
+from bali_ds.terminal import print_progress, printable_values
 from bali_ds.training.run_directory import COMPLETE
 from bali_ds.training.run_lock import RunLock
 
@@ -26,9 +28,10 @@ from bali_ds.training.run_lock import RunLock
 def is_finalized(recipe: Recipe) -> bool:
     """Return whether the run directory holds a trained, exported and evaluated run of exactly this recipe."""
     try:
-        return read_json(recipe.directory / COMPLETE)["recipe"] == dump_recipe(recipe)
-    except (InputError, KeyError):
+        content = read_json(recipe.directory / COMPLETE)
+    except InputError:
         return False
+    return isinstance(content, dict) and content.get("recipe") == dump_recipe(recipe)
 
 
 def finalize(recipe: Recipe, step: int) -> None:
@@ -43,14 +46,14 @@ def finalize(recipe: Recipe, step: int) -> None:
     """
     run = recipe.directory
     with RunLock(run):
-        print("exporting fp16 weights", flush=True)
+        print_progress("exporting fp16 weights")
         export_run(run, run / "export", step=step)
         figures: dict[str, Any] = {"retrieval": _last_validation(run)}
         # the other ranks have exited, so this process may use all cores
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         encoders = _encoders(recipe)
         if recipe.evaluation.linking:
-            print("evaluating linking, untrained and trained", flush=True)
+            print_progress("evaluating linking, untrained and trained")
             figures["linking"] = _linking(encoders, recipe.evaluation.linking)
         figures["embedding"] = describe_embedding(encoders, KnowledgeGraph.open(recipe.data.graph), recipe.seed)
         write_json(run / "evaluation.json", figures)
@@ -62,8 +65,9 @@ def finalize(recipe: Recipe, step: int) -> None:
 def results_table(recipe: Recipe) -> str:
     """Return the results of a finalized run as text."""
     run = recipe.directory
-    figures = read_json(run / "evaluation.json")
-    lines = _linking_lines(figures["linking"]) if figures.get("linking") else []
+    figures = printable_values(read_evaluation(run))
+    linking = figures.get("linking") or {}
+    lines = _linking_lines(linking) if linking.get("difference") else []
     if retrieval := figures.get("retrieval"):
         text_to_graph, graph_to_text = (retrieval[f"{each}_r@1"] for each in ("text_to_graph", "graph_to_text"))
         lines.append(

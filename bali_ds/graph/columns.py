@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bali_ds.errors import InputError
+from bali_ds.npy import open_npy
 
 Array = NDArray[Any]
 
@@ -32,23 +33,10 @@ def write_column(folder: Path, name: str, values: Array) -> dict[str, object]:
 def open_column(folder: Path, name: str, dtype: str, length: int) -> Array:
     """Map `folder/name.npy` into memory, read-only.
 
-    The header must equal the expected one byte for byte and the file must be exactly as long as the column, so that
-    no allocation depends on what a file claims.
-
     Raises:
         InputError: the file is missing, or is not this column.
     """
-    path = folder / f"{name}.npy"
-    expected = _header(np.dtype(dtype), length)
-    try:
-        with open(path, "rb") as stream:
-            header = stream.read(len(expected))
-            size = stream.seek(0, io.SEEK_END)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}; build the graph again") from error
-    if header != expected or size != len(expected) + length * np.dtype(dtype).itemsize:
-        raise InputError(f"{path}: is not the column of {length} {dtype} in the manifest; build the graph again")
-    return np.asarray(np.memmap(path, np.dtype(dtype), "r", len(expected), (length,)))
+    return open_npy(folder / f"{name}.npy", dtype, (length,), "build the graph again")
 
 
 def _header(dtype: np.dtype[Any], length: int) -> bytes:

@@ -1,15 +1,27 @@
 """Resumable download of open graphs from their official addresses."""
 
+import http.client
+import re
 import urllib.error
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel, Field
+
 from bali_ds.errors import InputError
 from bali_ds.files import read_json, resolved, sha256_file, write_json
+from bali_ds.parsing import validated
 
 _BLOCK = 2**20
 _TIMEOUT_S = 60
+_PROTOCOLS = ("http", "https", "ftp")
+_ONE_LINE = r"^[ -~]+$"
+# a ValueError: a host name that cannot be encoded, an answer that is not HTTP
+_FAILED_DOWNLOADS = (
+    urllib.error.URLError, TimeoutError, ConnectionError, EOFError, http.client.HTTPException, ValueError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,7 @@ def fetch(address: str, target: Path, sha256: str | None = None) -> str:
     Raises:
         InputError: the address cannot be reached, the download is interrupted, or the file has another SHA-256.
     """
+    _check_address(address)
     target = resolved(target)
     part, note = (target.with_name(f"{target.name}.{suffix}") for suffix in ("part", "part.json"))
     try:
@@ -54,9 +67,12 @@ def fetch(address: str, target: Path, sha256: str | None = None) -> str:
         if part.exists() and not note.exists():
             raise InputError(f"{part}: is not a partial download by bali-ds; move it away")
         _download(address, part, note)
-    except (urllib.error.URLError, TimeoutError, ConnectionError, EOFError) as error:
-        reason = getattr(error, "reason", error)
-        raise InputError(f"{address}: cannot be downloaded: {reason}; run the command again to resume") from error
+    except InputError:
+        raise
+    except _FAILED_DOWNLOADS as error:
+        raise InputError(
+            f"{address}: cannot be downloaded: {getattr(error, 'reason', error)}; run the command again to resume"
+        ) from error
     except OSError as error:
         raise InputError(f"{part}: cannot be written: {error.strerror or error}") from error
     found = sha256_file(part)
@@ -69,10 +85,26 @@ def fetch(address: str, target: Path, sha256: str | None = None) -> str:
     return found
 
 
+class _Note(BaseModel):
+    """Version of a partial download, as the server named it: an ETag or a date, one printable line."""
+
+    version: str | None = Field(pattern=_ONE_LINE)
+
+
+def _check_address(address: str) -> None:
+    try:
+        parts = urllib.parse.urlsplit(address)
+        plain = parts.scheme in _PROTOCOLS and parts.hostname and parts.port != 0 and " " not in address
+    except ValueError:  # an invalid IPv6 address or port
+        plain = False
+    if not plain or not address.isascii() or not address.isprintable():
+        raise InputError(f"{address}: is not a plain {', '.join(_PROTOCOLS[:-1])} or {_PROTOCOLS[-1]} address")
+
+
 def _download(address: str, part: Path, note: Path) -> None:
     request = urllib.request.Request(address, headers={"User-Agent": "bali-ds"})
     start = part.stat().st_size if part.exists() else 0
-    version = read_json(note).get("version") if start and note.exists() else None
+    version = validated(_Note, read_json(note), str(note), "remove it").version if start and note.exists() else None
     if version:
         request.add_header("Range", f"bytes={start}-")
         request.add_header("If-Range", version)
@@ -84,12 +116,13 @@ def _download(address: str, part: Path, note: Path) -> None:
         raise
     with response:
         resumed = response.status == 206
-        write_json(note, {"version": response.headers.get("ETag") or response.headers.get("Last-Modified")})
-        expected = response.headers.get("Content-Length")
+        named = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+        write_json(note, {"version": named if re.fullmatch(_ONE_LINE, named) else None})
+        expected = response.headers.get("Content-Length", "")
         received = 0
         with open(part, "ab" if resumed else "wb") as stream:
             while block := response.read(_BLOCK):
                 stream.write(block)
                 received += len(block)
-    if expected is not None and received != int(expected):
+    if re.fullmatch("[0-9]{1,18}", expected) and received != int(expected):
         raise EOFError(f"the connection closed after {received:,} of {int(expected):,} bytes")

@@ -11,10 +11,15 @@ from torch import nn
 from bali_ds.config import Recipe, parse_recipe
 from bali_ds.data.evaluation_batches import evaluation_batches
 from bali_ds.errors import InputError
-from bali_ds.files import read_json
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.inference.encoder import load
-from bali_ds.inference.exported_directory import DESCRIPTION, GRAPH_ENCODER_FILE, load_module_weights
+from bali_ds.inference.exported_directory import (
+    DESCRIPTION,
+    GRAPH_ENCODER_FILE,
+    check_module_weights,
+    load_module_weights,
+    read_description,
+)
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.graph_encoders import GraphEncoder, build_graph_encoder
 from bali_ds.model.text_encoder import TextEncoder
@@ -37,21 +42,26 @@ def load_aligned(path: Path, device: str = "cpu", graph: KnowledgeGraph | None =
     path = Path(path)
     if not (path / DESCRIPTION).is_file():
         raise InputError(f"{path}: has no {DESCRIPTION}; pass a directory that `bali-ds export` wrote")
-    description = read_json(path / DESCRIPTION)
-    recipe = parse_recipe(description["recipe"], str(path / DESCRIPTION))
+    description = read_description(path)
+    recipe = parse_recipe(description.recipe, str(path / DESCRIPTION))
     # the encoder that training started from may be missing here; the exported directory has its tokenizer
     own = recipe.text_encoder.model_copy(update={"path": str(path)})
     recipe = recipe.model_copy(update={"text_encoder": own})
     encoder = load(path)
     learned = recipe.graph_encoder.names == "learned"
-    trained_on = description["fingerprints"].get("graph")
+    trained_on = description.fingerprints.get("graph")
     if learned and graph and trained_on and trained_on != graph.fingerprint:
         raise InputError(
             f"{path}: has concept embeddings of graph {trained_on}, but {graph.path} is {graph.fingerprint}; "
             "pass the graph of the training"
         )
     # encoders without relation embeddings do not store how many relations there are
-    sizes = (description["num_relations"] or 0, description.get("num_concepts") or 0)
+    sizes = (description.num_relations or 0, description.num_concepts or 0)
+    # built without memory first: the sizes in the description must be those of the weights
+    with torch.device("meta"):
+        shapes = build_graph_encoder(recipe.graph_encoder, encoder.width, *sizes)
+    if isinstance(shapes, GraphEncoder):
+        check_module_weights(shapes, path / GRAPH_ENCODER_FILE)
     graph_encoder = build_graph_encoder(recipe.graph_encoder, encoder.width, *sizes)
     if isinstance(graph_encoder, GraphEncoder):
         load_module_weights(graph_encoder, path / GRAPH_ENCODER_FILE)
@@ -64,7 +74,14 @@ def load_aligned(path: Path, device: str = "cpu", graph: KnowledgeGraph | None =
 def held_out_views(
     aligner: Aligner, recipe: Recipe, graph: KnowledgeGraph, shards: ShardSet, *, split: str, passages: int | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-    """Return text views [V, d], graph views [V, d] and concept ids [V] of a split's passages, without masking."""
+    """Return text views [V, d], graph views [V, d] and concept ids [V] of a split's passages, without masking.
+
+    Raises:
+        InputError: the shards have another vocabulary or no passages in the split, or cannot be read.
+    """
+    tokens, rows = shards.index["tokenizer"]["vocab_size"], aligner.text.encoder.get_input_embeddings().num_embeddings
+    if tokens > rows:
+        raise InputError(f"{shards.path}: has a vocabulary of {tokens} tokens, but the model has {rows} embeddings")
     settings = replace(stream_settings(recipe), name_rows=False)
     device = next(aligner.parameters()).device
     text, nodes, concepts = [], [], []

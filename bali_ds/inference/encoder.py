@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from bali_ds.data.sequences import ranges
 from bali_ds.errors import InputError
-from bali_ds.files import read_json
-from bali_ds.inference.exported_directory import DESCRIPTION, check_directory, load_mention_pooling
+from bali_ds.inference.exported_directory import DESCRIPTION, check_directory, load_mention_pooling, read_description
 from bali_ds.model.pooling import MentionPooling
 from bali_ds.model.pretrained import load_model, load_tokenizer
 from bali_ds.model.text_encoder import positions_of
+from bali_ds.parsing import quoted
 
 POOLINGS = ("mean_tokens", "mean", "cls")
 TEXTS_AT_ONCE = 65_536
@@ -37,13 +37,24 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
     check_directory(path)
     model = _load_model(path, dtype or (torch.float32 if torch.device(device).type == "cpu" else "auto"))
     tokenizer = load_tokenizer(path)
-    description = read_json(path / DESCRIPTION) if (path / DESCRIPTION).exists() else {}
-    encoder = Encoder(model.to(device), tokenizer, description.get("pooling", "mean_tokens"))
-    encoder.mention_pooling = load_mention_pooling(path, description, encoder.width).to(device)
-    if markers := description.get("markers"):
-        opening, closing = (tokenizer.get_vocab()[token] for token in markers)
+    _check_vocabulary(model, tokenizer, path)
+    description = read_description(path)
+    encoder = Encoder(model.to(device), tokenizer, description.pooling)
+    encoder.mention_pooling = load_mention_pooling(path, description.mention_pooling, encoder.width).to(device)
+    if description.markers:
+        vocabulary = tokenizer.get_vocab()
+        if missing := set(description.markers) - vocabulary.keys():
+            raise InputError(f"{path / DESCRIPTION}: the marker {quoted(min(missing))} is not in the vocabulary")
+        opening, closing = (vocabulary[token] for token in description.markers)
         encoder.markers = [opening], [closing]
     return encoder
+
+
+def _check_vocabulary(model: Any, tokenizer: Any, path: Path) -> None:
+    """Refuse a tokenizer with ids that the model has no embedding for."""
+    largest, rows = max(tokenizer.get_vocab().values(), default=0), model.get_input_embeddings().weight.shape[0]
+    if largest >= rows:
+        raise InputError(f"{path}: its tokenizer has an id of {largest}, but its weights have {rows} embeddings")
 
 
 def _load_model(path: Path, dtype: torch.dtype | str) -> torch.nn.Module:
@@ -80,7 +91,7 @@ class Encoder:
 
     def __init__(self, model: torch.nn.Module, tokenizer: Any, pooling: str = "mean_tokens") -> None:
         if pooling not in POOLINGS:
-            raise InputError(f"pooling {pooling!r} is unknown; use one of {', '.join(POOLINGS)}")
+            raise InputError(f"pooling {quoted(pooling)} is unknown; use one of {', '.join(POOLINGS)}")
         self.model: Any = model.eval()
         self.tokenizer = tokenizer
         self.pooling = pooling
@@ -127,7 +138,7 @@ class Encoder:
 
         pooling = pooling or self.pooling
         if pooling not in POOLINGS:
-            raise InputError(f"pooling {pooling!r} is unknown; use one of {', '.join(POOLINGS)}")
+            raise InputError(f"pooling {quoted(pooling)} is unknown; use one of {', '.join(POOLINGS)}")
         vectors = np.empty((len(texts), self.width), np.float32)
         bar = tqdm(total=len(texts), desc="encode", unit=" texts", disable=not progress)
         with torch.inference_mode(), bar:

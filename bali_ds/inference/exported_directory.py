@@ -1,17 +1,19 @@
 """Files of an exported model directory, and loading of the parts that transformers does not know."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from safetensors import SafetensorError
+from pydantic import BaseModel, Field
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from bali_ds.directories import Output
 from bali_ds.errors import InputError, first_line
+from bali_ds.files import open_regular, read_json
 from bali_ds.model.pooling import POOLINGS, MentionPooling
 from bali_ds.model.pretrained import PICKLED_WEIGHTS
+from bali_ds.parsing import quoted, validated
 
 DESCRIPTION = "bali_ds.json"
 POOLING_FILE = "mention_pooling.safetensors"
@@ -32,6 +34,30 @@ EXPORT = Output(
 )  # fmt: skip
 
 
+class ExportDescription(BaseModel):
+    """What `bali_ds.json` says of an exported model; the defaults are those of any other Hugging Face encoder."""
+
+    pooling: str = "mean_tokens"
+    mention_pooling: str = "mean"
+    markers: tuple[str, str] | None = None
+    step: int | None = None
+    dtype: str | None = None
+    fingerprints: dict[str, str | None] = {}
+    num_relations: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    num_concepts: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    recipe: dict[str, Any] = {}
+
+
+def read_description(directory: Path) -> ExportDescription:
+    """Return the content of `bali_ds.json`, the defaults if there is none.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    file = directory / DESCRIPTION
+    return validated(ExportDescription, read_json(file), str(file)) if file.is_file() else ExportDescription()
+
+
 def check_directory(path: Path) -> None:
     """Check that a directory holds a configuration and weights of a model.
 
@@ -44,32 +70,47 @@ def check_directory(path: Path) -> None:
         raise InputError(f"{path}: has a config.json but no weights; expected one of {', '.join(WEIGHTS)}")
 
 
+def check_module_weights(module: nn.Module, file: Path) -> None:
+    """Compare the shapes of a module, which may be on the meta device, with the header of a safetensors file.
+
+    Raises:
+        InputError: the file cannot be read, or its tensors do not match the module.
+    """
+    try:
+        with open_regular(file), safe_open(file, framework="pt") as stored:
+            shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file}: {first_line(error)}") from error
+    # weights that a module has under two names are stored once; named_parameters lists them once
+    expected = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    wrong = {name for name, shape in expected.items() if shapes.get(name) != shape}
+    wrong |= shapes.keys() - module.state_dict().keys()
+    if wrong:
+        raise InputError(f"{file}: does not match the recipe at {min(wrong)}; export the run again")
+
+
 def load_module_weights(module: nn.Module, file: Path) -> None:
     """Load the weights of a module from a safetensors file, in float32.
 
     Raises:
         InputError: the file cannot be read, or its tensors do not match the module.
     """
+    check_module_weights(module, file)
     try:
         weights = {name: tensor.float() for name, tensor in load_file(file).items()}
-        # weights that a module has under two names are stored once; named_parameters lists them once
-        missing = {name for name, _ in module.named_parameters()} - set(weights)
-        unexpected = module.load_state_dict(weights, strict=False).unexpected_keys
+        module.load_state_dict(weights, strict=False)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InputError(f"{file}: {first_line(error)}") from error
-    if wrong := sorted(missing) + unexpected:
-        raise InputError(f"{file}: does not match the recipe at {wrong[0]}; export the run again")
 
 
-def load_mention_pooling(path: Path, description: Mapping[str, Any], width: int) -> MentionPooling:
-    """Return the mention pooling of an exported model; the mean if its description names none.
+def load_mention_pooling(path: Path, kind: str, width: int) -> MentionPooling:
+    """Return the mention pooling of an exported model, of the kind in its description.
 
     Raises:
         InputError: the kind of pooling is unknown, or its learned weights are missing or do not match.
     """
-    kind = description.get("mention_pooling", "mean")
     if kind not in POOLINGS:
-        raise InputError(f"{path}: mention pooling {kind!r} is unknown; known are {', '.join(POOLINGS)}")
+        raise InputError(f"{path}: mention pooling {quoted(kind)} is unknown; known are {', '.join(POOLINGS)}")
     pooling = MentionPooling(kind, width)
     if pooling.score is not None:
         load_module_weights(pooling, path / POOLING_FILE)

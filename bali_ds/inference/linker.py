@@ -15,6 +15,7 @@ from bali_ds.files import read_json
 from bali_ds.inference.concept_dictionary import ConceptDictionary
 from bali_ds.inference.encoder import Encoder
 from bali_ds.inference.search import InvertedFile, nearest
+from bali_ds.npy import open_npy
 
 NAMES_A_CANDIDATE = 8
 VECTORS = Output("the vectors of names", "index.json", ("names", "pooling", "width", "model"), ("vectors.npy",))
@@ -123,10 +124,5 @@ def _read(index: Path, dictionary: ConceptDictionary, encoder: Encoder) -> NDArr
         raise InputError(
             f"{index}: holds the vectors of other names or of another model; remove it or name another --index"
         )
-    try:
-        vectors = np.load(index / "vectors.npy", mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{index}/vectors.npy: cannot be read: {error}") from error
-    if vectors.shape != (len(dictionary.names), encoder.width) or vectors.dtype != np.float32:
-        raise InputError(f"{index}/vectors.npy: is damaged; remove {index} and run the command again")
-    return vectors
+    shape = (len(dictionary.names), encoder.width)
+    return open_npy(index / "vectors.npy", np.float32, shape, f"remove {index} and run the command again")

@@ -5,19 +5,27 @@ with `auto_map` by asking on the standard input, and executes the model's code a
 user's data.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import torch
+from pydantic import BaseModel, Field
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from transformers.utils import logging
 
-from bali_ds.errors import InputError, first_line
+from bali_ds.errors import InputError, is_failure
+from bali_ds.files import read_json
+from bali_ds.parsing import quoted, validated
 
 PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _CODE = "needs code of its own (auto_map in {}), which is not executed; choose a model that transformers itself has"
-_PICKLE = "has its weights as a pickle (pytorch_model.bin), which is not read; save them as safetensors"
+_PICKLE = "has its weights as a pickle (pytorch_model.bin), which is not read; convert them to safetensors"
+_LARGEST_JSON = 16 << 20
+_LONGEST_REASON = 200
+_SHORTEST_INPUT = 4
 _ADAPTER = "holds an adapter of peft (adapter_config.json); merge it into its encoder and save that"
 
 
@@ -28,6 +36,9 @@ def load_configuration(path: str | Path) -> PretrainedConfig:
         InputError: it does not exist, cannot be parsed, or needs code of its own.
     """
     with _one_line(path, "is not a Hugging Face encoder"):
+        _check_json(Path(path))
+        values, _ = PretrainedConfig.get_config_dict(path)
+        _check_sizes(values, str(path))
         config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
         return config
 
@@ -36,10 +47,15 @@ def load_tokenizer(path: str | Path) -> Any:
     """Return the tokenizer of a model directory or Hub name.
 
     Raises:
-        InputError: it does not exist, cannot be parsed, or needs code of its own.
+        InputError: it does not exist, cannot be parsed, needs code of its own, or has no usable length.
     """
     with _one_line(path, "its tokenizer cannot be loaded", "tokenizer_config.json"):
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        _check_json(Path(path))
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        longest = tokenizer.model_max_length
+        if not isinstance(longest, int | float) or not _SHORTEST_INPUT <= longest < float("inf"):
+            raise InputError(f"{path}: tokenizer_config.json: model_max_length {quoted(longest)} is not a length")
+        return tokenizer
 
 
 def load_model(kind: Any, path: str | Path, **options: Any) -> tuple[Any, list[str]]:
@@ -54,7 +70,9 @@ def load_model(kind: Any, path: str | Path, **options: Any) -> tuple[Any, list[s
         InputError: the model cannot be loaded, needs code of its own, or its weights are not safetensors.
     """
     _check_files(Path(path))
-    with _one_line(path, "cannot be loaded as an encoder"), _quiet():
+    config = options.get("config") or load_configuration(path)
+    with _one_line(path, "cannot be loaded as an encoder"):
+        _check_memory(kind, config, path)
         model, info = kind.from_pretrained(
             path, output_loading_info=True, use_safetensors=True, trust_remote_code=False, **options
         )
@@ -70,9 +88,11 @@ def fresh_model(kind: Any, config: PretrainedConfig, path: str | Path) -> Any:
         path: source of the configuration, for the message.
 
     Raises:
-        InputError: the auto class has no model for this configuration, or it needs code of its own.
+        InputError: the auto class has no model for this configuration, it needs code of its own, or is too large for
+            this machine.
     """
     with _one_line(path, "is not a Hugging Face encoder"):
+        _check_memory(kind, config, path)
         return kind.from_config(config, trust_remote_code=False)
 
 
@@ -84,23 +104,85 @@ def _check_files(directory: Path) -> None:
         raise InputError(f"{directory}: {_ADAPTER}")
 
 
+def _check_json(directory: Path) -> None:
+    """Refuse files that transformers would wait for forever, or parse without a limit."""
+    if not directory.is_dir():
+        return
+    if strange := [file for file in directory.iterdir() if not file.is_file() and not file.is_dir()]:
+        raise InputError(f"{min(strange)}: is not a regular file; remove it")
+    for name in ("config.json", "tokenizer_config.json"):
+        if (directory / name).is_file():
+            read_json(directory / name, limit=_LARGEST_JSON)
+
+
+_Size = Annotated[int, Field(ge=1, lt=2**31)]
+_Layers = Annotated[int, Field(ge=1, le=1000)]
+
+
+class _Sizes(BaseModel):
+    """Sizes in a configuration under their usual names; transformers checks everything else."""
+
+    vocab_size: _Size | None = None
+    hidden_size: _Size | None = None
+    intermediate_size: _Size | None = None
+    max_position_embeddings: _Size | None = None
+    num_attention_heads: _Size | None = None
+    num_hidden_layers: _Layers | None = None
+    num_layers: _Layers | None = None
+    n_layers: _Layers | None = None
+    n_layer: _Layers | None = None
+    num_labels: Annotated[int, Field(ge=0, le=100_000)] | None = None
+
+
+def _check_sizes(values: dict[str, Any], where: str) -> None:
+    """Refuse sizes that transformers would loop over or allocate, and attention from a repository, which is code."""
+    validated(_Sizes, values, f"{where}: config.json")
+    for key, value in values.items():
+        if key.endswith("attn_implementation") and "/" in str(value):
+            raise InputError(
+                f"{where}: config.json: {key} {quoted(value)} is code of a repository, which is not executed"
+            )
+        if isinstance(value, dict):
+            _check_sizes(value, where)
+
+
+def _check_memory(kind: Any, config: PretrainedConfig, path: str | Path) -> None:
+    """Refuse a model that is larger than the memory of this machine, before it is allocated."""
+    if torch.get_default_device().type == "meta":
+        return
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model = kind.from_config(config, trust_remote_code=False)
+    size = sum(each.numel() * each.element_size() for each in (*model.parameters(), *model.buffers()))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise InputError(
+            f"{path}: config.json describes a model of {size / 2**30:,.0f} GiB, and this machine has "
+            f"{memory / 2**30:,.0f} GiB of memory"
+        )
+
+
 @contextmanager
 def _one_line(path: str | Path, summary: str, code_file: str = "config.json") -> Iterator[None]:
     """Turn any exception of transformers into an InputError of one line: a configuration can be wrong in any way."""
     try:
-        yield
-    except Exception as error:
-        text = str(error).strip()
+        with _quiet():
+            yield
+    except InputError:
+        raise
+    except BaseException as error:
+        if not is_failure(error):
+            raise
+        text = " ".join(str(error).split())
         if "trust_remote_code" in text:
             raise InputError(f"{path}: {_CODE.format(code_file)}") from error
         if "use_safetensors" in text:  # raised for a name on the Hub
             raise InputError(f"{path}: {_PICKLE}") from error
-        raise InputError(f"{path}: {summary}: {first_line(error)}") from error
+        raise InputError(f"{path}: {summary}: {text[:_LONGEST_REASON] or type(error).__name__}") from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence transformers, whose report on missing weights is long; callers log what matters."""
+    """Silence transformers, whose reports are long; callers log what matters."""
     shown, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

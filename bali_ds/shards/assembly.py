@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bali_ds.npy import open_npy
 from bali_ds.randomness import derive, uniform
 from bali_ds.shards.build_settings import BuildSettings
 from bali_ds.shards.part import DOCUMENT_DTYPE
-from bali_ds.shards.shard_set import SPLITS
+from bali_ds.shards.shard_index import SPLITS
 from bali_ds.shards.writer import SIZES_DTYPE, shard_name
 
 _Records = NDArray[np.void]
@@ -64,14 +65,14 @@ class _Parts:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = paths
-        sizes = [_table(path, "rows") for path in paths]
+        sizes = [part_table(path, "rows") for path in paths]
         self.sizes: _Records = np.concatenate([np.empty(0, SIZES_DTYPE), *sizes])
         self.part = np.repeat(np.arange(len(paths)), [len(table) for table in sizes])
         ends = [np.cumsum(table["size"]) for table in sizes]
         self.offsets = np.concatenate([np.empty(0, np.int64), *ends]) - self.sizes["size"]
-        tables = [_table(path, "documents") for path in paths]
+        tables = [part_table(path, "documents") for path in paths]
         self.documents: _Records = np.concatenate([np.empty(0, DOCUMENT_DTYPE), *tables])
-        self.concept_ids = np.concatenate([np.empty(0, np.int32), *(_table(path, "concepts") for path in paths)])
+        self.concept_ids = np.concatenate([np.empty(0, np.int32), *(part_table(path, "concepts") for path in paths)])
 
     def plan(self, name: str, split: str, samples: NDArray[np.int64]) -> ShardPlan:
         """Return the plan of a shard; samples that are adjacent in one part become one block."""
@@ -109,8 +110,20 @@ def plan_shards(paths: Sequence[Path], settings: BuildSettings) -> Assembly:
     return Assembly(tuple(shards), counts, dict(dropped), concepts)
 
 
-def _table(part: Path, name: str) -> NDArray[Any]:
-    return np.load(part / f"{name}.npy", allow_pickle=False)
+_TABLES: dict[str, np.dtype[Any]] = {
+    "rows": SIZES_DTYPE,
+    "documents": DOCUMENT_DTYPE,
+    "concepts": np.dtype("<i4"),
+}
+
+
+def part_table(part: Path, name: str) -> NDArray[Any]:
+    """Map a table of a part: "rows", "documents" or "concepts".
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    return open_npy(part / f"{name}.npy", _TABLES[name], (None,), f"remove {part} and run the command again")
 
 
 def _kept_documents(documents: _Records, dropped: Counter[str]) -> NDArray[np.bool_]:

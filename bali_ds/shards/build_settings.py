@@ -83,8 +83,8 @@ class BuildSettings:
         """
         if self.max_tokens < 8:
             raise InputError(f"--max-tokens {self.max_tokens}: too few for a sentence; use at least 8")
-        if self.max_tokens > 65_536 or self.stored_fan_out > 65_536:
-            raise InputError("--max-tokens and --stored-fan-out: must be at most 65536")
+        if max(self.max_tokens, self.stored_fan_out, self.max_name_tokens) > 65_536:
+            raise InputError("--max-tokens, --stored-fan-out and --max-name-tokens: must be at most 65536")
         if self.stored_fan_out < 1 or self.max_name_tokens < 1 or self.shard_samples < 1:
             raise InputError("--stored-fan-out, --max-name-tokens and --shard-samples: must be at least 1")
         if not 0 <= self.validation < 1:

@@ -15,6 +15,8 @@ FORMAT_VERSION = 1
 BLOCK = 512
 NPY_HEADER = 128
 LONGEST_NAME = 100
+SMALLEST_SAMPLE = 8 * BLOCK
+"""Bytes of a sample at least: four members of a header and a block of data each."""
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 
 # The constant parts of a tar header: mode and owner, time, and everything after the type of a member.

@@ -11,6 +11,7 @@ from bali_ds.errors import InputError
 from bali_ds.files import sha256_file
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.shards.sample import Sample, sample_key
+from bali_ds.shards.shard_index import REBUILD, TABLES, index_fingerprint
 from bali_ds.shards.shard_set import Shard, ShardSet
 from bali_ds.shards.tar_scanner import ScannedSample, TarScanner
 
@@ -39,13 +40,29 @@ def _findings(shards: ShardSet, graph: KnowledgeGraph | None) -> Iterator[str]:
         except InputError as error:
             yield str(error)
             graph = None
-    yield from _name_findings(shards)
+    yield from _index_findings(shards)
+    try:
+        yield from _name_findings(shards)
+    except InputError as error:
+        yield str(error)
     seen: set[str] = set()
     for number, shard in enumerate(shards.shards):
         try:
             yield from _shard_findings(shards, number, shard, graph, seen)
         except InputError as error:
             yield str(error)
+
+
+def _index_findings(shards: ShardSet) -> Iterator[str]:
+    """Compare the tables with their hashes in the index, and the index with its fingerprint."""
+    file, tables = shards.path / "index.json", shards.index.get("tables", {})
+    for name in TABLES:
+        if name not in tables:
+            yield f"{file}: has no hash of {name}; {REBUILD}"
+        elif sha256_file(shards.path / name) != tables[name]:
+            yield f"{shards.path / name}: its SHA-256 differs from the index"
+    if index_fingerprint(shards.index) != shards.fingerprint:
+        yield f"{file}: its fingerprint is not that of its content; {REBUILD}"
 
 
 def _shard_findings(
@@ -133,9 +150,5 @@ def _fact_keys(neighbors: NDArray[np.int32], relations: NDArray[np.int32]) -> ND
 
 
 def _name_findings(shards: ShardSet) -> Iterator[str]:
-    lengths = np.diff(shards.names.offsets)
-    if shards.names.offsets[0] or not ((lengths > 0) & (lengths <= shards.index["max_name_tokens"])).all():
-        yield f"{shards.path / 'names.offsets.npy'}: a name is empty or longer than the limit"
-    tokens = shards.names.tokens
-    if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < shards.index["tokenizer"]["vocab_size"]:
-        yield f"{shards.path / 'names.tokens.npy'}: a token is outside of the vocabulary"
+    if (shards.names.offsets[1:] == shards.names.offsets[:-1]).any():
+        yield f"{shards.path / 'names.offsets.npy'}: a name is empty"

@@ -11,10 +11,10 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from tqdm import tqdm
 
 from bali_ds.errors import InputError
+from bali_ds.shards.assembly import part_table
 
 
 class Pool(Protocol):
@@ -141,7 +141,7 @@ class BuildProgress:
     def done(self, number: int, part: Path) -> None:
         """Add the part of one input."""
         if part.is_dir():
-            self._documents += len(np.load(part / "documents.npy", mmap_mode="r", allow_pickle=False))
+            self._documents += len(part_table(part, "documents"))
         rate = self._documents / max(time.monotonic() - self._start, 1e-9)
         self._bar.set_postfix_str(f"{self._documents} documents, {rate:.0f}/s", refresh=False)
         self._bar.update(self._sizes[number])

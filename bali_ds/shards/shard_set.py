@@ -1,9 +1,9 @@
 """Shard set on disk: an index, a memory-mapped sample table, a table of tokenized names, and tars."""
 
-import re
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -12,19 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bali_ds.errors import InputError
-from bali_ds.files import read_json
+from bali_ds.files import open_regular
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
-from bali_ds.shards.layout import FORMAT_VERSION, LONGEST_NAME, SAMPLE_DTYPE, member_offsets, token_dtype
+from bali_ds.npy import open_npy
+from bali_ds.shards.layout import LONGEST_NAME, SAMPLE_DTYPE, member_offsets, token_dtype
+from bali_ds.shards.shard_index import REBUILD, SPLITS, read_index
 
-SPLITS = ("train", "validation")
-TABLES = ("samples.npy", "names.tokens.npy", "names.offsets.npy")
-# Names become paths, URLs and arguments of a user's command, perhaps in a shell behind ssh: no special characters.
-_TAR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.tar")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_INDEX_KEYS = {
-    "format_version": int, "fingerprint": str, "graph_fingerprint": str, "graph": dict, "tokenizer": dict,
-    "max_tokens": int, "max_name_tokens": int, "stored_fan_out": int, "counts": dict, "shards": list,
-}  # fmt: skip
+_BUILD = "build the shards again"
+_NAMES_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -82,10 +77,12 @@ class ShardSet:
         self.source = source
         self.index = index
         self.fingerprint: str = index["fingerprint"]
-        self.shards = _shards(path, index)
+        self.shards = tuple(
+            Shard(**{field.name: entry[field.name] for field in fields(Shard)}) for entry in index["shards"]
+        )
         self.starts = np.concatenate([[0], np.cumsum([shard.samples for shard in self.shards], dtype=np.int64)])
-        self.token_dtype = token_dtype(int(index["tokenizer"]["vocab_size"]))
-        self.samples = _column(path / "samples.npy", SAMPLE_DTYPE, int(self.starts[-1]))
+        self.token_dtype = token_dtype(index["tokenizer"]["vocab_size"])
+        self.samples = open_npy(path / "samples.npy", SAMPLE_DTYPE, (int(self.starts[-1]),), _BUILD)
 
     @classmethod
     def open(cls, path: Path | str, source: ShardSource | None = None) -> "ShardSet":
@@ -97,24 +94,22 @@ class ShardSet:
         path = Path(path)
         if not path.is_dir():
             raise InputError(f"{path}: is not a directory of shards; build one with: bali-ds shards build")
-        index = read_index(path)
-        try:
-            shards = cls(path, index, source)
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(
-                f"{path / 'index.json'}: is damaged: {error!r}; rebuild it: bali-ds shards index"
-            ) from error
+        shards = cls(path, read_index(path), source)
         if source is None:
             shards._check_sizes()
         return shards
 
     @cached_property
     def names(self) -> Names:
-        """The table of tokenized names."""
-        offsets = _column(self.path / "names.offsets.npy", np.dtype("<i8"), int(self.index["graph"]["names"]) + 1)
-        return Names(_column(self.path / "names.tokens.npy", self.token_dtype, int(offsets[-1])), offsets)
+        """The table of tokenized names; every offset and token is checked when it is opened.
+
+        Raises:
+            InputError: the table is damaged.
+        """
+        offsets = open_npy(self.path / "names.offsets.npy", "<i8", (self.index["graph"]["names"] + 1,), _BUILD)
+        names = Names(open_npy(self.path / "names.tokens.npy", self.token_dtype, (None,), _BUILD), offsets)
+        _check_table(self.path, names, self.index)
+        return names
 
     def check_graph(self, graph: KnowledgeGraph) -> None:
         """Check that a graph is the one that the shards were built from, and that the index has its counts.
@@ -133,7 +128,7 @@ class ShardSet:
             if self.index["graph"].get(name) != count:
                 raise InputError(
                     f"{self.path / 'index.json'}: says that the graph has {self.index['graph'].get(name)!r} {name}, "
-                    f"but {graph.path} has {count}; rebuild it: bali-ds shards index"
+                    f"but {graph.path} has {count}; {REBUILD}"
                 )
 
     def split(self, name: str) -> range:
@@ -161,8 +156,11 @@ class ShardSet:
                 if self._tar(sample_row) != tar:
                     opened.close()
                     tar = self._tar(sample_row)
-                    stream = opened.enter_context(open(tar, "rb"))
-                stream.seek(int(self.samples["offset"][sample_row]))
+                    stream = opened.enter_context(open_regular(tar))
+                offset = int(self.samples["offset"][sample_row])
+                if not 0 <= offset <= os.fstat(stream.fileno()).st_size:
+                    raise _table_exceeds(tar)
+                stream.seek(offset)
                 yield stream.read(LONGEST_NAME).split(b".", 1)[0].decode("ascii", "replace")
 
     def arrays(self, sample_row: int) -> tuple[NDArray[Any], NDArray[np.int32], NDArray[np.int32]]:
@@ -185,89 +183,36 @@ class ShardSet:
     def _check_sizes(self) -> None:
         for shard in self.shards:
             tar = self.path / shard.name
-            try:
-                size = tar.stat().st_size
-            except OSError as error:
-                raise InputError(f"{tar}: is missing; the index lists it") from error
+            if not tar.is_file():
+                raise InputError(f"{tar}: is missing; the index lists it")
+            size = tar.stat().st_size
             if size != shard.bytes:
                 raise InputError(f"{tar}: has {size} bytes, the index says {shard.bytes}; copy or build it again")
 
 
-def read_index(path: Path, origin: str | None = None) -> dict[str, Any]:
-    """Return index.json of a directory of shards, with keys, version and file names checked.
-
-    Args:
-        path: the directory.
-        origin: the name of the index in messages; its path by default.
-
-    Raises:
-        InputError: it is missing, not JSON, of another version, lacks a key, or lists a file of another name.
-    """
-    index = read_json(path / "index.json")
-    file = origin or str(path / "index.json")
-    if not isinstance(index, dict) or index.get("format_version") != FORMAT_VERSION:
-        found = index.get("format_version") if isinstance(index, dict) else None
-        raise InputError(
-            f"{file}: format version {found!r}, this program reads {FORMAT_VERSION}; build the shards again"
-        )
-    for key, kind in _INDEX_KEYS.items():
-        if not isinstance(index.get(key), kind):
+def _check_table(path: Path, names: Names, index: dict[str, Any]) -> None:
+    """Refuse a table of names that would be read outside of its bounds, or whose tokens are not in the vocabulary."""
+    for start in range(0, names.offsets.size - 1, _NAMES_AT_ONCE):
+        lengths = np.diff(names.offsets[start : start + _NAMES_AT_ONCE + 1])
+        if lengths.min() < 0 or lengths.max() > index["max_name_tokens"]:
             raise InputError(
-                f"{file}: key {key!r} is missing or not of type {kind.__name__}; rebuild it: bali-ds shards index"
+                f"{path / 'names.offsets.npy'}: a name has a negative length or one above the limit; {_BUILD}"
             )
-    _check_names(file, index)
-    return index
-
-
-def _check_names(file: str, index: dict[str, Any]) -> None:
-    """Refuse an index that lists other files than the known tables and plain tars, before any file is opened."""
-    for key in ("fingerprint", "graph_fingerprint"):  # also parts of paths in caches
-        if not _SHA256.fullmatch(index[key]):
-            raise InputError(f"{file}: {key} {index[key]!r} is not a SHA-256; rebuild it: bali-ds shards index")
-    tables = index.get("tables", {})
-    if not isinstance(tables, dict):
-        raise InputError(f"{file}: key 'tables' is not a mapping; rebuild it: bali-ds shards index")
-    for name, digest in tables.items():
-        if name not in TABLES:
-            raise InputError(f"{file}: table {name!r} is unknown; a shard set has {', '.join(TABLES)}")
-        if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
-            raise InputError(f"{file}: table {name!r}: {digest!r} is not a SHA-256; rebuild it: bali-ds shards index")
-    seen = set()
-    for entry in index["shards"]:
-        name = entry.get("name") if isinstance(entry, dict) else None
-        if not isinstance(name, str) or not _TAR_NAME.fullmatch(name):
-            raise InputError(f"{file}: shard name {name!r} is not a plain file name that ends in .tar")
-        if name in seen:
-            raise InputError(f"{file}: shard {name} is listed twice; rebuild it: bali-ds shards index")
-        seen.add(name)
-
-
-def _shards(path: Path, index: dict[str, Any]) -> tuple[Shard, ...]:
-    shards = tuple(Shard(**entry) for entry in index["shards"])
-    for shard in shards:
-        if shard.split not in SPLITS or not isinstance(shard.samples, int) or shard.samples < 0:
-            raise InputError(f"{path / 'index.json'}: shard {shard.name}: the split or the sample count is invalid")
-    if [shard.split for shard in shards] != sorted(shard.split for shard in shards):
-        raise InputError(f"{path / 'index.json'}: train shards must come before validation shards")
-    return shards
-
-
-def _column(file: Path, dtype: np.dtype[Any], length: int) -> NDArray[Any]:
-    """Memory-map an npy file of known dtype and length."""
-    try:
-        column = np.load(file, mmap_mode="r", allow_pickle=False)
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise InputError(f"{file}: is not a valid npy file: {error}") from error
-    if column.dtype != dtype or column.shape != (length,):
-        raise InputError(
-            f"{file}: has {column.dtype} {list(column.shape)}, expected {dtype} [{length}]; build the shards again"
-        )
-    return column
+    if names.offsets[0] != 0 or names.offsets[-1] != names.tokens.size:
+        raise InputError(f"{path / 'names.offsets.npy'}: does not fit names.tokens.npy; {_BUILD}")
+    for start in range(0, names.tokens.size, _NAMES_AT_ONCE):
+        tokens = names.tokens[start : start + _NAMES_AT_ONCE]
+        if not 0 <= int(tokens.min()) <= int(tokens.max()) < index["tokenizer"]["vocab_size"]:
+            raise InputError(f"{path / 'names.tokens.npy'}: a token is outside of the vocabulary; {_BUILD}")
 
 
 def _read(tar: Path, offset: int, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
     if count < 0 or offset < 0 or offset + count * dtype.itemsize > tar.stat().st_size:
-        raise InputError(f"{tar}: the sample table exceeds its size; rebuild it: bali-ds shards index")
-    return np.fromfile(tar, dtype, count, offset=offset)
+        raise _table_exceeds(tar)
+    with open_regular(tar) as stream:
+        stream.seek(offset)
+        return np.frombuffer(stream.read(count * dtype.itemsize), dtype)
+
+
+def _table_exceeds(tar: Path) -> InputError:
+    return InputError(f"{tar}: the sample table exceeds its size; {REBUILD}")

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from bali_ds.directories import published_directory
 from bali_ds.errors import InputError
+from bali_ds.files import open_regular
 from bali_ds.randomness import derive, permute
 from bali_ds.shards.layout import END_OF_ARCHIVE
-from bali_ds.shards.shard_set import SPLITS, ShardSet
+from bali_ds.shards.shard_index import SPLITS
+from bali_ds.shards.shard_set import ShardSet
 from bali_ds.shards.tar_scanner import TarScanner, reindex
 from bali_ds.shards.writer import SHARDS, shard_name, write_shard
 
@@ -73,10 +75,10 @@ def _blocks(shards: ShardSet, sample_rows: NDArray[np.int64]) -> Iterator[bytes]
         start = int(shards.samples["offset"][sample_row])
         last = sample_row + 1 == shards.starts[number + 1]
         end = shard.bytes - len(END_OF_ARCHIVE) if last else int(shards.samples["offset"][sample_row + 1])
-        if not 0 < start < end:
+        if not 0 < start < end <= shard.bytes:
             raise InputError(
                 f"{shards.path}: the sample table contradicts {shard.name}; rebuild it: bali-ds shards index"
             )
-        with open(shards.path / shard.name, "rb") as stream:
+        with open_regular(shards.path / shard.name) as stream:
             stream.seek(start)
             yield stream.read(end - start)

@@ -1,6 +1,5 @@
 """Strict sequential reader of tars, which accepts only the specified layout, and the rebuild of an index."""
 
-import json
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bali_ds.errors import InputError
-from bali_ds.files import read_json, sha256_file
+from bali_ds.files import open_regular, read_json, sha256_file
+from bali_ds.parsing import parse_json
 from bali_ds.shards.layout import (
     ARRAY_MEMBERS,
     BLOCK,
@@ -25,7 +25,8 @@ from bali_ds.shards.layout import (
     token_dtype,
 )
 from bali_ds.shards.sample import Sample
-from bali_ds.shards.shard_set import SPLITS, Shard
+from bali_ds.shards.shard_index import SPLITS, check_counts, check_description
+from bali_ds.shards.shard_set import Shard
 from bali_ds.shards.writer import SIZES_DTYPE, sample_sizes, write_index, write_sample_table
 
 _TRIPLES = (np.dtype("<i4"), np.dtype("<i4"))
@@ -54,8 +55,10 @@ class TarScanner:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with open(path, "rb") as stream:
+            with open_regular(path) as stream:
                 self._bytes = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except InputError:
+            raise
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: cannot be read: {error}") from error
         self.description, self._start = self._opening()
@@ -76,7 +79,7 @@ class TarScanner:
                 raise self._error(at, "the metadata is not a JSON object")
             sample = Sample(key, arrays[0], arrays[1], arrays[2], meta)
             yield ScannedSample(sample, offset, at - offset)
-        if self._bytes[at:] != END_OF_ARCHIVE:
+        if len(self._bytes) - at != len(END_OF_ARCHIVE) or self._bytes[at:] != END_OF_ARCHIVE:
             raise self._error(at, "the end of the archive is not two empty blocks")
 
     def _opening(self) -> tuple[dict[str, Any], int]:
@@ -86,6 +89,7 @@ class TarScanner:
         description = self._json(body.removesuffix(b"\n"), 0) if head.isdigit() else None
         if not isinstance(description, dict) or shard_opening(description) != self._bytes[: BLOCK + padded(size)]:
             raise self._error(0, "does not begin with the description of a shard set")
+        check_description(description, str(self.path))
         return description, BLOCK + padded(size)
 
     def _key(self, at: int) -> str:
@@ -121,10 +125,7 @@ class TarScanner:
         return np.frombuffer(data, dtype, offset=NPY_HEADER).reshape(shape)
 
     def _json(self, data: bytes, at: int) -> Any:
-        try:
-            return json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise self._error(at, "a JSON member is not valid JSON") from error
+        return parse_json(data, f"{self.path}: byte {at}")
 
     def _error(self, at: int, what: str) -> InputError:
         return InputError(f"{self.path}: byte {at}: {what}; copy or build the shard again")
@@ -155,7 +156,7 @@ def reindex(path: Path) -> dict[str, Any]:
         split = tar.name.split("-", 1)[0]
         shards.append(Shard(tar.name, split, len(samples), tar.stat().st_size, sha256_file(tar)))
     report = path / "report.json"
-    values = read_json(report)["counts"] if report.is_file() else counts.values()
+    values = check_counts(read_json(report), str(report)) if report.is_file() else counts.values()
     write_sample_table(path, description, tables)
     return write_index(path, description, shards, values)
 

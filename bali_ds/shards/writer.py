@@ -1,7 +1,6 @@
 """Writers of the files of a shard set: tars, sample table, names, and the index with its fingerprint."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +23,8 @@ from bali_ds.shards.layout import (
     token_dtype,
 )
 from bali_ds.shards.sample import Sample
-from bali_ds.shards.shard_set import SPLITS, TABLES, Shard
+from bali_ds.shards.shard_index import SPLITS, TABLES, index_fingerprint
+from bali_ds.shards.shard_set import Shard
 
 SHARDS = Output(
     "a shard set",
@@ -75,14 +75,8 @@ def write_index(
     """
     entries = [asdict(shard) for shard in shards]
     tables = {name: sha256_file(directory / name) for name in TABLES}
-    content = json.dumps([description, entries, tables], sort_keys=True).encode()
-    index = {
-        **description,
-        "counts": dict(counts),
-        "shards": entries,
-        "tables": tables,
-        "fingerprint": hashlib.sha256(content).hexdigest(),
-    }
+    index = {**description, "counts": dict(counts), "shards": entries, "tables": tables}
+    index["fingerprint"] = index_fingerprint(index)
     write_json(directory / "index.json", index)
     return index
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from bali_ds.distributed import Ranks
 from bali_ds.errors import STOPPED
+from bali_ds.terminal import message
 from bali_ds.training.process_group import EXITING, RankError, lost_rank
 
 logger = logging.getLogger(__name__)
@@ -153,7 +154,7 @@ class Heartbeat:
     def _exit_with(self, posted: RankError) -> NoReturn:
         """End the process with the error of another rank, since the main thread waits for that rank."""
         if self._ranks.is_first:
-            print(f"train: {posted}", file=sys.stderr, flush=True)
+            print(f"train: {message(posted)}", file=sys.stderr, flush=True)
             self._wait_for_others()
         os._exit(posted.status)
 

@@ -1,15 +1,12 @@
-"""Metrics of training: what is measured, and its log as a progress line, metrics.jsonl and TensorBoard."""
+"""Metrics of training: what is measured, and the progress line."""
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import deepspeed
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from bali_ds.config import Recipe
 from bali_ds.data.loader import Step
@@ -17,6 +14,8 @@ from bali_ds.distributed import Ranks
 from bali_ds.evaluation.retrieval import recall_at_1
 from bali_ds.planning.batch_plan import BatchPlan
 from bali_ds.planning.flops import StepFlops, peak_of
+from bali_ds.terminal import print_progress
+from bali_ds.training.metrics_log import MetricsLog
 from bali_ds.training.stability import GradientNorms
 from bali_ds.training.step import StepResult
 from bali_ds.training.timers import CommunicationTimer, StragglerTimer
@@ -135,10 +134,7 @@ class MetricsLogger:
         self._losses: list[dict[str, torch.Tensor]] = []
         self._waited = self._last_wait = 0.0
         self._started = self._reported = time.monotonic()
-        self._file: IO[str] | None = None
-        if ranks.is_first:
-            self._file = _reopened(recipe.directory / "metrics.jsonl", first_step)
-            self._board = SummaryWriter(str(recipe.directory / "tensorboard"), purge_step=first_step)
+        self._log = MetricsLog(recipe.directory, first_step) if ranks.is_first else None
 
     @contextmanager
     def data_wait(self) -> Iterator[None]:
@@ -162,7 +158,7 @@ class MetricsLogger:
         if step % self._every == 0 or step == self._steps:
             self._report(result, learning_rate_factor)
         if step % self._every == 0 and (slow := self._stragglers.all_gather_slow_hosts()) and self._ranks.is_first:
-            print(slow, flush=True)
+            print_progress(slow)
 
     def _report(self, result: StepResult, learning_rate_factor: float) -> None:
         step, position = result.progress.step, result.progress.position
@@ -183,15 +179,12 @@ class MetricsLogger:
         self._waited, self._reported = 0.0, now
         self.write(step, values)
         if self._ranks.is_first:
-            print(self._line(step, values, list(means)), flush=True)
+            print_progress(self._line(step, values, list(means)))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write values to metrics.jsonl and TensorBoard, on rank 0."""
-        if self._file:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
-            self._file.flush()
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        if self._log:
+            self._log.write(step, values)
 
     def _line(self, step: int, values: dict[str, Any], losses: list[str]) -> str:
         remaining = (self._steps - step) * (time.monotonic() - self._started) / (step - self._first_step)
@@ -206,20 +199,5 @@ class MetricsLogger:
 
     def close(self) -> None:
         """Flush and close the files."""
-        if self._file:
-            self._file.close()
-            self._board.close()
-
-
-def _reopened(path: Path, first_step: int) -> IO[str]:
-    """Open metrics.jsonl for appending, without the lines of steps that will be repeated."""
-    kept = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= first_step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):
-                continue  # the last line of a killed run may be incomplete
-    path.write_text("".join(kept), encoding="utf-8")
-    return path.open("a", encoding="utf-8")
+        if self._log:
+            self._log.close()

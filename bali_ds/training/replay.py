@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 
 from bali_ds.checkpoint.manager import RunProgress
 from bali_ds.checkpoint.marker import checkpoint_step, complete_checkpoints, parse_step_name, step_name
@@ -22,10 +23,31 @@ from bali_ds.errors import InputError
 from bali_ds.files import read_json, write_json
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.build_model import DTYPES, build_aligner
+from bali_ds.parsing import validated
 from bali_ds.training.run_directory import RunData
 from bali_ds.training.step import train_step
 
 _MOST_NAMED = 5
+
+
+class _Start(BaseModel):
+    epoch: int = Field(ge=0, lt=2**31)
+    samples_seen: int = Field(ge=0, lt=2**48)
+
+
+class _Rank(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    rank: int
+    host: str
+    concepts: list[str]
+    samples: list[str]
+
+
+class _Record(BaseModel):
+    """The record of a failed step, as `write_failed_step` writes it; ranks are in order."""
+
+    start: _Start
+    ranks: list[_Rank] = Field(min_length=1)
 
 
 def failed_step_path(run: Path, step: int) -> Path:
@@ -114,12 +136,12 @@ def replay(run: Path, step: int, overrides: Sequence[str] = ()) -> dict[str, Any
     if not path.is_file():
         recorded = sorted(filter(None, (parse_step_name(each.stem) for each in path.parent.glob("step-*.json"))))
         raise InputError(f"{path}: does not exist; failed steps: {', '.join(map(str, recorded)) or 'none'}")
-    record = read_json(path)
+    record = validated(_Record, read_json(path), str(path))
     recipe = load_recipe(run / "recipe.yaml", overrides)
     data = RunData.open(recipe)
     checkpoint, aligner = _load_aligner(recipe, data, run / "checkpoints", step)
-    start = Position(**record["start"])
-    batch = Step(start, tuple(_micro_batches(recipe, data, start, record["ranks"])))
+    start = Position(record.start.epoch, record.start.samples_seen)
+    batch = Step(start, tuple(_micro_batches(recipe, data, start, len(record.ranks))))
     modules: list[str] = []
     with _recorded_non_finite_outputs(aligner, modules):
         result = train_step(_PlainEngine(aligner), batch, RunProgress(step - 1, start))
@@ -133,7 +155,7 @@ def replay(run: Path, step: int, overrides: Sequence[str] = ()) -> dict[str, Any
             for name, parameter in aligner.named_parameters()
             if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
         ],
-        "ranks": record["ranks"],
+        "ranks": [rank.model_dump() for rank in record.ranks],
     }
 
 
@@ -164,10 +186,10 @@ def _load_aligner(recipe: Recipe, data: RunData, checkpoints: Path, step: int) -
     return checkpoint_step(before), aligner.to(DTYPES[recipe.precision]).eval()
 
 
-def _micro_batches(recipe: Recipe, data: RunData, start: Position, ranks: list[dict[str, Any]]) -> Iterator[Batch]:
+def _micro_batches(recipe: Recipe, data: RunData, start: Position, ranks: int) -> Iterator[Batch]:
     """Yield the micro-batches of all ranks, as they were."""
-    for rank in ranks:
-        with data.loader(recipe, rank["rank"], len(ranks), start, workers=0) as loader:
+    for rank in range(ranks):
+        with data.loader(recipe, rank, ranks, start, workers=0) as loader:
             yield from next(loader).micro_batches
 
 

@@ -20,6 +20,7 @@ from bali_ds.model.pretrained import load_tokenizer
 from bali_ds.model.text_encoder import positions_of, read_configuration
 from bali_ds.objectives.registry import stream_settings
 from bali_ds.planning.batch_plan import BatchPlan
+from bali_ds.shards.shard_index import REBUILD
 
 # Recipe keys that may change when a run is resumed: they do not change what was learned so far.
 CHANGEABLE_KEYS = {
@@ -67,6 +68,8 @@ class RunData:
         """
         graph = KnowledgeGraph.open(recipe.data.graph)
         shards = open_mixture(recipe.data.shards)
+        for each in shards.sets:
+            each.check_graph(graph)
         tokenizer = Tokenizer.load(recipe.text_encoder.path)
         if tokenizer.fingerprint != shards.index["tokenizer"]["fingerprint"]:
             raise InputError(
@@ -74,6 +77,7 @@ class RunData:
                 f"{recipe.text_encoder.path} has {tokenizer.fingerprint[:12]}; build the shards with --tokenizer "
                 f"{recipe.text_encoder.path}"
             )
+        _check_vocabulary(recipe, shards, tokenizer)
         _check_lengths(recipe, shards)
         return cls(graph, shards)
 
@@ -111,6 +115,23 @@ class RunData:
             start=start,
             pin_memory=pin_memory,
             quarantine=quarantine,
+        )
+
+
+def _check_vocabulary(recipe: Recipe, shards: Mixture, tokenizer: Tokenizer) -> None:
+    """Refuse shards that describe the tokenizer wrongly, and an encoder without embeddings for all of its tokens."""
+    described = tokenizer.describe()
+    for each in shards.sets:
+        for key in ("vocab_size", "cls_id", "sep_id", "pad_id", "mask_id", "special_ids"):
+            if (stored := each.index["tokenizer"][key]) != described[key]:
+                raise InputError(
+                    f"{each.path / 'index.json'}: says that {key} of the tokenizer is {stored}, but "
+                    f"{recipe.text_encoder.path} has {described[key]}; {REBUILD}"
+                )
+    rows = read_configuration(recipe.text_encoder.path).vocab_size
+    if rows < tokenizer.vocab_size:
+        raise InputError(
+            f"{recipe.text_encoder.path}: its tokenizer has {tokenizer.vocab_size} tokens, but config.json says {rows}"
         )
 
 

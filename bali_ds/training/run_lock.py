@@ -19,6 +19,7 @@ from typing import Self
 
 from bali_ds.distributed import Ranks
 from bali_ds.errors import InputError
+from bali_ds.parsing import parse_json
 from bali_ds.training.process_group import raise_on_every_rank
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class RunLock:
 
     def _created(self) -> bool:
         try:
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             return False
         # Locked before it is written: a file with an owner and without a lock would look stale.
@@ -213,8 +214,8 @@ def _owner() -> dict[str, str]:
 def _read_owner(descriptor: int) -> dict[str, str]:
     """Return what the file says of its holder; empty where it was not written yet or cannot be parsed."""
     try:
-        found = json.loads(os.pread(descriptor, _OWNER_BYTES, 0))
-    except (ValueError, RecursionError):
+        found = parse_json(os.pread(descriptor, _OWNER_BYTES, 0), "lock")
+    except InputError:
         return {}
     pairs = found.items() if isinstance(found, dict) else ()
     return {key: value for key, value in pairs if isinstance(value, str) and value.isprintable()}

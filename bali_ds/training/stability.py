@@ -4,13 +4,14 @@ import json
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from pydantic import BaseModel, Field
 
 from bali_ds.checkpoint.manager import CheckpointManager, RunProgress
 from bali_ds.config import Recipe
@@ -18,7 +19,10 @@ from bali_ds.data.loader import Step
 from bali_ds.data.sampler import Position
 from bali_ds.distributed import Ranks
 from bali_ds.errors import DIVERGED, RunEnded
+from bali_ds.files import read_json_lines
 from bali_ds.model.aligner import Aligner
+from bali_ds.parsing import validated
+from bali_ds.terminal import print_progress
 from bali_ds.training.process_group import EXITING
 from bali_ds.training.replay import write_failed_step
 from bali_ds.training.run_directory import RunData
@@ -111,16 +115,25 @@ NON_FINITE = "non-finite"
 SPIKE = "spike"
 
 
+class _SkippedBatch(BaseModel):
+    epoch: int = Field(ge=0, lt=2**63)
+    samples_seen: int = Field(ge=0, lt=2**63)
+    reason: str
+
+
 class SkippedBatches:
     """The batches that a run skips, kept in its `left_out.jsonl`; a batch is named by the position after it."""
 
     def __init__(self, run: Path, ranks: Ranks) -> None:
         self._path, self._ranks = run / "left_out.jsonl", ranks
-        lines = self._path.read_text(encoding="utf-8").splitlines() if ranks.is_first and self._path.exists() else []
         self._reasons: dict[Position, str] = {}
-        for line in ranks.broadcast_object(lines):
-            entry = json.loads(line)
-            self._reasons[Position(entry["epoch"], entry["samples_seen"])] = entry["reason"]
+        for entry in ranks.broadcast_object(list(self._read()) if ranks.is_first else []):
+            self._reasons[Position(entry.epoch, entry.samples_seen)] = entry.reason
+
+    def _read(self) -> Iterator[_SkippedBatch]:
+        if self._path.exists():
+            for number, value in read_json_lines(self._path):
+                yield validated(_SkippedBatch, value, f"{self._path}:{number}", "remove the line")
 
     def __contains__(self, position_after: Position) -> bool:
         return position_after in self._reasons
@@ -241,4 +254,4 @@ class StabilityChecks(StepCallback):
 
     def _print(self, line: str) -> None:
         if self._ranks.is_first:
-            print(line, flush=True)
+            print_progress(line)

@@ -16,6 +16,7 @@ from bali_ds.errors import InputError
 from bali_ds.model.build_model import build_aligner, compile_layers
 from bali_ds.planning.flops import StepFlops
 from bali_ds.randomness import derive
+from bali_ds.terminal import print_progress
 from bali_ds.training.engine import build_engine, compiles, deterministic_kernels, learning_rate_factor
 from bali_ds.training.heartbeat import Watchdog
 from bali_ds.training.metrics import MetricsLogger, PerformanceMetrics
@@ -84,8 +85,7 @@ class Trainer:
         self.checkpoints = self._checkpoint_manager()
         self.progress = self.checkpoints.restore(self.engine) or RunProgress(0, Position())
         if self.ranks.is_first:
-            line = announcement(recipe, self.data, self.engine.module, self.batch_plan, self.progress)
-            print(line, flush=True)
+            print_progress(announcement(recipe, self.data, self.engine.module, self.batch_plan, self.progress))
 
         self.stability = StabilityChecks(recipe, self.ranks, self.data, self.engine, self.checkpoints)
         self.stragglers = StragglerTimer(self.engine.module, self.ranks)

@@ -1,4 +1,5 @@
 import json
+import shutil
 from contextlib import closing
 from itertools import islice
 
@@ -8,13 +9,17 @@ import pytest
 from bali_ds.data import reader
 from bali_ds.data.evaluation_batches import evaluation_batches
 from bali_ds.data.loader import Loader
+from bali_ds.data.mixture import Mixture
+from bali_ds.data.reader import SampleReader
 from bali_ds.data.sample_validation import REASONS
 from bali_ds.data.settings import StreamSettings
 from bali_ds.errors import InputError
 from bali_ds.shards.layout import member_offsets
+from bali_ds.shards.sample import Sample
 from bali_ds.shards.shard_set import ShardSet
 from tests.data.conftest import write_shards
 from tests.data.test_loader import global_rows, rows, same, steps
+from tests.shards.sample_writer import write_samples
 
 SETTINGS = StreamSettings(seed=3, bad_samples=0.05)
 
@@ -65,6 +70,25 @@ def damaged(shards):
     swapped = next(damages)
     overwrite(shards, swapped, "edges", 0, [*shards.arrays(swapped)[2][::-1].ravel()])
     return ShardSet.open(shards.path), expected
+
+
+def test_samples_that_overlap_are_not_read_into_more_memory_than_their_tars(data, tmp_path):
+    """A table whose rows all point to one large sample would multiply it."""
+    row = int(np.argmax(data[0].samples["edges"]))
+    tokens, mentions, edges = data[0].arrays(row)
+    stored = [edges] * 15 + [np.tile(edges, (500, 1))]
+    samples = [Sample(f"a{n}_000", tokens, mentions, each, {"document": "a"}) for n, each in enumerate(stored)]
+    description = {key: value for key, value in data[0].index.items() if key not in ("counts", "shards", "tables")}
+    for name in ("names.tokens.npy", "names.offsets.npy"):
+        shutil.copyfile(data[0].path / name, tmp_path / name)
+    write_samples(tmp_path, description, {"train": samples}, 16, {})
+    shards = ShardSet.open(tmp_path)
+    SampleReader(Mixture.of(shards)).read(np.arange(16))
+    fields = {name: int(shards.samples[15][name]) for name in shards.samples.dtype.names}
+    for number in range(15):
+        rewrite_table(shards, number, **fields)
+    with pytest.raises(InputError, match="describes more bytes than its tars have; rebuild it"):
+        SampleReader(Mixture.of(ShardSet.open(tmp_path))).read(np.arange(16))
 
 
 def test_every_kind_of_damage_is_met_and_replaced_the_same_everywhere(data, damaged, tmp_path):

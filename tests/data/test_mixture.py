@@ -1,5 +1,6 @@
 """Mixtures of shard sets and sampling weights: pure functions of fingerprints, proportions, seed and epoch."""
 
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from bali_ds.data.mixture import Mixture, open_mixture
 from bali_ds.data.sampler import Position, SampleOrder, epoch_order
 from bali_ds.data.settings import StreamSettings
 from bali_ds.errors import InputError
+from bali_ds.shards.shard_set import ShardSet
 from tests.data.conftest import write_graph, write_shards
 from tests.data.test_any_cluster import BATCH, LIVES, life
 from tests.data.test_loader import rows, steps
@@ -142,6 +144,21 @@ def test_passages_come_as_often_as_their_weights_say(data, temperature):
         assert set((found_indices.repeats % 2**32).tolist()) == {epoch}
         counts += epoch_counts
     assert np.abs(counts / 200 - expected).max() < 0.15
+
+
+def test_shards_of_another_directory_have_weights_of_their_own(data, tmp_path, monkeypatch):
+    """Even if their index claims the same fingerprint."""
+    monkeypatch.setenv("BALI_DS_CACHE", str(tmp_path / "cache"))
+    SampleOrder(Mixture.of(data[0]), StreamSettings(temperature=0.7))
+    copy = ShardSet.open(shutil.copytree(data[0].path, tmp_path / "copy"))
+    assert copy.fingerprint == data[0].fingerprint
+    SampleOrder(Mixture.of(copy), StreamSettings(temperature=0.7))
+    (one, other) = sorted((tmp_path / "cache/weights").glob("*.npy"))
+    assert not one.name.startswith(copy.fingerprint[:8])
+    for file in (one, other):
+        np.save(file, np.load(file)[::-1])
+    with pytest.raises(InputError, match=r"\.npy: is damaged; remove it"):
+        SampleOrder(Mixture.of(copy), StreamSettings(temperature=0.7))
 
 
 def test_weights_are_computed_once_for_all(data, monkeypatch):

@@ -1,5 +1,6 @@
 """Shards over HTTP from a server that drops, delays, halves and garbles."""
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -208,6 +209,19 @@ def test_a_tar_that_leaves_the_cache_before_it_is_mapped_is_fetched_again(data, 
 def test_a_limit_below_one_shard_is_an_input_error(data, tmp_path):
     with pytest.raises(InputError, match="but the cache is limited to 1000 bytes"):
         open_shards(Server(data[0].path).url, cache=tmp_path, limit_bytes=1000)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("name", ["samples.npy", "names.tokens.npy", "names.offsets.npy"])
+def test_a_table_is_downloaded_only_as_far_as_the_index_explains(data, tmp_path, name):
+    """A table of any size would otherwise fill the disk before its hash is compared."""
+    source = shutil.copytree(data[0].path, tmp_path / "source")
+    with open(source / name, "ab") as table:
+        table.write(bytes(1 << 20))
+    server = Server(source)
+    with pytest.raises(InputError, match=rf"{name}: ValueError: is longer than \d+ bytes; gave up"):
+        open_shards(server.url, cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob(f"*/{name}"))
 
 
 @pytest.mark.usefixtures("impatient")

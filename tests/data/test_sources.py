@@ -118,6 +118,6 @@ def test_a_shard_is_listed_once(hostile):
 @pytest.mark.parametrize("value", ["../../../fled", "0" * 63, "0" * 65, "A" * 64, "\ud800" * 64, "0" * 63 + "\n"])
 def test_a_fingerprint_can_be_part_of_a_path(hostile, key, value):
     change_index(hostile, **{key: value})
-    with pytest.raises(InputError, match=f": {key} .* is not a SHA-256") as caught:
+    with pytest.raises(InputError, match=f": {key} .* is not a SHA-256|half of a surrogate pair") as caught:
         ShardSet.open(hostile)
     assert str(caught.value).isprintable()

@@ -124,7 +124,7 @@ def test_keys_of_the_recipe_are_refused(write, key):
         ('{\n  "zero_optimization": {\n    "stage": 1,,\n  }\n}', r"ds\.json:3: is not valid JSON"),
         ('{"zero_optimization": {}, "zero_optimization": {}}', "zero_optimization: is given twice"),
         ('{"steps_per_print": Infinity}', "Infinity: is not a JSON number"),
-        ('{"steps_per_print": 1e400}', "must be a whole number"),
+        ('{"steps_per_print": 1e400}', "1e400: is not a JSON number"),
         ("[" * 100_000, "is not valid JSON"),
         ("[1]", "is not a JSON object"),
         ({"zero_optimisation": {"stage": 1}}, "zero_optimisation: no such key; did you mean zero_optimization"),

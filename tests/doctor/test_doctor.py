@@ -25,7 +25,7 @@ if name == "chatty":
     print("welcome")
     sys.exit(0)
 if name == "old":
-    command = command.replace("def version(name):", "def version(name):\\n    return '0.1'")
+    command = command.replace("def version(name):", "def version(name):\\n    return str(0.1)")
 if name == "late":
     command = command.replace("time.time()", "time.time() - 3600")
 if name == "elsewhere":

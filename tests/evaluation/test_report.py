@@ -8,7 +8,8 @@ from bali_ds.config import ObjectiveConfig
 from bali_ds.errors import InputError
 from bali_ds.evaluation.charts import COLORS, line_chart, number, thinned, ticks
 from bali_ds.evaluation.page import page
-from bali_ds.evaluation.report import read_metrics, write_report
+from bali_ds.evaluation.report import write_report
+from bali_ds.evaluation.run_results import read_metrics
 
 INTERVAL = {"value": 0.51, "low": 0.5, "high": 0.53}
 VOID = {"meta", "line", "circle", "polyline"}

@@ -186,6 +186,10 @@ def test_the_graph_encoder_loads_again(run_of, trained, tmp_path):
     (tmp_path / "out" / "bali_ds.json").write_text(json.dumps(description))
     with pytest.raises(InputError, match=r"does not match the recipe at layers\.1"):
         load_aligned(tmp_path / "out")
+    description["recipe"]["graph_encoder"]["layers"] = 1
+    (tmp_path / "out" / "bali_ds.json").write_text(json.dumps(description | {"num_relations": 2**31 - 2}))
+    with pytest.raises(InputError, match=r"does not match the recipe at relations\.weight"):  # terabytes otherwise
+        load_aligned(tmp_path / "out")
 
 
 def test_an_export_replaces_an_earlier_one_and_no_file_of_the_user(run_of, tmp_path, capsys):

@@ -123,6 +123,29 @@ def test_the_commands(tiny_encoder, names, graph_directory, tmp_path, capsys, mo
     assert "cannot be read" in capsys.readouterr().err
 
 
+def test_link_reads_standard_input_once(tiny_encoder, names, tmp_path, capsys, monkeypatch):
+    """In batches, with empty lines, and without looking for the end twice."""
+    text = "name 1\n\npair 2 3\nname 1\nplus\n"
+    (tmp_path / "lines.txt").write_text(text)
+    monkeypatch.setattr("bali_ds.cli.inference.LINES_AT_ONCE", 2)
+    link = ["link", "--model", str(tiny_encoder), "--dictionary", str(names)]
+    assert main([*link, str(tmp_path / "lines.txt")]) == 0
+    expected = capsys.readouterr().out
+    asked = []
+
+    class Once(StringIO):
+        def readline(self, size=-1):
+            line = super().readline(size)
+            assert asked[-1:] != [""], "read again after its end"
+            asked.append(line)
+            return line
+
+    monkeypatch.setattr(sys, "stdin", Once(text))
+    assert main([*link, "-"]) == 0
+    assert capsys.readouterr().out == expected
+    assert asked == [*text.splitlines(keepends=True), ""]
+
+
 def test_encode_gives_a_vector_for_each_line_of_a_file_or_of_standard_input(tiny_encoder, tmp_path, monkeypatch):
     text = "renal failure\n\nanemia\n"
     (tmp_path / "lines.txt").write_text(text)

@@ -160,7 +160,9 @@ def test_pickled_weights_are_refused_unread(weights, sample, tmp_path, canary):
     content = {"sound": {"weight": torch.zeros(2)}, "exploding": _Exploding(canary)}[weights]
     torch.save(content, directory / "pytorch_model.bin")
     for use in (load, lambda path: load_text_encoder(str(path), seed=0)):
-        with pytest.raises(InputError, match=r"pickle \(pytorch_model.bin\), which is not read; save them as safeten"):
+        with pytest.raises(
+            InputError, match=r"pickle \(pytorch_model.bin\), which is not read; convert them to safeten"
+        ):
             use(directory)
     assert not canary.exists()
 

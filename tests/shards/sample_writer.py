@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bali_ds.shards.sample import Sample
-from bali_ds.shards.shard_set import SPLITS
+from bali_ds.shards.shard_index import SPLITS
 from bali_ds.shards.writer import SIZES_DTYPE, sample_sizes, shard_name, write_index, write_sample_table, write_shard
 
 

@@ -1,5 +1,7 @@
 """A run directory may come from a stranger: the shards that it names are opened only if that cannot run a program."""
 
+import json
+
 import pytest
 import yaml
 
@@ -29,7 +31,9 @@ def run(request, sample, command, tmp_path):
     prepare(recipe)
     (recipe.directory / "checkpoints").mkdir()
     (recipe.directory / "failures").mkdir()
-    (recipe.directory / "failures" / "step-00000004.json").write_text("{}")
+    ranks = [{"rank": 0, "host": "here", "concepts": [], "samples": []}]
+    record = {"step": 4, "start": {"epoch": 0, "samples_seen": 48}, "ranks": ranks}
+    (recipe.directory / "failures" / "step-00000004.json").write_text(json.dumps(record))
     return recipe.directory
 
 

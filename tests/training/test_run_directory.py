@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import yaml
 
@@ -24,6 +25,32 @@ def test_another_recipe_is_refused_and_a_default_that_came_later_is_not(sample, 
         prepare(recipe.model_copy(update={"seed": 30}))
     assert yaml.safe_load(written.read_text())["steps"] == 5
     assert (recipe.directory / "encoder" / "config.json").exists()
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "mask_id", "special_ids"])
+def test_an_index_that_describes_the_tokenizer_wrongly_is_refused(sample, tmp_path, key):
+    copy = shutil.copytree(sample.shards, tmp_path / "shards")
+    index = json.loads((copy / "index.json").read_text())
+    index["tokenizer"][key] = {"vocab_size": 2**31 - 1, "mask_id": 1, "special_ids": []}[key]
+    (copy / "index.json").write_text(json.dumps(index))
+    if key == "vocab_size":  # its token ids would take four bytes
+        names = np.load(copy / "names.tokens.npy")
+        np.save(copy / "names.tokens.npy", names.astype("<i4"))
+    with pytest.raises(InputError, match=rf"index\.json: says that {key} of the tokenizer is .*; rebuild it"):
+        RunData.open(sample.recipe(tmp_path, data={"graph": sample.graph, "shards": str(copy)}))
+
+
+def test_an_encoder_has_embeddings_for_all_tokens(sample, tmp_path):
+    small = shutil.copytree(sample.encoder, tmp_path / "small")
+    config = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] - 1}))
+    with pytest.raises(InputError, match=r"its tokenizer has 3000 tokens, but config\.json says 2999"):
+        RunData.open(sample.recipe(tmp_path, text_encoder={"path": str(small)}))
+
+
+def test_shards_of_another_graph_are_refused_before_the_model_is_built(sample, graph_directory, tmp_path):
+    with pytest.raises(InputError, match="was built from the graph"):
+        RunData.open(sample.recipe(tmp_path, data={"graph": graph_directory, "shards": str(sample.shards)}))
 
 
 def test_passages_longer_than_the_encoder_reads_are_refused(sample, tmp_path):
