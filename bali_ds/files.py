@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from bali_ds.errors import InputError
-from bali_ds.parsing import parse_json, parse_yaml
+from bali_ds.parsing import MOST_VALUES, parse_json, parse_yaml
 from bali_ds.working_directory import temporary_name
 
 
@@ -108,18 +108,21 @@ def read_text(path: Path, limit: int = LARGEST_TEXT) -> str:
         raise InputError(f"{path}: is not UTF-8 ({error.reason}); convert the file") from error
 
 
-def read_json(path: Path, *, limit: int = LARGEST_JSON, non_finite: bool = False) -> Any:
+def read_json(
+    path: Path, *, limit: int = LARGEST_JSON, non_finite: bool = False, most_values: int = MOST_VALUES
+) -> Any:
     """Return the value of a JSON file.
 
     Args:
         path: the file.
         limit: the most bytes that it may have.
         non_finite: whether NaN and infinities are read as numbers.
+        most_values: values that it may hold.
 
     Raises:
         InputError: as `read_bytes` and `parse_json`.
     """
-    return parse_json(read_bytes(path, limit), str(path), non_finite=non_finite)
+    return parse_json(read_bytes(path, limit), str(path), non_finite=non_finite, most_values=most_values)
 
 
 def read_json_lines(path: Path, *, non_finite: bool = False) -> Iterator[tuple[int, Any]]:

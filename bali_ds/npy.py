@@ -4,7 +4,7 @@ import io
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -50,7 +50,7 @@ def open_npy(path: Path, dtype: DTypeLike, shape: tuple[int | None, ...], remedy
             raise InputError(f"{path}: has {size} bytes, but its header describes {described}; {remedy}")
         if 0 in found_shape:
             return np.empty(found_shape, wanted)
-        return np.asarray(np.memmap(stream, wanted, "r", head.tell(), found_shape))
+        return _mapped(path, stream, wanted, found_shape, head.tell())
 
 
 def map_bytes(path: Path, size: int) -> NDArray[np.uint8]:
@@ -63,10 +63,14 @@ def map_bytes(path: Path, size: int) -> NDArray[np.uint8]:
         found = os.fstat(stream.fileno()).st_size
         if found != size:
             raise InputError(f"{path}: has {found} bytes, expected {size}")
-        try:
-            return np.asarray(np.memmap(stream, np.uint8, "r"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        return _mapped(path, stream, np.dtype(np.uint8), (size,), 0)
+
+
+def _mapped(path: Path, stream: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> NDArray[Any]:
+    try:
+        return np.asarray(np.memmap(stream, dtype, "r", offset, shape))
+    except (OSError, ValueError) as error:  # no memory is left, or the file system cannot map files
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _read_header(head: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

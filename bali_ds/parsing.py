@@ -4,6 +4,7 @@ All JSON and YAML from outside is parsed here. What a value may be is the schema
 """
 
 import json
+from collections import Counter
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,31 +18,32 @@ if TYPE_CHECKING:  # imported where it is used: commands print their help withou
 
 DEEPEST = 64
 """Levels of lists and mappings in a file."""
+MOST_VALUES = 1_000_000
+"""Values in a file, keys included. A schema that finds each of them wrong needs a kilobyte for each."""
 _LONGEST_QUOTE = 80
 
 Schema = TypeVar("Schema", bound="BaseModel")
 
 
-def parse_json(text: str | bytes, where: str, *, non_finite: bool = False) -> Any:
+def parse_json(text: str | bytes, where: str, *, non_finite: bool = False, most_values: int = MOST_VALUES) -> Any:
     """Return a JSON value.
 
     Args:
         text: UTF-8, with or without a byte-order mark.
         where: name of the file, and of the line if it is one of many, for messages.
         non_finite: whether NaN and infinities, which are not JSON, are read as numbers.
+        most_values: values that it may hold.
 
     Raises:
-        InputError: the text is not JSON, gives a key twice, holds a number beyond the range of float64 or half of a
-            surrogate pair, or is nested in more than `DEEPEST` levels.
+        InputError: the text is not JSON, gives a key twice, holds a number beyond the range of float64, half of a
+            surrogate pair or too many values, or is nested in more than `DEEPEST` levels.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
         if len(values) < len(pairs):
-            names = [name for name, _ in pairs]
-            raise InputError(
-                f"{where}: {next(name for name in names if names.count(name) > 1)}: is given twice; keep one"
-            )
+            ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
+            raise InputError(f"{where}: {name}: is given twice; keep one")
         return values
 
     def constant(name: str) -> float:
@@ -65,7 +67,7 @@ def parse_json(text: str | bytes, where: str, *, non_finite: bool = False) -> An
         raise InputError(f"{where}{line}: is not valid JSON: {error.msg} (column {error.colno})") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: is not valid JSON: {error}") from error
-    _check_tree(value, where)
+    _check_tree(value, where, most_values)
     return value
 
 
@@ -127,9 +129,9 @@ def _refused(place: Any, problem: str) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)
 
 
-def _check_tree(value: Any, where: str) -> None:
-    """Refuse a value that is nested too deeply to be handled by recursion, or that holds what UTF-8 cannot encode."""
-    level = [value]
+def _check_tree(value: Any, where: str, most_values: int = MOST_VALUES) -> None:
+    """Refuse a value that is too deep for recursion, holds too many values, or what UTF-8 cannot encode."""
+    level, count = [value], 0
     for _ in range(DEEPEST + 1):
         try:
             for each in level:
@@ -139,6 +141,8 @@ def _check_tree(value: Any, where: str) -> None:
             raise InputError(
                 f"{where}: contains half of a surrogate pair (\\ud800 to \\udfff); repair the file"
             ) from error
+        if (count := count + len(level)) > most_values:
+            raise InputError(f"{where}: holds more than {most_values:,} values; check that it is the right file")
         level = [child for each in level for child in _children(each)]
         if not level:
             return

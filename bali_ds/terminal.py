@@ -53,8 +53,9 @@ def _warn_once(line: str) -> None:
 
 
 class PrintableFormatter(logging.Formatter):
-    """Formatter of log records as their message alone, as one printable line."""
+    """Formatter of log records as their message alone, one printable line, and the traceback if they have one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line of a record."""
-        return message(record.getMessage())
+        """Return the text of a record."""
+        lines = self.formatException(record.exc_info).split("\n") if record.exc_info else []
+        return "\n".join([message(record.getMessage()), *map(printable, lines)])

@@ -226,12 +226,14 @@ GRAPHS = [
 INDEXES = [
     (written("shards/index.json", "[]"), "format version None"),
     (written("shards/index.json", "{"), "index.json: is not valid JSON"),
+    (changed("shards/index.json", "shards", [1] * 200_000), "shard name None is not a plain file name"),
+    (changed("shards/index.json", "x", [1] * 5_000_000), "holds more than 5,000,000 values"),
     (written("shards/index.json", ""), "index.json: is not valid JSON"),
     (written("shards/index.json", f'{{"format_version": {DEEP}}}'), "is nested in more than 64 levels"),
     (written("shards/index.json", '{"format_version": 1, "format_version": 1}'), "format_version: is given twice"),
     (changed("shards/index.json", "format_version", [1]), "format version a list"),
     (changed("shards/index.json", "counts", None), "key counts: Field required; rebuild it: bali-ds shards index"),
-    (changed("shards/index.json", "counts", {"documents": -1}), "key counts.documents: Input should be greater than"),
+    (changed("shards/index.json", "counts", {"documents": -1}), "key counts: documents: -1 is not a count; rebuild it"),
     (changed("shards/index.json", "counts", ["documents"]), "key counts: Input should be a valid dictionary"),
     (changed("shards/index.json", "graph.names", 2**40), "key graph.names: Input should be less than 2147483648"),
     (changed("shards/index.json", "graph.names", 10**6), "names.offsets.npy: has int64 ["),
@@ -292,7 +294,10 @@ REINDEXED = [
     (fifo(TAR), "train-000000.tar: cannot be read: it is not a regular file"),
     (endless(TAR), "train-000000.tar: cannot be read: it is not a regular file"),
     (written("shards/report.json", "[]"), "report.json: must be a mapping"),
-    (changed("shards/report.json", "counts.documents", "many"), "report.json: key counts.documents: Input should be"),
+    (
+        changed("shards/report.json", "counts.documents", "many"),
+        "report.json: key counts: documents: 'many' is not a count",
+    ),
 ]
 MODELS = [
     (written("model/config.json", "{"), "config.json: is not valid JSON"),
@@ -365,6 +370,7 @@ REPORTS = [
     (written("run/metrics.jsonl", '{"step": 1, "loss": 1}\n{}\n'), "metrics.jsonl:1: epoch: is missing"),
     (written("run/metrics.jsonl", b"\xff\n"), "metrics.jsonl:1: is not UTF-8"),
     (written("run/evaluation.json", "[]"), "evaluation.json: must be a mapping"),
+    (changed("run/evaluation.json", "embedding.names", [1] * 1_000_000), "holds more than 1,000,000 values"),
     (written("run/evaluation.json", '{"linking": []}'), "evaluation.json: key linking: must be a mapping"),
     (written("run/evaluation.json", '{"linking": {"trained": {}}}'), "key linking.trained: Dictionary should have"),
     (changed("run/evaluation.json", "linking.trained.all.mrr", None), "key linking.trained.all.mrr: Field required"),

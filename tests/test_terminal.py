@@ -37,6 +37,13 @@ def test_json_is_the_same_value_without_control_characters():
 def test_log_lines_are_one_line():
     record = logging.LogRecord("x", logging.WARNING, "x", 1, "%s", ("a\x1b[2J\nb",), None)
     assert PrintableFormatter().format(record) == r"a\x1b[2J\nb"
+    try:
+        raise ValueError(EVIL)
+    except ValueError:
+        record.exc_info = sys.exc_info()
+    lines = PrintableFormatter().format(record).split("\n")
+    assert lines[1] == "Traceback (most recent call last):"
+    assert lines[-1] == f"ValueError: {SHOWN}"
 
 
 @pytest.fixture

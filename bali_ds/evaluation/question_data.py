@@ -20,6 +20,8 @@ from bali_ds.errors import InputError
 from bali_ds.files import read_json, read_json_lines
 from bali_ds.parsing import quoted, validated
 
+_MOST_VALUES = 20_000_000
+
 
 @dataclass(frozen=True)
 class Question:
@@ -152,7 +154,7 @@ class _BioASQFile(BaseModel):
 
 
 def _entries(path: Path) -> Iterator[tuple[str, Any]]:
-    for key, value in validated(_Entries, read_json(path), str(path)).root.items():
+    for key, value in validated(_Entries, read_json(path, most_values=_MOST_VALUES), str(path)).root.items():
         yield f"{path}: item {key}", value
 
 
@@ -161,7 +163,9 @@ class _Entries(RootModel[dict[str, Any]]):
 
 
 def _listed(path: Path) -> Iterator[tuple[str, Any]]:
-    for number, value in enumerate(validated(_BioASQFile, read_json(path), str(path)).questions, 1):
+    for number, value in enumerate(
+        validated(_BioASQFile, read_json(path, most_values=_MOST_VALUES), str(path)).questions, 1
+    ):
         yield f"{path}: item {number}", value
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, model_validator
 
 from bali_ds.errors import InputError
 from bali_ds.files import read_json
@@ -20,10 +20,21 @@ REBUILD = "rebuild it: bali-ds shards index"
 # Names become paths, URLs and arguments of a user's command, perhaps in a shell behind ssh: no special characters.
 _TAR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_LARGEST_INDEX = 64 << 20
+_LARGEST_INDEX, _MOST_VALUES = 64 << 20, 5_000_000
 
 _Count = Annotated[int, Field(ge=0, lt=2**48)]
 _Id = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def _each_is_a_count(counts: dict[str, Any]) -> dict[str, Any]:
+    """Refuse the first value that is not a count; pydantic would collect all of them, however many."""
+    for name, count in counts.items():
+        if type(count) is not int or not 0 <= count < 2**48:
+            raise ValueError(f"{name}: {quoted(count)} is not a count")
+    return counts
+
+
+_Counts = Annotated[dict[str, Any], AfterValidator(_each_is_a_count)]
 
 
 class _Schema(BaseModel):
@@ -44,7 +55,7 @@ class _Tokenizer(_Schema):
     sep_id: _Id
     pad_id: _Id
     mask_id: _Id
-    special_ids: list[_Id]
+    special_ids: Annotated[list[_Id], FailFast()]
 
     @model_validator(mode="after")
     def _ids_are_tokens(self) -> Self:
@@ -78,12 +89,12 @@ class _Shard(_Schema):
 
 class _Index(_Description):
     fingerprint: str
-    counts: dict[str, _Count]
-    shards: list[_Shard]
+    counts: _Counts
+    shards: Annotated[list[_Shard], FailFast()]
 
 
 class _Report(_Schema):
-    counts: dict[str, _Count]
+    counts: _Counts
 
 
 def read_index(path: Path, origin: str | None = None) -> dict[str, Any]:
@@ -97,7 +108,7 @@ def read_index(path: Path, origin: str | None = None) -> dict[str, Any]:
         InputError: it is missing, not JSON, of another version, lacks a key, has a value of another type or out of
             range, or lists a file of another name.
     """
-    index = read_json(path / "index.json", limit=_LARGEST_INDEX)
+    index = read_json(path / "index.json", limit=_LARGEST_INDEX, most_values=_MOST_VALUES)
     file = origin or str(path / "index.json")
     if not isinstance(index, dict) or index.get("format_version") != FORMAT_VERSION:
         found = index.get("format_version") if isinstance(index, dict) else None
