@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bali_ds.bounded_reader import BoundedReader
 from bali_ds.errors import InputError, first_line
+from bali_ds.files import open_regular
 
 if TYPE_CHECKING:
     from lxml import etree
@@ -35,7 +36,7 @@ def elements(path: Path, counts: "Counter[str]", *tags: str) -> "Iterator[etree.
 
     checked = False
     try:
-        with open(path, "rb") as raw:
+        with open_regular(path) as raw:
             compressed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             source = gzip.GzipFile(fileobj=raw) if compressed else raw

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from bali_ds.errors import InputError
+from bali_ds.files import open_regular
 
 _BLOCK_BYTES = 32 * 2**20
 """Bytes, decompressed, that are parsed at a time; no line can be longer."""
@@ -86,7 +87,7 @@ class _Concatenation(io.RawIOBase):
             if count or not self._waiting:
                 return int(count)
             self._current.close()
-            self._current = open(self._waiting.pop(0), "rb")  # noqa: SIM115
+            self._current = open_regular(self._waiting.pop(0))
 
     def close(self) -> None:
         self._current.close()
@@ -94,11 +95,8 @@ class _Concatenation(io.RawIOBase):
 
 
 def _is_compressed(path: Path) -> bool:
-    try:
-        with open(path, "rb") as stream:
-            return stream.read(2) == b"\x1f\x8b"
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    with open_regular(path) as stream:
+        return stream.read(2) == b"\x1f\x8b"
 
 
 def _open(files: Sequence[Path]) -> IO[bytes]:

@@ -10,6 +10,7 @@ import polars as pl
 
 from bali_ds.bounded_reader import BoundedReader
 from bali_ds.errors import InputError
+from bali_ds.files import open_regular
 from bali_ds.graph.identifiers import source_abbreviation, split_code
 from bali_ds.graph.source import TABLES, Report, Table
 
@@ -133,9 +134,10 @@ def _parse(path: Path) -> Iterator[Any]:
 
 
 def _open(path: Path) -> IO[bytes]:
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         compressed = stream.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if compressed else open(path, "rb")  # type: ignore[return-value]
+    raw = open_regular(path)
+    return gzip.GzipFile(fileobj=raw) if compressed else raw  # type: ignore[return-value]
 
 
 def _term(frame: Any) -> dict[str, Any] | None:
