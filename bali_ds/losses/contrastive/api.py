@@ -60,8 +60,8 @@ def contrastive_loss(
         communication_dtype: dtype in which normalized features are held and sent, for instance torch.bfloat16; the
             loss is that of the rounded features. None: float64 for float64 features; bfloat16 if both are bfloat16
             and Triton kernels compute; else float32.
-        tile_size: rows and columns of a tile, or rows that Triton kernels process at a time; None: 512, or as many as
-            1 GiB of derivatives allows.
+        tile_size: rows and columns of a tile, or rows that Triton kernels process at a time, rounded to a multiple of
+            128; None: 512, or as many as 1 GiB of derivatives allows.
         kernels: what computes: "torch", "native" on a CPU with AVX-512, "triton" on a GPU; "auto" is "triton" or
             "native" where that is available and else "torch". Float64 features are computed by torch.
 
@@ -135,7 +135,7 @@ class _Contrastive(torch.autograd.Function):
                 _scale_gradient(result, radial, scale, settings.ranks)
                 if by_scale or settings.ranks.world_size > 1
                 else None,
-                result.bias_gradient.to(bias.dtype).reshape(bias.shape) if by_bias else None,
+                _bias_gradient(result, bias) if by_bias else None,
             )
         return result.loss.to(dtype)
 
@@ -210,6 +210,12 @@ def _evaluate(
             gradients += by_rows
             radial.append(along)
     return result, gradients, radial
+
+
+def _bias_gradient(result: LossResult, bias: Tensor) -> Tensor:
+    if result.bias_gradient is None:
+        return torch.zeros_like(bias)
+    return result.bias_gradient.to(bias.dtype).reshape(bias.shape)
 
 
 def _scale_gradient(result: LossResult, radial: list[Tensor], scale: Tensor, ranks: Ranks) -> Tensor:

@@ -23,16 +23,18 @@ class Runs(NamedTuple):
         ends: int32 [anchors], one past the last; the same as `begins` where the array lacks the id.
         partners: int32 [anchors], the position of the view with the anchor's own input position if it has the same id,
             else of the first view of the id, -1 if there is none; None if they were not asked for.
+        lengths: float64 [anchors], the length of each run; with partners 1 if there is one, else 0.
     """
 
     begins: Tensor
     ends: Tensor
     partners: Tensor | None
+    lengths: Tensor
 
     def of(self, anchors: slice) -> "Runs":
         """Return the runs of some of the anchors."""
         partners = None if self.partners is None else self.partners[anchors]
-        return Runs(self.begins[anchors], self.ends[anchors], partners)
+        return Runs(self.begins[anchors], self.ends[anchors], partners, self.lengths[anchors])
 
 
 @triton.jit
@@ -55,8 +57,8 @@ def _lower_bounds(ids, sorted_ids, low, high, exists, steps, after: tl.constexpr
     ]
 )  # fmt: skip
 def _runs_kernel(  # type: ignore[no-untyped-def]
-    ids, positions, sorted_ids, sorted_positions, begins, ends, partners, num_anchors, num_others, offset, steps,
-    block: tl.constexpr, with_partners: tl.constexpr,
+    ids, positions, sorted_ids, sorted_positions, begins, ends, partners, lengths, num_anchors, num_others, offset,
+    steps, block: tl.constexpr, with_partners: tl.constexpr,
 ):  # fmt: skip
     anchor = tl.program_id(0) * block + tl.arange(0, block)
     exists = anchor < num_anchors
@@ -66,6 +68,7 @@ def _runs_kernel(  # type: ignore[no-untyped-def]
     end = _lower_bounds(wanted, sorted_ids, begin, low + num_others, exists, steps, True)
     tl.store(begins + anchor, begin + offset, exists)
     tl.store(ends + anchor, end + offset, exists)
+    length = end - begin
     if with_partners:
         # Views of one id are in the order of their input positions.
         position = tl.load(positions + anchor, exists, other=0)
@@ -74,6 +77,8 @@ def _runs_kernel(  # type: ignore[no-untyped-def]
         found = found & (tl.load(sorted_positions + same, found, other=-1) == position)
         partner = tl.where(found, same, tl.where(begin < end, begin, -1))
         tl.store(partners + anchor, partner, exists)
+        length = tl.minimum(length, 1)
+    tl.store(lengths + anchor, length.to(tl.float64), exists)
 
 
 def find_runs(
@@ -91,12 +96,13 @@ def find_runs(
     """
     begins, ends = (torch.empty(len(ids), dtype=torch.int32, device=ids.device) for _ in range(2))
     partners = None if positions is None else torch.empty_like(begins)
+    lengths = torch.empty(len(ids), dtype=torch.float64, device=ids.device)
     if len(ids):
         _runs_kernel[(triton.cdiv(len(ids), _ANCHORS),)](
-            ids, positions, sorted_ids, sorted_positions, begins, ends, partners, len(ids), len(sorted_ids), offset,
-            len(sorted_ids).bit_length(), _ANCHORS, partners is not None,
+            ids, positions, sorted_ids, sorted_positions, begins, ends, partners, lengths, len(ids),
+            len(sorted_ids), offset, len(sorted_ids).bit_length(), _ANCHORS, partners is not None,
         )  # fmt: skip
-    return Runs(begins, ends, partners)
+    return Runs(begins, ends, partners, lengths)
 
 
 @dataclass(frozen=True)
