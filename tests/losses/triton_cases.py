@@ -5,10 +5,12 @@ so gradients are compared with 2**-8. Sums and the loss are not rounded.
 """
 
 import math
+from unittest import mock
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from triton.runtime.interpreter import GridExecutor
 
 from bali_ds.losses.contrastive import contrastive_loss
 from bali_ds.losses.contrastive import triton_negatives as kernels
@@ -165,13 +167,33 @@ def test_bfloat16_views_are_held_in_bfloat16():
 
 
 class _Recorder(TorchDispatchMode):
+    """The names of what is launched: Triton kernels in the interpreter, and all of torch but views and allocations."""
+
     def __init__(self):
         super().__init__()
         self.names = []
 
     def __torch_dispatch__(self, function, _types, args=(), kwargs=None):
-        self.names.append(function.overloadpacket.__name__)
+        name = function.overloadpacket.__name__
+        if not (function.is_view or "empty" in name):
+            self.names.append(name)
         return function(*args, **(kwargs or {}))
+
+    def __enter__(self):
+        launch = GridExecutor.__call__
+
+        def record(executor, *args, **kwargs):
+            self.names.append(executor.fn.__name__)
+            with _disable_current_modes():
+                return launch(executor, *args, **kwargs)
+
+        self._patch = mock.patch.object(GridExecutor, "__call__", record)
+        self._patch.start()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        self._patch.stop()
+        return super().__exit__(*error)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -196,6 +218,24 @@ def test_nothing_waits_for_the_device(kind):
         step()
     assert "sort" in recorder.names
     assert not [name for name in recorder.names if any(each in name for each in WAITING)]
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="the interpreter records the launches of kernels")
+@pytest.mark.parametrize(
+    ("kind", "most"),
+    {"clip": 60, "ntxent": 55, "supcon": 80, "marginal": 75, "sigmoid": 70, "multi_similarity": 130}.items(),
+)
+def test_number_of_launches(kind, most):
+    """A launch costs 5 to 20 microseconds: as long as a product of 1,280 pairs."""
+    queries, keys, *ids = dense.views(11, 150, 150, 64, concepts=100)
+    leaves = [each.requires_grad_() for each in (queries, keys, torch.tensor(10.0), torch.tensor(-1.0))]
+    with _Recorder() as recorder:
+        contrastive_loss(
+            *leaves[:3], query_concept_ids=ids[0], key_concept_ids=ids[1], kind=kind, logit_bias=leaves[3],
+            kernels="triton",
+        ).backward()  # fmt: skip
+    assert any(name.endswith("_kernel") for name in recorder.names)
+    assert len(recorder.names) <= most
 
 
 WAYS = ("gather", "ring", "column")

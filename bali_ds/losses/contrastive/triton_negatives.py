@@ -304,6 +304,12 @@ def _derivative_kernel(  # type: ignore[no-untyped-def]
             tl.store(mirrored + within, tl.trans(values), (column < num_rows)[:, None])
 
 
+def derivative_blocks(dtype: torch.dtype, negatives: int) -> Blocks:
+    """Return the blocks of derivatives; those of logistic negatives need twice the registers besides the products."""
+    blocks = DERIVATIVE_BLOCKS[dtype]
+    return blocks._replace(warps=2 * blocks.warps) if negatives == LOGISTIC else blocks
+
+
 def add_negative_sums(
     rows: Tensor, columns: Tensor, begins: Tensor, ends: Tensor, scale: Tensor, column_number: int,
     row_accumulator: Tensor, column_accumulator: Tensor | None, workspace: Workspace,
@@ -394,7 +400,7 @@ def negative_derivatives(
         Same dtype as rows [m, n]; and for logistic negatives float32 [2, blocks], the sums of softplus(s_ij + bias) *
         (a_i + a_j) and of their derivatives by the bias.
     """
-    blocks = DERIVATIVE_BLOCKS[rows.dtype]
+    blocks = derivative_blocks(rows.dtype, negatives)
     down, across = triton.cdiv(len(rows), blocks.rows), triton.cdiv(len(columns), blocks.columns)
     stride = triton.cdiv(len(columns), _ALIGNMENT) * _ALIGNMENT
     out = workspace.get("derivatives", (len(rows), stride), rows.dtype)
