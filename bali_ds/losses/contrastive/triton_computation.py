@@ -44,15 +44,15 @@ class TritonComputation(LossComputation):
         self.bias, self.stripe = bias, stripe
         self.layouts = [layout for layout in exchange.layouts if isinstance(layout, IndexedLayout)]
         self.workspace = Workspace(scale.device)
+        counts = [layout.num_views for layout in self.layouts]
+        num_positives = torch.empty(sum(counts), dtype=torch.float64, device=scale.device)
         self.occurrences = [
-            find_occurrences(layout, self.layouts[-1 - layout.side], partners=formula.partner_only)
-            for layout in self.layouts
+            find_occurrences(layout, self.layouts[-1 - layout.side], lengths, partners=formula.partner_only)
+            for layout, lengths in zip(self.layouts, num_positives.split(counts), strict=True)
         ]
         self._runs: dict[tuple[int, ...], Runs] = {}
-        num_positives = _joined([runs.lengths for runs in self.occurrences])
         if formula.joint:
-            num_positives = num_positives - 1  # a view is not its own positive
-        counts = [layout.num_views for layout in self.layouts]
+            num_positives -= 1  # a view is not its own positive
         # Sides of one length are evaluated at once.
         sides = [num_positives.view(len(counts), -1)] if len(set(counts)) == 1 else num_positives.split(counts)
         weight = _joined([self._anchor_weights(each).flatten() for each in sides])
@@ -93,12 +93,12 @@ class TritonComputation(LossComputation):
             negatives = triton_negatives.LOGISTIC
         elif formula.mined:
             negatives = triton_negatives.MINED
-        factors = slopes[0] / largest
+        factors = torch.empty_like(slopes[0], dtype=torch.float32)
+        torch.div(slopes[0], largest, out=factors)
         if not formula.logistic:
             # The derivative c exp(s - z) is the exponential of s + log(c) - z; an anchor without negatives has no z.
-            factors = torch.sub(factors.log2_(), anchors.log_negatives, alpha=1 / math.log(2))
-            factors = factors.nan_to_num_(nan=-math.inf, neginf=-math.inf)
-        factors = factors.float()
+            torch.sub(factors.log2(), anchors.log_negatives, alpha=1 / math.log(2), out=factors)
+            factors.nan_to_num_(nan=-math.inf, neginf=-math.inf)
         limit = formula.largest_positive_cosine(anchors)
         slopes_of_positives = [*formula.positive_slopes(anchors), *(() if limit is None else (limit,))]
         positives = torch.stack([each for each in slopes_of_positives if each is not None])

@@ -53,7 +53,8 @@ def _lower_bounds(ids, sorted_ids, low, high, exists, steps, after: tl.constexpr
 # Vectors are parts of others: kernels depend neither on their alignment nor on numbers that differ from step to step.
 @triton.jit(
     do_not_specialize=[
-        "ids", "positions", "sorted_ids", "sorted_positions", "num_anchors", "num_others", "offset", "steps",
+        "ids", "positions", "sorted_ids", "sorted_positions", "lengths", "num_anchors", "num_others", "offset",
+        "steps",
     ]
 )  # fmt: skip
 def _runs_kernel(  # type: ignore[no-untyped-def]
@@ -83,7 +84,7 @@ def _runs_kernel(  # type: ignore[no-untyped-def]
 
 def find_runs(
     ids: Tensor, sorted_ids: Tensor, offset: int = 0, positions: Tensor | None = None,
-    sorted_positions: Tensor | None = None,
+    sorted_positions: Tensor | None = None, lengths: Tensor | None = None,
 ) -> Runs:  # fmt: skip
     """Return where each id is in a sorted array.
 
@@ -93,10 +94,12 @@ def find_runs(
         offset: added to begins and ends.
         positions: int64 [anchors], input positions of the anchors, if partners are wanted.
         sorted_positions: int64 [others], input positions, ascending where ids are equal.
+        lengths: float64 [anchors], where to write the lengths; None for a new tensor.
     """
     begins, ends = (torch.empty(len(ids), dtype=torch.int32, device=ids.device) for _ in range(2))
     partners = None if positions is None else torch.empty_like(begins)
-    lengths = torch.empty(len(ids), dtype=torch.float64, device=ids.device)
+    if lengths is None:
+        lengths = torch.empty(len(ids), dtype=torch.float64, device=ids.device)
     if len(ids):
         _runs_kernel[(triton.cdiv(len(ids), _ANCHORS),)](
             ids, positions, sorted_ids, sorted_positions, begins, ends, partners, lengths, len(ids),
@@ -142,19 +145,20 @@ def sort_views(side: int, concept_ids: Tensor, counts: list[int], ranks: Ranks) 
     return IndexedLayout(side, everyone[positions], orders, offsets, sorted_ids, by_id, numbers)
 
 
-def find_occurrences(layout: IndexedLayout, other: IndexedLayout, *, partners: bool) -> Runs:
+def find_occurrences(layout: IndexedLayout, other: IndexedLayout, lengths: Tensor, *, partners: bool) -> Runs:
     """Return how the views of one side occur on the other, all ranks included.
 
     Args:
         layout: the side of the anchors.
         other: the side of their positives.
+        lengths: float64 [views], where the lengths of the runs are written.
         partners: whether to find the partner of each view, by its number on the other side.
 
     Returns:
         Runs within `other.sorted_ids`; `partners` are numbers of views.
     """
     positions = layout.input_positions() if partners else None
-    runs = find_runs(layout.concept_ids, other.sorted_ids, 0, positions, other.sorted_positions)
+    runs = find_runs(layout.concept_ids, other.sorted_ids, 0, positions, other.sorted_positions, lengths)
     if runs.partners is None or other.sorted_numbers is None or not other.num_views:
         return runs
     at = runs.partners.long()
