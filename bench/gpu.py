@@ -10,7 +10,6 @@ where they are missing (`make train` builds them too).
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
@@ -41,7 +40,6 @@ from bali_ds.config import Recipe, dump_recipe
 from bali_ds.data.batch import Batch, PackedSequences
 from bali_ds.data.loader import Loader
 from bali_ds.files import write_json
-from bali_ds.losses.contrastive import contrastive_loss
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.build_model import build_aligner, compile_layers
 from bali_ds.planning.flops import StepFlops, peak_of
@@ -50,9 +48,9 @@ from bali_ds.training.run_directory import RunData
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "shards/sample"
-sys.path.insert(0, str(ROOT))  # the dense losses of the tests are the oracle
+sys.path.insert(0, str(ROOT))  # the loss has a file of its own, with the dense losses of the tests as the oracle
 
-from tests.losses.dense_contrastive import dense_loss, views  # noqa: E402
+from bench.gpu_loss import loss_blocks, loss_oracle, loss_speed  # noqa: E402
 
 # Training alone, without export, evaluation and report.
 TRAIN = """
@@ -64,7 +62,6 @@ import torch
 train(load_recipe(Path(sys.argv[1])), resume=False)
 print("PEAK", torch.cuda.max_memory_allocated())
 """
-KINDS = ("ntxent", "clip", "supcon", "marginal", "multi_similarity", "sigmoid")
 BERT_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 BERT_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
@@ -201,35 +198,6 @@ def random_state(bench: Bench) -> Figures:
     return {"relative_error": error}
 
 
-def loss_oracle(bench: Bench) -> Figures:
-    """All kinds of the contrastive loss, float32 and bfloat16 features, against dense float64."""
-    errors = {}
-    for kind in KINDS:
-        for dtype in (torch.float32, torch.bfloat16):
-            queries, keys, query_ids, key_ids = views(7, 93, 93, 48, concepts=40)
-            given = [each.to(dtype) for each in (queries, keys)]
-            exact = [each.double().requires_grad_() for each in given]
-            dense = dense_loss(*exact, 20.0, query_ids, key_ids, kind)
-            dense.backward()
-            inputs = [each.to(bench.device).requires_grad_() for each in given]
-            ids = [each.to(bench.device) for each in (query_ids, key_ids)]
-            loss = _loss(*inputs, torch.tensor(20.0, device=bench.device), *ids, kind)
-            loss.backward()
-            slopes = [
-                float((each.grad.double().cpu() - want.grad).norm() / want.grad.norm())  # type: ignore[union-attr]
-                for each, want in zip(inputs, exact, strict=True)
-            ]
-            errors[f"{kind} {dtype}"] = {"loss": abs(loss.item() / dense.item() - 1), "gradient": max(slopes)}
-            # gradients come back in the dtype of the features: bfloat16 keeps 8 bits
-            allowed = 1e-4 if dtype is torch.float32 else 2**-7
-            assert max(errors[f"{kind} {dtype}"].values()) < allowed, (kind, dtype, errors[f"{kind} {dtype}"])
-    return {"errors": errors}
-
-
-def _loss(queries: Tensor, keys: Tensor, scale: Tensor, query_ids: Tensor, key_ids: Tensor, kind: str) -> Tensor:
-    return contrastive_loss(queries, keys, scale, query_concept_ids=query_ids, key_concept_ids=key_ids, kind=kind)
-
-
 def training(bench: Bench) -> Figures:
     """Five steps of the sample, then a run that its stop file ends and that resumes: exit statuses and losses."""
     small = {"validation": {"passages": 32}}
@@ -306,55 +274,6 @@ def memory(bench: Bench) -> Figures:
             "error": planned / measured - 1 if measured else 0,
         }
     return {"rows": rows}
-
-
-def loss_speed(bench: Bench) -> Figures:
-    """Forward and backward of the loss against dense torch and open_clip, and the rate of its products."""
-    rows = []
-    width, sizes = (64, (256,)) if bench.small else (768, (1_280, 4_096, 16_384, 65_536))
-    for pairs in sizes:
-        generator = torch.Generator().manual_seed(0)
-        features = [F.normalize(torch.randn(pairs, width, generator=generator)) for _ in range(2)]
-        inputs = [each.to(bench.device, torch.bfloat16).requires_grad_() for each in features]
-        scale, ids = torch.tensor(14.0, device=bench.device), torch.arange(pairs, device=bench.device)
-        peers: dict[str, Callable[[], Tensor]] = {
-            "clip": lambda: _loss(*inputs, scale, ids, ids, "clip"),  # noqa: B023
-            "ntxent": lambda: _loss(*inputs, scale, ids, ids, "ntxent"),  # noqa: B023
-        }
-        # four matrices of all similarities in float32
-        if bench.device == "cpu" or 16 * pairs**2 < 0.8 * torch.cuda.mem_get_info()[0]:
-            peers["dense clip"] = lambda: _dense_clip(*inputs, scale)  # noqa: B023
-            if (open_clip := _open_clip()) is not None:
-                peers["open_clip"] = lambda: open_clip(*inputs, scale)  # noqa: B023
-        product = bench.seconds(lambda: inputs[0].detach() @ inputs[1].detach().T)  # noqa: B023
-        row: Figures = {"pairs": pairs, "width": width, "product_seconds": product}
-        for name, loss in peers.items():
-            with _peak_memory(bench, row, name):
-                row[name] = bench.seconds(lambda: loss().backward())  # noqa: B023
-        row["clip over its four products"] = row["clip"] / (4 * product)
-        rows.append(row)
-        print(f"  {row}", flush=True)
-    return {"rows": rows}
-
-
-def _dense_clip(queries: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
-    logits = scale * queries @ keys.T
-    places = torch.arange(len(queries), device=queries.device)
-    return (F.cross_entropy(logits, places) + F.cross_entropy(logits.T, places)) / 2
-
-
-def _open_clip() -> Callable[..., Tensor] | None:
-    """Return open_clip's loss, from its own file: the rest of the package asks for image libraries."""
-    package = importlib.util.find_spec("open_clip")
-    if package is None or package.origin is None:
-        return None
-    spec = importlib.util.spec_from_file_location("open_clip_loss", Path(package.origin).with_name("loss.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    loss: Callable[..., Tensor] = module.ClipLoss()
-    return loss
 
 
 @contextmanager
@@ -485,6 +404,8 @@ PARTS: dict[str, Callable[[Bench], Figures]] = {
     "memory": memory,
     "inference": inference,
 }
+ALL_PARTS = PARTS | {"loss_blocks": loss_blocks}
+"""With those that run only if they are named."""
 
 
 def main() -> int:
@@ -492,7 +413,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--small", action="store_true", help="shapes that take seconds on a CPU")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=ALL_PARTS, default=list(PARTS))
     parser.add_argument(
         "--data", type=Path, default=ROOT / "shards/built/sample", help="graph and shards of the sample"
     )
@@ -505,7 +426,7 @@ def main() -> int:
         for name in options.parts:
             begin = time.perf_counter()
             try:
-                figures = {"passed": True, **PARTS[name](bench)}
+                figures = {"passed": True, **ALL_PARTS[name](bench)}
             except Exception as error:
                 traceback.print_exc()
                 figures = {"passed": False, "error": f"{type(error).__name__}: {error}"[:2000]}

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import yaml
 
@@ -115,7 +117,7 @@ def test_old_spellings_in_a_file_are_read_and_overridden_in_either_spelling(reci
     assert value_at(load_recipe(recipe_file), key) == value
     assert "is deprecated; write" in caplog.text
     default = value_at(Recipe.model_validate(SMALLEST), key)
-    assert value_at(load_recipe(recipe_file, [f"{key}={default}"]), key) == default
+    assert value_at(load_recipe(recipe_file, [f"{key}={json.dumps(default)}"]), key) == default
 
 
 def test_a_key_in_both_spellings_is_refused(recipe_file):

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from bali_ds.objectives.objective import EncodedViews, Objective, concatenated
+from bali_ds.objectives.objective import EncodedViews, LanguageModel, Objective, concatenated
 
 if TYPE_CHECKING:
+    import torch
     import torch.distributed as dist
     from torch import Tensor
 
@@ -20,15 +21,19 @@ class ContrastiveAlignment(Objective):
     in_evaluation = True
     settings: "ContrastiveConfig"
 
+    def build(self, text: LanguageModel, *, num_relations: int, graph_tokens: int) -> None:
+        """Keep the text encoder, whose dtype is the run's precision: views are float32 after pooling."""
+        del num_relations, graph_tokens
+        self._encoder = text.encoder
+
     def step_loss(self, encoded: Sequence[EncodedViews], logit_scale: "Tensor", logit_bias: "Tensor") -> "Tensor":
         """Return the loss over all text and graph views of the step."""
-        import torch
-
         from bali_ds.losses.contrastive import contrastive_loss
         from bali_ds.losses.masked_language_model import mean_over_ranks
 
+        text = concatenated(encoded, "text")
         loss = contrastive_loss(
-            concatenated(encoded, "text"),
+            text,
             concatenated(encoded, "graph"),
             logit_scale,
             query_concept_ids=concatenated(encoded, "text_concept_ids"),
@@ -36,9 +41,19 @@ class ContrastiveAlignment(Objective):
             kind=self.settings.kind,
             logit_bias=logit_bias,
             group=self._negatives,
-            communication_dtype=torch.bfloat16 if self.settings.communication_dtype == "bf16" else None,
+            communication_dtype=self.communication_dtype(text.device),
         )
         return loss if self._negatives is None else mean_over_ranks(loss, 1)
+
+    def communication_dtype(self, device: "torch.device") -> "torch.dtype | None":
+        """Return the dtype in which views on a device are held and sent; None for their own."""
+        import torch
+
+        chosen = self.settings.communication_dtype
+        in_bf16 = chosen == "bf16"
+        if chosen is None:
+            in_bf16 = device.type == "cuda" and self._encoder.dtype == torch.bfloat16
+        return torch.bfloat16 if in_bf16 else None
 
     @cached_property
     def _negatives(self) -> "dist.ProcessGroup | None":

@@ -14,10 +14,11 @@ import torch
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-def test_kernels():
+@pytest.mark.parametrize("marks", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_kernels(marks):
     cases = Path(__file__).with_name("triton_cases.py")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", str(cases), "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", str(cases), "-m", marks, "-p", "no:cacheprovider"],
         env=os.environ | ({} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}),
         capture_output=True,
         text=True,

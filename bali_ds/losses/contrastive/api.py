@@ -60,8 +60,8 @@ def contrastive_loss(
         communication_dtype: dtype in which normalized features are held and sent, for instance torch.bfloat16; the
             loss is that of the rounded features. None: float64 for float64 features; bfloat16 if both are bfloat16
             and Triton kernels compute; else float32.
-        tile_size: rows and columns of a tile, or rows that Triton kernels process at a time; None: 512, or as many as
-            1 GiB of derivatives allows.
+        tile_size: rows and columns of a tile, or rows that Triton kernels process at a time, rounded to a multiple of
+            128; None: 512, or as many as 1 GiB of derivatives allows.
         kernels: what computes: "torch", "native" on a CPU with AVX-512, "triton" on a GPU; "auto" is "triton" or
             "native" where that is available and else "torch". Float64 features are computed by torch.
 
@@ -132,16 +132,18 @@ class _Contrastive(torch.autograd.Function):
             # All ranks take part in the sum for the scale, whether or not they need it.
             ctx.save_for_backward(
                 *gradients,
-                _scale_gradient(result, radial, scale, settings.ranks)
+                _scale_gradient(result, radial, scale, wide_scale, settings.ranks)
                 if by_scale or settings.ranks.world_size > 1
                 else None,
-                result.bias_gradient.to(bias.dtype).reshape(bias.shape) if by_bias else None,
+                _bias_gradient(result, bias) if by_bias else None,
             )
         return result.loss.to(dtype)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        given = (None if each is None else (each * upstream).to(each.dtype) for each in ctx.saved_tensors)
+        wanted = [each for each in ctx.saved_tensors if each is not None]
+        products = iter(torch._foreach_mul(wanted, upstream))  # one launch for tensors of one dtype
+        given = (None if each is None else next(products).to(each.dtype) for each in ctx.saved_tensors)
         return (*given, None)
 
 
@@ -199,7 +201,7 @@ def _evaluate(
         ranks, layouts, features, choose_algorithm(settings.communication, ranks, layouts, features[0].shape[1])
     )
     result = steps.computation(exchange).run(any(wanted for _, _, wanted in counts))
-    factor = result.factor * ranks.world_size
+    factor = result.factor if ranks.world_size == 1 else result.factor * ranks.world_size
     gradients: list[Tensor] = []
     radial: list[Tensor] = []
     for lengths, order, like in zip(inverse, orders, sides, strict=True):
@@ -212,11 +214,19 @@ def _evaluate(
     return result, gradients, radial
 
 
-def _scale_gradient(result: LossResult, radial: list[Tensor], scale: Tensor, ranks: Ranks) -> Tensor:
+def _bias_gradient(result: LossResult, bias: Tensor) -> Tensor:
+    if result.bias_gradient is None:
+        return torch.zeros_like(bias)
+    return result.bias_gradient.to(bias.dtype).reshape(bias.shape)
+
+
+def _scale_gradient(
+    result: LossResult, radial: list[Tensor], scale: Tensor, wide_scale: Tensor, ranks: Ranks
+) -> Tensor:
     by_scale = result.scale_derivative
     if by_scale is None:
         # Similarities are of degree 2 in the unit features, so the sum of s * dL/ds is half that of <x, dL/dx>.
         total = reduce(torch.add, (each.sum() for each in radial))
         by_scale = ranks.all_reduce_sum(total) / (2 * ranks.world_size)
-    by_scale = by_scale / scale.double().reshape(())
+    by_scale = by_scale / wide_scale
     return by_scale.to(scale.dtype).reshape(scale.shape)

@@ -13,7 +13,7 @@ always processes its own block against itself. What else it processes depends on
 The order is fixed, so results repeat bit for bit.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -65,6 +65,7 @@ class Exchange:
         start: float = 0.0,
         combine: Callable[[Tensor, Tensor], Tensor] = torch.add,
         features: bool = True,
+        into: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
         """Process all pairs of views and return the accumulated values of this rank's views; a collective call.
 
@@ -75,6 +76,7 @@ class Exchange:
             start: their initial value.
             combine: combines partial values of one view.
             features: whether `function` reads the features of other ranks.
+            into: for each side a tensor of initial values, which is used instead of a new one.
 
         Returns:
             for each side `dtype` [n, *shape].
@@ -84,7 +86,7 @@ class Exchange:
             return torch.full((count, *shape), start, dtype=dtype, device=self.features[0].device)
 
         own = [layout.block(self.ranks.rank, each) for layout, each in zip(self.layouts, self.features, strict=True)]
-        accumulators = [new_accumulator(len(block)) for block in own]
+        accumulators = [new_accumulator(len(block)) for block in own] if into is None else list(into)
         if self.algorithm == "column" and self.ranks.world_size > 1:
             for owner in range(self.ranks.world_size):
                 for side, rows in enumerate(own):

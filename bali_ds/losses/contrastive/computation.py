@@ -21,14 +21,14 @@ class LossResult:
         gradients: for each side float [n, d], the gradient by the unit features divided by `factor`.
         factor: float64 scalar.
         scale_derivative: scale * dL/dscale, float64 scalar; None if the scale acts through similarities alone.
-        bias_gradient: float64 scalar.
+        bias_gradient: float64 scalar; None if the loss has no bias.
     """
 
     loss: Tensor
     gradients: list[Tensor]
     factor: Tensor
     scale_derivative: Tensor | None
-    bias_gradient: Tensor
+    bias_gradient: Tensor | None
 
 
 class LossComputation(ABC):
@@ -78,9 +78,9 @@ class LossComputation(ABC):
         slopes = [slope for _, slope in per_anchor]
         # Gradients are computed relative to the largest slope, so that those of a saturated loss do not underflow.
         largest = reduce(torch.maximum, (slope.amax() if len(slope) else slope.new_zeros(()) for slope in slopes))
-        largest = torch.where(largest > 0, largest, 1.0)
+        largest = largest + (largest == 0)
         gradients: list[Tensor] = []
-        bias_gradient = torch.zeros_like(loss)
+        bias_gradient = None
         if with_gradients or self.formula.logistic:
             gradients, totals = self.gradients(slopes, largest)
             if totals is not None:

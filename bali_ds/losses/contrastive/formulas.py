@@ -77,7 +77,10 @@ class LossFormula(ABC):
     exponent: Exponent | None = Exponent(1.0, 0.0, 0.0)
 
     def anchor_weights(self, num_positives: Tensor) -> Tensor:
-        """Return the weight of each anchor in the mean, here over anchors that have a positive."""
+        """Return the weight of each anchor in the mean over one side, here over anchors that have a positive.
+
+        A last dimension is the anchors of one side; the weights of several sides may be asked for at once.
+        """
         return normalized((num_positives > 0).double())
 
     @abstractmethod
@@ -128,8 +131,8 @@ class LogisticPositives(LossFormula):
 
 
 def normalized(values: Tensor) -> Tensor:
-    """Return values divided by their sum; zeros if that is zero."""
-    return values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
+    """Return values divided by their sum over the last dimension; zeros if that is zero."""
+    return values / values.sum(-1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
 
 
 class NTXent(LogisticPositives):
@@ -164,6 +167,10 @@ class Clip(NTXent):
 
     joint = False
     partner_only = True
+
+    def anchor_weights(self, num_positives: Tensor) -> Tensor:
+        """Return the weight of each anchor in the mean over anchors that have a partner."""
+        return normalized(num_positives)
 
 
 class SupCon(LossFormula):

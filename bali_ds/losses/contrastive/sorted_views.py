@@ -191,12 +191,19 @@ def normalize_rows_backward(
     Returns:
         The gradients, and float64 scalar, the sum over rows of <gradient, features>, times `factor`.
     """
+    radial = _remove_radial(gradient, features, inverse, factor)
+    del features  # freed, unless the caller holds it, before another tensor of its size is made
+    ordered = torch.empty_like(gradient).index_copy_(0, order.to(gradient.device), gradient)
+    parts = ordered.split([len(tensor) for tensor in like])
+    return tuple(part.to(tensor.dtype) for part, tensor in zip(parts, like, strict=True)), radial * factor
+
+
+def _remove_radial(gradient: Tensor, features: Tensor, inverse: Tensor, factor: Tensor) -> Tensor:
+    """Turn gradients by unit rows into those by the rows, in place; return the sum of <gradient, features>."""
     radial = torch.zeros((), dtype=torch.float64, device=gradient.device)
     for rows, unit, scales in zip(gradient.split(_ROWS), features.split(_ROWS), inverse.split(_ROWS), strict=True):
         wide = unit.to(rows.dtype)
         along = (rows * wide).sum(dim=1, keepdim=True, dtype=torch.float64)
         radial += along.sum()
         rows.addcmul_(wide, along.to(rows.dtype), value=-1).mul_((scales * factor)[:, None].to(rows.dtype))
-    ordered = torch.empty_like(gradient).index_copy_(0, order.to(gradient.device), gradient)
-    parts = ordered.split([len(tensor) for tensor in like])
-    return tuple(part.to(tensor.dtype) for part, tensor in zip(parts, like, strict=True)), radial * factor
+    return radial

@@ -1,7 +1,7 @@
 """Evaluation of a contrastive loss by Triton kernels: everything stays on the device, and nothing waits for it."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -9,16 +9,14 @@ from torch import Tensor
 from bali_ds.losses.contrastive import triton_negatives, triton_positives
 from bali_ds.losses.contrastive.communication import BlockFunction, Exchange
 from bali_ds.losses.contrastive.computation import LossComputation
-from bali_ds.losses.contrastive.formulas import AnchorStatistics, LossFormula, MultiSimilarity
+from bali_ds.losses.contrastive.formulas import AnchorStatistics, LogisticPositives, LossFormula, MultiSimilarity
 from bali_ds.losses.contrastive.sorted_views import ViewBlock
 from bali_ds.losses.contrastive.triton_views import IndexedLayout, Runs, find_occurrences, find_runs
 from bali_ds.losses.contrastive.workspace import Workspace
 
 WORKSPACE_BYTES = 1 << 30
 """Most memory that the derivatives of one stripe of rows take."""
-_ROW_MULTIPLE = 128  # rows of a stripe, unless it is the last
-_LEAST_SYMMETRIC_ROWS = 1024
-_SYMMETRIC_STRIPES = 16  # at least, because pairs below the diagonal of a stripe are computed twice
+_ROW_MULTIPLE = triton_negatives.SYMMETRIC_ROWS  # rows of a stripe, unless it is the last
 
 
 class TritonComputation(LossComputation):
@@ -39,28 +37,28 @@ class TritonComputation(LossComputation):
             scale: the logit scale, float64 scalar.
             bias: the logit bias, float64 scalar.
             exchange: the views; its layouts are `IndexedLayout`s.
-            stripe: rows processed at a time; None: as many as `WORKSPACE_BYTES` hold.
+            stripe: rows processed at a time, rounded to a multiple of `SYMMETRIC_ROWS`; None: as many as
+                `WORKSPACE_BYTES` hold.
         """
         super().__init__(formula, scale, exchange)
         self.bias, self.stripe = bias, stripe
         self.layouts = [layout for layout in exchange.layouts if isinstance(layout, IndexedLayout)]
         self.workspace = Workspace(scale.device)
+        counts = [layout.num_views for layout in self.layouts]
+        num_positives = torch.empty(sum(counts), dtype=torch.float64, device=scale.device)
         self.occurrences = [
-            find_occurrences(layout, self.layouts[-1 - layout.side], partners=formula.partner_only)
-            for layout in self.layouts
+            find_occurrences(layout, self.layouts[-1 - layout.side], lengths, partners=formula.partner_only)
+            for layout, lengths in zip(self.layouts, num_positives.split(counts), strict=True)
         ]
         self._runs: dict[tuple[int, ...], Runs] = {}
-        num_positives = [self._count_positives(runs) for runs in self.occurrences]
-        weight = _joined([self._anchor_weights(each) for each in num_positives])
-        zero = torch.zeros_like(weight)
-        self.anchors = [AnchorStatistics(weight, _joined(num_positives), zero, zero, zero, zero)]
+        if formula.joint:
+            num_positives -= 1  # a view is not its own positive
+        # Sides of one length are evaluated at once.
+        sides = [num_positives.view(len(counts), -1)] if len(set(counts)) == 1 else num_positives.split(counts)
+        weight = _joined([self._anchor_weights(each).flatten() for each in sides])
+        unknown = weight.new_empty(0)
+        self.anchors = [AnchorStatistics(weight, num_positives, unknown, unknown, unknown, unknown)]
         self.floors: Tensor | None = None
-
-    def _count_positives(self, runs: Runs) -> Tensor:
-        if runs.partners is not None:
-            return (runs.partners >= 0).double()
-        counts = (runs.ends - runs.begins).double()
-        return counts - 1 if self.formula.joint else counts
 
     def sum_negatives(self) -> None:
         """Compute `AnchorStatistics.log_negatives`, and `nearest` if negatives are mined."""
@@ -68,20 +66,14 @@ class TritonComputation(LossComputation):
             return
         anchors = self.anchors[0]
         if not isinstance(self.formula, MultiSimilarity):
-            sums = self.exchange.accumulate(
-                self._add_negatives, (), torch.float64, start=-math.inf, combine=torch.logaddexp
-            )
-            self.anchors = [anchors._replace(log_negatives=self._gathered(sums))]
+            log_negatives = self._accumulate(self._add_negatives, (), -math.inf, torch.logaddexp)
+            self.anchors = [anchors._replace(log_negatives=log_negatives)]
             return
-        farthest = self.exchange.accumulate(
-            self._add_positives(triton_positives.FARTHEST), (), torch.float64, start=-math.inf, combine=torch.maximum
-        )
-        least = self.formula.least_negative_cosine(-self._gathered(farthest))
+        add_farthest = self._add_positives(triton_positives.FARTHEST)
+        least = self.formula.least_negative_cosine(-self._accumulate(add_farthest, (), -math.inf, torch.maximum))
         self.floors = (least * self.scale / math.log(2)).float()
-        sums = self.exchange.accumulate(
-            self._add_negatives, (3,), torch.float64, start=-math.inf, combine=triton_negatives.merge_mined_sums
-        )
-        largest, total, spread = self._gathered(sums).unbind(-1)
+        sums = self._accumulate(self._add_negatives, (3,), -math.inf, triton_negatives.merge_mined_sums)
+        largest, total, spread = sums.unbind(-1)
         log_total = total.log()  # minus infinity where no negative counts
         self.entropies = [(log_total + spread / total).where(total > 0, 0.0)]
         log_negatives = (largest + log_total).where(total > 0, -math.inf)
@@ -90,7 +82,7 @@ class TritonComputation(LossComputation):
     def sum_positives(self) -> None:
         """Compute `AnchorStatistics.first` and `second`."""
         terms = triton_positives.LOGISTIC if self.formula.exponent is None else triton_positives.EXPONENTIAL
-        sums = self._gathered(self.exchange.accumulate(self._add_positives(terms), (2,), torch.float64))
+        sums = self._accumulate(self._add_positives(terms), (2,), 0.0, torch.add)
         self.anchors = [self.anchors[0]._replace(first=sums[:, 0], second=sums[:, 1])]
 
     def gradients(self, slopes: Sequence[Tensor], largest: Tensor) -> tuple[list[Tensor], Tensor | None]:
@@ -101,12 +93,12 @@ class TritonComputation(LossComputation):
             negatives = triton_negatives.LOGISTIC
         elif formula.mined:
             negatives = triton_negatives.MINED
-        factors = slopes[0] / largest
+        factors = torch.empty_like(slopes[0], dtype=torch.float32)
+        torch.div(slopes[0], largest, out=factors)
         if not formula.logistic:
-            # The derivative c exp(s - z) is the exponential of s - (z - log c).
-            exponents = (anchors.log_negatives - factors.log()) / math.log(2)
-            factors = exponents.where(factors > 0, math.inf)
-        factors = factors.float()
+            # The derivative c exp(s - z) is the exponential of s + log(c) - z; an anchor without negatives has no z.
+            torch.sub(factors.log2(), anchors.log_negatives, alpha=1 / math.log(2), out=factors)
+            factors.nan_to_num_(nan=-math.inf, neginf=-math.inf)
         limit = formula.largest_positive_cosine(anchors)
         slopes_of_positives = [*formula.positive_slopes(anchors), *(() if limit is None else (limit,))]
         positives = torch.stack([each for each in slopes_of_positives if each is not None])
@@ -120,7 +112,7 @@ class TritonComputation(LossComputation):
             symmetric: bool,
         ) -> None:
             itemsize = self.exchange.features[0].element_size()
-            for upper, left, same in self._stripes(rows, columns, symmetric, len(columns) * itemsize):
+            for upper, left in self._stripes(rows, columns, symmetric, itemsize):
                 assert upper.features is not None
                 assert left.features is not None
                 runs = self._runs_of(upper, rows, columns)
@@ -128,6 +120,7 @@ class TritonComputation(LossComputation):
                     upper.features, left.features, runs.begins, runs.ends,
                     (self._at(factors, upper), self._at(factors, left)), self.scale, self.bias, left.start, negatives,
                     self.workspace, self._floors_of(upper, left), both=column_accumulator is not None,
+                    symmetric=symmetric,
                 )  # fmt: skip
                 triton_positives.write_positive_derivatives(
                     upper.features, left.features, runs, self._partners(left),
@@ -137,13 +130,15 @@ class TritonComputation(LossComputation):
                 if totals is not None and sums is not None:
                     totals.add_(sums.sum(1, dtype=torch.float64))
                 triton_negatives.add_product(row_accumulator[upper.within(rows)], derivatives, left.features)
+                same = len(upper) if symmetric else 0
                 if column_accumulator is not None and same < len(left):
                     triton_negatives.add_product(
                         column_accumulator[left.within(columns)][same:], derivatives[:, same:].T, upper.features
                     )
 
-        width = self.exchange.features[0].shape[1]
-        return self.exchange.accumulate(add_gradients, (width,), torch.float32), totals
+        shape = (self.exchange.features[0].shape[1],)
+        into = self._accumulators(shape, torch.float32, 0.0)[1]
+        return self.exchange.accumulate(add_gradients, shape, torch.float32, into=into), totals
 
     def _add_negatives(
         self,
@@ -153,7 +148,7 @@ class TritonComputation(LossComputation):
         column_accumulator: Tensor | None,
         symmetric: bool,
     ) -> None:
-        for upper, left, same in self._stripes(rows, columns, symmetric, len(columns) // 4):
+        for upper, left in self._stripes(rows, columns, symmetric, 0.25):
             assert upper.features is not None
             assert left.features is not None
             runs = self._runs_of(upper, rows, columns)
@@ -161,15 +156,16 @@ class TritonComputation(LossComputation):
                 upper.features, left.features, runs.begins, runs.ends, self.scale, left.start,
                 row_accumulator[upper.within(rows)],
                 None if column_accumulator is None else column_accumulator[left.within(columns)],
-                same, self.workspace, self._floors_of(upper, left),
+                self.workspace, self._floors_of(upper, left), symmetric=symmetric,
             )  # fmt: skip
 
     def _add_positives(self, terms: int) -> BlockFunction:
         """Return the function that adds sums over positives of anchors to accumulators, see `triton_positives`."""
         anchors = self.anchors[0]
-        offsets = (
-            self.formula.positive_slopes(anchors).offset.contiguous() if terms == triton_positives.LOGISTIC else None
-        )
+        offsets = None
+        if terms == triton_positives.LOGISTIC:
+            assert isinstance(self.formula, LogisticPositives)
+            offsets = self.formula.offsets(anchors).expand_as(anchors.weight).contiguous()
         limits = self.formula.largest_positive_cosine(anchors) if terms == triton_positives.EXPONENTIAL else None
 
         def add(anchors: ViewBlock, others: ViewBlock, accumulator: Tensor) -> None:
@@ -197,23 +193,20 @@ class TritonComputation(LossComputation):
         return add_both
 
     def _stripes(
-        self, rows: ViewBlock, columns: ViewBlock, symmetric: bool, bytes_per_row: int
-    ) -> Iterator[tuple[ViewBlock, ViewBlock, int]]:
-        """Yield (rows, columns, how many of the leading columns are the rows) of each stripe.
+        self, rows: ViewBlock, columns: ViewBlock, symmetric: bool, bytes_per_pair: float
+    ) -> Iterator[tuple[ViewBlock, ViewBlock]]:
+        """Yield (rows, columns) of each stripe.
 
-        If rows and columns are the same views, columns left of a stripe's rows are skipped.
+        If rows and columns are the same views, columns left of a stripe's rows are skipped: its first columns are its
+        rows.
         """
-        height = self.stripe
-        if height is None:
-            height = max(1, WORKSPACE_BYTES // (bytes_per_row * _ROW_MULTIPLE)) * _ROW_MULTIPLE if bytes_per_row else 1
-            if symmetric:
-                smallest = math.ceil(len(rows) / _SYMMETRIC_STRIPES / _ROW_MULTIPLE) * _ROW_MULTIPLE
-                height = min(height, max(smallest, _LEAST_SYMMETRIC_ROWS))
-        if len(columns):
-            for first in range(0, len(rows), height):
-                upper = rows.part(first, first + height)
-                left = columns.part(first, len(columns)) if symmetric else columns
-                yield upper, left, len(upper) if symmetric else 0
+        first = 0
+        while first < len(rows) and len(columns):
+            left = columns.part(first, len(columns)) if symmetric else columns
+            wanted = self.stripe or int(WORKSPACE_BYTES / (len(left) * bytes_per_pair))
+            height = max(wanted // _ROW_MULTIPLE, 1) * _ROW_MULTIPLE
+            yield rows.part(first, first + height), left
+            first += height
 
     def _runs_of(self, part: ViewBlock, rows: ViewBlock, columns: ViewBlock) -> Runs:
         """Return where the concepts of a part of `rows` occur among `columns`, by the numbers of columns."""
@@ -238,9 +231,21 @@ class TritonComputation(LossComputation):
         first = block.start + (self.layouts[0].num_views if block.side else 0)
         return values[..., first : first + len(block)]
 
-    def _gathered(self, own: list[Tensor]) -> Tensor:
-        """Return the values of all views of both sides, from those of this rank's views."""
-        return _joined(self._all_gather(own))
+    def _accumulators(
+        self, shape: tuple[int, ...], dtype: torch.dtype, start: float
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return initial values of this rank's views of both sides, and the parts of it that belong to each."""
+        counts = [len(features) for features in self.exchange.features]
+        whole = torch.full((sum(counts), *shape), start, dtype=dtype, device=self.scale.device)
+        return whole, whole.split(counts)
+
+    def _accumulate(
+        self, function: BlockFunction, shape: tuple[int, ...], start: float, combine: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """Return float64 [all views of both sides, *shape], accumulated over all pairs; a collective call."""
+        whole, sides = self._accumulators(shape, torch.float64, start)
+        sums = self.exchange.accumulate(function, shape, torch.float64, start=start, combine=combine, into=sides)
+        return whole if self.exchange.ranks.world_size == 1 else _joined(self._all_gather(sums))
 
 
 def _joined(sides: list[Tensor]) -> Tensor:

@@ -3,7 +3,10 @@
 Both compute the similarities by tensor cores in blocks that never leave the chip. What they write is small (a maximum
 and a sum for each view and block) or goes into a workspace (derivatives, in the dtype of the features), which cuBLAS
 multiplies into gradients. Partial sums are added in a fixed order, without atomics, so results repeat bit for bit.
-Exponents are relative to an anchor's own maximum or sum, so any logit scale is exact.
+Exponents are relative to an anchor's own maximum or sum where the logit scale is large, so any scale is exact.
+
+Blocks of one set of views against itself are symmetric: those below the diagonal are skipped, and the others count for
+both. The diagonal is made of squares as large as the longer edge of a block, so each block is on one side of it.
 """
 
 from typing import NamedTuple
@@ -20,6 +23,9 @@ EXPONENTIAL, MINED, LOGISTIC = 0, 1, 2  # what negatives contribute, see `bali_d
 _EXPONENTIAL, _MINED, _LOGISTIC = tl.constexpr(EXPONENTIAL), tl.constexpr(MINED), tl.constexpr(LOGISTIC)
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LOG_2 = tl.constexpr(0.6931471805599453)
+# Up to this scale, in units of log(2), exp(s - scale) of all similarities is a normal float32: one exponential serves a
+# row and a column.
+_COMMON_SHIFT = tl.constexpr(50.0)
 _GROUP = 8  # blocks of rows that share blocks of columns in the second-level cache
 _VIEWS, _BLOCKS = 128, 16  # views of one program that adds up partial sums, and blocks added at a time
 _ALIGNMENT = 64  # of the rows of derivatives in memory
@@ -51,6 +57,8 @@ class Blocks(NamedTuple):
         return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.registers}
 
 
+SYMMETRIC_ROWS = 128
+"""A multiple of the edges of all blocks."""
 SUM_BLOCKS = {torch.bfloat16: Blocks(128, 128, 64, 4, 3), torch.float32: Blocks(64, 128, 32, 4, 3)}
 DERIVATIVE_BLOCKS = {torch.bfloat16: Blocks(128, 128, 64, 4, 3), torch.float32: Blocks(64, 128, 32, 4, 3)}
 
@@ -64,6 +72,13 @@ def _block_position(num_rows, num_columns, height: tl.constexpr, breadth: tl.con
     size = tl.minimum(down - first, group)
     within = program % (group * across)
     return first + within % size, within // size
+
+
+@triton.jit
+def _right_of_diagonal(block_row, block_column, height: tl.constexpr, breadth: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return how many squares a block is right of the diagonal: 0 on it, negative below it."""
+    edge: tl.constexpr = height if height > breadth else breadth
+    return block_column * breadth // edge - block_row * height // edge
 
 
 @triton.jit
@@ -85,8 +100,24 @@ def _products(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _mask_positives(  # type: ignore[no-untyped-def]
+    total, begins, ends, row, column, first, num_rows, num_columns, column_number
+):  # fmt: skip
+    """Return products with minus infinity for views of one concept, and for rows and columns beyond the last."""
+    begin = tl.load(begins + row, row < num_rows, other=0)
+    end = tl.load(ends + row, row < num_rows, other=2147483647)
+    number = column_number + column
+    beyond = first + column.shape[0]
+    occurs = tl.max(((begin < column_number + beyond) & (end > column_number + first)).to(tl.int32), 0) > 0
+    if occurs | (beyond > num_columns):  # few blocks
+        negative = (number[None, :] < begin[:, None]) | (number[None, :] >= end[:, None])
+        total = tl.where(negative & (column < num_columns)[None, :], total, float("-inf"))
+    return total
+
+
+@triton.jit
 def _store_sums(  # type: ignore[no-untyped-def]
-    logits, floors, out, plane, view, exists, axis: tl.constexpr, negatives: tl.constexpr
+    logits, floors, out, plane, exists, axis: tl.constexpr, negatives: tl.constexpr
 ):  # fmt: skip
     """Write the maximum of logits along an axis, the sum of exponentials relative to it and, if mined, their spread."""
     largest = tl.max(logits, axis)
@@ -96,9 +127,9 @@ def _store_sums(  # type: ignore[no-untyped-def]
     if negatives == _MINED:
         counts = logits >= tl.expand_dims(floors, axis)
         values = tl.where(counts, values, 0.0)
-        tl.store(out + 2 * plane + view, tl.sum(tl.where(counts, -gaps * values, 0.0), axis), exists)
-    tl.store(out + view, largest, exists)
-    tl.store(out + plane + view, tl.sum(values, axis), exists)
+        tl.store(out + 2 * plane, tl.sum(tl.where(counts, -gaps * values, 0.0), axis), exists)
+    tl.store(out, largest, exists)
+    tl.store(out + plane, tl.sum(values, axis), exists)
 
 
 _VARYING = ("begins", "ends", "num_rows", "num_columns", "column_number")  # see triton_views.py
@@ -108,39 +139,53 @@ _VARYING = ("begins", "ends", "num_rows", "num_columns", "column_number")  # see
 def _sum_kernel(  # type: ignore[no-untyped-def]
     rows, columns, begins, ends, row_floors, column_floors, scale, row_sums, column_sums, num_rows, num_columns,
     column_number, width: tl.constexpr, height: tl.constexpr, breadth: tl.constexpr, depth: tl.constexpr,
-    group: tl.constexpr, negatives: tl.constexpr, by_column: tl.constexpr, precision: tl.constexpr,
+    group: tl.constexpr, negatives: tl.constexpr, by_column: tl.constexpr, symmetric: tl.constexpr,
+    precision: tl.constexpr,
 ):  # fmt: skip
     block_row, block_column = _block_position(num_rows, num_columns, height, breadth, group)
     row = block_row * height + tl.arange(0, height)
-    column = block_column * breadth + tl.arange(0, breadth)
-    total = _products(rows, columns, row, column, num_rows, num_columns, width, depth, precision)
+    first = block_column * breadth
+    column = first + tl.arange(0, breadth)
     row_exists, column_exists = row < num_rows, column < num_columns
-    begin = tl.load(begins + row, row_exists, other=0)
-    end = tl.load(ends + row, row_exists, other=2147483647)  # so that rows beyond the last have no negatives
-    number = column_number + column
-    counts = ((number[None, :] < begin[:, None]) | (number[None, :] >= end[:, None])) & column_exists[None, :]
-    logits = tl.where(counts, total * (tl.load(scale) * _LOG2_E).to(tl.float32), float("-inf"))
-    row_floor = begin
-    column_floor = column
+    if symmetric:
+        beyond = _right_of_diagonal(block_row, block_column, height, breadth)
+        if beyond < 0:
+            return
+        column_exists = column < tl.where(beyond > 0, num_columns, 0)  # rows alone count the pairs of a square
+    total = _products(rows, columns, row, column, num_rows, num_columns, width, depth, precision)
+    total = _mask_positives(total, begins, ends, row, column, first, num_rows, num_columns, column_number)
+    factor = (tl.load(scale) * _LOG2_E).to(tl.float32)
+    down, across = tl.cdiv(num_rows, height).to(tl.int64), tl.cdiv(num_columns, breadth).to(tl.int64)
+    row_plane, column_plane = across * num_rows, down * num_columns
+    into_rows = row_sums + block_column.to(tl.int64) * num_rows + row
+    into_columns = column_sums + block_row.to(tl.int64) * num_columns + column
     if negatives == _MINED:
         row_floor = tl.load(row_floors + row, row_exists, other=float("inf"))
         column_floor = tl.load(column_floors + column, column_exists, other=float("inf"))
-    down, across = tl.cdiv(num_rows, height).to(tl.int64), tl.cdiv(num_columns, breadth).to(tl.int64)
-    into_rows = row_sums + block_column.to(tl.int64) * num_rows
-    _store_sums(logits, row_floor, into_rows, across * num_rows, row, row_exists, 1, negatives)
-    if by_column:
-        into_columns = column_sums + block_row.to(tl.int64) * num_columns
-        _store_sums(logits, column_floor, into_columns, down * num_columns, column, column_exists, 0, negatives)
+        _store_sums(total * factor, row_floor, into_rows, row_plane, row_exists, 1, negatives)
+        if by_column:
+            _store_sums(total * factor, column_floor, into_columns, column_plane, column_exists, 0, negatives)
+    elif factor <= _COMMON_SHIFT:
+        values = tl.exp2(total * factor - factor)
+        tl.store(into_rows, tl.full((height,), 0.0, tl.float32) + factor, row_exists)
+        tl.store(into_rows + row_plane, tl.sum(values, 1), row_exists)
+        if by_column:
+            tl.store(into_columns, tl.full((breadth,), 0.0, tl.float32) + factor, column_exists)
+            tl.store(into_columns + column_plane, tl.sum(values, 0), column_exists)
+    else:
+        _store_sums(total * factor, row, into_rows, row_plane, row_exists, 1, negatives)
+        if by_column:
+            _store_sums(total * factor, column, into_columns, column_plane, column_exists, 0, negatives)
 
 
-@triton.jit(do_not_specialize=["accumulator", "num_blocks", "num_views", "first", "num_kept"])
+@triton.jit(do_not_specialize=["accumulator", "num_blocks", "num_views"])
 def _fold_kernel(  # type: ignore[no-untyped-def]
-    sums, accumulator, num_blocks, num_views, first, num_kept, views: tl.constexpr, blocks: tl.constexpr,
-    negatives: tl.constexpr,
+    sums, accumulator, num_blocks, num_views, views: tl.constexpr, blocks: tl.constexpr, negatives: tl.constexpr,
+    size: tl.constexpr, edge: tl.constexpr, symmetric: tl.constexpr, of_columns: tl.constexpr,
 ):  # fmt: skip
-    """Add the partial sums of each view, in the order of the blocks, to its accumulator."""
-    kept = tl.program_id(0) * views + tl.arange(0, views)
-    exists = kept < num_kept
+    """Add the partial sums of each view, in the order of the blocks of some size, to its accumulator."""
+    view = tl.program_id(0) * views + tl.arange(0, views)
+    exists = view < num_views
     plane = num_blocks.to(tl.int64) * num_views
     largest = tl.full((views,), float("-inf"), tl.float32)
     total = tl.zeros((views,), tl.float32)
@@ -148,7 +193,10 @@ def _fold_kernel(  # type: ignore[no-untyped-def]
     for start in range(0, num_blocks, blocks):
         block = start + tl.arange(0, blocks)
         inside = (block < num_blocks)[:, None] & exists[None, :]
-        at = sums + block.to(tl.int64)[:, None] * num_views + (first + kept)[None, :]
+        if symmetric:
+            square, own = (block * size // edge)[:, None], (view // edge)[None, :]
+            inside = inside & (square < own if of_columns else square >= own)
+        at = sums + block.to(tl.int64)[:, None] * num_views + view[None, :]
         maxima = tl.load(at, inside, other=float("-inf"))
         parts = tl.load(at + plane, inside, other=0.0)
         higher = tl.maximum(largest, tl.max(maxima, 0))
@@ -165,7 +213,7 @@ def _fold_kernel(  # type: ignore[no-untyped-def]
     log_2 = tl.full((1,), _LOG_2, tl.float64)
     peak = largest.to(tl.float64) * log_2
     if negatives == _MINED:
-        into = accumulator + 3 * (first + kept).to(tl.int64)
+        into = accumulator + 3 * view.to(tl.int64)
         old = tl.load(into, exists, other=float("-inf"))
         empty = old == float("-inf")
         old_total = tl.where(empty, 0.0, tl.load(into + 1, exists, other=0.0))
@@ -180,7 +228,7 @@ def _fold_kernel(  # type: ignore[no-untyped-def]
         tl.store(into + 1, by_old * old_total + by_new * wide, exists)
         tl.store(into + 2, by_old * old_spread + by_new * new_spread, exists)
     else:
-        into = accumulator + (first + kept)
+        into = accumulator + view
         old = tl.load(into, exists, other=float("-inf"))
         new = tl.where(total > 0, peak + tl.log(total.to(tl.float64)), float("-inf"))
         higher = tl.maximum(old, new)
@@ -201,49 +249,71 @@ def _log1p(value):  # type: ignore[no-untyped-def]
 def _derivative_kernel(  # type: ignore[no-untyped-def]
     rows, columns, begins, ends, row_factors, column_factors, row_floors, column_floors, scale, bias, out, totals,
     num_rows, num_columns, column_number, stride, both, width: tl.constexpr, height: tl.constexpr,
-    breadth: tl.constexpr, depth: tl.constexpr, group: tl.constexpr, negatives: tl.constexpr, precision: tl.constexpr,
+    breadth: tl.constexpr, depth: tl.constexpr, group: tl.constexpr, negatives: tl.constexpr,
+    symmetric: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
     """Write the derivatives by the similarities of one block; for logistic negatives also the block's sums."""
     block_row, block_column = _block_position(num_rows, num_columns, height, breadth, group)
     row = block_row * height + tl.arange(0, height)
-    column = block_column * breadth + tl.arange(0, breadth)
-    total = _products(rows, columns, row, column, num_rows, num_columns, width, depth, precision)
+    first = block_column * breadth
+    column = first + tl.arange(0, breadth)
     row_exists, column_exists = row < num_rows, column < num_columns
-    begin = tl.load(begins + row, row_exists, other=0)
-    end = tl.load(ends + row, row_exists, other=2147483647)
-    number = column_number + column
-    counts = (number[None, :] < begin[:, None]) | (number[None, :] >= end[:, None])
-    # Rows and columns beyond the last have a factor of 0, or an exponent of minus infinity.
-    beyond: tl.constexpr = 0.0 if negatives == _LOGISTIC else float("inf")
-    by_row = tl.load(row_factors + row, row_exists, other=beyond)[:, None]
-    by_column = tl.load(column_factors + column, column_exists, other=beyond)[None, :]
+    if symmetric:
+        beyond = _right_of_diagonal(block_row, block_column, height, breadth)
+        if beyond < 0:
+            return
+    total = _products(rows, columns, row, column, num_rows, num_columns, width, depth, precision)
     if negatives == _LOGISTIC:
+        by_row = tl.load(row_factors + row, row_exists, other=0.0)[:, None]
+        by_column = tl.load(column_factors + column, column_exists, other=0.0)[None, :]
+        total = _mask_positives(total, begins, ends, row, column, first, num_rows, num_columns, column_number)
         logits = total * tl.load(scale).to(tl.float32) + tl.load(bias).to(tl.float32)
-        slopes = tl.where(counts, tl.sigmoid(logits), 0.0)
+        slopes = tl.sigmoid(logits)
         derivatives = slopes * (by_row + by_column)
         # Where only rows accumulate, another rank processes the columns as rows and adds their terms.
         counted = tl.where(column_exists[None, :], by_row, 0.0) + tl.where(row_exists[:, None], by_column, 0.0) * both
-        losses = tl.where(counts, tl.maximum(logits, 0.0) + _log1p(tl.exp(-tl.abs(logits))), 0.0)
+        losses = tl.maximum(logits, 0.0) + _log1p(tl.exp(-tl.abs(logits)))
         program, programs = tl.program_id(0), tl.num_programs(0)
         tl.store(totals + program, tl.sum(tl.sum(losses * counted, 1), 0))
         tl.store(totals + programs + program, tl.sum(tl.sum(slopes * counted, 1), 0))
     else:
-        logits = total * (tl.load(scale) * _LOG2_E).to(tl.float32)
-        of_row, of_column = tl.exp2(logits - by_row), tl.exp2(logits - by_column)
+        by_row = tl.load(row_factors + row, row_exists, other=float("-inf"))[:, None]
+        by_column = tl.load(column_factors + column, column_exists, other=float("-inf"))[None, :]
+        factor = (tl.load(scale) * _LOG2_E).to(tl.float32)
         if negatives == _MINED:
-            row_floor = tl.load(row_floors + row, row_exists, other=float("inf"))
-            column_floor = tl.load(column_floors + column, column_exists, other=float("inf"))
-            of_row = tl.where(logits >= row_floor[:, None], of_row, 0.0)
-            of_column = tl.where(logits >= column_floor[None, :], of_column, 0.0)
-        derivatives = tl.where(counts, of_row + of_column, 0.0)
-    into = out + row.to(tl.int64)[:, None] * stride + column[None, :]
-    tl.store(into, rounded(derivatives, out.dtype.element_ty), row_exists[:, None] & column_exists[None, :])
+            logits = total * factor
+            row_floor = tl.load(row_floors + row, row_exists, other=float("inf"))[:, None]
+            column_floor = tl.load(column_floors + column, column_exists, other=float("inf"))[None, :]
+            derivatives = tl.where(logits >= row_floor, tl.exp2(logits + by_row), 0.0)
+            derivatives += tl.where(logits >= column_floor, tl.exp2(logits + by_column), 0.0)
+        elif factor <= _COMMON_SHIFT:
+            derivatives = tl.exp2(total * factor - factor) * (tl.exp2(by_row + factor) + tl.exp2(by_column + factor))
+        else:
+            derivatives = tl.exp2(total * factor + by_row) + tl.exp2(total * factor + by_column)
+    values = rounded(derivatives, out.dtype.element_ty)
+    # Padding is written too: a mask of a known alignment leaves the stores wide.
+    down, across = tl.arange(0, height), tl.arange(0, breadth)
+    into = out + (block_row * height).to(tl.int64) * stride + first
+    tl.store(
+        into + (down[:, None] * stride + across[None, :]), values, row_exists[:, None] & (column < stride)[None, :]
+    )
+    if symmetric:  # noqa: SIM102 - the compiler decides this one
+        if (beyond > 0) & (first < num_rows):  # all rows of the block exist
+            mirrored = out + first.to(tl.int64) * stride + block_row * height
+            within = across[:, None] * stride + down[None, :]
+            tl.store(mirrored + within, tl.trans(values), (column < num_rows)[:, None])
+
+
+def derivative_blocks(dtype: torch.dtype, negatives: int) -> Blocks:
+    """Return the blocks of derivatives; those of logistic negatives need twice the registers besides the products."""
+    blocks = DERIVATIVE_BLOCKS[dtype]
+    return blocks._replace(warps=2 * blocks.warps) if negatives == LOGISTIC else blocks
 
 
 def add_negative_sums(
     rows: Tensor, columns: Tensor, begins: Tensor, ends: Tensor, scale: Tensor, column_number: int,
-    row_accumulator: Tensor, column_accumulator: Tensor | None, skipped: int, workspace: Workspace,
-    floors: tuple[Tensor, Tensor] | None = None,
+    row_accumulator: Tensor, column_accumulator: Tensor | None, workspace: Workspace,
+    floors: tuple[Tensor, Tensor] | None = None, *, symmetric: bool = False,
 ) -> None:  # fmt: skip
     """Add the sums of exp(s) over negatives to the accumulators of rows and columns.
 
@@ -260,9 +330,10 @@ def add_negative_sums(
         column_number: the number of the first column.
         row_accumulator: of the rows.
         column_accumulator: of the columns, or None.
-        skipped: number of leading columns whose accumulators stay as they are.
         workspace: for partial sums.
         floors: float32 [m] and [n], in units of log(2).
+        symmetric: whether the first m columns are the rows, with the same accumulators, so that each pair is computed
+            once; m is n or a multiple of `SYMMETRIC_ROWS`.
     """
     blocks, negatives = SUM_BLOCKS[rows.dtype], EXPONENTIAL if floors is None else MINED
     down, across = triton.cdiv(len(rows), blocks.rows), triton.cdiv(len(columns), blocks.columns)
@@ -273,14 +344,17 @@ def add_negative_sums(
     _sum_kernel[(down * across,)](
         rows, columns, begins, ends, row_floors, column_floors, scale, row_sums, column_sums, len(rows), len(columns),
         column_number, rows.shape[1], blocks.rows, blocks.columns, blocks.depth, _GROUP, negatives,
-        column_accumulator is not None, PRECISION, **blocks.options,
+        column_accumulator is not None, symmetric, PRECISION, **blocks.options,
     )  # fmt: skip
-    for sums, accumulator, first in ((row_sums, row_accumulator, 0), (column_sums, column_accumulator, skipped)):
+    for sums, accumulator, size in (
+        (row_sums, row_accumulator, blocks.columns), (column_sums, column_accumulator, blocks.rows),
+    ):  # fmt: skip
         _, num_blocks, views = sums.shape
-        if accumulator is not None and views > first:
-            _fold_kernel[(triton.cdiv(views - first, _VIEWS),)](
-                sums, accumulator, num_blocks, views, first, views - first, _VIEWS, _BLOCKS, negatives
-            )
+        if accumulator is not None:
+            _fold_kernel[(triton.cdiv(views, _VIEWS),)](
+                sums, accumulator, num_blocks, views, _VIEWS, _BLOCKS, negatives, size,
+                max(blocks.rows, blocks.columns), symmetric, sums is column_sums,
+            )  # fmt: skip
 
 
 def merge_mined_sums(one: Tensor, other: Tensor) -> Tensor:
@@ -299,17 +373,20 @@ def merge_mined_sums(one: Tensor, other: Tensor) -> Tensor:
 def negative_derivatives(
     rows: Tensor, columns: Tensor, begins: Tensor, ends: Tensor, factors: tuple[Tensor, Tensor], scale: Tensor,
     bias: Tensor, column_number: int, negatives: int, workspace: Workspace,
-    floors: tuple[Tensor, Tensor] | None = None, *, both: bool,
+    floors: tuple[Tensor, Tensor] | None = None, *, both: bool, symmetric: bool = False,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Return the derivatives of the loss by the similarities of rows and columns, 0 between views of one concept.
+    """Return the derivatives of the loss by the similarities of rows and columns, as if all were negatives.
+
+    Those of positives are for `triton_positives.write_positive_derivatives` to overwrite: a mask of each value would
+    cost more than the few of them.
 
     Args:
         rows: float32 or bfloat16 [m, d], contiguous unit features, d a multiple of the depth of `DERIVATIVE_BLOCKS`.
         columns: same dtype [n, d].
-        begins: see `add_negative_sums`.
-        ends: see `add_negative_sums`.
+        begins: see `add_negative_sums`; for logistic negatives, whose sums are without positives.
+        ends: the same.
         factors: float32 [m] and [n]: a of the derivatives sigmoid(s_ij) * (a_i + a_j) of logistic negatives; else b of
-            exp(s_ij) * (exp(-b_i) + exp(-b_j)), in units of log(2).
+            exp(s_ij) * (exp(b_i) + exp(b_j)), in units of log(2).
         scale: float64 scalar, the logit scale.
         bias: float64 scalar, added to similarities if negatives are logistic.
         column_number: the number of the first column.
@@ -317,12 +394,13 @@ def negative_derivatives(
         workspace: holds the result until the next call.
         floors: if mined float32 [m] and [n], the smallest logit that counts, in units of log(2).
         both: whether the sums count the terms of columns too, not those of rows alone.
+        symmetric: see `add_negative_sums`; not for logistic negatives.
 
     Returns:
         Same dtype as rows [m, n]; and for logistic negatives float32 [2, blocks], the sums of softplus(s_ij + bias) *
         (a_i + a_j) and of their derivatives by the bias.
     """
-    blocks = DERIVATIVE_BLOCKS[rows.dtype]
+    blocks = derivative_blocks(rows.dtype, negatives)
     down, across = triton.cdiv(len(rows), blocks.rows), triton.cdiv(len(columns), blocks.columns)
     stride = triton.cdiv(len(columns), _ALIGNMENT) * _ALIGNMENT
     out = workspace.get("derivatives", (len(rows), stride), rows.dtype)
@@ -330,7 +408,7 @@ def negative_derivatives(
     _derivative_kernel[(down * across,)](
         rows, columns, begins, ends, *factors, *(floors or (None, None)), scale, bias, out, totals, len(rows),
         len(columns), column_number, stride, int(both), rows.shape[1], blocks.rows, blocks.columns, blocks.depth,
-        _GROUP, negatives, PRECISION, **blocks.options,
+        _GROUP, negatives, symmetric, PRECISION, **blocks.options,
     )  # fmt: skip
     return out[:, : len(columns)], totals
 

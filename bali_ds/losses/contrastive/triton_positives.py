@@ -126,7 +126,7 @@ def _slope_kernel(  # type: ignore[no-untyped-def]
     by_similarity: tl.constexpr, by_cosine: tl.constexpr, constant: tl.constexpr, limited: tl.constexpr,
     with_partners: tl.constexpr, joint: tl.constexpr,
 ):  # fmt: skip
-    """Write the derivatives by the similarities of positive pairs to out [rows, columns], and nothing else."""
+    """Write the derivatives by the similarities of positives to out [rows, columns], 0 for other pairs of a concept."""
     row = tl.program_id(0) * block + tl.arange(0, block)
     row_exists = row < num_rows
     begin = tl.maximum(tl.load(begins + row, row_exists, other=0) - column_number, 0)
@@ -139,15 +139,16 @@ def _slope_kernel(  # type: ignore[no-untyped-def]
         column = at + tl.arange(0, other_block)
         column_exists = column < num_columns
         cosines = _cosines(rows, columns, row, column, num_rows, num_columns, width, depth)
-        for_rows = (column[None, :] >= begin[:, None]) & (column[None, :] < end[:, None])
-        for_columns = for_rows
+        equal = (column[None, :] >= begin[:, None]) & (column[None, :] < end[:, None])
+        for_rows = equal
+        for_columns = equal
         if with_partners:
             row_partner = tl.load(row_partners + row, row_exists, other=-1)
             column_partner = tl.load(column_partners + column, column_exists, other=-1)
-            for_columns = for_rows & ((row_number + row)[:, None] == column_partner[None, :])
-            for_rows = for_rows & ((column_number + column)[None, :] == row_partner[:, None])
+            for_columns = equal & ((row_number + row)[:, None] == column_partner[None, :])
+            for_rows = equal & ((column_number + column)[None, :] == row_partner[:, None])
         if joint:
-            for_rows = for_rows & ((column_number + column)[None, :] != (row_number + row)[:, None])
+            for_rows = equal & ((column_number + column)[None, :] != (row_number + row)[:, None])
             for_columns = for_rows
         similarities = cosines * factor
         of_row = _slopes(
@@ -160,7 +161,7 @@ def _slope_kernel(  # type: ignore[no-untyped-def]
         )  # fmt: skip
         slopes = (tl.where(for_rows, of_row, 0.0) + tl.where(for_columns, of_column, 0.0)).to(tl.float32)
         into = out + row.to(tl.int64)[:, None] * out_stride + column[None, :]
-        tl.store(into, rounded(slopes, out.dtype.element_ty), for_rows | for_columns)
+        tl.store(into, rounded(slopes, out.dtype.element_ty), equal)
 
 
 def add_positive_sums(
@@ -196,7 +197,9 @@ def write_positive_derivatives(
     largest: Tensor, scale: Tensor, numbers: tuple[int, int], out: Tensor,
     exponent: tuple[float, float, float] | None, *, joint: bool,
 ) -> None:  # fmt: skip
-    """Write the derivatives of the loss by the similarities of positive pairs, and leave other pairs alone.
+    """Write the derivatives of the loss by the similarities of views of one concept, and leave other pairs alone.
+
+    They are 0 if neither is a positive of the other.
 
     Args:
         rows: float32 or bfloat16 [m, d], contiguous unit features, d a multiple of 64.

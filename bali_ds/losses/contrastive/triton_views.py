@@ -23,16 +23,18 @@ class Runs(NamedTuple):
         ends: int32 [anchors], one past the last; the same as `begins` where the array lacks the id.
         partners: int32 [anchors], the position of the view with the anchor's own input position if it has the same id,
             else of the first view of the id, -1 if there is none; None if they were not asked for.
+        lengths: float64 [anchors], the length of each run; with partners 1 if there is one, else 0.
     """
 
     begins: Tensor
     ends: Tensor
     partners: Tensor | None
+    lengths: Tensor
 
     def of(self, anchors: slice) -> "Runs":
         """Return the runs of some of the anchors."""
         partners = None if self.partners is None else self.partners[anchors]
-        return Runs(self.begins[anchors], self.ends[anchors], partners)
+        return Runs(self.begins[anchors], self.ends[anchors], partners, self.lengths[anchors])
 
 
 @triton.jit
@@ -51,12 +53,13 @@ def _lower_bounds(ids, sorted_ids, low, high, exists, steps, after: tl.constexpr
 # Vectors are parts of others: kernels depend neither on their alignment nor on numbers that differ from step to step.
 @triton.jit(
     do_not_specialize=[
-        "ids", "positions", "sorted_ids", "sorted_positions", "num_anchors", "num_others", "offset", "steps",
+        "ids", "positions", "sorted_ids", "sorted_positions", "lengths", "num_anchors", "num_others", "offset",
+        "steps",
     ]
 )  # fmt: skip
 def _runs_kernel(  # type: ignore[no-untyped-def]
-    ids, positions, sorted_ids, sorted_positions, begins, ends, partners, num_anchors, num_others, offset, steps,
-    block: tl.constexpr, with_partners: tl.constexpr,
+    ids, positions, sorted_ids, sorted_positions, begins, ends, partners, lengths, num_anchors, num_others, offset,
+    steps, block: tl.constexpr, with_partners: tl.constexpr,
 ):  # fmt: skip
     anchor = tl.program_id(0) * block + tl.arange(0, block)
     exists = anchor < num_anchors
@@ -66,6 +69,7 @@ def _runs_kernel(  # type: ignore[no-untyped-def]
     end = _lower_bounds(wanted, sorted_ids, begin, low + num_others, exists, steps, True)
     tl.store(begins + anchor, begin + offset, exists)
     tl.store(ends + anchor, end + offset, exists)
+    length = end - begin
     if with_partners:
         # Views of one id are in the order of their input positions.
         position = tl.load(positions + anchor, exists, other=0)
@@ -74,11 +78,13 @@ def _runs_kernel(  # type: ignore[no-untyped-def]
         found = found & (tl.load(sorted_positions + same, found, other=-1) == position)
         partner = tl.where(found, same, tl.where(begin < end, begin, -1))
         tl.store(partners + anchor, partner, exists)
+        length = tl.minimum(length, 1)
+    tl.store(lengths + anchor, length.to(tl.float64), exists)
 
 
 def find_runs(
     ids: Tensor, sorted_ids: Tensor, offset: int = 0, positions: Tensor | None = None,
-    sorted_positions: Tensor | None = None,
+    sorted_positions: Tensor | None = None, lengths: Tensor | None = None,
 ) -> Runs:  # fmt: skip
     """Return where each id is in a sorted array.
 
@@ -88,15 +94,18 @@ def find_runs(
         offset: added to begins and ends.
         positions: int64 [anchors], input positions of the anchors, if partners are wanted.
         sorted_positions: int64 [others], input positions, ascending where ids are equal.
+        lengths: float64 [anchors], where to write the lengths; None for a new tensor.
     """
     begins, ends = (torch.empty(len(ids), dtype=torch.int32, device=ids.device) for _ in range(2))
     partners = None if positions is None else torch.empty_like(begins)
+    if lengths is None:
+        lengths = torch.empty(len(ids), dtype=torch.float64, device=ids.device)
     if len(ids):
         _runs_kernel[(triton.cdiv(len(ids), _ANCHORS),)](
-            ids, positions, sorted_ids, sorted_positions, begins, ends, partners, len(ids), len(sorted_ids), offset,
-            len(sorted_ids).bit_length(), _ANCHORS, partners is not None,
+            ids, positions, sorted_ids, sorted_positions, begins, ends, partners, lengths, len(ids),
+            len(sorted_ids), offset, len(sorted_ids).bit_length(), _ANCHORS, partners is not None,
         )  # fmt: skip
-    return Runs(begins, ends, partners)
+    return Runs(begins, ends, partners, lengths)
 
 
 @dataclass(frozen=True)
@@ -136,19 +145,20 @@ def sort_views(side: int, concept_ids: Tensor, counts: list[int], ranks: Ranks) 
     return IndexedLayout(side, everyone[positions], orders, offsets, sorted_ids, by_id, numbers)
 
 
-def find_occurrences(layout: IndexedLayout, other: IndexedLayout, *, partners: bool) -> Runs:
+def find_occurrences(layout: IndexedLayout, other: IndexedLayout, lengths: Tensor, *, partners: bool) -> Runs:
     """Return how the views of one side occur on the other, all ranks included.
 
     Args:
         layout: the side of the anchors.
         other: the side of their positives.
+        lengths: float64 [views], where the lengths of the runs are written.
         partners: whether to find the partner of each view, by its number on the other side.
 
     Returns:
         Runs within `other.sorted_ids`; `partners` are numbers of views.
     """
     positions = layout.input_positions() if partners else None
-    runs = find_runs(layout.concept_ids, other.sorted_ids, 0, positions, other.sorted_positions)
+    runs = find_runs(layout.concept_ids, other.sorted_ids, 0, positions, other.sorted_positions, lengths)
     if runs.partners is None or other.sorted_numbers is None or not other.num_views:
         return runs
     at = runs.partners.long()
