@@ -1,4 +1,4 @@
-"""Text readers of graphs and passages refuse what is no regular file, and never wait for it."""
+"""Text readers of graphs and passages refuse pipes and devices, and never wait for them."""
 
 import os
 
