@@ -13,6 +13,7 @@ from bali_ds.data.loader import Loader
 from bali_ds.data.mixture import Mixture, open_mixture
 from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
+from bali_ds.losses.contrastive.workspace import DERIVATIVE_BYTES
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.build_model import DTYPES, build_aligner
 from bali_ds.model.text_encoder import read_configuration
@@ -132,6 +133,9 @@ def _activations(model: Aligner, batch: Batch, batch_plan: BatchPlan, *, on_gpu:
     # the contrastive loss holds both views of all ranks in fp32: normalized, gathered, and their gradients
     rows = 2 * batch.num_views * batch_plan.micro_batches * batch_plan.ranks
     features = 3 * 4 * rows * model.text.width
+    if on_gpu and model.objective.contrastive.weight:
+        # and the derivatives by the similarities of a stripe of views, in the dtype of the features
+        features += min(DERIVATIVE_BYTES, rows * rows * next(model.parameters()).element_size())
     return PassMemory(one.with_gradients + features, one.without_gradients + features)
 
 

@@ -43,6 +43,14 @@ def test_plan_of_the_sample(recipe):
     assert halves.seconds is None
 
 
+def test_a_gpu_also_holds_derivatives_by_all_similarities(recipe, monkeypatch):
+    whole = plan(recipe, ranks=2, on_gpu=True)
+    monkeypatch.setattr("bali_ds.planning.run_plan.DERIVATIVE_BYTES", 0)
+    without = plan(recipe, ranks=2, on_gpu=True)
+    views, itemsize = 2 * 2 * whole.views, {"fp32": 4, "bf16": 2}[recipe.precision]
+    assert whole.memory[0].activations - without.memory[0].activations == views**2 * itemsize
+
+
 def test_the_largest_batch_counts_linearized_neighborhoods(recipe):
     """The text encoder reads neighborhoods, the longest part of a linearized batch, as well as passages."""
     linearized = recipe.graph_encoder.model_copy(update={"kind": "linearized", "tokens": 128})

@@ -12,10 +12,8 @@ from bali_ds.losses.contrastive.computation import LossComputation
 from bali_ds.losses.contrastive.formulas import AnchorStatistics, LogisticPositives, LossFormula, MultiSimilarity
 from bali_ds.losses.contrastive.sorted_views import ViewBlock
 from bali_ds.losses.contrastive.triton_views import IndexedLayout, Runs, find_occurrences, find_runs
-from bali_ds.losses.contrastive.workspace import Workspace
+from bali_ds.losses.contrastive.workspace import DERIVATIVE_BYTES, Workspace
 
-WORKSPACE_BYTES = 1 << 30
-"""Most memory that the derivatives of one stripe of rows take."""
 _ROW_MULTIPLE = triton_negatives.SYMMETRIC_ROWS  # rows of a stripe, unless it is the last
 
 
@@ -38,7 +36,7 @@ class TritonComputation(LossComputation):
             bias: the logit bias, float64 scalar.
             exchange: the views; its layouts are `IndexedLayout`s.
             stripe: rows processed at a time, rounded to a multiple of `SYMMETRIC_ROWS`; None: as many as
-                `WORKSPACE_BYTES` hold.
+                `DERIVATIVE_BYTES` hold.
         """
         super().__init__(formula, scale, exchange)
         self.bias, self.stripe = bias, stripe
@@ -203,7 +201,7 @@ class TritonComputation(LossComputation):
         first = 0
         while first < len(rows) and len(columns):
             left = columns.part(first, len(columns)) if symmetric else columns
-            wanted = self.stripe or int(WORKSPACE_BYTES / (len(left) * bytes_per_pair))
+            wanted = self.stripe or int(DERIVATIVE_BYTES / (len(left) * bytes_per_pair))
             height = max(wanted // _ROW_MULTIPLE, 1) * _ROW_MULTIPLE
             yield rows.part(first, first + height), left
             first += height

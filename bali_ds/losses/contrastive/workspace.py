@@ -6,6 +6,9 @@ from math import prod
 import torch
 from torch import Tensor
 
+DERIVATIVE_BYTES = 1 << 30
+"""Most memory that the derivatives of one stripe of rows take on a GPU."""
+
 
 @dataclass
 class Workspace:
