@@ -4,7 +4,6 @@ import json
 import os
 import random
 import shutil
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from bali_ds.cli import main
 from bali_ds.config import Recipe
 from bali_ds.graph.builder import build_graph
 from bali_ds.graph.tables import TableSource
+from tests.ports import free_port
 
 REPOSITORY = Path(__file__).parents[1]
 TIMEOUT_FACTOR = float(os.environ.get("BALI_TIMEOUT_FACTOR", "1"))
@@ -144,10 +144,7 @@ def run_ranks(world_size: int, script: Path, *arguments: object, timeout: float 
 
     `timeout` is in seconds on an idle machine; `TIMEOUT_FACTOR` multiplies it.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     shared |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     ranks = [
         subprocess.Popen(

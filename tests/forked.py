@@ -1,7 +1,6 @@
 """Ranks as forks of one process that has imported everything, so that a job starts within a second."""
 
 import os
-import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -9,13 +8,7 @@ from typing import Any
 
 # Imports all that a rank needs. Nothing here starts a thread, so that forking is safe.
 import bali_ds.training.trainer
-
-
-def free_port() -> int:
-    """Return a port of this host that is not in use."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+from tests.ports import free_port
 
 
 def fork(function: Callable[..., Any], *arguments: Any) -> int:

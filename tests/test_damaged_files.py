@@ -351,7 +351,7 @@ INDEXED_NAMES = [
     (array("index/vectors.npy", np.asfortranarray), "vectors.npy: has float32 [2, 16]"),
 ]
 NAME_INDEXES = [
-    (written("graph.dictionary/dictionary.json", "[]"), "is the name index of another graph; remove it"),
+    (written("graph.dictionary/dictionary.json", "[]"), "is the name index of another graph or version; remove it"),
     (cut("graph.dictionary/keys.npy", -8), "keys.npy: has"),
     (objects("graph.dictionary/keys.npy"), "keys.npy: has object [1], expected uint64"),
     (array("graph.dictionary/keys.npy", lambda old: old[:0]), "graph.dictionary: is damaged; remove it"),

@@ -1,18 +1,19 @@
-"""The index of a shard set, `index.json`: its schema, and what it may name."""
+"""The index of a shard set, `index.json`: how it is read, and what it may name.
+
+Its schema is imported where it is used: loader workers import this module, and start sooner without pydantic.
+"""
 
 import hashlib
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
-
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, model_validator
+from typing import Any
 
 from bali_ds.errors import InputError
 from bali_ds.files import read_json
 from bali_ds.parsing import quoted, validated
-from bali_ds.shards.layout import FORMAT_VERSION, SAMPLE_DTYPE, SMALLEST_SAMPLE, token_dtype
+from bali_ds.shards.layout import FORMAT_VERSION, SAMPLE_DTYPE, token_dtype
 
 SPLITS = ("train", "validation")
 TABLES = ("samples.npy", "names.tokens.npy", "names.offsets.npy")
@@ -21,80 +22,6 @@ REBUILD = "rebuild it: bali-ds shards index"
 _TAR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LARGEST_INDEX, _MOST_VALUES = 64 << 20, 5_000_000
-
-_Count = Annotated[int, Field(ge=0, lt=2**48)]
-_Id = Annotated[int, Field(ge=0, lt=2**31)]
-
-
-def _each_is_a_count(counts: dict[str, Any]) -> dict[str, Any]:
-    """Refuse the first value that is not a count; pydantic would collect all of them, however many."""
-    for name, count in counts.items():
-        if type(count) is not int or not 0 <= count < 2**48:
-            raise ValueError(f"{name}: {quoted(count)} is not a count")
-    return counts
-
-
-_Counts = Annotated[dict[str, Any], AfterValidator(_each_is_a_count)]
-
-
-class _Schema(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
-
-
-class _Graph(_Schema):
-    names: _Id
-    concepts: _Id
-    relations: _Id
-
-
-class _Tokenizer(_Schema):
-    name: str
-    fingerprint: str
-    vocab_size: _Id
-    cls_id: _Id
-    sep_id: _Id
-    pad_id: _Id
-    mask_id: _Id
-    special_ids: Annotated[list[_Id], FailFast()]
-
-    @model_validator(mode="after")
-    def _ids_are_tokens(self) -> Self:
-        if max(self.cls_id, self.sep_id, self.pad_id, self.mask_id, *self.special_ids) >= self.vocab_size:
-            raise ValueError(f"a special token is outside of the vocabulary of {self.vocab_size} tokens")
-        return self
-
-
-class _Description(_Schema):
-    graph_fingerprint: str
-    graph: _Graph
-    tokenizer: _Tokenizer
-    max_tokens: Annotated[int, Field(ge=2, le=2**16)]
-    max_name_tokens: Annotated[int, Field(ge=1, le=2**16)]
-    stored_fan_out: Annotated[int, Field(ge=0, le=2**16)]
-
-
-class _Shard(_Schema):
-    name: Any  # checked before, with a message of its own
-    split: Literal["train", "validation"]
-    samples: _Count
-    bytes: _Count
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-
-    @model_validator(mode="after")
-    def _samples_fit(self) -> Self:
-        if self.samples * SMALLEST_SAMPLE > self.bytes:
-            raise ValueError(f"{self.bytes} bytes cannot hold {self.samples} samples")
-        return self
-
-
-class _Index(_Description):
-    fingerprint: str
-    counts: _Counts
-    shards: Annotated[list[_Shard], FailFast()]
-
-
-class _Report(_Schema):
-    counts: _Counts
 
 
 def read_index(path: Path, origin: str | None = None) -> dict[str, Any]:
@@ -108,6 +35,8 @@ def read_index(path: Path, origin: str | None = None) -> dict[str, Any]:
         InputError: it is missing, not JSON, of another version, lacks a key, has a value of another type or out of
             range, or lists a file of another name.
     """
+    from bali_ds.shards.index_schema import IndexSchema
+
     index = read_json(path / "index.json", limit=_LARGEST_INDEX, most_values=_MOST_VALUES)
     file = origin or str(path / "index.json")
     if not isinstance(index, dict) or index.get("format_version") != FORMAT_VERSION:
@@ -116,7 +45,7 @@ def read_index(path: Path, origin: str | None = None) -> dict[str, Any]:
             f"{file}: format version {quoted(found)}, this program reads {FORMAT_VERSION}; build the shards again"
         )
     _check_names(file, index)
-    validated(_Index, index, file, REBUILD)
+    validated(IndexSchema, index, file, REBUILD)
     if [shard["split"] for shard in index["shards"]] != sorted(shard["split"] for shard in index["shards"]):
         raise InputError(f"{file}: train shards must come before validation shards; {REBUILD}")
     return index
@@ -128,7 +57,9 @@ def check_description(description: Any, where: str) -> None:
     Raises:
         InputError: it lacks a key, or has a value of another type or out of range.
     """
-    validated(_Description, description, where, "copy or build the shard again")
+    from bali_ds.shards.index_schema import DescriptionSchema
+
+    validated(DescriptionSchema, description, where, "copy or build the shard again")
 
 
 def check_counts(report: Any, where: str) -> dict[str, int]:
@@ -137,7 +68,9 @@ def check_counts(report: Any, where: str) -> dict[str, int]:
     Raises:
         InputError: the report has none, or one that is not a count.
     """
-    return validated(_Report, report, where, "remove it").counts
+    from bali_ds.shards.index_schema import ReportSchema
+
+    return validated(ReportSchema, report, where, "remove it").counts
 
 
 def index_fingerprint(index: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from bali_ds.checkpoint.manager import NotSaved
 from bali_ds.cli.train import main
 from bali_ds.config import Recipe, dump_recipe
 from tests.conftest import REPOSITORY
-from tests.forked import free_port
+from tests.ports import free_port
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 

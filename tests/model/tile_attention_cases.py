@@ -191,4 +191,6 @@ def test_the_operator_is_registered_as_torch_wants_it():
     tiles, seed = tiles_of(lengths), torch.tensor([5], device=DEVICE)
     query, key, value = operands(sum(lengths), 32, torch.float32).detach().unbind(1)
     given = [each.requires_grad_() for each in (query, key, value)]
-    torch.library.opcheck(tile_attention, (*given, tiles.starts, tiles.offsets, seed, 64, 0.2, 0.1, FULL))
+    torch.library.opcheck(
+        torch.ops.bali_ds.tile_attention.default, (*given, tiles.starts, tiles.offsets, seed, 64, 0.2, 0.1, FULL)
+    )

@@ -22,11 +22,11 @@ from bali_ds.data.mixture import Mixture
 from bali_ds.data.sampler import SampleOrder
 from bali_ds.data.settings import StreamSettings
 from bali_ds.files import sha256_file
-from bali_ds.randomness import derive, uniform
 from bali_ds.shards.layout import member_offsets
 from bali_ds.shards.shard_set import ShardSet
 from tests.conftest import REPOSITORY, TIMEOUT_FACTOR
 from tests.data.test_remote import Server
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 WATCHDOG = 600 * TIMEOUT_FACTOR
@@ -60,7 +60,7 @@ def recipe_of(sample, shards, tmp_path, **changes):
 
 def launch(config, ranks=2, **environment):
     deepspeed = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", str(ranks)]
-    port = str(20_000 + int(uniform(derive(os.getpid(), time.monotonic_ns()))[0] * 20_000))
+    port = str(free_port())
     return subprocess.Popen(
         [*deepspeed, "--master_port", port, str(REPOSITORY / "launch/train.py"), "--config", str(config)],
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
@@ -224,6 +224,7 @@ def test_training_reads_from_a_slow_server_that_breaks_off(sample, tmp_path):
     check_cache(tmp_path / "cache", sample.shards)
 
 
+@pytest.mark.slow
 def test_a_server_that_fails_permanently_stops_the_run_with_a_checkpoint(sample, many, tmp_path):
     server = Server(many)
     server.gone = {late_tar(many, 600)}

@@ -15,6 +15,7 @@ import yaml
 from bali_ds.cli import main
 from bali_ds.training.run_lock import RunLock
 from tests.conftest import REPOSITORY, run_ranks
+from tests.ports import free_port
 
 pytestmark = pytest.mark.system
 
@@ -131,7 +132,7 @@ def test_an_unusable_input_ends_the_job_with_one_line_and_status_2(sample, tmp_p
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     tokenizer["normalizer"]["lowercase"] = not tokenizer["normalizer"]["lowercase"]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    port = str(random.randint(20_000, 40_000))
+    port = str(free_port())
     arguments = ["--config", str(config), override.format(other=other)]
     done = subprocess.run(
         [*LAUNCHER, port, str(REPOSITORY / "launch/train.py"), *arguments], capture_output=True, text=True, check=False
@@ -164,7 +165,7 @@ def test_a_run_directory_in_use_ends_the_job_with_one_line_and_status_2(sample, 
     config = write_recipe(tmp_path / "recipe.yaml", recipe)
     recipe.directory.mkdir()
     (recipe.directory / "metrics.jsonl").write_text("kept")
-    port = str(random.randint(20_000, 40_000))
+    port = str(free_port())
     command = [*LAUNCHER, port, str(REPOSITORY / "launch/train.py"), "--config", str(config), "--resume", resume]
     with RunLock(recipe.directory):
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -13,6 +13,7 @@ import yaml
 
 from bali_ds.checkpoint.marker import complete_checkpoints
 from tests.conftest import REPOSITORY, TIMEOUT_FACTOR
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
@@ -43,7 +44,7 @@ def job(sample, tmp_path):
     config = tmp_path / "recipe.yaml"
     config.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     deepspeed = [Path(sys.executable).parent / "deepspeed", "--num_accelerators", "2"]
-    port = str(20_000 + os.getpid() % 20_000)
+    port = str(free_port())
     launcher = subprocess.Popen(
         [*deepspeed, "--master_port", port, REPOSITORY / "launch/train.py", "--config", config],
         env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -23,9 +23,8 @@ def discard_after(run, step):
     (run / "complete.json").unlink()
 
 
-@pytest.mark.parametrize(
-    "resumptions", [{2: 1}, pytest.param({2: 1, 4: 2}, marks=pytest.mark.slow)], ids=["2-1", "2-1-2"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("resumptions", [{2: 1}, {2: 1, 4: 2}], ids=["2-1", "2-1-2"])
 def test_resuming_on_other_numbers_of_ranks_repeats_the_losses(sample, tmp_path, resumptions):
     steps = 2 * len(resumptions) + 2
     changes = {"steps": steps, "checkpoints": {"every": 2, "keep": 9}}

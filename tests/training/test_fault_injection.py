@@ -220,6 +220,7 @@ class TestStops:
         assert ended.checkpoints("data") == [2]
 
 
+@pytest.mark.slow
 @of("silence")
 class TestSilence:
     @pytest.mark.parametrize("rank", [0, 1])

@@ -81,6 +81,7 @@ def trained(recipe):
     return recipe.runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_ranks_write_what_the_decoder_writes_for_each_passage_alone(recipe, trained, expected, stage):
     found = read_json(trained / f"stage-{stage}/generated.json")
@@ -93,6 +94,7 @@ def test_two_ranks_write_what_the_decoder_writes_for_each_passage_alone(recipe, 
     assert any(each["facts"]["true"] for each in found)
 
 
+@pytest.mark.slow
 def test_the_report_shows_both_directions(trained, capsys):
     assert main(["report", str(trained / "stage-0")]) == 0
     page = unescape(Path(capsys.readouterr().out.strip()).read_text())
