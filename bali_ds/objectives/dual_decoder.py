@@ -9,7 +9,7 @@ from bali_ds.config.objectives import DualConfig
 from bali_ds.data.batch import PaddedSequences
 from bali_ds.errors import InputError
 from bali_ds.losses.mutual_information import duality_gap
-from bali_ds.objectives.dual import PassagesWithFacts
+from bali_ds.objectives.dual_batch import PassagesWithFacts
 from bali_ds.objectives.objective import LanguageModel, Sums
 
 

@@ -12,7 +12,7 @@ from bali_ds.distributed import Ranks
 from bali_ds.evaluation.generated_text import FILE, fact_texts, passage_text
 from bali_ds.evaluation.retrieval import evaluate_retrieval
 from bali_ds.files import write_json
-from bali_ds.objectives.dual import PassagesWithFacts, PassagesWithFactsPart
+from bali_ds.objectives.dual_batch import PassagesWithFacts, PassagesWithFactsPart
 from bali_ds.objectives.registry import stream_settings
 from bali_ds.training.preemption import PreemptionHandler
 from bali_ds.training.run_directory import RunData

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from bali_ds.data.batch import Batch, PaddedSequences
-from bali_ds.objectives.dual import PassagesWithFacts
+from bali_ds.objectives.dual_batch import PassagesWithFacts
 from bali_ds.objectives.links import HeldOutFacts
 from bali_ds.objectives.synonym_alignment import SynonymPairs
 from tests.packs import pack_of

@@ -7,7 +7,7 @@ from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.data.loader import Loader
 from bali_ds.data.settings import StreamSettings
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
-from bali_ds.objectives.dual import PassagesWithFactsPart
+from bali_ds.objectives.dual_batch import PassagesWithFactsPart
 from bali_ds.objectives.links import HeldOutFactsPart
 from bali_ds.objectives.synonym_alignment import SynonymPart, sample_name_pairs
 from bali_ds.randomness import derive

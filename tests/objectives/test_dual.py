@@ -7,7 +7,7 @@ from transformers import BertConfig, BertForMaskedLM
 from bali_ds.config.objectives import DualConfig
 from bali_ds.data.batch import PaddedSequences
 from bali_ds.model.text_encoder import TextEncoder
-from bali_ds.objectives.dual import PassagesWithFacts
+from bali_ds.objectives.dual_batch import PassagesWithFacts
 from bali_ds.objectives.dual_decoder import FACTS, PASSAGES, DualDecoder, loss_weights
 
 CLS, SEP = 2, 3

@@ -12,7 +12,7 @@ from bali_ds.data.evaluation_batches import evaluation_batches
 from bali_ds.evaluation.generated_text import fact_texts, passage_text
 from bali_ds.files import read_json
 from bali_ds.model.build_model import build_aligner
-from bali_ds.objectives.dual import PassagesWithFactsPart
+from bali_ds.objectives.dual_batch import PassagesWithFactsPart
 from bali_ds.objectives.dual_decoder import FACTS, PASSAGES
 from bali_ds.objectives.registry import stream_settings
 from bali_ds.training.run_directory import RunData
