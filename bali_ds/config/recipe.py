@@ -67,7 +67,7 @@ class TextEncoderConfig(Section):
     frozen_layers: int = Field(default=0, ge=0)
     """Number of first layers whose weights are frozen."""
     compile: bool | None = None
-    """Compile the layers with torch.compile, which costs half a minute at the start. None compiles on GPUs below ZeRO
+    """Compile the layers with torch.compile, which takes some seconds at the start. None compiles on GPUs below ZeRO
     stage 3."""
     gradient_checkpointing: bool = False
     """Recompute the activations of each layer in the backward pass instead of storing them."""

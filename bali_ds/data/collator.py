@@ -12,12 +12,13 @@ from bali_ds.data.batch_part import BatchSlice, NamesToEncode, SampledInputs, Sa
 from bali_ds.data.ego_graphs import ConceptViews, find_views
 from bali_ds.data.masking import mark_mentions, sample_keys
 from bali_ds.data.mixture import Mixture
+from bali_ds.data.name_codes import name_codes, name_tokens
 from bali_ds.data.packing import pack, pack_masked
 from bali_ds.data.reader import SampleReader, Samples
 from bali_ds.data.sample_validation import REASONS, Replacement, find_faults, substitutes
 from bali_ds.data.sampler import SampleIndices
 from bali_ds.data.sampling import open_source, sample_inputs
-from bali_ds.data.sequences import Flags, Ints, TokenSequences, ranges, starts
+from bali_ds.data.sequences import Flags, Ints, TokenSequences
 from bali_ds.data.settings import StreamSettings
 from bali_ds.errors import InputError
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
@@ -159,7 +160,7 @@ class Collator:
         hidden = np.zeros(ids.size, bool)
         count = nodes.stop - nodes.start
         hidden[:count] = inputs.hidden[nodes]
-        codes = self._name_codes(ids, hidden)
+        codes = name_codes(ids, hidden, self.source.shards.names)
         if settings.name_rows or settings.concept_rows:
             concept_ids = np.where(hidden[:count], self.source.graph.num_concepts, inputs.ego_graphs.concept_ids[nodes])
             refers_to = concept_ids if settings.concept_rows else codes[:count]
@@ -174,34 +175,15 @@ class Collator:
         ]
         return packed, rows[:count], rows_of_parts
 
-    def _name_codes(self, name_ids: Ints, hidden: Flags) -> Ints:
-        """Return the row of each name in a table of all names followed by those of 0, 1, 2, ... masks.
-
-        A hidden name is as many masks as it has tokens. A concept without a name, or whose name has no token, is one
-        mask.
-        """
-        offsets = self.source.shards.names.offsets
-        sizes = np.where(name_ids < 0, 0, offsets[name_ids + 1] - offsets[name_ids])
-        return np.where(hidden | (sizes == 0), offsets.size - 1 + np.maximum(sizes, 1), name_ids)
-
     def _pack_names(self, codes: Ints, spelled: TokenSequences) -> tuple[PackedSequences[Ints], Ints, Ints]:
         """Pack each distinct name once, and all spelled ones; return the rows of codes and of spelled, too."""
-        settings, vocabulary, table = self.settings, self.source.vocabulary, self.source.shards.names
+        settings, vocabulary = self.settings, self.source.vocabulary
         ego_graphs = settings.with_graph and settings.graph_view == "ego_graph"
         any_names = ego_graphs or any(part.encodes_names for part in settings.parts)
-        num_names = table.offsets.size - 1
         distinct, of_code = np.unique(codes, return_inverse=True)
-        shown = distinct[distinct < num_names]
-        begins_in_table = table.offsets[shown]
-        masks = distinct[shown.size :] - num_names
-        lengths = np.concatenate([table.offsets[shown + 1] - begins_in_table, masks, spelled.lengths])
-        begins = starts(lengths + 2)
-        tokens = np.full(int(lengths.sum()) + 2 * lengths.size, vocabulary.mask_id, np.int64)
-        tokens[begins], tokens[begins + lengths + 1] = vocabulary.cls_id, vocabulary.sep_id
-        lengths_shown = lengths[: shown.size]
-        tokens[ranges(begins[: shown.size] + 1, lengths_shown)] = table.tokens[ranges(begins_in_table, lengths_shown)]
-        tokens[ranges(begins[distinct.size :] + 1, spelled.lengths)] = spelled.tokens
-        packing = pack(tokens, lengths + 2, vocabulary if any_names else None)
+        names = name_tokens(distinct, self.source.shards.names, vocabulary.mask_id)
+        framed = TokenSequences.join([names, spelled]).framed(vocabulary.cls_id, vocabulary.sep_id)
+        packing = pack(*framed, vocabulary if any_names else None)
         return packing.packed, packing.rows[of_code], packing.rows[distinct.size :]
 
 

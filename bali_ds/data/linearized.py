@@ -6,9 +6,8 @@ import numpy as np
 
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.data.ego_graphs import EgoGraphs
-from bali_ds.data.sequences import Flags, Ints, TokenSequences, Vocabulary, ranges, starts, within
+from bali_ds.data.sequences import Ints, TokenSequences, Vocabulary, ranges, starts, within
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
-from bali_ds.shards.shard_set import Names
 
 LONGEST_RELATION = 16
 
@@ -37,25 +36,6 @@ def relation_sequences(graph: KnowledgeGraph, tokenizer: str) -> TokenSequences:
     rows = [row[:LONGEST_RELATION] for row in Tokenizer.load(tokenizer).encode_ids(names)]
     lengths = np.array([len(row) for row in rows], np.int64)
     return TokenSequences(np.array([token for row in rows for token in row], np.int64), lengths)
-
-
-def name_sequences(name_ids: Ints, hidden: Flags, table: Names, mask_id: int) -> TokenSequences:
-    """Return the tokens of names; a hidden one is as many masks, a missing or empty one a single mask.
-
-    Args:
-        name_ids: int64 [n], -1 for a concept without names.
-        hidden: bool [n].
-        table: the tokens of all names.
-        mask_id: the mask token.
-    """
-    begins = np.where(name_ids < 0, 0, table.offsets[name_ids])
-    sizes = np.where(name_ids < 0, 0, table.offsets[name_ids + 1] - begins)
-    lengths = np.maximum(sizes, 1)
-    tokens = np.full(int(lengths.sum()), mask_id, np.int64)
-    shown = ~hidden & (sizes > 0)
-    places = ranges(starts(lengths)[shown], lengths[shown])
-    tokens[places] = table.tokens[ranges(begins[shown], lengths[shown])]
-    return TokenSequences(tokens, lengths)
 
 
 def facts_of(ego_graphs: EgoGraphs, num_relations: int, groups_of_views: Ints) -> FactTexts:

@@ -30,17 +30,16 @@ def pack(tokens: Ints, lengths: Ints, vocabulary: Vocabulary | None = None) -> P
         lengths: int64 [n], tokens of each sequence, 2 or more.
         vocabulary: has the two special tokens of the dummy that stands in where n is 0; None for no dummy.
     """
+    if vocabulary and not lengths.size:
+        dummy = pack(np.array([vocabulary.cls_id, vocabulary.sep_id]), np.array([2]))
+        return Packing(dummy.packed, lengths, lengths)
     order = np.argsort(lengths, kind="stable")
     ascending = lengths[order]
     rows, origins = np.empty_like(lengths), np.empty_like(lengths)
     rows[order] = np.arange(lengths.size)
     origins[order] = starts(ascending)
-    if vocabulary and not lengths.size:
-        tokens, ascending = np.array([vocabulary.cls_id, vocabulary.sep_id], np.int64), np.array([2], np.int64)
-        flat = tokens
-    else:
-        flat = tokens[ranges(starts(lengths)[order], ascending)]
-    offsets = np.concatenate([[0], np.cumsum(ascending)]).astype(np.int64)
+    flat = tokens[ranges(starts(lengths)[order], ascending)]
+    offsets = np.append(0, np.cumsum(ascending))
     return Packing(PackedSequences(flat, within(ascending), offsets, ascending), rows, origins)
 
 

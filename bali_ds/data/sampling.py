@@ -13,9 +13,10 @@ from bali_ds.data.ego_graphs import (
     sample_ego_graphs,
     sample_names,
 )
-from bali_ds.data.linearized import facts_of, linearize, name_sequences, relation_sequences
+from bali_ds.data.linearized import facts_of, linearize, relation_sequences
 from bali_ds.data.masking import mask_names, mask_passages
 from bali_ds.data.mixture import Mixture
+from bali_ds.data.name_codes import name_codes, name_tokens
 from bali_ds.data.reader import Samples
 from bali_ds.data.sequences import NO_MASKED_SEQUENCES, NO_SEQUENCES, Flags, Ints, MaskedSequences, Vocabulary
 from bali_ds.data.settings import StreamSettings
@@ -86,7 +87,8 @@ def _linearized(
     """Return the masked neighborhoods of all views as text."""
     count, vocabulary = ego_graphs.targets.size, source.vocabulary
     facts = facts_of(ego_graphs, source.graph.num_relations, np.arange(count))
-    nodes = name_sequences(names, hidden, source.shards.names, vocabulary.mask_id)
+    table = source.shards.names
+    nodes = name_tokens(name_codes(names, hidden, table), table, vocabulary.mask_id)
     texts = linearize(facts, nodes, source.relation_names, ego_graphs.targets, count, source.graph_tokens, vocabulary)
     settings = replace(settings, token_masking=settings.graph_masking)
     no_mentions = np.zeros(texts.tokens.size, bool)

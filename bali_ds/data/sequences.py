@@ -48,6 +48,14 @@ class TokenSequences(NamedTuple):
         begin, lengths = int(self.lengths[:first].sum()), self.lengths[first:last]
         return TokenSequences(self.tokens[begin : begin + int(lengths.sum())], lengths)
 
+    def framed(self, cls_id: int, sep_id: int) -> "TokenSequences":
+        """Return the sequences with a token before and one after each."""
+        begins = starts(self.lengths + 2)
+        tokens = np.empty(self.tokens.size + 2 * self.lengths.size, np.int64)
+        tokens[begins], tokens[begins + self.lengths + 1] = cls_id, sep_id
+        tokens[ranges(begins + 1, self.lengths)] = self.tokens
+        return TokenSequences(tokens, self.lengths + 2)
+
 
 class MaskedSequences(NamedTuple):
     """Token sequences with some tokens hidden from the model, concatenated; T tokens in all.

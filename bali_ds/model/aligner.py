@@ -158,18 +158,18 @@ class Aligner(nn.Module):
 
     def _read(self, batch: Batch) -> EncodedBatch:
         """Return a micro-batch with what the text encoder makes of it; it reads everything at once if it can."""
-        further = [pack for pack in (batch.names, batch.neighborhoods) if len(pack.input_ids)]
+        further = {kind: pack for kind in ("names", "neighborhoods") if len((pack := getattr(batch, kind)).input_ids)}
         if self.names == "gradient":
-            hidden, *states = self.text.hidden_states((batch.passages, *further))
+            hidden, *others = self.text.hidden_states((batch.passages, *further.values()))
         else:
             (hidden,) = self.text.hidden_states((batch.passages,))
             with torch.no_grad():
-                states = list(self.text.hidden_states(further)) if further else []
-        no_states = hidden[:0]
-        names = mean_of_inner_tokens(states.pop(0), batch.names) if len(batch.names.input_ids) else no_states.float()
-        if self.table is not None:
-            names = self.table.vectors
-        return EncodedBatch(self.text, batch, hidden, names, neighborhoods=states.pop(0) if states else no_states)
+                others = list(self.text.hidden_states([*further.values()])) if further else []
+        states = dict(zip(further, others, strict=True))
+        names = hidden[:0].float() if self.table is None else self.table.vectors
+        if "names" in states:
+            names = mean_of_inner_tokens(states["names"], batch.names)
+        return EncodedBatch(self.text, batch, hidden, names, neighborhoods=states.get("neighborhoods", hidden[:0]))
 
     def _encode_graph(self, encoded: EncodedBatch) -> None:
         """Add the nodes' vectors, or the states of linearized neighborhoods."""

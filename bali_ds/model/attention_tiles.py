@@ -51,10 +51,12 @@ def tile_offsets(lengths: Ints, size: int) -> Ints:
         size: most tokens of a tile.
     """
     ends = np.cumsum(lengths)
-    offsets = [0]
-    while offsets[-1] < ends[-1]:
-        offsets.append(int(ends[np.searchsorted(ends, offsets[-1] + size, side="right") - 1]))
-    return np.array(offsets)
+    # the first sequence that no longer fits into a tile that begins with each sequence
+    following = np.searchsorted(ends, ends - lengths + size, side="right").tolist()
+    firsts = [0]
+    while firsts[-1] < lengths.size:
+        firsts.append(following[firsts[-1]])
+    return np.append(0, ends)[firsts]
 
 
 def attend_in_tiles(

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 from bali_ds.data.batch import PackedSequences
+from bali_ds.data.name_codes import name_tokens
 from bali_ds.data.packing import pack
 from bali_ds.distributed import Ranks
 from bali_ds.model.text_encoder import TextEncoder
@@ -70,21 +71,11 @@ class NameTable(nn.Module):
     def _packs(self, rank: int, world_size: int) -> Iterator[tuple[np.ndarray, PackedSequences]]:
         """Yield rows of the table and their tokens, shortest first; every rank has equally many packs."""
         cls_id, sep_id, mask_id = self.special
-        offsets = np.asarray(self.names.offsets)
-        count = offsets.size - 1
-        lengths = np.concatenate([np.diff(offsets), np.arange(self.longest + 1)])
+        lengths = np.concatenate([np.diff(self.names.offsets), np.arange(self.longest + 1)])
         order = np.argsort(lengths, kind="stable")
         packs = -(-order.size // (_ROWS * world_size)) * world_size
         for number in range(rank, packs, world_size):
             rows = order[number * _ROWS : (number + 1) * _ROWS]
             wanted = rows if rows.size else order[:1]  # every rank must call the encoder equally often
-            tokens = np.concatenate(
-                [[cls_id, *self._tokens(row, offsets, count, mask_id), sep_id] for row in wanted.tolist()]
-            )
-            packed = pack(tokens.astype(np.int64), lengths[wanted] + 2).packed
+            packed = pack(*name_tokens(wanted, self.names, mask_id).framed(cls_id, sep_id)).packed
             yield rows, packed.map(torch.from_numpy)
-
-    def _tokens(self, row: int, offsets: np.ndarray, count: int, mask_id: int) -> np.ndarray:
-        if row < count:
-            return self.names.tokens[offsets[row] : offsets[row + 1]]
-        return np.full(row - count, mask_id)

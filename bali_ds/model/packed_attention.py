@@ -107,9 +107,7 @@ def _in_bucket(
     scaling: float | None, dropout: float, window: int | None,
 ) -> Tensor:  # fmt: skip
     query, key, value = (bucket.unpack(each).transpose(1, 2) for each in (query, key, value))
-    seen = None
-    if bucket.valid is not None:
-        seen = bucket.valid[:, None, None, :]
+    seen = None if bucket.valid is None else bucket.valid[:, None, None, :]
     return bucket.pack(_in_rows(query, key, value, seen, scaling, dropout, window).transpose(1, 2))
 
 

@@ -6,7 +6,8 @@ import numpy as np
 
 from bali_ds.data.batch import Array, ArrayTree, PaddedSequences
 from bali_ds.data.batch_part import BatchPart, BatchSlice, SampledInputs
-from bali_ds.data.linearized import facts_of, linearize, name_sequences
+from bali_ds.data.linearized import facts_of, linearize
+from bali_ds.data.name_codes import name_codes, name_tokens
 from bali_ds.data.packing import pad
 from bali_ds.data.sequences import Ints, TokenSequences, starts
 
@@ -42,8 +43,9 @@ class PassagesWithFactsPart(BatchPart):
         graph, vocabulary = source.graph, source.vocabulary
         begins, ends = (graph.name_offsets[ego_graphs.concept_ids + end].astype(np.int64) for end in (0, 1))
         preferred = np.where(begins < ends, begins, -1)
-        shown = np.zeros(preferred.size, bool)
-        nodes = name_sequences(preferred, shown, source.shards.names, vocabulary.mask_id)
+        table = source.shards.names
+        codes = name_codes(preferred, np.zeros(preferred.size, bool), table)
+        nodes = name_tokens(codes, table, vocabulary.mask_id)
         facts = facts_of(ego_graphs, graph.num_relations, inputs.views.samples)
         count = inputs.samples.sample_rows.size
         return linearize(facts, nodes, source.relation_names, None, count, source.graph_tokens, vocabulary)

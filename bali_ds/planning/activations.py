@@ -53,9 +53,6 @@ class _Allocations(TorchDispatchMode):
         self._numbers: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.bincount.default:
-            # its length depends on the data; minlength is what callers rely on
-            return torch.empty(args[-1], dtype=torch.int64, device="meta")
         if func is torch.ops.aten._local_scalar_dense.default:
             # transformers asks whether a mask is all ones: it is not, rows are padded
             return False

@@ -6,7 +6,8 @@ import pytest
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.data.batch import as_tensors
 from bali_ds.data.collator import Collator
-from bali_ds.data.linearized import FactTexts, linearize, name_sequences
+from bali_ds.data.linearized import FactTexts, linearize
+from bali_ds.data.name_codes import name_codes, name_tokens
 from bali_ds.data.sampler import SampleIndices
 from bali_ds.data.sequences import TokenSequences, Vocabulary
 from bali_ds.data.settings import StreamSettings
@@ -58,7 +59,8 @@ def test_without_titles_the_end_is_marked():
 
 def test_names_hidden_missing_or_empty_become_masks():
     table = Names(np.array([11, 12, 13]), np.array([0, 2, 2, 3]))
-    found = name_sequences(np.array([0, 0, -1, 1, 2]), np.array([False, True, False, True, False]), table, MASK)
+    codes = name_codes(np.array([0, 0, -1, 1, 2]), np.array([False, True, False, True, False]), table)
+    found = name_tokens(codes, table, MASK)
     assert sequences(found) == [[11, 12], [MASK, MASK], [MASK], [MASK], [13]]
 
 

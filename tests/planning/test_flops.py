@@ -45,7 +45,7 @@ def test_counts_what_torch_counts(count, length, labeled):
 def test_frozen_layers_have_a_forward_pass_alone():
     model, batch = Encoder(), Passages(2, 100, 30)
     model.text.encoder.embeddings.requires_grad_(False)
-    model.text.encoder.encoder.layer[0].requires_grad_(False)
+    model.text.encoder.get_submodule("encoder.layer.0").requires_grad_(False)
     model.text.head.requires_grad_(False)
     _, operations = StepFlops.of(model).count(batch)
     with FlopCounterMode(display=False) as counter:
