@@ -206,13 +206,23 @@ def lines_of(stream: IO[str], name: str) -> Iterator[tuple[int, str]]:
         raise InputError(f"{name}: cannot be read: {error.strerror or error}") from error
 
 
+MOST_EMPTY_LINES = 1 << 20
+"""Empty lines in a row; a compressed file of a few megabytes can hold billions."""
+
+
 def nonempty_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield what `numbered_lines` yields, without the empty lines.
+    """Yield what `numbered_lines` yields, without the lines of white space alone.
 
     Raises:
-        InputError: as `numbered_lines`.
+        InputError: as `numbered_lines`, or more than 1 Mi lines in a row are empty.
     """
-    return ((number, line) for number, line in numbered_lines(path) if line)
+    last = 0
+    for number, line in numbered_lines(path):
+        if line.strip():
+            last = number
+            yield number, line
+        elif number - last > MOST_EMPTY_LINES:
+            raise InputError(f"{path}:{number}: more than {MOST_EMPTY_LINES} empty lines in a row; check the file")
 
 
 def sync(path: Path) -> None:

@@ -48,6 +48,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--format", choices=("scispacy", "pykeen", "neo4j", "kgx"), required=True, help="the tool that reads the files"
     )
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the files")
+    export.add_argument("--overwrite", action="store_true", help="replace files of these names that are there already")
     export.set_defaults(run=_export)
     fetch = actions.add_parser("fetch", help="download an open graph from its official URL")
     fetch.add_argument("name", metavar="NAME", help="hpo, mondo, doid, go, cl, uberon, chebi, mesh, primekg, or a URL")
@@ -255,7 +256,8 @@ def _export(options: argparse.Namespace) -> None:
     from bali_ds.graph.graph_export import export_graph
     from bali_ds.graph.knowledge_graph import KnowledgeGraph
 
-    for path in export_graph(KnowledgeGraph.open(options.graph), options.format, options.out):
+    graph = KnowledgeGraph.open(options.graph)
+    for path in export_graph(graph, options.format, options.out, overwrite=options.overwrite):
         print(path)
 
 

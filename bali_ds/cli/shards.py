@@ -30,7 +30,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     show = _add_reader(shards, "show", "print a sample, or passages with their mentions marked", _show)
     show.add_argument("key", metavar="KEY", nargs="?", help="key or row number of the sample")
     show.add_argument("--random", type=int, metavar="N", help="instead of KEY: print so many passages chosen at random")
-    show.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: %(default)s)")
+    show.add_argument("--seed", type=seed, default=0, metavar="N", help="random seed (default: %(default)s)")
     show.add_argument("--html", type=Path, metavar="FILE", help="write them as an HTML page")
     show.add_argument("--graph", type=Path, metavar="GRAPH", help="print concept names of this graph instead of ids")
     show.add_argument("--tokenizer", metavar="NAME", help="print text decoded by this tokenizer instead of token ids")

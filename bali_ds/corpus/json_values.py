@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from bali_ds.corpus.filled_lines import filled_lines
 from bali_ds.errors import InputError
+from bali_ds.files import nonempty_lines
 
 LARGEST_FILE = 1 << 28
 
@@ -23,7 +23,7 @@ def json_values(path: Path) -> Iterator[tuple[str, Any]]:
     Raises:
         InputError: a value is not JSON, or a file that is one value exceeds 256 Mi characters.
     """
-    lines = filled_lines(path)
+    lines = nonempty_lines(path)
     number, line = next(lines, (0, ""))
     first = _first(line)
     if first is None and line:

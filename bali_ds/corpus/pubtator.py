@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bali_ds.corpus.document import Document, Mention, ReadReport, check_offsets, checked_mentions
-from bali_ds.corpus.filled_lines import filled_lines
 from bali_ds.errors import InputError
+from bali_ds.files import nonempty_lines
 
 _TEXT = re.compile(r"([^|\t]+)\|([ta])\|(.*)", re.DOTALL)
 _VARIANT = re.compile(r"(^|:)[cgmnpr]\|")
@@ -76,7 +76,7 @@ def read_pubtator_rows(path: Path, report: ReadReport) -> Iterator[tuple[str, st
 
 def _records(path: Path) -> Iterator[_Record]:
     record: _Record | None = None
-    for number, line in filled_lines(path):
+    for number, line in nonempty_lines(path):
         match = _TEXT.fullmatch(line)
         fields = [] if match else line.split("\t")
         if not match and len(fields) < 4:

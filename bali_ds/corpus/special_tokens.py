@@ -35,7 +35,7 @@ def special_tokens(tokenizer: tokenizers.Tokenizer, settings: Mapping[str, Any],
 
     Args:
         tokenizer: the tokenizer, with the padding of its file.
-        settings: content of special_tokens_map.json and tokenizer_config.json; {} if there are none.
+        settings: content of special_tokens_map.json and tokenizer_config.json; empty without these files.
         name: of the tokenizer, for messages.
 
     Raises:

@@ -9,6 +9,7 @@
 | blurb | JSON lines with `sentence` and `label`, as LinkBERT's preprocessing writes the BLURB tasks | github.com/michiyasunaga/LinkBERT |
 """  # noqa: E501
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,25 +54,22 @@ def read_questions(task: str, path: Path, *, snippets: bool = True) -> list[Ques
     """
     if task not in _FORMATS:
         raise InputError(f"task {task!r} is unknown; use one of {', '.join(_FORMATS)}")
-    questions = []
-    for where, item in _ITEMS[task](path):
-        if question := validated(_FORMATS[task], item, where, f"check that it is in the {task} format").question(
-            snippets
-        ):
-            questions.append(question)
+    schema, remedy = _FORMATS[task], f"check that it is in the {task} format"
+    found = (validated(schema, item, where, remedy).question(snippets) for where, item in _ITEMS[task](path))
+    questions = [question for question in found if question]
     if not questions:
         raise InputError(f"{path}: holds no {task} questions; check the file and --task")
     return questions
 
 
-class _Item(BaseModel):
+class _Item(BaseModel, ABC):
     """One item of a file; the fields are those of its format."""
 
     model_config = ConfigDict(strict=True)
 
+    @abstractmethod
     def question(self, snippets: bool) -> Question | None:
         """Return the item as a question; None if it is of a kind that is not evaluated."""
-        raise NotImplementedError
 
 
 class _PubMedQA(_Item):

@@ -8,6 +8,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from bali_ds.errors import InputError
 from bali_ds.files import published_file
 from bali_ds.graph.identifiers import split_vocabularies
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
@@ -16,22 +17,24 @@ _BATCH = 1 << 14
 """Concepts whose facts are read at a time."""
 
 
-def export_graph(graph: KnowledgeGraph, format: str, out: Path) -> list[Path]:  # noqa: A002
+def export_graph(graph: KnowledgeGraph, format: str, out: Path, *, overwrite: bool = False) -> list[Path]:  # noqa: A002
     """Write a graph as files of a format and return their paths.
 
     Args:
         graph: the graph.
         format: a key of `FORMATS`.
         out: the folder of the files; it is made if it does not exist, and other files in it are kept.
+        overwrite: whether files of these names are replaced.
 
     Raises:
-        InputError: a file cannot be written.
+        InputError: a file is there already, or cannot be written.
     """
-    written = []
-    for name, write in FORMATS[format].items():
-        with published_file(out / name, "w") as stream:
+    written = [out / name for name in FORMATS[format]]
+    if not overwrite and (present := [path for path in written if path.exists()]):
+        raise InputError(f"{present[0]}: is there already; pass --overwrite to replace it, or another --out")
+    for path, write in zip(written, FORMATS[format].values(), strict=True):
+        with published_file(path, "w") as stream:
             write(graph, stream)
-        written.append(out / name)
     return written
 
 

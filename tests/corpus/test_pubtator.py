@@ -3,7 +3,8 @@ import time
 
 import pytest
 
-from bali_ds.corpus import filled_lines, pubtator
+from bali_ds import files
+from bali_ds.corpus import pubtator
 from bali_ds.corpus.document import ReadReport
 from bali_ds.corpus.pubtator import split_ids
 from bali_ds.corpus.readers import read_documents
@@ -172,7 +173,7 @@ def test_a_mention_of_length_zero_is_dropped_and_counted(tmp_path):
     ],
 )
 def test_lines_without_end_are_refused(tmp_path, monkeypatch, name, line, message):
-    monkeypatch.setattr(filled_lines if name == "MOST_EMPTY_LINES" else pubtator, name, 99)
+    monkeypatch.setattr(files if name == "MOST_EMPTY_LINES" else pubtator, name, 99)
     read(tmp_path, RECORD + 99 * line + RECORD.replace("1|", "2|"))
     with pytest.raises(InputError, match=message):
         read(tmp_path, RECORD + 100 * line)

@@ -94,6 +94,20 @@ def test_names_are_a_dictionary_for_linking(graph, capsys):
     assert len(lines) == 9
 
 
+def test_an_export_replaces_no_file_unasked(graph, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    own = out / "edges.tsv"
+    own.write_text("of the user")
+    export = ["graph", "export", str(graph), "--format", "kgx", "--out", str(out)]
+    assert main(export) == 2
+    assert f"{own}: is there already; pass --overwrite" in capsys.readouterr().err
+    assert own.read_text() == "of the user"
+    assert not (out / "nodes.tsv").exists()
+    assert main([*export, "--overwrite"]) == 0
+    assert own.read_text().startswith("subject\t")
+
+
 def test_exports(graph, tmp_path, capsys):
     """Each format holds the concepts and facts of the tables that the graph was built from."""
     facts = {("C1", "isa", "C3"), ("C2", "isa", "C3"), ("C2", "has_phenotype", "C1"), ("C4", "may_treat", "C1")}
