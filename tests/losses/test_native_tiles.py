@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bali_ds.losses.contrastive.native_tiles import NativeNegatives, _library, available
-from bali_ds.losses.contrastive.sorted_views import ViewBlock
+from bali_ds.losses.contrastive.sorted_views import BlockPair, ViewBlock
 from bali_ds.losses.contrastive.tiles import Tiles
 from tests.losses import dense_contrastive as dense
 from tests.losses.rounding import rounding
@@ -41,9 +41,9 @@ def native(rows, columns, symmetric, size=64):
     sums = [torch.zeros(len(each), dtype=torch.float64) for each in (rows, columns)]
     slopes = [torch.zeros(each.features.shape) for each in (rows, columns)]
     sums, slopes = ([each[0], each[0]] if symmetric else each for each in (sums, slopes))
-    negatives.sums(rows, columns, *sums, symmetric)
+    negatives.sums(BlockPair(rows, columns, *sums, symmetric))
     negatives.factors = factors
-    negatives.gradients(rows, columns, *slopes, symmetric)
+    negatives.gradients(BlockPair(rows, columns, *slopes, symmetric))
     return *sums, *slopes
 
 
@@ -105,7 +105,7 @@ def test_exponentials_over_their_whole_range():
     for exponent in (*np.linspace(-86.0, 87.0, 60), -103.9, -500.0):
         negatives = NativeNegatives(Tiles(0.0, -exponent, 64, torch.float32, torch.float32, CPU))
         sums = torch.zeros(2, dtype=torch.float64)
-        negatives.sums(rows, columns, sums, None, False)
+        negatives.sums(BlockPair(rows, columns, sums, None))
         want = 2 * np.exp(np.float64(np.float32(exponent)))
         assert sums.tolist() == pytest.approx([want, want], rel=3e-7, abs=1e-44)
 

@@ -21,14 +21,13 @@ import torch
 from torch import Tensor
 
 from bali_ds.distributed import Ranks
-from bali_ds.losses.contrastive.sorted_views import ViewBlock, ViewLayout
+from bali_ds.losses.contrastive.sorted_views import BlockPair, ViewBlock, ViewLayout
 
 ALGORITHMS = ("auto", "gather", "ring", "column")
 GATHERED_BYTES = 1 << 30  # "auto" gathers if features and gradients of all ranks take at most this
 
-# Called with (rows, columns, row accumulator, column accumulator or None, whether rows and columns are the same views);
-# updates the accumulators in place.
-BlockFunction = Callable[[ViewBlock, ViewBlock, Tensor, Tensor | None, bool], None]
+BlockFunction = Callable[[BlockPair], None]
+"""Processes all pairs of views of two blocks and updates their accumulators in place."""
 
 
 class ScheduleStep(NamedTuple):
@@ -91,9 +90,9 @@ class Exchange:
             for owner in range(self.ranks.world_size):
                 for side, rows in enumerate(own):
                     columns = self._gathered_block(len(own) - 1 - side, owner, features)
-                    function(rows, columns, accumulators[side], None, False)
+                    function(BlockPair(rows, columns, accumulators[side], None))
             return accumulators
-        function(own[0], own[-1], accumulators[0], accumulators[-1], len(own) == 1)
+        function(BlockPair(own[0], own[-1], accumulators[0], accumulators[-1], symmetric=len(own) == 1))
         if self.ranks.world_size > 1:
             algorithm = self._ring if self.algorithm == "ring" else self._gather
             for returned in algorithm(function, own[0], accumulators[0], new_accumulator, combine, features):
@@ -138,10 +137,8 @@ class Exchange:
     ) -> None:
         first, last, _ = step.rows.indices(len(rows))
         left, right, _ = step.columns.indices(len(columns))
-        function(
-            rows.part(first, last), columns.part(left, right),
-            row_accumulator[first:last], column_accumulator[left:right], False,
-        )  # fmt: skip
+        accumulators = row_accumulator[first:last], column_accumulator[left:right]
+        function(BlockPair(rows.part(first, last), columns.part(left, right), *accumulators))
 
     def _gathered_block(self, side: int, owner: int, features: bool) -> ViewBlock:
         if not self._gathered and features:

@@ -14,7 +14,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from bali_ds.losses.contrastive.sorted_views import ViewBlock
+from bali_ds.losses.contrastive.sorted_views import BlockPair, ViewBlock
 from bali_ds.losses.contrastive.tiles import ExponentialNegatives, Tiles
 
 _TILE_MULTIPLE = 64  # rows are packed in panels of 32, columns of 8, and a tile has half as many columns as rows
@@ -75,28 +75,16 @@ class NativeNegatives(ExponentialNegatives):
             )
         self._library = library
 
-    def sums(
-        self,
-        rows: ViewBlock,
-        columns: ViewBlock,
-        row_accumulator: Tensor,
-        column_accumulator: Tensor | None,
-        symmetric: bool,
-    ) -> None:
+    def sums(self, pair: BlockPair) -> None:
         """Add each anchor's sum of exponentials to the accumulators, float64 [rows] and [columns]."""
+        rows, columns, row_accumulator, column_accumulator, symmetric = pair
         if len(rows) and len(columns):
             arguments = self._arguments(rows, columns, symmetric)
             self._call("bali_sums", arguments, row_sums=row_accumulator, column_sums=column_accumulator)
 
-    def gradients(
-        self,
-        rows: ViewBlock,
-        columns: ViewBlock,
-        row_accumulator: Tensor,
-        column_accumulator: Tensor | None,
-        symmetric: bool,
-    ) -> None:
+    def gradients(self, pair: BlockPair) -> None:
         """Add the gradients by the features, divided by the logit scale, to the accumulators, float32 [views, d]."""
+        rows, columns, row_accumulator, column_accumulator, symmetric = pair
         if len(rows) and len(columns):
             arguments = self._arguments(rows, columns, symmetric)
             arguments.row_factors, arguments.column_factors = (

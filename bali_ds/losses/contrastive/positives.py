@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bali_ds.losses.contrastive.sorted_views import ViewBlock
+from bali_ds.losses.contrastive.sorted_views import BlockPair, ViewBlock
 from bali_ds.losses.contrastive.workspace import Workspace
 
 _FREQUENT_ROWS, _FREQUENT_COLUMNS = 16, 32  # a concept with that many rows or columns is frequent
@@ -123,52 +123,38 @@ class Positives:
         exact_columns = _float64_features("columns", columns.features, column_positions, workspace)
         return Rectangles._make([*tensors, exact_rows @ exact_columns.mT])
 
-    def sums(
-        self,
-        function: PairFunction,
-        rows: ViewBlock,
-        columns: ViewBlock,
-        row_accumulator: Tensor,
-        column_accumulator: Tensor | None,
-    ) -> None:
+    def sums(self, function: PairFunction, pair: BlockPair) -> None:
         """Add the sums over each anchor's positives of the values of `function`, float64 [anchors, values]."""
+        rows, columns, column_accumulator = pair.rows, pair.columns, pair.other_accumulator
 
         def add(accumulator: Tensor, anchors: Tensor, values: tuple[Tensor, ...], pairs: Tensor) -> None:
             sums = torch.stack([value.where(pairs, 0.0).sum(-1) for value in values], dim=-1)
             accumulator.index_add_(0, anchors.flatten(), sums.flatten(0, 1))
 
         for each in self.rectangles(rows, columns):
-            add(row_accumulator, each.rows, function(each.cosines, rows.side, each.row_numbers), each.for_rows)
+            add(pair.row_accumulator, each.rows, function(each.cosines, rows.side, each.row_numbers), each.for_rows)
             if column_accumulator is not None:
                 values = function(each.cosines.mT, columns.side, each.column_numbers)
                 add(column_accumulator, each.columns, values, each.for_columns)
 
-    def farthest(
-        self, rows: ViewBlock, columns: ViewBlock, row_accumulator: Tensor, column_accumulator: Tensor | None
-    ) -> None:
+    def farthest(self, pair: BlockPair) -> None:
         """Raise the accumulators, float64 [anchors], to the largest negated cosine of each anchor's positives."""
 
         def raise_to(accumulator: Tensor, anchors: Tensor, cosines: Tensor, pairs: Tensor) -> None:
             highest = (-cosines).where(pairs, -torch.inf).amax(-1)
             accumulator.scatter_reduce_(0, anchors.flatten(), highest.flatten(), "amax")
 
-        for each in self.rectangles(rows, columns):
-            raise_to(row_accumulator, each.rows, each.cosines, each.for_rows)
-            if column_accumulator is not None:
-                raise_to(column_accumulator, each.columns, each.cosines.mT, each.for_columns)
+        for each in self.rectangles(pair.rows, pair.columns):
+            raise_to(pair.row_accumulator, each.rows, each.cosines, each.for_rows)
+            if pair.other_accumulator is not None:
+                raise_to(pair.other_accumulator, each.columns, each.cosines.mT, each.for_columns)
 
-    def gradients(
-        self,
-        function: PairFunction,
-        rows: ViewBlock,
-        columns: ViewBlock,
-        row_accumulator: Tensor,
-        column_accumulator: Tensor | None,
-    ) -> None:
+    def gradients(self, function: PairFunction, pair: BlockPair) -> None:
         """Add the gradients by the features, divided by the logit scale, to the accumulators, float [views, d].
 
         `function` returns one value, the derivative by s_ap of the terms of anchor a.
         """
+        rows, columns, row_accumulator, column_accumulator = *pair[:3], pair.other_accumulator
         assert rows.features is not None
         assert columns.features is not None
         for each in self.rectangles(rows, columns):

@@ -5,6 +5,7 @@ Sorting brings equal concept ids together, so that positives are found without c
 
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -95,6 +96,29 @@ class ViewBlock:
         """Return the features, which must be on this rank, in `dtype`."""
         assert self.features is not None
         return self.features.to(dtype)
+
+
+class BlockPair(NamedTuple):
+    """Two blocks of views, and what a pass over all pairs of them accumulates for each view.
+
+    Attributes:
+        rows: a block.
+        columns: a block.
+        row_accumulator: the values of the rows, [rows, ...].
+        column_accumulator: the values of the columns; None where another rank accumulates them.
+        symmetric: whether rows and columns are the same views, and the accumulators the same tensor.
+    """
+
+    rows: ViewBlock
+    columns: ViewBlock
+    row_accumulator: Tensor
+    column_accumulator: Tensor | None
+    symmetric: bool = False
+
+    @property
+    def other_accumulator(self) -> Tensor | None:
+        """The values of columns that are not also rows; None where nothing is accumulated for them."""
+        return None if self.symmetric else self.column_accumulator
 
 
 def gather_layout(side: int, concept_ids: Tensor, counts: list[int], ranks: Ranks) -> ViewLayout:

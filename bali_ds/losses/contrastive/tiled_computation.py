@@ -12,7 +12,7 @@ from bali_ds.losses.contrastive.computation import LossComputation
 from bali_ds.losses.contrastive.formulas import AnchorStatistics, LossFormula, MultiSimilarity, Sigmoid
 from bali_ds.losses.contrastive.native_tiles import NativeNegatives, available
 from bali_ds.losses.contrastive.positives import Positives
-from bali_ds.losses.contrastive.sorted_views import ViewBlock, count_occurrences, find_partners
+from bali_ds.losses.contrastive.sorted_views import BlockPair, count_occurrences, find_partners
 from bali_ds.losses.contrastive.tiles import (
     FLOOR,
     HEADROOM,
@@ -93,16 +93,10 @@ class TiledComputation(LossComputation):
         if isinstance(negatives, MinedNegatives):
             self._mine(negatives)
 
-        def sums(
-            rows: ViewBlock,
-            columns: ViewBlock,
-            row_accumulator: Tensor,
-            column_accumulator: Tensor | None,
-            symmetric: bool,
-        ) -> None:
+        def sums(pair: BlockPair) -> None:
             if not self.positives.resident:
-                self.positives.precompute(rows, columns)
-            negatives.sums(rows, columns, row_accumulator, column_accumulator, symmetric)
+                self.positives.precompute(pair.rows, pair.columns)
+            negatives.sums(pair)
 
         shape = (2,) if isinstance(negatives, MinedNegatives) else ()
         totals = self._all_gather(self.exchange.accumulate(sums, shape, torch.float64))
@@ -120,15 +114,7 @@ class TiledComputation(LossComputation):
         assert isinstance(self.formula, MultiSimilarity)
         formula, shift, precision = self.formula, negatives.tiles.shift, negatives.tiles.precision
         farthest = self._all_gather(
-            self.exchange.accumulate(
-                lambda rows, columns, row_accumulator, column_accumulator, symmetric: self.positives.farthest(
-                    rows, columns, row_accumulator, None if symmetric else column_accumulator
-                ),
-                (),
-                torch.float64,
-                start=-math.inf,
-                combine=torch.maximum,
-            )
+            self.exchange.accumulate(self.positives.farthest, (), torch.float64, start=-math.inf, combine=torch.maximum)
         )
         negatives.floors = [
             torch.exp(self.logit_scale * formula.least_negative_cosine(-each) - shift).to(precision)
@@ -166,9 +152,7 @@ class TiledComputation(LossComputation):
 
         sums = self._all_gather(
             self.exchange.accumulate(
-                lambda rows, columns, row_accumulator, column_accumulator, symmetric: self.positives.sums(
-                    terms, rows, columns, row_accumulator, None if symmetric else column_accumulator
-                ),
+                lambda pair: self.positives.sums(terms, pair),
                 (2,),
                 torch.float64,
                 features=self.positives.resident or self.formula.logistic,  # else the cosines are cached already
@@ -190,16 +174,9 @@ class TiledComputation(LossComputation):
             anchors = self.anchors[side].at(numbers)
             return (self.formula.positive_gradients(cosines * self.logit_scale, anchors) / largest,)
 
-        def block_gradients(
-            rows: ViewBlock,
-            columns: ViewBlock,
-            row_accumulator: Tensor,
-            column_accumulator: Tensor | None,
-            symmetric: bool,
-        ) -> None:
-            negatives.gradients(rows, columns, row_accumulator, column_accumulator, symmetric)
-            other = None if symmetric else column_accumulator
-            self.positives.gradients(pair_slopes, rows, columns, row_accumulator, other)
+        def block_gradients(pair: BlockPair) -> None:
+            negatives.gradients(pair)
+            self.positives.gradients(pair_slopes, pair)
 
         by_features = self.exchange.accumulate(block_gradients, (self.exchange.features[0].shape[1],), self.dtype)
         if not isinstance(negatives, LogisticNegatives):

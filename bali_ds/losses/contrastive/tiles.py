@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bali_ds.losses.contrastive.sorted_views import ViewBlock
+from bali_ds.losses.contrastive.sorted_views import BlockPair, ViewBlock
 from bali_ds.losses.contrastive.workspace import Workspace
 
 HEADROOM = 50.0  # log of the largest exponential: float32 overflows at 88, and a sum of 2**40 of them still fits
@@ -91,7 +91,7 @@ def _mask_equal_concepts(tile: Tensor, row_ids: np.ndarray, column_ids: np.ndarr
 class ExponentialNegatives:
     """Negatives of which an anchor sees the sum of exp(s), computed by torch.
 
-    The passes have the signature of `bali_ds.losses.contrastive.communication.BlockFunction`.
+    The passes are `bali_ds.losses.contrastive.communication.BlockFunction`s.
 
     Attributes:
         factors: for each side float [num_views], the a_i of the module's docstring, in the tiles' precision; set
@@ -102,30 +102,14 @@ class ExponentialNegatives:
         self.tiles = tiles
         self.factors: list[Tensor] = []
 
-    def sums(
-        self,
-        rows: ViewBlock,
-        columns: ViewBlock,
-        row_accumulator: Tensor,
-        column_accumulator: Tensor | None,
-        symmetric: bool,
-    ) -> None:
+    def sums(self, pair: BlockPair) -> None:
         """Add each anchor's sum of exponentials to the accumulators, float64 [rows] and [columns]."""
-        self._reduce(
-            rows, columns, row_accumulator, column_accumulator, symmetric,
-            lambda tile, dim, _: tile.sum(dim), torch.add,
-        )  # fmt: skip
+        self._reduce(pair, lambda tile, dim, _: tile.sum(dim), torch.add)
 
     def _reduce(
-        self,
-        rows: ViewBlock,
-        columns: ViewBlock,
-        row_accumulator: Tensor,
-        column_accumulator: Tensor | None,
-        symmetric: bool,
-        reduction: Callable[[Tensor, int, ViewBlock], Tensor],
-        combine: Callable[..., Tensor],
+        self, pair: BlockPair, reduction: Callable[[Tensor, int, ViewBlock], Tensor], combine: Callable[..., Tensor]
     ) -> None:
+        rows, columns, row_accumulator, column_accumulator, symmetric = pair
         for upper, left, same in self.tiles.between(rows, columns, symmetric):
             tile = self.tiles.exponentials(upper, left)
             into = row_accumulator[upper.within(rows)]
@@ -134,15 +118,9 @@ class ExponentialNegatives:
                 into = column_accumulator[left.within(columns)]
                 combine(into, reduction(tile, 0, left).to(into.dtype), out=into)
 
-    def gradients(
-        self,
-        rows: ViewBlock,
-        columns: ViewBlock,
-        row_accumulator: Tensor,
-        column_accumulator: Tensor | None,
-        symmetric: bool,
-    ) -> None:
+    def gradients(self, pair: BlockPair) -> None:
         """Add the gradients by the features, divided by the logit scale, to the accumulators, float [views, d]."""
+        rows, columns, row_accumulator, column_accumulator, symmetric = pair
         for upper, left, same in self.tiles.between(rows, columns, symmetric):
             tile = self._derivatives(upper, left, column_accumulator is not None)
             row_accumulator[upper.within(rows)].addmm_(tile, left.features_as(tile.dtype))
@@ -171,32 +149,13 @@ class MinedNegatives(ExponentialNegatives):
         super().__init__(tiles)
         self.floors: list[Tensor] = []
 
-    def maxima(
-        self,
-        rows: ViewBlock,
-        columns: ViewBlock,
-        row_accumulator: Tensor,
-        column_accumulator: Tensor | None,
-        symmetric: bool,
-    ) -> None:
+    def maxima(self, pair: BlockPair) -> None:
         """Raise the accumulators, float64 [rows] and [columns], to each anchor's largest exponential."""
-        self._reduce(
-            rows, columns, row_accumulator, column_accumulator, symmetric,
-            lambda tile, dim, _: tile.amax(dim), torch.maximum,
-        )  # fmt: skip
+        self._reduce(pair, lambda tile, dim, _: tile.amax(dim), torch.maximum)
 
-    def sums(
-        self,
-        rows: ViewBlock,
-        columns: ViewBlock,
-        row_accumulator: Tensor,
-        column_accumulator: Tensor | None,
-        symmetric: bool,
-    ) -> None:
+    def sums(self, pair: BlockPair) -> None:
         """Add each anchor's sums of e and of e * log(e), e the exponentials, to the accumulators, [anchors, 2]."""
-        self._reduce(
-            rows, columns, row_accumulator, column_accumulator, symmetric, self._entropy_sums, torch.add
-        )  # fmt: skip
+        self._reduce(pair, self._entropy_sums, torch.add)
 
     def _entropy_sums(self, tile: Tensor, dim: int, anchors: ViewBlock) -> Tensor:
         # In float64: the entropy is the small difference of two large logarithms if one negative dominates.

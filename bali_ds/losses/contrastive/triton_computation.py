@@ -10,7 +10,7 @@ from bali_ds.losses.contrastive import triton_negatives, triton_positives
 from bali_ds.losses.contrastive.communication import BlockFunction, Exchange
 from bali_ds.losses.contrastive.computation import LossComputation
 from bali_ds.losses.contrastive.formulas import AnchorStatistics, LogisticPositives, LossFormula, MultiSimilarity
-from bali_ds.losses.contrastive.sorted_views import ViewBlock
+from bali_ds.losses.contrastive.sorted_views import BlockPair, ViewBlock
 from bali_ds.losses.contrastive.triton_views import IndexedLayout, Runs, find_occurrences, find_runs
 from bali_ds.losses.contrastive.workspace import DERIVATIVE_BYTES, Workspace
 
@@ -102,13 +102,8 @@ class TritonComputation(LossComputation):
         positives = torch.stack([each for each in slopes_of_positives if each is not None])
         totals = torch.zeros(2, dtype=torch.float64, device=self.scale.device) if formula.logistic else None
 
-        def add_gradients(
-            rows: ViewBlock,
-            columns: ViewBlock,
-            row_accumulator: Tensor,
-            column_accumulator: Tensor | None,
-            symmetric: bool,
-        ) -> None:
+        def add_gradients(pair: BlockPair) -> None:
+            rows, columns, row_accumulator, column_accumulator, symmetric = pair
             itemsize = self.exchange.features[0].element_size()
             for upper, left in self._stripes(rows, columns, symmetric, itemsize):
                 assert upper.features is not None
@@ -138,14 +133,8 @@ class TritonComputation(LossComputation):
         into = self._accumulators(shape, torch.float32, 0.0)[1]
         return self.exchange.accumulate(add_gradients, shape, torch.float32, into=into), totals
 
-    def _add_negatives(
-        self,
-        rows: ViewBlock,
-        columns: ViewBlock,
-        row_accumulator: Tensor,
-        column_accumulator: Tensor | None,
-        symmetric: bool,
-    ) -> None:
+    def _add_negatives(self, pair: BlockPair) -> None:
+        rows, columns, row_accumulator, column_accumulator, symmetric = pair
         for upper, left in self._stripes(rows, columns, symmetric, 0.25):
             assert upper.features is not None
             assert left.features is not None
@@ -177,16 +166,10 @@ class TritonComputation(LossComputation):
                 joint=self.formula.joint,
             )  # fmt: skip
 
-        def add_both(
-            rows: ViewBlock,
-            columns: ViewBlock,
-            row_accumulator: Tensor,
-            column_accumulator: Tensor | None,
-            symmetric: bool,
-        ) -> None:
-            add(rows, columns, row_accumulator)
-            if column_accumulator is not None and not symmetric:
-                add(columns, rows, column_accumulator)
+        def add_both(pair: BlockPair) -> None:
+            add(pair.rows, pair.columns, pair.row_accumulator)
+            if pair.other_accumulator is not None:
+                add(pair.columns, pair.rows, pair.other_accumulator)
 
         return add_both
 
