@@ -7,17 +7,15 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bali_ds.losses.contrastive import contrastive_loss
+from bench.gpu_bench import Bench, Figures
 from tests.losses.dense_contrastive import dense_loss, views
-
-if TYPE_CHECKING:
-    from bench.gpu import Bench
 
 KINDS = ("ntxent", "clip", "supcon", "marginal", "multi_similarity", "sigmoid")
 BF16, FLOAT64 = torch.bfloat16, torch.float64
@@ -30,10 +28,9 @@ BLOCKS = (  # rows, columns, depth, warps, stages, registers: the fields of `Blo
     (64, 128, 64, 4, 3, None),
     (64, 128, 64, 4, 4, None),
 )
-Figures = dict[str, Any]
 
 
-def loss_oracle(bench: "Bench") -> Figures:
+def loss_oracle(bench: Bench) -> Figures:
     """All kinds against dense float64, with the gradients by scale and bias; bits that repeat without waiting."""
     compile_kernels(bench.device)
     errors = _errors(bench)
@@ -109,7 +106,7 @@ def _views(pairs: int, width: int, device: str, *, zipf: bool = False) -> tuple[
     return features[0], features[1], ids.to(device)
 
 
-def loss_speed(bench: "Bench") -> Figures:
+def loss_speed(bench: Bench) -> Figures:
     """Forward and backward: wall time, time of kernels, their number, peak memory, and the same of dense losses."""
     figures: Figures = {"compile_seconds": compile_kernels(bench.device), "rows": []}
     width, sizes = (64, (256,)) if bench.small else (768, (1_280, 4_096, 16_384, 65_536))
@@ -137,7 +134,7 @@ def loss_speed(bench: "Bench") -> Figures:
     return figures
 
 
-def _measure(bench: "Bench", loss: Callable[[], Tensor]) -> Figures:
+def _measure(bench: Bench, loss: Callable[[], Tensor]) -> Figures:
     def work() -> None:
         loss().backward()
 
@@ -183,7 +180,7 @@ def _open_clip() -> Callable[..., Tensor] | None:
     return loss
 
 
-def _errors(bench: "Bench") -> dict[str, dict[str, float]]:
+def _errors(bench: Bench) -> dict[str, dict[str, float]]:
     """Return relative errors of the loss and of each gradient, by kind, dtype and scale."""
     errors = {}
     for kind in KINDS:
@@ -211,7 +208,7 @@ def _errors(bench: "Bench") -> dict[str, dict[str, float]]:
     return errors
 
 
-def _assert_repeatable(bench: "Bench") -> None:
+def _assert_repeatable(bench: Bench) -> None:
     """Evaluate every kind twice, the second time on a GPU in the mode in which waiting for the device is an error."""
     queries, keys, ids = _views(256 if bench.small else 1280, 64 if bench.small else 768, bench.device, zipf=True)
     scale = torch.tensor(14.0, device=bench.device, requires_grad=True)
@@ -260,7 +257,7 @@ def _large_offsets() -> Figures:
     return figures
 
 
-def loss_blocks(bench: "Bench") -> Figures:
+def loss_blocks(bench: Bench) -> Figures:
     """Operations per second of the two kernels over all pairs in several block shapes, and those of cuBLAS."""
     if bench.device == "cpu":
         return {}

@@ -25,6 +25,7 @@ def test_every_part_passes_on_small_shapes(sample, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     parts = json.loads(out.read_text())["parts"]
     assert set(parts) == {
-        "random_state", "loss_oracle", "training", "loss_speed", "step", "stages", "repeats", "memory", "inference",
+        "random_state", "loss_oracle", "training", "loss_speed", "step", "attention", "encoder", "stages", "repeats",
+        "memory", "inference",
     }  # fmt: skip
     assert all(part["passed"] for part in parts.values())

@@ -1,0 +1,116 @@
+"""Parts of gpu.py for the text encoder alone: attention of packed sequences, a whole pass, the exported encoder."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bali_ds.data.batch import PackedSequences
+from bali_ds.inference.encoder import load
+from bali_ds.model.build_model import compile_layers
+from bali_ds.model.packed_attention import attention_arguments, packed_attention
+from bali_ds.planning.flops import StepFlops, peak_of
+from bench.gpu_bench import BERT_BASE, TINY, Bench, Figures
+from tests.packs import random_pack
+
+PASSAGES, PASSAGE_TOKENS, NAMES = 256, 128, 760  # a micro-batch; its names have 3 to 8 tokens
+SMALL_PASSAGES, SMALL_NAMES = 4, 12
+LENGTHS = (3, 5, 9, 17, 64, 128, 128)
+_FLOPS_PER_PAIR = 12  # of attention, forward and backward, for each feature of a layer and pair of tokens
+
+
+def attention(bench: Bench) -> Figures:
+    """Attention of packed sequences against float64, and the time of one layer of BERT-base, in bfloat16."""
+    return {"errors": _attention_errors(bench), "seconds": _attention_seconds(bench)}
+
+
+def _attention_errors(bench: Bench) -> dict[str, float]:
+    torch.manual_seed(0)
+    arguments = attention_arguments([random_pack(*LENGTHS).to(torch.device(bench.device))])
+    inputs = _inputs(bench, sum(LENGTHS), heads=4)
+    values = _attend(inputs, arguments, dropout=0.0)
+    gradient = torch.randn_like(values)
+    values.backward(gradient)
+
+    exact = [each.detach().double().requires_grad_() for each in inputs]
+    parts = zip(*(each.split(LENGTHS, dim=2) for each in exact), strict=True)
+    alone = torch.cat([F.scaled_dot_product_attention(*part).transpose(1, 2) for part in parts], dim=1)
+    alone.backward(gradient.double())
+    pairs = {"values": (values.detach(), alone.detach())} | {
+        name: (mine.grad, true.grad) for name, mine, true in zip(("query", "key", "value"), inputs, exact, strict=True)
+    }
+    errors = {name: float((mine.double() - true).norm() / true.norm()) for name, (mine, true) in pairs.items()}
+    assert max(errors.values()) < 2**-7, errors  # weights and their derivatives are rounded to eight bits
+    return errors
+
+
+def _attention_seconds(bench: Bench) -> dict[str, float]:
+    """Return seconds forward and backward under dropout: as training calls it, and on a GPU FlashAttention for all."""
+    packs = _packs(bench)
+    arguments = attention_arguments(packs)
+    ways = {"packed": arguments}
+    if bench.device == "cuda":
+        ways["flash"] = arguments | {"tiles": None}
+    inputs = _inputs(bench, sum(len(pack.input_ids) for pack in packs), heads=12)
+    gradient = torch.randn_like(inputs[0].transpose(1, 2))
+
+    def work(arguments: dict[str, Any]) -> None:
+        torch.autograd.grad(_attend(inputs, arguments, dropout=0.1), inputs, gradient)
+
+    return {name: bench.seconds(lambda way=way: work(way)) for name, way in ways.items()}  # type: ignore[misc]
+
+
+def _attend(inputs: list[Tensor], arguments: dict[str, Any], *, dropout: float) -> Tensor:
+    return packed_attention(nn.Module(), *inputs, None, dropout=dropout, **arguments)[0]
+
+
+def _inputs(bench: Bench, tokens: int, *, heads: int) -> list[Tensor]:
+    """Return query, key and value of heads of width 64, bfloat16 [1, h, T, 64]."""
+    states = [torch.randn(1, tokens, heads, 64, device=bench.device, dtype=torch.bfloat16) for _ in range(3)]
+    return [each.transpose(1, 2).requires_grad_() for each in states]
+
+
+def _packs(bench: Bench) -> list[PackedSequences]:
+    torch.manual_seed(0)
+    passages, names = (SMALL_PASSAGES, SMALL_NAMES) if bench.small else (PASSAGES, NAMES)
+    lengths = [PASSAGE_TOKENS] * passages, torch.randint(3, 9, (names,)).tolist()
+    return [random_pack(*each).to(torch.device(bench.device)) for each in lengths]
+
+
+def encoder(bench: Bench) -> Figures:
+    """Forward and backward pass of BERT-base in bfloat16 over packed sequences: time and model FLOPs utilization."""
+    recipe = bench.recipe("encoder", TINY if bench.small else BERT_BASE, precision="bf16")
+    aligner, loader = bench.aligner(recipe)
+    loader.close()
+    packs, counter = _packs(bench), StepFlops.of(aligner)
+    tokens = sum(len(pack.input_ids) for pack in packs)
+    pairs = sum(int((pack.lengths**2).sum()) for pack in packs)
+    operations = tokens * counter.encoder + pairs * counter.layers * counter.width * _FLOPS_PER_PAIR
+
+    def work() -> None:
+        states = aligner.text.hidden_states(packs)
+        torch.stack([each.float().square().mean() for each in states]).sum().backward()
+        aligner.zero_grad(set_to_none=True)
+
+    figures: Figures = {"tokens": tokens}
+    for name in ("eager", "compiled") if bench.device == "cuda" else ("eager",):
+        if name == "compiled":
+            compile_layers(aligner.text)
+        seconds = bench.seconds(work)
+        figures[name] = {"seconds": seconds, "teraflops": operations / seconds / 1e12}
+        if bench.device == "cuda" and (peak := peak_of(torch.cuda.get_device_name())):
+            figures[name]["mfu"] = operations / seconds / peak
+    return figures
+
+
+def inference(bench: Bench) -> Figures:
+    """The exported encoder of the `training` part gives on the device the vectors that it gives on the CPU."""
+    export = bench.folder / "runs/whole/export"
+    assert export.exists(), "the part `training` has not run or failed"
+    texts = [f"chronic renal failure {number} with anemia" * (1 + number % 5) for number in range(64)]
+    on_cpu, on_device = (load(export, device=device).encode(texts) for device in ("cpu", bench.device))
+    error = float(abs(on_cpu - on_device).max())
+    assert error < 5e-3, f"vectors are off by {error:.1e}"
+    encoder = load(export, device=bench.device)
+    return {"largest_difference": error, "texts_per_second": len(texts) / bench.seconds(lambda: encoder.encode(texts))}
