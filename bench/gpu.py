@@ -16,6 +16,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -28,24 +29,27 @@ from bali_ds.files import write_json
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the parts, and the oracles of the tests that they use
 
 from bench.gpu_bench import ROOT, SAMPLE, Bench, Figures
-from bench.gpu_encoder import attention, encoder, inference
+from bench.gpu_encoder import attention, encoder, inference, layer
 from bench.gpu_loss import loss_blocks, loss_oracle, loss_speed
 from bench.gpu_runs import memory, repeats, stages, training
 from bench.gpu_step import random_state, step
 
-PARTS: dict[str, Callable[[Bench], Figures]] = {
+Parts = dict[str, Callable[[Bench], Figures]]
+TIMED: Parts = {
     "random_state": random_state,
     "loss_oracle": loss_oracle,
-    "training": training,
+    "layer": layer,
     "loss_speed": loss_speed,
     "step": step,
     "attention": attention,
     "encoder": encoder,
-    "stages": stages,
-    "repeats": repeats,
-    "memory": memory,
-    "inference": inference,
 }
+"""Parts that have the machine for themselves."""
+RUNS: Parts = {"training": training, "stages": stages, "repeats": repeats, "memory": memory}
+"""Parts that wait for runs in processes of their own; on a GPU all at the same time."""
+LAST: Parts = {"inference": inference}
+"""Parts that need what runs leave."""
+PARTS = TIMED | RUNS | LAST
 ALL_PARTS = PARTS | {"loss_blocks": loss_blocks}
 """With those that run only if they are named."""
 
@@ -65,17 +69,31 @@ def main() -> int:
     results: Figures = {"machine": _machine(options.device), "parts": {}}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options.device, options.small, options.data, Path(folder))
-        for name in options.parts:
-            begin = time.perf_counter()
-            try:
-                figures = {"passed": True, **ALL_PARTS[name](bench)}
-            except Exception as error:
-                traceback.print_exc()
-                figures = {"passed": False, "error": f"{type(error).__name__}: {error}"[:2000]}
-            results["parts"][name] = figures | {"part_seconds": time.perf_counter() - begin}
+
+        def run(name: str) -> None:
+            results["parts"][name] = _figures(name, bench)
             write_json(options.out, results)
-            print(f"{name:<16}{'passed' if figures['passed'] else 'FAILED':<8}{time.perf_counter() - begin:6.1f} s")
+
+        chosen = [name for name in ALL_PARTS if name in options.parts]
+        with ThreadPoolExecutor(len(RUNS) if options.device == "cuda" else 1) as pool:
+            for name in chosen:
+                if name not in RUNS | LAST:
+                    run(name)
+            list(pool.map(run, [name for name in chosen if name in RUNS]))
+            list(map(run, [name for name in chosen if name in LAST]))
     return int(not all(part["passed"] for part in results["parts"].values()))
+
+
+def _figures(name: str, bench: Bench) -> Figures:
+    begin = time.perf_counter()
+    try:
+        figures = {"passed": True, **ALL_PARTS[name](bench)}
+    except Exception as error:
+        traceback.print_exc()
+        figures = {"passed": False, "error": f"{type(error).__name__}: {error}"[:2000]}
+    seconds = time.perf_counter() - begin
+    print(f"{name:<16}{'passed' if figures['passed'] else 'FAILED':<8}{seconds:6.1f} s", flush=True)
+    return figures | {"part_seconds": seconds}
 
 
 def _build(data: Path) -> None:

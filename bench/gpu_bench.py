@@ -6,10 +6,11 @@ import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import torch
 from bali_ds.config import Recipe, dump_recipe
 from bali_ds.data.loader import Loader
 from bali_ds.model.aligner import Aligner
-from bali_ds.model.build_model import build_aligner
+from bali_ds.model.build_model import accelerate_layers, build_aligner, compile_layers
+from bali_ds.model.text_encoder import TextEncoder
 from bali_ds.training.run_directory import RunData
 from tests.ports import free_port
 
@@ -28,6 +30,12 @@ BERT_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads
 BERT_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
 Figures = dict[str, Any]
+LAYER_CODE: dict[str, Callable[[TextEncoder], Any]] = {
+    "eager": lambda _text: None,
+    "compiled": compile_layers,
+    "fused": lambda text: accelerate_layers(text, half_precision=True),
+}
+"""The kinds of code that the layers of an encoder may have."""
 
 # Training alone, without export, evaluation and report.
 TRAIN = """
@@ -50,20 +58,23 @@ class Bench:
         small: shapes that take seconds on a CPU.
         data: directory with `graph` and `shards` of the sample data set.
         folder: temporary directory for encoders, recipes and runs.
+        lock: held while an encoder is written; parts may run in threads.
     """
 
     device: str
     small: bool
     data: Path
     folder: Path
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def encoder(self, shape: dict[str, int]) -> Path:
         """Return the directory of a BERT of a shape, without weights, with the sample's tokenizer."""
         path = self.folder / f"encoder-{shape['hidden_size']}-{shape['num_hidden_layers']}"
-        if not path.exists():
-            shutil.copytree(SAMPLE / "encoder", path)
-            configuration = json.loads((path / "config.json").read_text())
-            (path / "config.json").write_text(json.dumps(configuration | shape))
+        with self.lock:
+            if not path.exists():
+                shutil.copytree(SAMPLE / "encoder", path)
+                configuration = json.loads((path / "config.json").read_text())
+                (path / "config.json").write_text(json.dumps(configuration | shape))
         return path
 
     def recipe(self, name: str, shape: dict[str, int], **changes: Any) -> Recipe:

@@ -1,22 +1,27 @@
 """Parts of gpu.py for the text encoder alone: attention of packed sequences, a whole pass, the exported encoder."""
 
+import copy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import BertConfig
+from transformers.models.bert.modeling_bert import BertLayer
 
 from bali_ds.data.batch import PackedSequences
 from bali_ds.inference.encoder import load
-from bali_ds.model.build_model import compile_layers
+from bali_ds.model.aligner import Aligner
+from bali_ds.model.fused_layer import PackedAttention, fused_states
 from bali_ds.model.packed_attention import attention_arguments, packed_attention
 from bali_ds.planning.flops import StepFlops, peak_of
-from bench.gpu_bench import BERT_BASE, TINY, Bench, Figures
+from bench.gpu_bench import BERT_BASE, LAYER_CODE, TINY, Bench, Figures
 from tests.packs import random_pack
 
 PASSAGES, PASSAGE_TOKENS, NAMES = 256, 128, 760  # a micro-batch; its names have 3 to 8 tokens
 SMALL_PASSAGES, SMALL_NAMES = 4, 12
-LENGTHS = (3, 5, 9, 17, 64, 128, 128)
+LENGTHS, LONG = (3, 5, 9, 17, 64, 128, 128), (3, 20, 200, 300)
+BF16 = torch.bfloat16
 _FLOPS_PER_PAIR = 12  # of attention, forward and backward, for each feature of a layer and pair of tokens
 
 
@@ -80,28 +85,80 @@ def _packs(bench: Bench) -> list[PackedSequences]:
 
 def encoder(bench: Bench) -> Figures:
     """Forward and backward pass of BERT-base in bfloat16 over packed sequences: time and model FLOPs utilization."""
-    recipe = bench.recipe("encoder", TINY if bench.small else BERT_BASE, precision="bf16")
-    aligner, loader = bench.aligner(recipe)
-    loader.close()
-    packs, counter = _packs(bench), StepFlops.of(aligner)
-    tokens = sum(len(pack.input_ids) for pack in packs)
-    pairs = sum(int((pack.lengths**2).sum()) for pack in packs)
-    operations = tokens * counter.encoder + pairs * counter.layers * counter.width * _FLOPS_PER_PAIR
+    figures: Figures = {}
+    for code in LAYER_CODE if bench.device == "cuda" else ("eager",):
+        recipe = bench.recipe("encoder", TINY if bench.small else BERT_BASE, precision="bf16")
+        aligner, loader = bench.aligner(recipe)
+        loader.close()
+        packs, counter = _packs(bench), StepFlops.of(aligner)
+        LAYER_CODE[code](aligner.text)
+        figures["tokens"] = tokens = sum(len(pack.input_ids) for pack in packs)
+        pairs = sum(int((pack.lengths**2).sum()) for pack in packs)
+        operations = tokens * counter.encoder + pairs * counter.layers * counter.width * _FLOPS_PER_PAIR
 
-    def work() -> None:
-        states = aligner.text.hidden_states(packs)
-        torch.stack([each.float().square().mean() for each in states]).sum().backward()
-        aligner.zero_grad(set_to_none=True)
+        def work(aligner: Aligner = aligner, packs: list[PackedSequences] = packs) -> None:
+            states = aligner.text.hidden_states(packs)
+            torch.stack([each.float().square().mean() for each in states]).sum().backward()
+            aligner.zero_grad(set_to_none=True)
 
-    figures: Figures = {"tokens": tokens}
-    for name in ("eager", "compiled") if bench.device == "cuda" else ("eager",):
-        if name == "compiled":
-            compile_layers(aligner.text)
         seconds = bench.seconds(work)
-        figures[name] = {"seconds": seconds, "teraflops": operations / seconds / 1e12}
+        figures[code] = {"seconds": seconds, "teraflops": operations / seconds / 1e12}
         if bench.device == "cuda" and (peak := peak_of(torch.cuda.get_device_name())):
-            figures[name]["mfu"] = operations / seconds / peak
+            figures[code]["mfu"] = operations / seconds / peak
     return figures
+
+
+def layer(bench: Bench) -> Figures:
+    """The fused layer in bfloat16 against transformers' in float64, and the time of its kernels; needs a GPU."""
+    if bench.device == "cpu":
+        return {}
+    return {"errors": {str(lengths): _layer_errors(lengths) for lengths in (LENGTHS, LONG)}, "seconds": _kernels(bench)}
+
+
+def _layer_errors(lengths: tuple[int, ...]) -> dict[str, float]:
+    torch.manual_seed(0)
+    config = BertConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    mine = BertLayer(config).cuda().bfloat16()
+    exact = copy.deepcopy(mine).double()
+    arguments = attention_arguments([random_pack(*lengths).to(torch.device("cuda"))])
+    states = torch.randn(1, sum(lengths), config.hidden_size, device="cuda", dtype=BF16, requires_grad=True)
+    true_states = states.detach().double().requires_grad_()
+    out = fused_states(mine, states, **arguments)
+    true_out = torch.cat([exact(part)[0] for part in true_states.split(lengths, dim=1)])
+    gradient = torch.randn_like(out)
+    out.backward(gradient)
+    true_out.backward(gradient[0].double())
+    pairs = {"states": (out[0], true_out), "by states": (states.grad, true_states.grad)}
+    for (name, parameter), true in zip(mine.named_parameters(), exact.parameters(), strict=True):
+        if "key.bias" not in name:  # its gradient is 0 but for rounding
+            pairs[name] = (parameter.grad, true.grad)
+    errors = {name: float((a.double() - b).norm() / b.norm()) for name, (a, b) in pairs.items()}
+    assert max(errors.values()) < 2**-6, errors
+    return errors
+
+
+def _kernels(bench: Bench) -> dict[str, float]:
+    """Return seconds of what the layer does between its products, in the shape of the part `encoder`."""
+    from bali_ds.model import fused_kernels as kernels
+
+    packs = _packs(bench)
+    arguments = attention_arguments(packs)
+    count = sum(len(pack.input_ids) for pack in packs)
+    states, inner = (torch.randn(count, width, device="cuda", dtype=BF16) for width in (768, 3072))
+    projected = torch.randn(count, 3, 12, 64, device="cuda", dtype=BF16)
+    weight, seed = torch.ones(768, device="cuda", dtype=BF16), torch.tensor([7], device="cuda")
+    attention = PackedAttention(*arguments.values(), scaling=0.125, dropout=0.1)
+    values, *kept = attention.values(*projected.unbind(1), seed)
+    into = torch.empty_like(projected)
+    works = {
+        "residual norm": lambda: kernels.residual_norm(states, states, weight, weight, seed, 1e-12, 0.1),
+        "its gradients": lambda: kernels.residual_norm_gradients(states, states, weight, seed, 1e-12, 0.1),
+        "gradient of GELU": lambda: kernels.gelu_gradients(inner, inner),
+        "column sums": lambda: kernels.column_sums(projected.view(count, -1)),
+        "attention": lambda: attention.values(*projected.unbind(1), seed),
+        "its gradient": lambda: attention.write_gradients(values, projected.unbind(1), seed, (values, *kept), into),
+    }
+    return {name: bench.seconds(work, 9) for name, work in works.items()}
 
 
 def inference(bench: Bench) -> Figures:

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bali_ds.data.batch import Batch, PackedSequences
-from bali_ds.model.build_model import compile_layers
 from bali_ds.planning.flops import StepFlops, peak_of
-from bench.gpu_bench import BERT_BASE, TINY, Bench, Figures
+from bench.gpu_bench import BERT_BASE, LAYER_CODE, TINY, Bench, Figures
 
 _PACKAGE_FILE = re.compile(r".*/((?:bali_ds|deepspeed)/.*)")
 
@@ -49,14 +48,14 @@ def step(bench: Bench) -> Figures:
     """A training step of BERT-base in bfloat16: time, model FLOPs utilization, kernels, synchronizations."""
     rows = {}
     for tokens in (None, 128):
-        for compiled in (False, True) if bench.device == "cuda" else (False,):
-            name = f"{tokens or 'sampled'} tokens, {'compiled' if compiled else 'eager'}"
-            rows[name] = _step(bench, TINY if bench.small else BERT_BASE, 16 if bench.small else 256, tokens, compiled)
+        for code in LAYER_CODE if bench.device == "cuda" else ("eager",):
+            name = f"{tokens or 'sampled'} tokens, {code}"
+            rows[name] = _step(bench, TINY if bench.small else BERT_BASE, 16 if bench.small else 256, tokens, code)
             print(f"  {name}: { ({key: value for key, value in rows[name].items() if key != 'longest'}) }", flush=True)
     return {"rows": rows}
 
 
-def _step(bench: Bench, shape: dict[str, int], passages: int, tokens: int | None, compiled: bool) -> Figures:
+def _step(bench: Bench, shape: dict[str, int], passages: int, tokens: int | None, code: str) -> Figures:
     """Measure steps of a shape; `tokens` are those of every passage, None for the lengths of the sample."""
     recipe = bench.recipe("step", shape, batch={"passages": passages}, precision="bf16")
     aligner, loader = bench.aligner(recipe)
@@ -64,8 +63,7 @@ def _step(bench: Bench, shape: dict[str, int], passages: int, tokens: int | None
         steps = [made.micro_batches for made in islice(loader, 2)]
     if tokens:
         steps = [[_lengthened(each, tokens) for each in micro_batches] for micro_batches in steps]
-    if compiled:
-        compile_layers(aligner.text)
+    LAYER_CODE[code](aligner.text)
     counted = [StepFlops.of(aligner).count(each) for micro_batches in steps for each in micro_batches]
     steps = [[each.to(torch.device(bench.device)) for each in micro_batches] for micro_batches in steps]
     optimizer = torch.optim.AdamW(aligner.parameters(), lr=1e-5, fused=bench.device == "cuda")
@@ -89,7 +87,7 @@ def _step(bench: Bench, shape: dict[str, int], passages: int, tokens: int | None
         figures["peak bytes"] = torch.cuda.max_memory_allocated()
         if peak := peak_of(torch.cuda.get_device_name()):
             figures["mfu"] = operations / seconds / peak
-        figures |= _profiled(work) | {"synchronizations": _synchronizations(work)}
+        figures |= _profiled(work, len(steps)) | {"synchronizations": _synchronizations(work)}
     return figures
 
 
@@ -108,18 +106,24 @@ def _lengthened(batch: Batch, tokens: int) -> Batch:
     )
 
 
-def _profiled(work: Callable[[], None]) -> Figures:
-    """Return the share of wall time in which a kernel ran, and the kernels that took longest."""
+def _profiled(work: Callable[[], None], steps: int) -> Figures:
+    """Return the time of the host and of kernels in a step, the number of kernels, and those that took longest."""
     torch.cuda.synchronize()
     begin = time.perf_counter()
+    work()
+    host = time.perf_counter() - begin
+    torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         work()
         torch.cuda.synchronize()
-    wall = time.perf_counter() - begin
-    events = sorted(profile.key_averages(), key=lambda each: -each.device_time_total)
-    total = sum(each.device_time_total for each in events) / 1e6
-    kernels = [{"name": each.key[:80], "count": each.count, "ms": each.device_time_total / 1e3} for each in events[:20]]
-    return {"kernel_share": total / wall, "kernels": sum(each.count for each in events), "longest": kernels}
+    kernels = [each for each in profile.key_averages() if not each.key.startswith("cuda")]
+    kernels.sort(key=lambda each: -each.device_time_total)
+    return {
+        "host_seconds": host / steps,
+        "kernel_seconds": sum(each.device_time_total for each in kernels) / 1e6 / steps,
+        "kernels": sum(each.count for each in kernels) / steps,
+        "longest": {each.key[:80]: [each.count / steps, each.device_time_total / 1e3 / steps] for each in kernels[:24]},
+    }
 
 
 def _synchronizations(work: Callable[[], None]) -> list[str]:

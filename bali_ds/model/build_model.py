@@ -8,6 +8,7 @@ from bali_ds.config import LoraConfig, Recipe, TextEncoderConfig
 from bali_ds.data.mixture import Mixture
 from bali_ds.errors import InputError, first_line
 from bali_ds.model.aligner import Aligner
+from bali_ds.model.fused_layer import fuse_layers
 from bali_ds.model.graph_encoders import build_graph_encoder
 from bali_ds.model.name_table import NameTable
 from bali_ds.model.text_encoder import TextEncoder, load_text_encoder
@@ -28,7 +29,7 @@ def adapt(text: TextEncoder, settings: TextEncoderConfig) -> None:
         _add_lora(encoder, settings.lora)
     if settings.frozen_embeddings:
         getattr(encoder, "embeddings", encoder.get_input_embeddings()).requires_grad_(False)
-    layers = _layers(encoder)
+    layers = transformer_layers(encoder)
     if settings.frozen_layers > len(layers):
         raise InputError(
             f"text_encoder.frozen_layers {settings.frozen_layers}: {settings.path} has {len(layers)} layers"
@@ -39,7 +40,7 @@ def adapt(text: TextEncoder, settings: TextEncoderConfig) -> None:
         encoder.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def _layers(encoder: PreTrainedModel) -> nn.ModuleList:
+def transformer_layers(encoder: PreTrainedModel) -> nn.ModuleList:
     """Return the transformer layers: the first module list of the length that the configuration gives."""
     count = encoder.config.num_hidden_layers
     found = [module for module in encoder.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
@@ -64,8 +65,15 @@ def _add_lora(encoder: PreTrainedModel, lora: LoraConfig) -> None:
 
 def compile_layers(text: TextEncoder) -> None:
     """Compile the transformer layers, each in place, for any number of tokens."""
-    for layer in _layers(text.encoder):
+    for layer in transformer_layers(text.encoder):
         layer.compile(dynamic=True)
+
+
+def accelerate_layers(text: TextEncoder, *, half_precision: bool) -> None:
+    """Give the transformer layers the fastest code that they have on a GPU: fused, or else compiled."""
+    packed = text.first_position is not None
+    if not (packed and half_precision and fuse_layers(transformer_layers(text.encoder))):
+        compile_layers(text)
 
 
 def build_aligner(recipe: Recipe, num_relations: int, shards: Mixture | None = None) -> Aligner:

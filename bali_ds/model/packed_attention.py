@@ -29,6 +29,11 @@ def attention_arguments(packs: Sequence[PackedSequences]) -> dict[str, Any]:
     """Return what a model's forward pass hands through to `packed_attention` for packs that follow each other."""
     if not packs[0].input_ids.is_cuda:
         return {"buckets": buckets_of_packs(packs, _BUCKETS)}
+    return arguments_on_gpu(packs)
+
+
+def arguments_on_gpu(packs: Sequence[PackedSequences]) -> dict[str, Any]:
+    """Return the arguments for the kernels of a GPU: offsets, an upper bound of lengths, tiles of short sequences."""
     longest = max(int(pack.lengths[-1]) for pack in packs)
     begins = accumulate((len(pack.input_ids) for pack in packs), initial=0)
     offsets = [packs[0].offsets[:1], *(pack.offsets[1:] + begin for pack, begin in zip(packs, begins, strict=False))]
@@ -128,30 +133,52 @@ def _mask_of_rows(*, attention_mask: Tensor | None = None, **options: Any) -> Te
     return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **options)
 
 
+def flash_values(
+    query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int,
+    scaling: float | None, dropout: float, window: int | None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Return values half precision [T, h, e] by torch's FlashAttention, and what `flash_gradients` needs beside them.
+
+    `torch.nn.attention.varlen` has no dropout. Arguments are those of `packed_attention`, with [T, h, e].
+    """
+    values, normalizers, seeds, unused, _ = torch.ops.aten._flash_attention_forward(
+        query, key, value, offsets, offsets, longest, longest, dropout, False, False, **_flash_options(scaling, window)
+    )
+    return values, normalizers, seeds, unused
+
+
+def flash_gradients(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, kept: tuple[Tensor, ...], offsets: Tensor,
+    longest: int, scaling: float | None, dropout: float, window: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients by query, key and value; `kept` is what `flash_values` returned."""
+    values, normalizers, seeds, unused = kept
+    by_query, by_key, by_value = torch.ops.aten._flash_attention_backward(
+        gradient.contiguous(), query, key, value, values, normalizers, offsets, offsets,
+        longest, longest, dropout, False, seeds, unused, **_flash_options(scaling, window),
+    )  # fmt: skip
+    return by_query, by_key, by_value
+
+
+def _flash_options(scaling: float | None, window: int | None) -> dict[str, Any]:
+    side = -1 if window is None else window - 1
+    return {"scale": scaling, "window_size_left": side, "window_size_right": side}
+
+
 class _Flash(torch.autograd.Function):
-    """FlashAttention of torch itself, of half precision; `torch.nn.attention.varlen` has no dropout."""
+    """FlashAttention of torch itself, of half precision."""
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int,
-        scaling: float | None, dropout: float, window: int | None,
-    ) -> Tensor:  # fmt: skip
-        side = -1 if window is None else window - 1
-        ctx.options = {"scale": scaling, "window_size_left": side, "window_size_right": side}
-        ctx.arguments = (longest, longest, dropout, False)
-        values, normalizers, seeds, unused, _ = torch.ops.aten._flash_attention_forward(
-            query, key, value, offsets, offsets, *ctx.arguments, False, **ctx.options
-        )
-        ctx.save_for_backward(query, key, value, values, normalizers, offsets, seeds, unused)
-        return values
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, *options: Any) -> Tensor:
+        kept = flash_values(query, key, value, offsets, *options)
+        ctx.save_for_backward(query, key, value, offsets, *kept)
+        ctx.options = options
+        return kept[0]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        *given, offsets, seeds, unused = ctx.saved_tensors
-        gradients = torch.ops.aten._flash_attention_backward(
-            gradient.contiguous(), *given, offsets, offsets, *ctx.arguments, seeds, unused, **ctx.options
-        )
-        return (*gradients, *[None] * 5)
+        query, key, value, offsets, *kept = ctx.saved_tensors
+        return *flash_gradients(gradient, query, key, value, tuple(kept), offsets, *ctx.options), *[None] * 5
 
 
 class _MemoryEfficient(torch.autograd.Function):

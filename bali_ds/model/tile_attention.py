@@ -5,6 +5,7 @@ five tokens. Here a block is a tile of up to 128 consecutive tokens that begins 
 of a query is in the query's own tile, and no gradient needs atomic additions.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,16 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK = 64  # tokens of a tile that one program is responsible for: what registers hold
+from bali_ds.model.dropout_mask import dropout_factors
+
+_ROWS, _WARPS = 64, 4  # of a program of the forward pass
+_BACKWARD_WARPS = {64: 4, 128: 8}  # of a program for a whole tile, by its size
 _TO_FLOAT32 = triton.knobs.runtime.interpret  # the interpreter multiplies bfloat16 as if it were integers
-
-
-@triton.jit
-def _mixed(bits):  # type: ignore[no-untyped-def]
-    """Return a bijective hash of 32 bits (Wellons, "Prospecting for hash functions", 2018: lowbias32)."""
-    bits = (bits ^ (bits >> 16)) * 0x7FEB352D
-    bits = (bits ^ (bits >> 15)) * 0x846CA68B
-    return bits ^ (bits >> 16)
 
 
 @triton.jit
@@ -35,11 +31,9 @@ def _scores(queries, keys, starts, rows, columns, end, scaling, window):  # type
 
 @triton.jit
 def _factors(seeds, rows, columns, begin, head, count, dropout, size: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Return what dropout multiplies each weight by: 0 for a share of `dropout`, else 1 / (1 - dropout)."""
-    seed = tl.load(seeds)
-    cells = (((head * count + rows) * size)[:, None] + (columns - begin)[None, :]).to(tl.uint32)
-    bits = _mixed(_mixed(cells ^ seed.to(tl.uint32)) + (seed >> 32).to(tl.uint32))
-    return tl.where(bits.to(tl.float32) * 2.0**-32 >= dropout, 1 / (1 - dropout), 0.0)
+    """Return what dropout multiplies the weights of some rows and columns of a tile by."""
+    cells = ((head * count + rows) * size)[:, None] + (columns - begin)[None, :]
+    return dropout_factors(seeds, cells, dropout)
 
 
 @triton.jit
@@ -50,8 +44,8 @@ def _load(values, indices, end, features, row_stride, head_stride, head, width, 
 
 
 @triton.jit
-def _store(out, values, indices, end, features, head, heads, width):  # type: ignore[no-untyped-def]
-    places = (indices.to(tl.int64)[:, None] * heads + head) * width + features[None, :]
+def _store(out, values, indices, end, features, row_stride, head, width):  # type: ignore[no-untyped-def]
+    places = indices.to(tl.int64)[:, None] * row_stride + head * width + features[None, :]
     tl.store(out + places, values, (indices < end)[:, None] & (features < width)[None, :])
 
 
@@ -77,70 +71,58 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
         weights *= _factors(seeds, rows, columns, begin, head, count, dropout, size)
     values = _load(value, columns, end, features, value_stride, value_head, head, width, to_float32)
     mixed = tl.dot(weights.to(values.dtype), values, input_precision="ieee") / sums[:, None]
-    _store(out, mixed, rows, end, features, head, heads, width)
+    _store(out, mixed, rows, end, features, heads * width, head, width)
 
 
 @triton.jit
 def _backward_kernel(  # type: ignore[no-untyped-def]
     query, key, value, out, gradient, by_query, by_key, by_value, normalizers, starts, tiles, seeds, count, width,
-    query_stride, key_stride, value_stride, query_head, key_head, value_head, scaling, window, dropout,
-    size: tl.constexpr, block: tl.constexpr, padded_width: tl.constexpr, drops: tl.constexpr, to_float32: tl.constexpr,
+    query_stride, key_stride, value_stride, query_head, key_head, value_head, scaling, window, dropout, by_stride,
+    size: tl.constexpr, padded_width: tl.constexpr, drops: tl.constexpr, to_float32: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients of a block of tokens of one tile and head: as keys and values, then as queries."""
+    """Write the gradients by the queries, keys and values of one tile and head."""
     head, heads = tl.program_id(0), tl.num_programs(0)
-    begin, end = tl.load(tiles + tl.program_id(2)), tl.load(tiles + tl.program_id(2) + 1)
-    features = tl.arange(0, padded_width)
-    own = begin + tl.program_id(1) * block + tl.arange(0, block)
-    keys = _load(key, own, end, features, key_stride, key_head, head, width, to_float32)
-    values = _load(value, own, end, features, value_stride, value_head, head, width, to_float32)
-    by_keys = tl.zeros((block, padded_width), tl.float32)
-    by_values = tl.zeros((block, padded_width), tl.float32)
-    for first in range(0, size, block):
-        rows = begin + first + tl.arange(0, block)
-        queries = _load(query, rows, end, features, query_stride, query_head, head, width, to_float32)
-        upstream = _load(gradient, rows, end, features, heads * width, width, head, width, to_float32)
-        mixed = _load(out, rows, end, features, heads * width, width, head, width, True)
-        weights, by_score = _weights_and_gradients(
-            queries, keys, values, upstream, mixed, normalizers, starts, seeds, rows, own, begin, end, head, count,
-            scaling, window, dropout, size, drops,
-        )  # fmt: skip
-        by_values = tl.dot(tl.trans(weights.to(values.dtype)), upstream, by_values, input_precision="ieee")
-        by_keys = tl.dot(tl.trans(by_score.to(keys.dtype)), queries, by_keys, input_precision="ieee")
-    _store(by_key, by_keys, own, end, features, head, heads, width)
-    _store(by_value, by_values, own, end, features, head, heads, width)
-
-    queries = _load(query, own, end, features, query_stride, query_head, head, width, to_float32)
+    begin, end = tl.load(tiles + tl.program_id(1)), tl.load(tiles + tl.program_id(1) + 1)
+    features, own = tl.arange(0, padded_width), begin + tl.arange(0, size)
+    # The sum over a row of weights times their derivatives is that of the row's values times their gradient. It comes
+    # first, and weights as the values met them stay in half precision: four matrices of a tile do not fit registers.
     upstream = _load(gradient, own, end, features, heads * width, width, head, width, to_float32)
     mixed = _load(out, own, end, features, heads * width, width, head, width, True)
-    by_queries = tl.zeros((block, padded_width), tl.float32)
-    for first in range(0, size, block):
-        columns = begin + first + tl.arange(0, block)
-        keys = _load(key, columns, end, features, key_stride, key_head, head, width, to_float32)
-        values = _load(value, columns, end, features, value_stride, value_head, head, width, to_float32)
-        _, by_score = _weights_and_gradients(
-            queries, keys, values, upstream, mixed, normalizers, starts, seeds, own, columns, begin, end, head, count,
-            scaling, window, dropout, size, drops,
-        )  # fmt: skip
-        by_queries = tl.dot(by_score.to(keys.dtype), keys, by_queries, input_precision="ieee")
-    _store(by_query, by_queries, own, end, features, head, heads, width)
-
-
-@triton.jit
-def _weights_and_gradients(  # type: ignore[no-untyped-def]
-    queries, keys, values, upstream, mixed, normalizers, starts, seeds, rows, columns, begin, end, head, count,
-    scaling, window, dropout, size: tl.constexpr, drops: tl.constexpr,
-):  # fmt: skip
-    """Return the weights of some rows and columns as the values met them, and the derivatives by their products."""
-    scores = _scores(queries, keys, starts, rows, columns, end, scaling, window)
-    weights = tl.exp(scores - tl.load(normalizers + head * count + rows, rows < end, other=0.0)[:, None])
-    by_weight = tl.dot(upstream, tl.trans(values), input_precision="ieee")
+    along = tl.sum(upstream.to(tl.float32) * mixed, axis=1)
+    queries = _load(query, own, end, features, query_stride, query_head, head, width, to_float32)
+    keys = _load(key, own, end, features, key_stride, key_head, head, width, to_float32)
+    scores = _scores(queries, keys, starts, own, own, end, scaling, window)
+    weights = tl.exp(scores - tl.load(normalizers + head * count + own, own < end, other=0.0)[:, None])
     met = weights
     if drops:
-        factors = _factors(seeds, rows, columns, begin, head, count, dropout, size)
-        met, by_weight = weights * factors, by_weight * factors
-    # the sum over a row of weights times their derivatives is that of the row's values times their gradient
-    along = tl.sum(upstream.to(tl.float32) * mixed, axis=1)
-    return met, weights * (by_weight - along[:, None]) * scaling
+        met *= _factors(seeds, own, own, begin, head, count, dropout, size)
+    met = met.to(upstream.dtype)
+    by_values = tl.dot(tl.trans(met), upstream, input_precision="ieee")
+    _store(by_value, by_values, own, end, features, by_stride, head, width)
+    values = _load(value, own, end, features, value_stride, value_head, head, width, to_float32)
+    by_weight = tl.dot(upstream, tl.trans(values), input_precision="ieee")
+    by_score = ((met.to(tl.float32) * by_weight - weights * along[:, None]) * scaling).to(keys.dtype)
+    by_keys = tl.dot(tl.trans(by_score), queries, input_precision="ieee")
+    _store(by_key, by_keys, own, end, features, by_stride, head, width)
+    by_queries = tl.dot(by_score, keys, input_precision="ieee")
+    _store(by_query, by_queries, own, end, features, by_stride, head, width)
+
+
+def tile_values(
+    query: Tensor, key: Tensor, value: Tensor, starts: Tensor, tiles: Tensor, seed: Tensor,
+    size: int, scaling: float, dropout: float, window: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return the values [T, h, e], contiguous, and the logs of the sums of exponentials, float32 [h, T]."""
+    count, heads, width = query.shape
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    normalizers = torch.empty(heads, count, device=query.device)
+    _forward_kernel[(heads, size // _ROWS, len(tiles) - 1)](
+        query, key, value, out, normalizers, starts, tiles, seed, count, width, *_strides(query, key, value),
+        scaling, window, dropout,
+        size, _ROWS, triton.next_power_of_2(width), dropout > 0, _TO_FLOAT32,
+        num_warps=_WARPS, num_stages=1,
+    )  # fmt: skip
+    return out, normalizers
 
 
 @torch.library.custom_op("bali_ds::tile_attention", mutates_args=())
@@ -156,13 +138,7 @@ def _attention(
     dropout: float,
     window: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return the values [T, h, e], contiguous, and the logs of the sums of exponentials, float32 [h, T]."""
-    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    normalizers = torch.empty(query.shape[1], query.shape[0], device=query.device)
-    _launch(
-        _forward_kernel, (query, key, value), (out, normalizers), starts, tiles, seed, size, scaling, dropout, window
-    )
-    return out, normalizers
+    return tile_values(query, key, value, starts, tiles, seed, size, scaling, dropout, window)
 
 
 @torch.library.custom_op("bali_ds::tile_attention_backward", mutates_args=())
@@ -181,22 +157,47 @@ def _attention_backward(
     dropout: float,
     window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    by_query, by_key, by_value = (torch.empty(query.shape, dtype=query.dtype, device=query.device) for _ in range(3))
-    outputs = (out, gradient.contiguous(), by_query, by_key, by_value, normalizers)
-    _launch(_backward_kernel, (query, key, value), outputs, starts, tiles, seed, size, scaling, dropout, window)
-    return by_query, by_key, by_value
-
-
-def _launch(
-    kernel: Any, inputs: tuple[Tensor, ...], others: tuple[Tensor, ...], starts: Tensor, tiles: Tensor,
-    seed: Tensor, size: int, scaling: float, dropout: float, window: int,
-) -> None:  # fmt: skip
-    count, heads, width = inputs[0].shape
-    strides = (*(each.stride(0) for each in inputs), *(each.stride(1) for each in inputs))
-    kernel[(heads, size // _BLOCK, len(tiles) - 1)](
-        *inputs, *others, starts, tiles, seed, count, width, *strides, scaling, window, dropout,
-        size, _BLOCK, triton.next_power_of_2(width), dropout > 0, _TO_FLOAT32, num_warps=4, num_stages=1,
+    gradients = tuple(torch.empty(query.shape, dtype=query.dtype, device=query.device) for _ in range(3))
+    write_gradients(
+        gradient, query, key, value, starts, tiles, seed, out, normalizers, size, scaling, dropout, window,
+        into=gradients,
     )  # fmt: skip
+    return gradients[0], gradients[1], gradients[2]
+
+
+def write_gradients(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, starts: Tensor, tiles: Tensor, seed: Tensor,
+    out: Tensor, normalizers: Tensor, size: int, scaling: float, dropout: float, window: int,
+    *, into: Sequence[Tensor],
+) -> None:  # fmt: skip
+    """Write the gradients by query, key and value.
+
+    Args:
+        gradient: half precision [T, h, e], by the values.
+        query: as in the forward pass, like all others that `tile_attention` explains.
+        key: likewise.
+        value: likewise.
+        starts: likewise.
+        tiles: likewise.
+        seed: likewise.
+        out: the values.
+        normalizers: what the forward pass returned beside them.
+        size: as in the forward pass.
+        scaling: likewise.
+        dropout: likewise.
+        window: likewise.
+        into: three tensors [T, h, e], contiguous along h and e, whose rows are as far apart as each other's.
+    """
+    count, heads, width = query.shape
+    _backward_kernel[(heads, len(tiles) - 1)](
+        query, key, value, out, gradient.contiguous(), *into, normalizers, starts, tiles, seed, count, width,
+        *_strides(query, key, value), scaling, window, dropout, into[0].stride(0),
+        size, triton.next_power_of_2(width), dropout > 0, _TO_FLOAT32, num_warps=_BACKWARD_WARPS[size], num_stages=1,
+    )  # fmt: skip
+
+
+def _strides(*tensors: Tensor) -> tuple[int, ...]:
+    return (*(each.stride(0) for each in tensors), *(each.stride(1) for each in tensors))
 
 
 @_attention.register_fake

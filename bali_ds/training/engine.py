@@ -13,6 +13,8 @@ from deepspeed.accelerator import get_accelerator
 from bali_ds.config import OptimizerConfig, Recipe
 from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config
 from bali_ds.model.aligner import Aligner
+from bali_ds.model.build_model import accelerate_layers, compile_layers
+from bali_ds.model.text_encoder import TextEncoder
 from bali_ds.planning.batch_plan import BatchPlan
 
 
@@ -108,12 +110,14 @@ def deterministic_kernels(*, wanted: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def compiles(recipe: Recipe, settings: dict[str, Any], device: torch.device) -> bool:
-    """Return whether the layers of the text encoder are compiled."""
-    if recipe.text_encoder.compile is not None:
-        return recipe.text_encoder.compile
-    # stage 3 gathers and releases weights in hooks, which would cut the compiled code into pieces
-    return device.type == "cuda" and settings.get("zero_optimization", {}).get("stage", 0) < 3
+def accelerate(text: TextEncoder, recipe: Recipe, settings: dict[str, Any], device: torch.device) -> None:
+    """Give the text encoder's layers the code that a recipe asks for; call this before `build_engine`."""
+    wanted = recipe.text_encoder.compile
+    if wanted:
+        compile_layers(text)
+    # stage 3 gathers weights in hooks of modules, which fused layers would skip and compiled code would be cut at
+    elif wanted is None and device.type == "cuda" and settings.get("zero_optimization", {}).get("stage", 0) < 3:
+        accelerate_layers(text, half_precision=recipe.precision != "fp32")
 
 
 def set_learning_rates(engine: Any, factor: float) -> None:

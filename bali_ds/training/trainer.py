@@ -13,11 +13,11 @@ from bali_ds.config import Recipe
 from bali_ds.data.loader import Loader
 from bali_ds.data.sampler import Position
 from bali_ds.errors import InputError
-from bali_ds.model.build_model import build_aligner, compile_layers
+from bali_ds.model.build_model import build_aligner
 from bali_ds.planning.flops import StepFlops
 from bali_ds.randomness import derive
 from bali_ds.terminal import print_progress
-from bali_ds.training.engine import build_engine, compiles, deterministic_kernels, learning_rate_factor
+from bali_ds.training.engine import accelerate, build_engine, deterministic_kernels, learning_rate_factor
 from bali_ds.training.heartbeat import Watchdog
 from bali_ds.training.metrics import MetricsLogger, PerformanceMetrics
 from bali_ds.training.preemption import PreemptionHandler
@@ -79,8 +79,7 @@ class Trainer:
                 prepare(recipe)
             aligner = build_aligner(recipe, 2 * self.data.graph.num_relations, self.data.shards)
         flops = StepFlops.of(aligner)
-        if compiles(recipe, settings, self.ranks.device):
-            compile_layers(aligner.text)
+        accelerate(aligner.text, recipe, settings, self.ranks.device)
         self.engine: deepspeed.DeepSpeedEngine = build_engine(aligner, recipe, settings)
         self.checkpoints = self._checkpoint_manager()
         self.progress = self.checkpoints.restore(self.engine) or RunProgress(0, Position())
