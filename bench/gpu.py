@@ -30,8 +30,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for the parts, and the ora
 
 from bench.gpu_bench import ROOT, SAMPLE, Bench, Figures
 from bench.gpu_encoder import attention, encoder, inference, layer
+from bench.gpu_engine import engine
 from bench.gpu_loss import loss_blocks, loss_oracle, loss_speed
-from bench.gpu_runs import memory, repeats, stages, training
+from bench.gpu_runs import repeats, stages, training
 from bench.gpu_step import random_state, step
 
 Parts = dict[str, Callable[[Bench], Figures]]
@@ -43,9 +44,10 @@ TIMED: Parts = {
     "step": step,
     "attention": attention,
     "encoder": encoder,
+    "engine": engine,
 }
 """Parts that have the machine for themselves."""
-RUNS: Parts = {"training": training, "stages": stages, "repeats": repeats, "memory": memory}
+RUNS: Parts = {"training": training, "stages": stages, "repeats": repeats}
 """Parts that wait for runs in processes of their own; on a GPU all at the same time."""
 LAST: Parts = {"inference": inference}
 """Parts that need what runs leave."""

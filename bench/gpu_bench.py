@@ -19,7 +19,8 @@ import torch
 from bali_ds.config import Recipe, dump_recipe
 from bali_ds.data.loader import Loader
 from bali_ds.model.aligner import Aligner
-from bali_ds.model.build_model import accelerate_layers, build_aligner, compile_layers
+from bali_ds.model.build_model import build_aligner, compile_layers, transformer_layers
+from bali_ds.model.fused_layer import fuse_layers
 from bali_ds.model.text_encoder import TextEncoder
 from bali_ds.training.run_directory import RunData
 from tests.ports import free_port
@@ -29,11 +30,12 @@ SAMPLE = ROOT / "shards/sample"
 BERT_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 BERT_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+KERNEL_REPEATS = 5
 Figures = dict[str, Any]
 LAYER_CODE: dict[str, Callable[[TextEncoder], Any]] = {
     "eager": lambda _text: None,
     "compiled": compile_layers,
-    "fused": lambda text: accelerate_layers(text, half_precision=True),
+    "fused": lambda text: fuse_layers(transformer_layers(text.encoder)),
 }
 """The kinds of code that the layers of an encoder may have."""
 
@@ -43,9 +45,7 @@ import sys
 from pathlib import Path
 from bali_ds.config import load_recipe
 from bali_ds.training.trainer import train
-import torch
 train(load_recipe(Path(sys.argv[1])), resume=False)
-print("PEAK", torch.cuda.max_memory_allocated())
 """
 
 
@@ -77,12 +77,16 @@ class Bench:
                 (path / "config.json").write_text(json.dumps(configuration | shape))
         return path
 
+    def files(self, *, workers: int) -> dict[str, Any]:
+        """Return the section `data` of a recipe."""
+        return {"graph": self.data / "graph", "shards": str(self.data / "shards"), "workers": workers}
+
     def recipe(self, name: str, shape: dict[str, int], **changes: Any) -> Recipe:
         """Return a recipe on the sample; keys of `changes` replace whole sections."""
         values: dict[str, Any] = {
             "name": name,
             "runs": self.folder / "runs",
-            "data": {"graph": self.data / "graph", "shards": str(self.data / "shards"), "workers": 0},
+            "data": self.files(workers=0),
             "text_encoder": {"path": str(self.encoder(shape)), "compile": False, **changes.pop("text_encoder", {})},
             "optimizer": {"text_learning_rate": 1e-4, "graph_learning_rate": 1e-4},
             "batch": {"passages": 16},
@@ -135,6 +139,17 @@ class Bench:
         """Train several recipes at the same time; return what `train` returns of each."""
         with ThreadPoolExecutor(len(recipes) if self.device == "cuda" else 1) as pool:
             return list(pool.map(lambda recipe: self.train(recipe, whole=False), recipes))
+
+    def kernel_seconds(self, work: Callable[[], Any]) -> float:
+        """Return the time that the kernels of some work take on a GPU, without the gaps between them."""
+        work()
+        torch.cuda.synchronize()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            for _ in range(KERNEL_REPEATS):
+                work()
+            torch.cuda.synchronize()
+        kernels = [each for each in profile.key_averages() if not each.key.startswith("cuda")]
+        return sum(each.device_time_total for each in kernels) / 1e6 / KERNEL_REPEATS
 
     def seconds(self, work: Callable[[], Any], repeats: int = 5) -> float:
         """Return the median seconds of some work, after one warm-up; the device's own clock on a GPU."""

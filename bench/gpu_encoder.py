@@ -32,7 +32,9 @@ def attention(bench: Bench) -> Figures:
 
 def _attention_errors(bench: Bench) -> dict[str, float]:
     torch.manual_seed(0)
-    arguments = attention_arguments([random_pack(*LENGTHS).to(torch.device(bench.device))])
+    arguments = attention_arguments(
+        [random_pack(*LENGTHS).to(torch.device(bench.device))], on_gpu=bench.device == "cuda"
+    )
     inputs = _inputs(bench, sum(LENGTHS), heads=4)
     values = _attend(inputs, arguments, dropout=0.0)
     gradient = torch.randn_like(values)
@@ -53,7 +55,7 @@ def _attention_errors(bench: Bench) -> dict[str, float]:
 def _attention_seconds(bench: Bench) -> dict[str, float]:
     """Return seconds forward and backward under dropout: as training calls it, and on a GPU FlashAttention for all."""
     packs = _packs(bench)
-    arguments = attention_arguments(packs)
+    arguments = attention_arguments(packs, on_gpu=bench.device == "cuda")
     ways = {"packed": arguments}
     if bench.device == "cuda":
         ways["flash"] = arguments | {"tiles": None}
@@ -63,7 +65,8 @@ def _attention_seconds(bench: Bench) -> dict[str, float]:
     def work(arguments: dict[str, Any]) -> None:
         torch.autograd.grad(_attend(inputs, arguments, dropout=0.1), inputs, gradient)
 
-    return {name: bench.seconds(lambda way=way: work(way)) for name, way in ways.items()}  # type: ignore[misc]
+    clock = bench.kernel_seconds if bench.device == "cuda" else bench.seconds
+    return {name: clock(lambda way=way: work(way)) for name, way in ways.items()}  # type: ignore[misc]
 
 
 def _attend(inputs: list[Tensor], arguments: dict[str, Any], *, dropout: float) -> Tensor:
@@ -120,7 +123,7 @@ def _layer_errors(lengths: tuple[int, ...]) -> dict[str, float]:
     config = BertConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     mine = BertLayer(config).cuda().bfloat16()
     exact = copy.deepcopy(mine).double()
-    arguments = attention_arguments([random_pack(*lengths).to(torch.device("cuda"))])
+    arguments = attention_arguments([random_pack(*lengths).to(torch.device("cuda"))], on_gpu=True)
     states = torch.randn(1, sum(lengths), config.hidden_size, device="cuda", dtype=BF16, requires_grad=True)
     true_states = states.detach().double().requires_grad_()
     out = fused_states(mine, states, **arguments)
@@ -142,7 +145,7 @@ def _kernels(bench: Bench) -> dict[str, float]:
     from bali_ds.model import fused_kernels as kernels
 
     packs = _packs(bench)
-    arguments = attention_arguments(packs)
+    arguments = attention_arguments(packs, on_gpu=True)
     count = sum(len(pack.input_ids) for pack in packs)
     states, inner = (torch.randn(count, width, device="cuda", dtype=BF16) for width in (768, 3072))
     projected = torch.randn(count, 3, 12, 64, device="cuda", dtype=BF16)
@@ -158,7 +161,7 @@ def _kernels(bench: Bench) -> dict[str, float]:
         "attention": lambda: attention.values(*projected.unbind(1), seed),
         "its gradient": lambda: attention.write_gradients(values, projected.unbind(1), seed, (values, *kept), into),
     }
-    return {name: bench.seconds(work, 9) for name, work in works.items()}
+    return {name: bench.kernel_seconds(work) for name, work in works.items()}
 
 
 def inference(bench: Bench) -> Figures:

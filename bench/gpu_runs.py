@@ -1,9 +1,8 @@
-"""Parts of gpu.py that train: do runs end, resume and repeat, do ZeRO stages agree, is the planned memory right."""
+"""Parts of gpu.py that train in processes of their own: do runs end, resume and repeat, do ZeRO stages agree."""
 
 from typing import Any
 
-from bali_ds.planning.run_plan import plan
-from bench.gpu_bench import BERT_BASE, BERT_LARGE, ROOT, TINY, Bench, Figures
+from bench.gpu_bench import ROOT, TINY, Bench, Figures
 
 FASTEST = {"compile": None}  # as recipes have it: fused layers on a GPU
 
@@ -62,39 +61,3 @@ def repeats(bench: Bench) -> Figures:
     first, second, third, fourth = (losses for _, losses, _ in runs)
     assert first == second, (first, second)
     return {"losses": first, "difference_without": max(abs(a - b) for a, b in zip(third, fourth, strict=True))}
-
-
-def memory(bench: Bench) -> Figures:
-    """What `bali-ds plan` says of a rank's memory against the peak of real steps, BERT-base and BERT-large."""
-    large = TINY if bench.small else BERT_LARGE
-    passages = 16 if bench.small else 256
-    recipes = [
-        bench.recipe(
-            "base-zero1", TINY if bench.small else BERT_BASE, batch={"passages": passages}, steps=3,
-            text_encoder=FASTEST,
-        ),
-        bench.recipe(
-            "large-zero2-micro-batches", large, batch={"passages": passages, "micro_batches": 2}, steps=3,
-            text_encoder=FASTEST,
-        ),
-        bench.recipe(
-            "large-zero3-checkpointing", large, batch={"passages": passages}, steps=3,
-            text_encoder={"gradient_checkpointing": True},
-        ),
-    ]  # fmt: skip
-    recipes = [
-        recipe.model_copy(update={"precision": "bf16", "deepspeed": ROOT / f"ds_configs/zero{stage}.json"})
-        for recipe, stage in zip(recipes, (1, 2, 3), strict=True)
-    ]
-    rows = {}
-    for recipe, (status, _, output) in zip(recipes, bench.train_all(recipes), strict=True):
-        assert status == 0, output[-2000:]
-        made = plan(recipe, ranks=1, on_gpu=bench.device == "cuda")
-        planned = made.memory[made.stage].peak
-        measured = int(output.rpartition("PEAK ")[2].split()[0])
-        rows[recipe.name] = {
-            "planned": planned,
-            "measured": measured,
-            "error": planned / measured - 1 if measured else 0,
-        }
-    return {"rows": rows}

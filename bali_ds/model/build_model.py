@@ -69,11 +69,11 @@ def compile_layers(text: TextEncoder) -> None:
         layer.compile(dynamic=True)
 
 
-def accelerate_layers(text: TextEncoder, *, half_precision: bool) -> None:
-    """Give the transformer layers the fastest code that they have on a GPU: fused, or else compiled."""
-    packed = text.first_position is not None
-    if not (packed and half_precision and fuse_layers(transformer_layers(text.encoder))):
-        compile_layers(text)
+def fuses_layers(recipe: Recipe, text: TextEncoder) -> bool:
+    """Fuse the transformer layers if the recipe leaves their code open and they can be; return whether they are."""
+    if recipe.text_encoder.compile is not None or recipe.precision == "fp32" or text.first_position is None:
+        return False
+    return fuse_layers(transformer_layers(text.encoder))
 
 
 def build_aligner(recipe: Recipe, num_relations: int, shards: Mixture | None = None) -> Aligner:

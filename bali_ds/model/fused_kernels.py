@@ -4,7 +4,7 @@ A gradient by a bias is a sum over all tokens. Programs add up the part of their
 an order that depends on the shapes alone, and torch adds the parts of all programs.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bali_ds.model.dropout_mask import dropout_factors
+from bali_ds.model.fused_shapes import NormGradients
 
 _ROWS = 2  # tokens that a program reads at a time, whole rows
 _COLUMN_ROWS, _COLUMNS = 8, 512  # tokens and features that a program reads at a time where rows are wide
@@ -111,24 +112,6 @@ def _column_sums_kernel(  # type: ignore[no-untyped-def]
             _store_rows(gradient, values, rows, columns, count, width)
         own += values
     tl.store(sums + tl.program_id(1) * width + columns, tl.sum(own, axis=0), columns < width)
-
-
-class NormGradients(NamedTuple):
-    """Gradients of `residual_norm`.
-
-    Attributes:
-        residual: half precision [T, d].
-        update: half precision [T, d]; the tensor of `residual` where nothing is dropped.
-        weight: half precision [d].
-        bias: half precision [d].
-        update_sum: half precision [d], the sum of `update` over tokens, the gradient by a bias that was added to it.
-    """
-
-    residual: Tensor
-    update: Tensor
-    weight: Tensor
-    bias: Tensor
-    update_sum: Tensor
 
 
 def residual_norm(

@@ -8,6 +8,8 @@ products, and everything between two products is one pass (`bali_ds.model.fused_
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +42,8 @@ class PackedAttention(NamedTuple):
 
     def values(self, query: Tensor, key: Tensor, value: Tensor, seed: Tensor) -> tuple[Tensor, ...]:
         """Return values [T, h, e] of query, key and value, and what `write_gradients` needs beside them."""
+        if query.is_meta:
+            return torch.empty_like(query).contiguous(), query.new_empty(query.shape[:2], dtype=torch.float32)
         if self.tiles is None:
             return flash_values(query, key, value, self.offsets, self.longest, self.scaling, self.dropout, None)
         from bali_ds.model.tile_attention import tile_values
@@ -59,6 +63,8 @@ class PackedAttention(NamedTuple):
             into: contiguous.
         """
         query, key, value = inputs
+        if query.is_meta:
+            return
         if self.tiles is None:
             options = (self.offsets, self.longest, self.scaling, self.dropout, None)
             torch.stack(flash_gradients(gradient, query, key, value, kept, *options), dim=1, out=into)
@@ -97,13 +103,17 @@ class LayerWeights(NamedTuple):
     second_norm_bias: Tensor
 
 
+def _kernels(states: Tensor) -> ModuleType:
+    """Return the kernels that exist where the states are; Triton is not installed everywhere."""
+    return import_module("bali_ds.model.fused_shapes" if states.is_meta else "bali_ds.model.fused_kernels")
+
+
 class _FusedLayer(torch.autograd.Function):
     """The layer; arguments: states [T, d], attention, (heads, dropout, epsilon), and the weights."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, attention: PackedAttention, options: Any, *parameters: Tensor) -> Tensor:
-        from bali_ds.model.fused_kernels import residual_norm
-
+        residual_norm = _kernels(states).residual_norm
         weights, (heads, dropout, epsilon) = LayerWeights(*parameters), options
         count, width = states.shape
         # drawn even where nothing is dropped: kernels read them
@@ -128,22 +138,21 @@ class _FusedLayer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        from bali_ds.model.fused_kernels import column_sums, gelu_gradients, residual_norm_gradients
-
+        kernels = _kernels(gradient)
         saved, (heads, dropout, epsilon) = ctx.saved_tensors, ctx.options
         states, seeds, projected, first, middle, before, after, second, *kept, inner = saved[
             : -len(LayerWeights._fields)
         ]
         weights = LayerWeights(*saved[-len(LayerWeights._fields) :])
         count, width = states.shape
-        by_second = residual_norm_gradients(
+        by_second = kernels.residual_norm_gradients(
             gradient.contiguous(), second, weights.second_norm, seeds[2], epsilon, dropout
         )
         by_down = by_second.update.t() @ after
-        by_before, by_up_bias = gelu_gradients(by_second.update @ weights.down, before)
+        by_before, by_up_bias = kernels.gelu_gradients(by_second.update @ weights.down, before)
         by_up = by_before.t() @ middle
         by_middle = torch.addmm(by_second.residual, by_before, weights.up)
-        by_first = residual_norm_gradients(by_middle, first, weights.first_norm, seeds[1], epsilon, dropout)
+        by_first = kernels.residual_norm_gradients(by_middle, first, weights.first_norm, seeds[1], epsilon, dropout)
         by_mix = by_first.update.t() @ kept[0].view(count, width)
         by_values = (by_first.update @ weights.mix).view_as(kept[0])
         by_projected = torch.empty_like(projected)
@@ -152,7 +161,7 @@ class _FusedLayer(torch.autograd.Function):
         ctx.attention.write_gradients(by_values, inputs, seeds[0], tuple(kept), by_projected.view(grouped))
         by_inner = by_projected.t() @ states
         by_states = torch.addmm(by_first.residual, by_projected, inner) if ctx.needs_input_grad[0] else None
-        by_inner_weights, by_inner_biases = by_inner.chunk(3), column_sums(by_projected).chunk(3)
+        by_inner_weights, by_inner_biases = by_inner.chunk(3), kernels.column_sums(by_projected).chunk(3)
         found = [
             *(each for pair in zip(by_inner_weights, by_inner_biases, strict=True) for each in pair),
             by_mix, by_first.update_sum, by_first.weight, by_first.bias,

@@ -25,15 +25,10 @@ _BUCKETS = 16  # calls of a CPU's attention: enough that hardly anything is padd
 _LENGTH_STEP = 64  # the longest length is rounded up, so that compiled code sees few of them
 
 
-def attention_arguments(packs: Sequence[PackedSequences]) -> dict[str, Any]:
+def attention_arguments(packs: Sequence[PackedSequences], *, on_gpu: bool) -> dict[str, Any]:
     """Return what a model's forward pass hands through to `packed_attention` for packs that follow each other."""
-    if not packs[0].input_ids.is_cuda:
+    if not on_gpu:
         return {"buckets": buckets_of_packs(packs, _BUCKETS)}
-    return arguments_on_gpu(packs)
-
-
-def arguments_on_gpu(packs: Sequence[PackedSequences]) -> dict[str, Any]:
-    """Return the arguments for the kernels of a GPU: offsets, an upper bound of lengths, tiles of short sequences."""
     longest = max(int(pack.lengths[-1]) for pack in packs)
     begins = accumulate((len(pack.input_ids) for pack in packs), initial=0)
     offsets = [packs[0].offsets[:1], *(pack.offsets[1:] + begin for pack, begin in zip(packs, begins, strict=False))]
@@ -86,7 +81,9 @@ def packed_attention(
     if buckets is None and cu_seq_lens_q is None:
         return _in_rows(query, key, value, attention_mask, *options).transpose(1, 2), None
     query, key, value = (each.squeeze(0).transpose(0, 1) for each in (query, key, value))
-    if tiles is not None and query.dtype != torch.float32:
+    if query.is_meta and buckets is None:
+        values = _Shapes.apply(query, key, value)
+    elif tiles is not None and query.dtype != torch.float32:
         values = attend_in_tiles(query, key, value, tiles, *options)
     elif buckets is not None:
         values = _in_buckets(query, key, value, buckets, *options)
@@ -179,6 +176,20 @@ class _Flash(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, offsets, *kept = ctx.saved_tensors
         return *flash_gradients(gradient, query, key, value, tuple(kept), offsets, *ctx.options), *[None] * 5
+
+
+class _Shapes(torch.autograd.Function):
+    """What attention on a GPU keeps, for models on the meta device."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+        values = inputs[0].new_empty(inputs[0].shape)
+        ctx.save_for_backward(*inputs, values, values.new_empty(values.shape[:2], dtype=torch.float32))
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *_gradient: Tensor) -> tuple[Tensor, ...]:
+        return tuple(saved.new_empty(saved.shape) for saved in ctx.saved_tensors[:3])
 
 
 class _MemoryEfficient(torch.autograd.Function):

@@ -17,23 +17,26 @@ _BUCKETS = 6  # calls of an encoder without packed attention, for each pack
 _TOKEN_STEP = 64  # GPU kernels are fastest where the number of tokens is a multiple of this
 
 
-def encode_packed(encoder: PreTrainedModel, packs: Sequence[PackedSequences], first_position: int) -> Tensor:
+def encode_packed(
+    encoder: PreTrainedModel, packs: Sequence[PackedSequences], first_position: int, *, on_gpu: bool
+) -> Tensor:
     """Return the hidden states of packs in one call, float [T, d], T tokens in all.
 
     Args:
         encoder: one with packed attention.
         packs: the sequences.
         first_position: the encoder's number of the first position.
+        on_gpu: whether the encoder is on a GPU, or on the meta device in place of one.
     """
     count = sum(len(pack.input_ids) for pack in packs)
-    if packs[0].input_ids.is_cuda and count % _TOKEN_STEP:
+    if on_gpu and count % _TOKEN_STEP:
         packs = [*packs, _filler(-count % _TOKEN_STEP, packs[0].input_ids.device)]
     input_ids = torch.cat([pack.input_ids for pack in packs])
     rows = {"input_ids": input_ids, "position_ids": torch.cat([pack.positions for pack in packs]) + first_position}
     if "token_type_ids" in inspect.signature(encoder.forward).parameters:
         rows["token_type_ids"] = torch.zeros_like(input_ids)
     states: Tensor = encoder(
-        **{name: row.unsqueeze(0) for name, row in rows.items()}, **attention_arguments(packs)
+        **{name: row.unsqueeze(0) for name, row in rows.items()}, **attention_arguments(packs, on_gpu=on_gpu)
     ).last_hidden_state
     return states[0, :count]
 
@@ -109,7 +112,7 @@ def _probe(encoder: Any) -> PackedSequences:
 
 def _agrees(encoder: PreTrainedModel, probe: PackedSequences, first: int, expected: Tensor) -> bool:
     try:
-        return torch.allclose(encode_packed(encoder, [probe], first), expected, atol=1e-4)
+        return torch.allclose(encode_packed(encoder, [probe], first, on_gpu=False), expected, atol=1e-4)
     except (RuntimeError, TypeError, ValueError, IndexError):  # raised by models that insist on rows or masks
         return False
 

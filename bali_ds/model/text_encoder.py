@@ -29,6 +29,7 @@ class TextEncoder(nn.Module):
         fresh_head: whether the head has no pretrained weights of its own.
         first_position: the number of the first position where the encoder reads packed sequences; None where it reads
             length buckets.
+        for_gpu: whether a model on the meta device stands for one on a GPU.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class TextEncoder(nn.Module):
         self.head = head
         self.fresh_head = fresh_head
         self.first_position = first_position
+        self.for_gpu = False
 
     @property
     def width(self) -> int:
@@ -58,7 +60,8 @@ class TextEncoder(nn.Module):
         if self.first_position is None:
             states = encode_in_buckets(self.encoder, packs)
         else:
-            states = encode_packed(self.encoder, packs, self.first_position)
+            on_gpu = self.for_gpu or packs[0].input_ids.is_cuda
+            states = encode_packed(self.encoder, packs, self.first_position, on_gpu=on_gpu)
         return states.split([len(pack.input_ids) for pack in packs])
 
     def name_vectors(self, packed: PackedSequences) -> Tensor:

@@ -38,7 +38,7 @@ def pass_memory(
     """
     allocations = _Allocations()
     with allocations, _FusedAttention() if fused_attention else contextlib.nullcontext():
-        run().backward()
+        torch.autograd.backward(run())  # the method of a tensor would suspend the mode while layers are recomputed
     gradients = {allocations.number(parameter.grad) for parameter in model.parameters() if parameter.grad is not None}
     model.zero_grad(set_to_none=True)
     return PassMemory(allocations.peak(without=set()), allocations.peak(without=gradients))

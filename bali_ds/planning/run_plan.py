@@ -1,7 +1,7 @@
 """The plan of a run: batch sizes, steps, memory of a rank and traffic, computed without starting anything."""
 
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -15,7 +15,7 @@ from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.losses.contrastive.workspace import DERIVATIVE_BYTES
 from bali_ds.model.aligner import Aligner
-from bali_ds.model.build_model import DTYPES, build_aligner
+from bali_ds.model.build_model import DTYPES, build_aligner, fuses_layers
 from bali_ds.model.text_encoder import read_configuration
 from bali_ds.objectives.registry import stream_settings
 from bali_ds.planning.activations import PassMemory, pass_memory
@@ -80,12 +80,13 @@ def plan(recipe: Recipe, *, ranks: int, on_gpu: bool, samples_per_second: float 
     batch_plan = plan_batches(recipe, ranks, len(shards.split("train")))
     batch = _largest_batch(recipe, shards, graph, batch_plan)
     model = shapes_of_model(recipe, 2 * graph.num_relations, shards)
+    model.text.for_gpu = on_gpu
     inputs = MemoryInputs(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         largest=max(parameter.numel() for parameter in model.parameters()),
         weight_bytes=DTYPES[recipe.precision].itemsize,
         ranks=ranks,
-        activations=_activations(model, batch, batch_plan, on_gpu=on_gpu),
+        activations=_activations(recipe, model, batch, batch_plan, on_gpu=on_gpu),
         on_gpu=on_gpu,
         settings=settings,
         names=model.table.vectors.nbytes if model.table else 0,
@@ -120,7 +121,9 @@ def shapes_of_model(recipe: Recipe, num_relations: int, shards: Mixture | None =
     return model.to(DTYPES[recipe.precision]).train()
 
 
-def _activations(model: Aligner, batch: Batch, batch_plan: BatchPlan, *, on_gpu: bool) -> PassMemory:
+def _activations(
+    recipe: Recipe, model: Aligner, batch: Batch, batch_plan: BatchPlan, *, on_gpu: bool
+) -> PassMemory:  # fmt: skip
     shapes = batch.to("meta")
 
     def run() -> torch.Tensor:
@@ -130,6 +133,8 @@ def _activations(model: Aligner, batch: Batch, batch_plan: BatchPlan, *, on_gpu:
         return torch.stack([*(each.sum() for each in vectors), *totals]).sum()
 
     one = pass_memory(model, run, fused_attention=on_gpu)
+    if on_gpu and fuses_layers(recipe, model.text):  # below stage 3
+        one = replace(one, with_gradients=pass_memory(model, run, fused_attention=True).with_gradients)
     # the contrastive loss holds both views of all ranks in fp32: normalized, gathered, and their gradients
     rows = 2 * batch.num_views * batch_plan.micro_batches * batch_plan.ranks
     features = 3 * 4 * rows * model.text.width

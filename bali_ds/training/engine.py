@@ -13,7 +13,7 @@ from deepspeed.accelerator import get_accelerator
 from bali_ds.config import OptimizerConfig, Recipe
 from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config
 from bali_ds.model.aligner import Aligner
-from bali_ds.model.build_model import accelerate_layers, compile_layers
+from bali_ds.model.build_model import compile_layers, fuses_layers
 from bali_ds.model.text_encoder import TextEncoder
 from bali_ds.planning.batch_plan import BatchPlan
 
@@ -111,13 +111,17 @@ def deterministic_kernels(*, wanted: bool) -> Iterator[None]:
 
 
 def accelerate(text: TextEncoder, recipe: Recipe, settings: dict[str, Any], device: torch.device) -> None:
-    """Give the text encoder's layers the code that a recipe asks for; call this before `build_engine`."""
-    wanted = recipe.text_encoder.compile
-    if wanted:
+    """Give the text encoder's layers the code that a recipe asks for, or the fastest that they have on a GPU.
+
+    Call this before `build_engine`.
+    """
+    if recipe.text_encoder.compile:
         compile_layers(text)
     # stage 3 gathers weights in hooks of modules, which fused layers would skip and compiled code would be cut at
-    elif wanted is None and device.type == "cuda" and settings.get("zero_optimization", {}).get("stage", 0) < 3:
-        accelerate_layers(text, half_precision=recipe.precision != "fp32")
+    if device.type != "cuda" or settings.get("zero_optimization", {}).get("stage", 0) == 3:
+        return
+    if not fuses_layers(recipe, text) and recipe.text_encoder.compile is None:
+        compile_layers(text)
 
 
 def set_learning_rates(engine: Any, factor: float) -> None:

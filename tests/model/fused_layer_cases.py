@@ -3,8 +3,6 @@
 Run by test_fused_layer.py.
 """
 
-from unittest import mock
-
 import pytest
 import torch
 import triton
@@ -15,7 +13,7 @@ from transformers import AutoModel, BertConfig, CamembertConfig, ElectraConfig, 
 from bali_ds.model.build_model import transformer_layers
 from bali_ds.model.fused_kernels import column_sums, gelu_gradients, residual_norm, residual_norm_gradients
 from bali_ds.model.fused_layer import fuse_layers, fused_states
-from bali_ds.model.packed_attention import arguments_on_gpu
+from bali_ds.model.packed_attention import attention_arguments
 from bali_ds.model.packed_encoder import encode_packed, first_position
 from tests.packs import random_pack, states_one_by_one
 
@@ -30,7 +28,7 @@ ERRORS = {torch.float32: 5e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
 def arguments(lengths=LENGTHS):
-    return arguments_on_gpu([random_pack(*lengths).to(DEVICE)])
+    return attention_arguments([random_pack(*lengths).to(DEVICE)], on_gpu=True)
 
 
 def layer_of(dtype, *, dropout=0.0, seed=0):
@@ -194,8 +192,7 @@ def test_encoders_read_packs_through_it(config):
     for layer in transformer_layers(model):  # the layers' own code must not run
         layer.attention.forward = None
     given = [pack.to(DEVICE) for pack in packs]
-    with mock.patch("bali_ds.model.packed_encoder.attention_arguments", arguments_on_gpu):
-        found = encode_packed(model, given, first)
+    found = encode_packed(model, given, first, on_gpu=True)
     assert_alike(found, expected.double(), ERRORS[torch.float16])
 
 

@@ -97,3 +97,26 @@ def test_a_missing_encoder_is_named(recipe):
     encoder = recipe.text_encoder.model_copy(update={"path": "/nowhere"})
     with pytest.raises(InputError, match="/nowhere: is not a Hugging Face encoder"):
         shapes_of_model(recipe.model_copy(update={"text_encoder": encoder}), 10)
+
+
+def activations(recipe, **changes):
+    """Bytes of the passes on a GPU at stage 0, with other settings of the text encoder, and tokens read."""
+    changed = recipe.text_encoder.model_copy(update=changes)
+    made = plan(recipe.model_copy(update={"text_encoder": changed, "precision": "bf16"}), ranks=1, on_gpu=True)
+    return made.memory[0].activations, made.positions
+
+
+def test_a_fused_layer_keeps_what_its_backward_pass_reads(recipe):
+    (one, tokens), (two, _) = (activations(recipe, layer=layer) for layer in (1, 2))
+    config = json.loads((Path(recipe.text_encoder.path) / "config.json").read_text())
+    width, inner, heads = (config[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads"))
+    # projections, values, two sums, their norms, both sides of GELU; normalizers in float32; the gradients of weights
+    states = tokens * (2 * (8 * width + 2 * inner) + 4 * heads)
+    weights = 2 * (4 * width * width + 2 * width * inner + inner + 9 * width)
+    assert two - one == pytest.approx(states + weights, rel=0.05)
+
+
+def test_layers_that_are_recomputed_keep_their_inputs_alone(recipe):
+    kept, _ = activations(recipe, compile=False)
+    recomputed, _ = activations(recipe, compile=False, gradient_checkpointing=True)
+    assert recomputed < 0.75 * kept
