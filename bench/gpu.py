@@ -32,6 +32,7 @@ from bench.gpu_bench import ROOT, SAMPLE, Bench, Figures
 from bench.gpu_encoder import attention, encoder, inference, layer
 from bench.gpu_engine import engine
 from bench.gpu_loss import loss_blocks, loss_oracle, loss_speed
+from bench.gpu_ranks import ranks, sanitizer
 from bench.gpu_runs import repeats, stages, training
 from bench.gpu_step import random_state, step
 
@@ -47,12 +48,12 @@ TIMED: Parts = {
     "engine": engine,
 }
 """Parts that have the machine for themselves."""
-RUNS: Parts = {"training": training, "stages": stages, "repeats": repeats}
+RUNS: Parts = {"training": training, "stages": stages, "repeats": repeats, "ranks": ranks}
 """Parts that wait for runs in processes of their own; on a GPU all at the same time."""
 LAST: Parts = {"inference": inference}
 """Parts that need what runs leave."""
 PARTS = TIMED | RUNS | LAST
-ALL_PARTS = PARTS | {"loss_blocks": loss_blocks}
+ALL_PARTS = PARTS | {"loss_blocks": loss_blocks, "sanitizer": sanitizer}
 """With those that run only if they are named."""
 
 

@@ -115,10 +115,10 @@ def layer(bench: Bench) -> Figures:
     """The fused layer in bfloat16 against transformers' in float64, and the time of its kernels; needs a GPU."""
     if bench.device == "cpu":
         return {}
-    return {"errors": {str(lengths): _layer_errors(lengths) for lengths in (LENGTHS, LONG)}, "seconds": _kernels(bench)}
+    return {"errors": {str(lengths): layer_errors(lengths) for lengths in (LENGTHS, LONG)}, "seconds": _kernels(bench)}
 
 
-def _layer_errors(lengths: tuple[int, ...]) -> dict[str, float]:
+def layer_errors(lengths: tuple[int, ...]) -> dict[str, float]:
     torch.manual_seed(0)
     config = BertConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     mine = BertLayer(config).cuda().bfloat16()

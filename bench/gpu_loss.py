@@ -33,7 +33,7 @@ BLOCKS = (  # rows, columns, depth, warps, stages, registers: the fields of `Blo
 def loss_oracle(bench: Bench) -> Figures:
     """All kinds against dense float64, with the gradients by scale and bias; bits that repeat without waiting."""
     compile_kernels(bench.device)
-    errors = _errors(bench)
+    errors = loss_errors(bench)
     allowed = {"torch.float32 20": 1e-4, "torch.float32 100": 1e-3, "torch.bfloat16 20": 2**-6}
     for name, row in errors.items():
         assert max(row.values()) < allowed[name.split(" ", 1)[1]], (name, row)
@@ -180,7 +180,7 @@ def _open_clip() -> Callable[..., Tensor] | None:
     return loss
 
 
-def _errors(bench: Bench) -> dict[str, dict[str, float]]:
+def loss_errors(bench: Bench) -> dict[str, dict[str, float]]:
     """Return relative errors of the loss and of each gradient, by kind, dtype and scale."""
     errors = {}
     for kind in KINDS:
