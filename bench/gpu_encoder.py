@@ -119,6 +119,7 @@ def layer(bench: Bench) -> Figures:
 
 
 def layer_errors(lengths: tuple[int, ...]) -> dict[str, float]:
+    """Return relative errors of the fused layer of BERT-base and of its gradients, for sequences of some lengths."""
     torch.manual_seed(0)
     config = BertConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     mine = BertLayer(config).cuda().bfloat16()
