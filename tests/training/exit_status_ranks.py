@@ -32,6 +32,7 @@ from tests.training.faults import (
     raise_value_error,
     signal_self,
     signal_workers,
+    truncate_shards,
 )
 
 
@@ -105,6 +106,8 @@ def steps(runs: Runs) -> None:
     runs.run("forward", on_rank(1, before_call(Aligner, "forward", raise_value_error, calls=3)))
     runs.run("killed", on_rank(1, before_call(Aligner, "forward", signal_self(signal.SIGKILL), calls=3)))
     runs.run("in-process", on_rank(1, before_call(BatchSampler, "take", raise_value_error, calls=2)))
+    cut = on_rank(1, before_call(BatchSampler, "take", truncate_shards, calls=2))
+    runs.run("truncated", cut, hosts=("host", "host-with-a-copy"))
     with_worker = ("data.workers=1",)
     runs.run("worker-fails", on_rank(1, failing_workers(runs.out / "site")), changes=with_worker)
     for number, name in ((signal.SIGKILL, "worker-killed"), (signal.SIGSEGV, "worker-crashes")):
