@@ -93,9 +93,15 @@ def write_failed_step(
     }
     reports = ranks.all_gather_object(own)
     path = failed_step_path(run, step)
+    fault: str | None = None
     if ranks.is_first:
-        write_json(path, {"step": step, "start": asdict(start), "ranks": reports})
-    return f"{_summary(step, reports)}; written to {path}, look closer with: bali-ds replay {run} {step}"
+        try:
+            write_json(path, {"step": step, "start": asdict(start), "ranks": reports})
+        except InputError as error:
+            fault = str(error)
+    fault = ranks.broadcast_object(fault)
+    written = fault or f"written to {path}, look closer with: bali-ds replay {run} {step}"
+    return f"{_summary(step, reports)}; {written}"
 
 
 def _summary(step: int, reports: list[dict[str, Any]]) -> str:

@@ -25,6 +25,7 @@ from tests.training.faults import (
     Fault,
     before_call,
     failing_workers,
+    full_disk,
     hang,
     missing_rank,
     no_fault,
@@ -87,6 +88,7 @@ def start_up(runs: Runs) -> None:
     """Faults before the first step."""
     runs.run("shards", hosts=("host", "host-with-other-shards"))
     runs.run("seed", changes_of_rank_1=("seed=7",))
+    runs.run("full-disk", full_disk)
     runs.run("alike", changes=("batch.passages=15",))
     runs.run("config", config_of_rank_1="missing.yaml")
     runs.run("data", hosts=("host", "host-without-shards"))

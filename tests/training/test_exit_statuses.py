@@ -88,6 +88,7 @@ class TestStartUp:
                 RANK_1 + r"data\.shards: fingerprint \w{12} differs from rank 0's \w{12}; all hosts need",
             ),
             ("seed", RANK_1 + "seed: 7 differs from rank 0's 29; all hosts need the same"),
+            ("full-disk", rf"rank 0 on host {socket.gethostname()}: \S+/encoder: cannot be written: File too large"),
             ("alike", "batch.passages: 15 is not divisible by 2 ranks"),
             ("config", RANK_1 + "missing.yaml: "),
             ("data", RANK_1 + "shards"),
