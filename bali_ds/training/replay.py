@@ -188,7 +188,10 @@ def _load_aligner(recipe: Recipe, data: RunData, checkpoints: Path, step: int) -
         raise InputError(f"{checkpoints}: holds no checkpoint from before step {step}")
     aligner = build_aligner(recipe, 2 * data.graph.num_relations, data.shards)
     weights = {name: tensor.tensor() for name, tensor in read_checkpoint(before).items()}
-    aligner.load_state_dict(weights, strict=False)
+    try:
+        aligner.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise InputError(f"{before}: is the checkpoint of another model: {' '.join(str(error).split())}") from error
     return checkpoint_step(before), aligner.to(DTYPES[recipe.precision]).eval()
 
 
