@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bali_ds.errors import InputError
-from bali_ds.files import read_json, resolved, sync
+from bali_ds.files import read_json, resolved, sync, system_error
 from bali_ds.working_directory import PREFIX, replace_directory, workspace
 
 
@@ -82,8 +82,10 @@ def published_directory(target: Path, output: Output, *, overwrite: bool | None 
             check_replaceable(target, output, overwrite=overwrite)
             replace_directory(working, directory)
             sync(directory.parent)
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
+    except Exception as error:
+        if problem := system_error(error):
+            raise InputError(f"{target}: cannot be written: {problem}") from error
+        raise
 
 
 def check_replaceable(target: Path, output: Output, *, overwrite: bool | None = None) -> None:

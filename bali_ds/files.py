@@ -4,10 +4,12 @@ import gzip
 import hashlib
 import io
 import json
+import logging
 import os
+import re
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -15,6 +17,8 @@ from typing import IO, Any, BinaryIO
 from bali_ds.errors import InputError
 from bali_ds.parsing import MOST_VALUES, parse_json, parse_yaml
 from bali_ds.working_directory import temporary_name
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -38,10 +42,31 @@ def published_file(target: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             os.fsync(stream.fileno())
         os.replace(working, file)
     except OSError as error:
-        raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
+        raise InputError(f"{target}: cannot be written: {system_error(error)}") from error
     finally:
         with suppress(OSError):
             working.unlink()
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Append lines to a record of what happened. If it cannot be written, a warning says so and nothing is raised."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as stream:
+            stream.writelines(f"{line}\n" for line in lines)
+    except OSError as error:
+        logger.warning("%s: cannot be written, the run continues without it: %s", path, system_error(error))
+
+
+_OS_ERROR_IN_RUST = re.compile(r"\(os error ([0-9]{1,4})\)")
+
+
+def system_error(error: Exception) -> str | None:
+    """Return the message of the operating system where it caused an exception, also one of a library in Rust."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    found = _OS_ERROR_IN_RUST.search(str(error))
+    return os.strerror(int(found[1])) if found else None
 
 
 def resolved(target: Path) -> Path:

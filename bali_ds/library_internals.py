@@ -53,6 +53,11 @@ def parameter_size(parameter: torch.nn.Parameter) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
+def parameter_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
+    """Return the shape of a parameter, also where ZeRO-3 keeps an empty tensor in its place."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def optimized_parameters(engine: deepspeed.DeepSpeedEngine) -> list[torch.nn.Parameter]:
     """Return the parameters that the optimizer updates, in its order."""
     optimizer = engine.optimizer

@@ -206,5 +206,5 @@ def quoted(value: Any) -> str:
     """Return a value for a message: its representation, shortened."""
     if isinstance(value, dict | list):
         return f"a {'mapping' if isinstance(value, dict) else 'list'}"
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…"

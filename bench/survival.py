@@ -1,13 +1,17 @@
-"""Interrupts and resumes runs: losses and weights after 200 steps must equal those of an uninterrupted run.
+"""Interrupts and resumes runs: losses and weights after 100 steps must equal those of an uninterrupted run.
 
     python bench/survival.py --kills 100 --terms 20 --full-disks 20
 
 kill -9 hits ranks, loader workers and the launcher, also in the middle of a save. SIGTERM is sent to the launcher and
 to ranks, also during validation and during a save; each must leave a complete checkpoint, the right exit status and
 no process. Disks are full temporarily, or permanently from some step on: the first costs time, the second ends the
-run with its own status, and the run resumes when there is space again. The model is tiny, and ranks are forks of one
-process that has imported everything, under a launcher that behaves like DeepSpeed's (`tests/system` uses the real
-one), so that a start takes one second instead of ten.
+run with its own status, and the run resumes when there is space again. A second job in the directory of a run is
+refused, and the run does not notice. A loader worker that hangs ends the run with a checkpoint, at once if SIGTERM
+comes too. A server sends its shards slowly and not always to their end, or from some tar on one byte every five
+seconds: the first costs time, the second ends the run, which resumes when the server has recovered.
+
+The model is tiny, and ranks are forks of one process that has imported everything, under a launcher that behaves like
+DeepSpeed's (`tests/system` uses the real one), so that a start takes one second instead of ten.
 """
 
 import argparse
@@ -25,7 +29,9 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, ClassVar
 
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))
@@ -40,7 +46,7 @@ import bali_ds.training.trainer as loop  # noqa: E402
 from bali_ds.checkpoint.marker import checkpoint_step, complete_checkpoints  # noqa: E402
 from bali_ds.cli import main as bali_ds  # noqa: E402
 from bali_ds.config import Recipe  # noqa: E402
-from bali_ds.errors import NOT_SAVED, STOPPED, RunEnded, exit_status  # noqa: E402
+from bali_ds.errors import MISTAKE, NOT_SAVED, STOPPED, InputError, RunEnded, exit_status  # noqa: E402
 from bali_ds.files import write_json  # noqa: E402
 from tests.forked import fork, fork_ranks  # noqa: E402
 from tests.weights import same_weights  # noqa: E402
@@ -52,6 +58,10 @@ GRACE = 5.0
 PATIENCE = 300.0
 # Fraction of writes that fail on a temporarily full disk: about half of all checkpoints.
 FAILING = 0.2
+# Fraction of tars that a slow server does not send to their end.
+BROKEN_OFF = 0.2
+# After so many minutes without data a run ends, where it is meant to.
+SHORT_WAIT = 0.1
 
 
 def make_data(folder: Path) -> None:
@@ -60,7 +70,8 @@ def make_data(folder: Path) -> None:
     bali_ds(["graph", "build", "--rrf", str(source), "--out", str(folder / "graph")])
     bali_ds([
         "shards", "build", "--graph", str(folder / "graph"), "--corpus", f"pubtator:{source}/corpus.pubtator",
-        "--tokenizer", str(source / "encoder"), "--validation", "0.05", "--out", str(folder / "shards"),
+        "--tokenizer", str(source / "encoder"), "--validation", "0.05", "--shard-samples", "100",
+        "--out", str(folder / "shards"),
     ])  # fmt: skip
     shutil.copytree(source / "encoder", folder / "encoder")
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -68,13 +79,22 @@ def make_data(folder: Path) -> None:
     (folder / "encoder/config.json").write_text(json.dumps(config | shape))
 
 
-def make_recipe(folder: Path, name: str, stage: int, steps: int, retry_minutes: float) -> Recipe:
+def make_recipe(
+    folder: Path,
+    name: str,
+    stage: int,
+    steps: int,
+    *,
+    shards: str | None = None,
+    retry_minutes: float = 0.5,
+    data_minutes: float = 30,
+) -> Recipe:
     """Return the recipe of a run, with dropout."""
     return Recipe.model_validate(
         {
             "name": name,
             "runs": folder / "runs",
-            "data": {"graph": folder / "graph", "shards": str(folder / "shards"), "workers": 1},
+            "data": {"graph": folder / "graph", "shards": shards or str(folder / "shards"), "workers": 1},
             "text_encoder": {"path": str(folder / "encoder")},
             "optimizer": {"text_learning_rate": 1e-3, "graph_learning_rate": 1e-3},
             "batch": {"passages": 8},
@@ -83,6 +103,7 @@ def make_recipe(folder: Path, name: str, stage: int, steps: int, retry_minutes: 
             "deepspeed": REPOSITORY / f"ds_configs/zero{stage}.json",
             "checkpoints": {"every": EVERY, "retry_minutes": retry_minutes},
             "validation": {"every": 2 * EVERY, "passages": 16},
+            "fault_tolerance": {"data_minutes": data_minutes},
             "log_every": 1,
         }
     )
@@ -131,7 +152,7 @@ def rank(recipe: Recipe, log: Path, fails: Callable[[int], bool] | None) -> int:
     loop.Validator.validate = marked_validate  # type: ignore[method-assign,assignment]
     try:
         loop.train(recipe)
-    except RunEnded as ended:
+    except (InputError, RunEnded) as ended:
         print(ended)
         return exit_status(ended)
     return 0
@@ -161,6 +182,72 @@ def signal_all(processes: set[int], number: int) -> None:
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, number)
+
+
+class ShardServer:
+    """Server of the shards in a folder, a process of its own.
+
+    `/NAME/FILE` comes slowly and is broken off now and then. `/NAME/COUNT/FILE` comes as fast as it can, until as many
+    tars were requested; the next one comes at a byte every five seconds, until `recover(NAME)`.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), ShardRequest)
+        ShardRequest.folder, ShardRequest.draw = folder, random.Random(seed)
+        self._folder, self._port = folder, server.server_address[1]
+        self._process = fork(server.serve_forever)
+        server.server_close()
+
+    def url(self, run: str, count: int | None = None) -> str:
+        """Return the URL of the shards for a run."""
+        return f"http://127.0.0.1:{self._port}/{run}" + ("" if count is None else f"/{count}")
+
+    def recover(self, run: str) -> None:
+        """Send everything to a run at full speed from now on."""
+        (self._folder / f"{run}.recovered").touch()
+
+    def close(self) -> None:
+        """End the process."""
+        os.kill(self._process, signal.SIGKILL)
+        os.waitpid(self._process, 0)
+
+
+class ShardRequest(BaseHTTPRequestHandler):
+    """A request for a file of the shards; see `ShardServer`."""
+
+    folder: Path
+    draw: random.Random
+    tars: ClassVar[Counter[str]] = Counter()
+
+    def do_GET(self) -> None:
+        """Send a file."""
+        run, *count, name = self.path.strip("/").split("/")
+        content = (self.folder / "shards" / name).read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        is_tar = name.endswith(".tar")
+        with contextlib.suppress(ConnectionError):
+            if not count:
+                self._send_slowly(
+                    content[: len(content) // 2] if is_tar and self.draw.random() < BROKEN_OFF else content
+                )
+                return
+            self.tars[run] += is_tar
+            sent = 0
+            while is_tar and self.tars[run] > int(count[0]) and not (self.folder / f"{run}.recovered").exists():
+                self.wfile.write(content[sent : sent + 1])
+                sent += 1
+                time.sleep(5)
+            self.wfile.write(content[sent:])
+
+    def _send_slowly(self, content: bytes) -> None:
+        for begin in range(0, len(content), 1 << 16):
+            time.sleep(self.draw.uniform(0, 0.1))
+            self.wfile.write(content[begin:][: 1 << 16])
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
 
 
 @dataclass
@@ -238,7 +325,7 @@ class Trial:
         self.expected: dict[int, list[tuple[int, float]]] = {}
         self.checkpoints: dict[int, Path] = {}
         self.seconds: dict[int, float] = {}
-        self.number = 0
+        self.number = self.starts = 0
 
     def straight(self, stages: tuple[int, ...]) -> None:
         """Run each stage once without interruption."""
@@ -251,14 +338,15 @@ class Trial:
             self.seconds[stage] = time.monotonic() - job.started
             print(f"ZeRO {stage}: {self.steps} steps without interruption, {self.seconds[stage]:.0f} s", flush=True)
 
-    def recipe(self, stage: int, retry_minutes: float = 0.5) -> Recipe:
+    def recipe(self, stage: int, **changes: Any) -> Recipe:
         """Return the recipe of another run."""
         self.number += 1
-        return make_recipe(self.folder, f"run-{self.number}", stage, self.steps, retry_minutes)
+        return make_recipe(self.folder, f"run-{self.number}", stage, self.steps, **changes)
 
     def start(self, recipe: Recipe, fails: Callable[[int], bool] | None = None) -> Job:
         """Start or resume a run, on a disk that may fail."""
-        return Job(recipe, self.folder / f"{recipe.name}.log", fails)
+        self.starts += 1
+        return Job(recipe, self.folder / f"{recipe.name}-{self.starts}.log", fails)
 
     def last_checkpoint(self, recipe: Recipe) -> Path:
         """Return the checkpoint of the last step."""
@@ -277,7 +365,7 @@ class Trial:
                 if killed < count and time.monotonic() < until and moment(job, self.draw, when, self.seconds[stage]):
                     killed += self.kill(job, victim, when)
                 if not job.wait():
-                    self.counts["left processes behind"] += 1
+                    self.counts["processes left behind"] += 1
                 if job.over() and job.status == 0:
                     break
                 if killed == before:
@@ -309,9 +397,7 @@ class Trial:
             target = ("launcher", "rank")[turn % 2]
             when = ("any time", "evaluation", "save")[turn % 3]
             job = self.start(recipe)
-            before = self.steps_taken(recipe)
-            while self.steps_taken(recipe) == before and not job.over():
-                time.sleep(0.01)
+            self.wait_for_a_step(job)
             if not moment(job, self.draw, when, self.seconds[stage] / count) or not (found := job.processes(target)):
                 job.wait()
                 self.compare(recipe, stage)
@@ -320,14 +406,10 @@ class Trial:
             taken = self.steps_taken(recipe)
             os.kill(found[0], signal.SIGTERM)
             ended = job.wait()
-            saved = complete_checkpoints(recipe.directory / "checkpoints")
             # a launcher that dies of the signal has no status of its own
             right = job.status == (-signal.SIGTERM if target == "launcher" else STOPPED)
-            complete = bool(saved) and checkpoint_step(saved[0]) >= taken
-            good = ended and complete and (right or job.status == 0)
-            self.counts["SIGTERMs survived" if good else "SIGTERMs not survived"] += 1
-            if not good:
-                print(f"SIGTERM to {target}, {when}: ended {ended}, status {job.status}, {saved[:1]}, step {taken}")
+            good = ended and self.has_saved(recipe, taken) and (right or job.status == 0)
+            self.record("SIGTERMs", good, f"to {target}, {when}: ended {ended}, step {taken}", job)
             if job.status == 0:
                 self.compare(recipe, stage)
                 recipe = self.recipe(stage)
@@ -346,12 +428,91 @@ class Trial:
                 good = job.wait() and job.status == NOT_SAVED and not self.last_checkpoint(recipe).exists()
                 job = self.start(recipe)
                 good = job.wait() and job.status == 0 and good
-            self.counts["full disks survived" if good else "full disks not survived"] += 1
+            self.record("full disks", good, "now and then" if now_and_then else f"from step {last_room + 1} on", job)
             if good:
                 self.compare(recipe, stage)
-            else:
-                kind = "now and then" if now_and_then else f"from step {last_room + 1} on"
-                print(f"disk full {kind}: status {job.status}: {job.log.read_text()[-3000:]}")
+
+    def second_jobs(self, stage: int, count: int) -> None:
+        """Start so many runs, and each a second time, at once or in its first half; one of the two must be refused."""
+        for turn in range(count):
+            recipe = self.recipe(stage)
+            jobs = [self.start(recipe)]
+            time.sleep(self.draw.uniform(0, self.seconds[stage] / 2) if turn % 2 else 0)
+            jobs.append(self.start(recipe))
+            ended = [job.wait() for job in jobs] == [True, True]
+            refused = [job for job in jobs if job.status == MISTAKE and "is in use by process" in job.log.read_text()]
+            good = ended and len(refused) == 1 and sorted(job.status for job in jobs) == [0, MISTAKE]
+            self.record("second jobs", good, f"ended {ended}, {[job.status for job in jobs]}", jobs[1])
+            if good:
+                self.compare(recipe, stage)
+
+    def hung_workers(self, stage: int, count: int) -> None:
+        """Stop a loader worker so often; every other time the run gets SIGTERM too and does not wait."""
+        turn = 0
+        while turn < count:
+            terminated = turn % 2 == 1
+            recipe = self.recipe(stage, data_minutes=30 if terminated else SHORT_WAIT)
+            job = self.start(recipe)
+            self.wait_for_a_step(job)
+            if moment(job, self.draw, "any time", self.seconds[stage] / 2) and (found := job.processes("worker")):
+                os.kill(self.draw.choice(found), signal.SIGSTOP)
+                if terminated:
+                    time.sleep(1)
+                    signal_all({self.draw.choice(job.processes("rank"))}, signal.SIGTERM)
+                self.resumes("hung workers", job, stage)
+                turn += 1
+
+    def slow_servers(self, stage: int, count: int) -> None:
+        """Read shards from a slow server so often; every other time it nearly falls silent at some tar."""
+        server = ShardServer(self.folder, self.draw.randrange(2**32))
+        tars = len(list((self.folder / "shards").glob("train-*.tar")))
+        try:
+            for turn in range(count):
+                name = f"run-{self.number + 1}"
+                if turn % 2 == 0:
+                    recipe = self.recipe(stage, shards=server.url(name))
+                    job = self.start(recipe)
+                    good = job.wait() and job.status == 0
+                    self.record("slow servers", good, "all the time", job)
+                    if good:
+                        self.compare(recipe, stage)
+                else:
+                    url = server.url(name, self.draw.randrange(tars // 2))
+                    job = self.start(self.recipe(stage, shards=url, data_minutes=SHORT_WAIT))
+                    self.resumes("slow servers", job, stage, lambda name=name: server.recover(name))
+        finally:
+            server.close()
+
+    def resumes(self, what: str, job: Job, stage: int, mend: Callable[[], None] = lambda: None) -> None:
+        """Check that a job ends by itself with all of its steps saved, and resumes once its fault is mended."""
+        recipe = job.recipe
+        good = job.wait() and job.status in (STOPPED, 0) and self.has_saved(recipe, self.steps_taken(recipe))
+        if good:
+            mend()
+            patient = recipe.fault_tolerance.model_copy(update={"data_minutes": 30})
+            job = self.start(recipe.model_copy(update={"fault_tolerance": patient}))
+            good = job.wait() and job.status == 0
+        self.record(what, good, f"ended {job.over()}", job)
+        if good:
+            self.compare(recipe, stage)
+
+    def record(self, what: str, good: bool, how: str, job: Job) -> None:
+        """Count a trial; describe one that did not end as promised."""
+        self.counts[f"{what} survived" if good else f"{what} not survived"] += 1
+        if not good:
+            print(f"{what}, {how}: status {job.status}: {job.log.read_text()[-3000:]}", flush=True)
+
+    def wait_for_a_step(self, job: Job) -> None:
+        """Return when a job has taken a step, or has ended."""
+        before = self.steps_taken(job.recipe)
+        while self.steps_taken(job.recipe) == before and not job.over():
+            time.sleep(0.01)
+
+    @staticmethod
+    def has_saved(recipe: Recipe, step: int) -> bool:
+        """Return whether a run has a complete checkpoint of a step or a later one; nothing is saved before step 1."""
+        saved = complete_checkpoints(recipe.directory / "checkpoints")
+        return step == 0 or (bool(saved) and checkpoint_step(saved[0]) >= step)
 
     @staticmethod
     def steps_taken(recipe: Recipe) -> int:
@@ -372,7 +533,10 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=9)
     parser.add_argument("--terms", type=int, default=6)
     parser.add_argument("--full-disks", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--second-jobs", type=int, default=4)
+    parser.add_argument("--hung-workers", type=int, default=4)
+    parser.add_argument("--slow-servers", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--minutes", type=float, default=1000.0, help="kill no more after so long")
     parser.add_argument("--stages", type=int, nargs="+", default=STAGES, choices=(0, *STAGES))
     parser.add_argument("--seed", type=int, default=int(time.time()))
@@ -380,6 +544,7 @@ def main() -> int:
     options = parser.parse_args()
     stages = tuple(options.stages)
     with tempfile.TemporaryDirectory() as name:
+        os.environ["BALI_DS_CACHE"] = f"{name}/cache"
         trial = Trial(Path(name), options.steps, options.seed)
         make_data(Path(name))
         trial.straight(stages)
@@ -391,9 +556,11 @@ def main() -> int:
             trial.terminations(stages[0], options.terms)
         for place, stage in enumerate(stages):
             trial.full_disks(stage, len(range(place, options.full_disks, len(stages))))
+        trial.second_jobs(stages[0], options.second_jobs)
+        trial.hung_workers(stages[0], options.hung_workers)
+        trial.slow_servers(stages[0], options.slow_servers)
     counts = dict(sorted(trial.counts.items()))
-    bad = ("runs that differ", "left processes behind", "SIGTERMs not survived", "full disks not survived")
-    failed = any(counts.get(key) for key in bad)
+    failed = any(name.endswith(("that differ", "left behind", "not survived")) for name in counts)
     if not options.no_json:
         write_json(REPOSITORY / "bench/results/survival.json", {"seed": options.seed, "steps": options.steps, **counts})
     print(f"seed {options.seed}: " + ", ".join(f"{count} {what}" for what, count in counts.items()))

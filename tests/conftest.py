@@ -4,8 +4,10 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,6 @@ from bali_ds.cli import main
 from bali_ds.config import Recipe
 from bali_ds.graph.builder import build_graph
 from bali_ds.graph.tables import TableSource
-from tests.ports import free_port
 
 REPOSITORY = Path(__file__).parents[1]
 TIMEOUT_FACTOR = float(os.environ.get("BALI_TIMEOUT_FACTOR", "1"))
@@ -142,24 +143,21 @@ def tiny_encoder(tmp_path_factory) -> Path:
 def run_ranks(world_size: int, script: Path, *arguments: object, timeout: float = 240) -> str:
     """Run a script as the ranks of one job; return what they printed, fail where one fails or hangs.
 
-    `timeout` is in seconds on an idle machine; `TIMEOUT_FACTOR` multiplies it.
+    The ranks are forks of one process that has imported what they need. `timeout` is in seconds on an idle machine;
+    `TIMEOUT_FACTOR` multiplies it.
     """
-    shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    shared |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), *map(str, arguments)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
+    job = subprocess.Popen(
+        [sys.executable, "-m", "tests.forked", str(world_size), str(script), *map(str, arguments)],
+        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        said = [rank.communicate(timeout=TIMEOUT_FACTOR * timeout)[0] for rank in ranks]
+        said = job.communicate(timeout=TIMEOUT_FACTOR * timeout)[0]
     finally:
-        for rank in ranks:
-            rank.kill()
-    assert all(rank.returncode == 0 for rank in ranks), "\n".join(said)
-    return "\n".join(said)
+        with suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+    assert job.returncode == 0, said
+    return said

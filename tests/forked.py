@@ -1,12 +1,16 @@
 """Ranks as forks of one process that has imported everything, so that a job starts within a second."""
 
 import os
+import runpy
 import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 # Imports all that a rank needs. Nothing here starts a thread, so that forking is safe.
+# DeepSpeed imports Muon, and with it torch's compiler, when the first ZeRO optimizer is made.
+import deepspeed.runtime.zero.muon.muon_optimizer
+
 import bali_ds.training.trainer
 from tests.ports import free_port
 
@@ -50,4 +54,13 @@ def run_forked(world_size: int, function: Callable[..., Any], *arguments: Any) -
         raise RuntimeError(f"ranks ended with {statuses}")
 
 
-LOADED = bali_ds.training.trainer
+def run_script(script: str, arguments: list[str]) -> None:
+    """Run a script as this process's main program."""
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
+
+
+LOADED = (bali_ds.training.trainer, deepspeed.runtime.zero.muon.muon_optimizer)
+
+if __name__ == "__main__":
+    run_forked(int(sys.argv[1]), run_script, sys.argv[2], sys.argv[3:])

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tokenizers
 
 from bali_ds import working_directory
 from bali_ds.cli import main
@@ -20,6 +21,7 @@ from bali_ds.files import published_file, write_json
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.training.run_directory import discard_run, prepare
 from tests.conftest import REPOSITORY
+from tests.damage import largest_file
 
 NOTES = Output("a set of notes", "notes.json", ("kind",), ("page-*.txt", "more/*.txt", "all/**"))
 RECORD = {"format": "bali-ds workspace", "host": platform.node(), "target": "out"}
@@ -139,6 +141,15 @@ def test_what_is_not_a_regular_file_is_not_replaced_by_one(out):
     with pytest.raises(InputError, match="is not a regular file"):
         write_json(out, 1)
     assert stat.S_ISFIFO(out.stat().st_mode)
+
+
+def test_a_full_disk_under_a_library_in_rust_is_one_line(out, tokenizer_directory):
+    publish(out)
+    tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_directory / "tokenizer.json"))
+    written = "out: cannot be written: File too large"
+    with pytest.raises(InputError, match=written), largest_file(4096), published_directory(out, NOTES) as working:
+        tokenizer.save(str(working / "tokenizer.json"))
+    assert contents(out) == NEW
 
 
 def test_the_umask_decides(out):

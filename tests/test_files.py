@@ -4,6 +4,7 @@ import pytest
 
 from bali_ds import files
 from bali_ds.errors import InputError
+from tests.damage import largest_file
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -22,3 +23,13 @@ def test_lines_that_are_too_long_are_refused(tmp_path, monkeypatch):
         list(files.numbered_lines(tmp_path / "file"))
     with pytest.raises(InputError, match=r"missing: cannot be read"):
         list(files.numbered_lines(tmp_path / "missing"))
+
+
+def test_a_record_on_a_full_disk_is_a_warning(tmp_path, caplog):
+    path = tmp_path / "folder/record.jsonl"
+    files.append_lines(path, ["one"])
+    with largest_file(6):
+        files.append_lines(path, ["two", "three"])
+    assert caplog.messages == [f"{path}: cannot be written, the run continues without it: File too large"]
+    files.append_lines(path, [])
+    assert path.read_text().startswith("one\n")

@@ -58,7 +58,14 @@ class AsynchronousSave:
     def _recorded_write(self, write: Callable[..., None]) -> Callable[..., None]:
         def save(state_dict: dict[str, Any], path: str) -> None:
             with self.recorded_fault():
-                write(state_dict, path)
+                try:
+                    write(state_dict, path)
+                except RuntimeError as error:
+                    # torch's writer does not say why the system took only a part of the bytes
+                    free = shutil.disk_usage(self.directory).free / 2**20
+                    raise RuntimeError(
+                        f"{Path(path).name} cannot be written, its disk has {free:,.1f} MiB left: {first_line(error)}"
+                    ) from error
                 self._written.append(Path(path))
 
         return save

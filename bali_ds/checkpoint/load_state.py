@@ -5,11 +5,13 @@ checkpoints copy every tensor to a directory first, do not support stage 0 and g
 of the first. Here each rank reads the values that it owns straight from the files.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import deepspeed
 import torch
 
+from bali_ds.checkpoint.lazy_tensor import LazyTensor
 from bali_ds.checkpoint.zero_reader import MOMENTS, StoredState, read_state
 from bali_ds.errors import InputError
 from bali_ds.library_internals import (
@@ -19,7 +21,11 @@ from bali_ds.library_internals import (
     loss_scaler,
     master_fragments,
     optimized_parameters,
+    parameter_shape,
 )
+
+# What changes while fp16 trains; the other attributes of a loss scaler are settings.
+_SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 def optimized_names(engine: deepspeed.DeepSpeedEngine) -> list[str]:
@@ -43,17 +49,28 @@ def load_state(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> None:
     with torch.no_grad():
         for name, buffer in engine.module.named_buffers():
             if name in state.weights:
+                _check_shape(checkpoint, name, state.weights, tuple(buffer.shape))
                 buffer.copy_(state.weights[name].tensor())
         for fragment in master_fragments(engine):
             name = names[id(fragment.parameter)]
-            if name not in state.weights or any(name not in state.moments[kind] for kind in MOMENTS):
-                raise InputError(f"{checkpoint}: does not hold {name}; it is the checkpoint of another model")
+            for tensors in (state.weights, *(state.moments[kind] for kind in MOMENTS)):
+                _check_shape(checkpoint, name, tensors, parameter_shape(fragment.parameter))
             _load_fragment(fragment, name, state, optimizer)
         broadcast_master_weights(engine)
     scaler = loss_scaler(engine)
-    for key, value in state.scaler.items():
-        if hasattr(scaler, key):
-            setattr(scaler, key, value)
+    for key in _SCALER_STATE:
+        if key in state.scaler and hasattr(scaler, key):
+            setattr(scaler, key, state.scaler[key])
+
+
+def _check_shape(checkpoint: Path, name: str, tensors: Mapping[str, LazyTensor], expected: tuple[int, ...]) -> None:
+    if name not in tensors:
+        raise InputError(f"{checkpoint}: does not hold {name}; it is the checkpoint of another model")
+    if tensors[name].shape != expected:
+        found = list(tensors[name].shape)
+        raise InputError(
+            f"{checkpoint}: {name} is {found}, the model has {list(expected)}; it is the checkpoint of another model"
+        )
 
 
 def _load_fragment(fragment: MasterFragment, name: str, state: StoredState, optimizer: torch.optim.Optimizer) -> None:

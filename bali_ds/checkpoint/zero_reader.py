@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from bali_ds.checkpoint.lazy_tensor import LazyTensor, stretch_of
+from bali_ds.checkpoint.zero_schema import check_structure
 from bali_ds.errors import InputError, first_line
 
 WEIGHTS = "weights"
@@ -107,6 +108,7 @@ def _load(file: Path) -> dict[str, Any]:
         raise InputError(f"{file}: is damaged or not a checkpoint: {first_line(error)}") from error
     if not isinstance(loaded, dict):
         raise InputError(f"{file}: is not a DeepSpeed checkpoint: it does not hold a dictionary")
+    check_structure(file, loaded)
     return loaded
 
 
@@ -226,8 +228,10 @@ def read_state(path: Path) -> StoredState:
 def _known_layout(path: Path) -> Iterator[None]:
     try:
         yield
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: has an unknown layout: {type(error).__name__} {error}") from error
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: has an unknown layout: {type(error).__name__} {first_line(error)}") from error
 
 
 def _numbered(tensors: list[torch.Tensor], names: list[str]) -> dict[str, LazyTensor]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from bali_ds.bus_errors import handle_bus_errors
 from bali_ds.cli import evaluate, graph, inference, plan_and_doctor, runs, shards
 from bali_ds.errors import InputError
 from bali_ds.terminal import PrintableFormatter, message
@@ -30,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 for success, 1 for failed checks, 2 for invalid input."""
+    handle_bus_errors()
     options = parser().parse_args(arguments)
     if logging.lastResort:  # the handler of warnings where, as here, none is configured
         logging.lastResort.setFormatter(PrintableFormatter())

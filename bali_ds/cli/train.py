@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from bali_ds.bus_errors import handle_bus_errors
 from bali_ds.config import load_recipe
 from bali_ds.errors import InputError, LostRank, RunEnded, exit_status
 from bali_ds.terminal import PrintableFormatter, message, print_progress
@@ -54,6 +55,7 @@ def run_train(options: argparse.Namespace) -> int:
     - 4: the checkpoint of the last step could not be written; nothing was exported.
     - 75: interrupted by a signal, a time limit, a killed loader worker or a lost host; the same command resumes.
     """
+    handle_bus_errors()
     is_first = _environment("RANK", "OMPI_COMM_WORLD_RANK", "0") == "0"
     logging.basicConfig(level=logging.INFO if is_first else logging.WARNING, force=True)
     for handler in logging.getLogger().handlers:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bali_ds.bus_errors import bus_errors_raised
 from bali_ds.data.batch import Batch
 from bali_ds.data.collator import Collator
 from bali_ds.data.mixture import Mixture
@@ -92,6 +93,7 @@ class BatchSampler:
         for begin in itertools.count(first, together * stride):
             yield from self.take(range(begin, begin + together * stride, stride))
 
+    @bus_errors_raised()
     def take(self, numbers: Sequence[int]) -> list[StepArrays]:
         """Return some steps, collated together.
 

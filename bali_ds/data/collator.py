@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from bali_ds.bus_errors import bus_errors_raised
 from bali_ds.data.batch import Batch, PackedSequences
 from bali_ds.data.batch_part import BatchSlice, NamesToEncode, SampledInputs, SampleSource
 from bali_ds.data.ego_graphs import ConceptViews, find_views
@@ -49,6 +50,7 @@ class Collator:
             each.check_graph(graph)
         return cls(open_source(mixture, graph, settings), settings, SampleReader(mixture))
 
+    @bus_errors_raised()
     def collate(self, indices: SampleIndices, micro_batches: int = 1) -> list[tuple[Batch[Ints], Replacements]]:
         """Return batches of samples, each with its bad samples and what replaced them.
 

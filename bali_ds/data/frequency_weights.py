@@ -67,7 +67,6 @@ def frequency_sampler(mixture: Mixture, number: int, split: str, temperature: fl
     # the name depends on the directory too: another one may claim the same fingerprint
     described = json.dumps([str(own.path.resolve()), own.fingerprint, split, temperature])
     path = cache_home() / "weights" / f"{hashlib.sha256(described.encode()).hexdigest()[:24]}.npy"
-    path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_suffix(".lock")):
         if not path.exists():
             _write(path, passage_weights(mixture, rows, temperature))

@@ -21,7 +21,6 @@ from bali_ds.data.sample_validation import Quarantine, Replacement
 from bali_ds.data.sampler import Position
 from bali_ds.data.settings import StreamSettings
 from bali_ds.data.worker import WorkerFailedError, description, receive_step
-from bali_ds.errors import InputError
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.shards.shard_set import ShardSet
 
@@ -263,8 +262,6 @@ class _InProcess:
 
 
 def _end_of_worker(status: int) -> Exception:
-    if status == -signal.SIGBUS:
-        return InputError("a loader worker got SIGBUS: a shard was truncated while in use, or its disk failed")
     if status < 0 and -status not in _CRASHES:
         return WorkerKilledError(f"a loader worker ended with status {status}: killed, perhaps for lack of memory")
     return WorkerFailedError(f"a loader worker ended with status {status}; see its output above")

@@ -55,7 +55,6 @@ def open_shards(location: str | Path, *, cache: Path | None = None, limit_bytes:
         return ShardSet.open(location)
     url = str(location).rstrip("/")
     home = (cache or cache_home()) / hashlib.sha256(url.encode()).hexdigest()[:16]
-    home.mkdir(parents=True, exist_ok=True)
     with locked(home / ".lock"):
         _download(address(url, "index.json"), home / "index.json", _LARGEST_INDEX, None)
         index = read_index(home, address(url, "index.json"))
@@ -136,8 +135,12 @@ class Mirror:
                 taken -= size
             if taken > self.limit_bytes:
                 return False
-            with open(_part(self.path / shard.name), "wb") as part:
-                part.truncate(shard.bytes)
+            part = _part(self.path / shard.name)
+            try:
+                part.write_bytes(b"")
+                os.truncate(part, shard.bytes)
+            except OSError as error:
+                raise InputError(f"{part}: cannot be written: {error.strerror}; free disk space") from error
             return True
 
     def _downloads(self) -> Iterator[Path]:
@@ -155,12 +158,20 @@ class Mirror:
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of a file, among all processes of the node.
+    """Hold the lock of a file in the cache, among all processes of the node.
 
     Raises:
         BlockingIOError: another holds it, and `wait` is false.
+        InputError: the file cannot be made.
     """
-    with open(path, "w") as stream:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = open(path, "w")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written: {error.strerror}; free disk space, or choose another cache with BALI_DS_CACHE"
+        ) from error
+    with stream:
         fcntl.flock(stream, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 

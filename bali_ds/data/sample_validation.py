@@ -13,6 +13,7 @@ from bali_ds.data.mixture import Mixture
 from bali_ds.data.reader import Samples
 from bali_ds.data.sequences import Ints
 from bali_ds.errors import InputError
+from bali_ds.files import append_lines
 from bali_ds.randomness import below, derive
 
 NOT_FOUND = "its arrays are not where the sample table says"
@@ -111,9 +112,7 @@ class Quarantine:
         for entry in entries:
             logger.warning("%(shard)s: sample %(row)s (%(key)s) is skipped: %(reason)s", entry)
         if self._path:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._path, "a", encoding="utf-8") as stream:
-                stream.writelines(json.dumps(entry) + "\n" for entry in entries)
+            append_lines(self._path, map(json.dumps, entries))
         if self._bad > self._limit * max(self._seen, _FIRST_SAMPLES):
             raise InputError(
                 f"{self._shards.name}: {self._bad} of {self._seen} samples were bad, more than a share of "

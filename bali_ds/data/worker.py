@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from bali_ds.bus_errors import bus_errors_raised
 from bali_ds.data.batch import ArrayTree, Batch, PackedSequences, PaddedSequences
 from bali_ds.data.batch_part import BatchPart
 from bali_ds.data.batch_sampler import BatchSampler, RankSlice, StepArrays
@@ -62,7 +63,9 @@ def main() -> None:
     try:
         work = json.loads(sys.stdin.readline())
         try:
-            for step in _open(work).run(*work["steps"]):
+            with bus_errors_raised():
+                steps = _open(work)
+            for step in steps.run(*work["steps"]):
                 send_step(stream, step)
         except InputError as error:
             send_error(stream, error)

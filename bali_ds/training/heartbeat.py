@@ -209,9 +209,13 @@ class Watchdog:
                 self._write()
 
     def _write(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a") as stream:
-            stream.write(f"{time.ctime()}, process {os.getpid()}, step {self._step}\n")
-            stream.flush()
-            faulthandler.dump_traceback(stream)
-        logger.warning("step %d takes longer than %.0f s; stacks in %s", self._step, self._seconds, self._path)
+        where = f"stacks in {self._path}"
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a") as stream:
+                stream.write(f"{time.ctime()}, process {os.getpid()}, step {self._step}\n")
+                stream.flush()
+                faulthandler.dump_traceback(stream)
+        except OSError as error:
+            where = f"{self._path}: cannot be written: {error.strerror}"
+        logger.warning("step %d takes longer than %.0f s; %s", self._step, self._seconds, where)

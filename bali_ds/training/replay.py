@@ -93,9 +93,15 @@ def write_failed_step(
     }
     reports = ranks.all_gather_object(own)
     path = failed_step_path(run, step)
+    fault: str | None = None
     if ranks.is_first:
-        write_json(path, {"step": step, "start": asdict(start), "ranks": reports})
-    return f"{_summary(step, reports)}; written to {path}, look closer with: bali-ds replay {run} {step}"
+        try:
+            write_json(path, {"step": step, "start": asdict(start), "ranks": reports})
+        except InputError as error:
+            fault = str(error)
+    fault = ranks.broadcast_object(fault)
+    written = fault or f"written to {path}, look closer with: bali-ds replay {run} {step}"
+    return f"{_summary(step, reports)}; {written}"
 
 
 def _summary(step: int, reports: list[dict[str, Any]]) -> str:
@@ -182,7 +188,10 @@ def _load_aligner(recipe: Recipe, data: RunData, checkpoints: Path, step: int) -
         raise InputError(f"{checkpoints}: holds no checkpoint from before step {step}")
     aligner = build_aligner(recipe, 2 * data.graph.num_relations, data.shards)
     weights = {name: tensor.tensor() for name, tensor in read_checkpoint(before).items()}
-    aligner.load_state_dict(weights, strict=False)
+    try:
+        aligner.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise InputError(f"{before}: is the checkpoint of another model: {' '.join(str(error).split())}") from error
     return checkpoint_step(before), aligner.to(DTYPES[recipe.precision]).eval()
 
 

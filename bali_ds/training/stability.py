@@ -19,7 +19,7 @@ from bali_ds.data.loader import Step
 from bali_ds.data.sampler import Position
 from bali_ds.distributed import Ranks
 from bali_ds.errors import DIVERGED, RunEnded
-from bali_ds.files import read_json_lines
+from bali_ds.files import append_lines, read_json_lines
 from bali_ds.model.aligner import Aligner
 from bali_ds.parsing import validated
 from bali_ds.terminal import print_progress
@@ -146,8 +146,7 @@ class SkippedBatches:
         """Skip this batch from now on; every rank calls this."""
         self._reasons[position_after] = reason
         if self._ranks.is_first:
-            with self._path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps({**asdict(position_after), "reason": reason}) + "\n")
+            append_lines(self._path, [json.dumps({**asdict(position_after), "reason": reason})])
 
 
 # After that many, spikes are not caused by a few samples.

@@ -139,6 +139,12 @@ def test_a_server_that_never_falls_silent_and_never_gets_anywhere_is_given_up(da
     assert time.monotonic() - begun < 10
 
 
+def test_a_cache_that_cannot_be_written_is_one_line(data, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"\.lock: cannot be written: Not a directory; .*BALI_DS_CACHE"):
+        open_shards(Server(data[0].path).url, cache=tmp_path / "file")
+
+
 def held(mirrored):
     """Bytes of all tars of a mirror at one moment: none goes while the lock is held, and each lands once."""
     with remote.locked(mirrored.path / ".lock"):

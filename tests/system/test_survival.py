@@ -1,4 +1,4 @@
-"""A few kills, SIGTERMs and full disks of `bench/survival.py`."""
+"""A few of the interruptions of `bench/survival.py`."""
 
 import subprocess
 import sys
@@ -8,16 +8,22 @@ import pytest
 from tests.conftest import REPOSITORY
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
-SHORT = "--kills 1 --terms 1 --full-disks 1 --steps 20 --stages 1 --seed 4"
-LONG = "--kills 4 --terms 3 --full-disks 2 --steps 30 --stages 1 3 --seed 4"
+SHORT = {"kills": 1, "terms": 1, "full-disks": 1, "second-jobs": 1, "hung-workers": 0, "slow-servers": 0}
+LONG = {"kills": 4, "terms": 3, "full-disks": 2, "second-jobs": 2, "hung-workers": 2, "slow-servers": 2}
 
 
 @pytest.mark.parametrize(
-    ("options", "full_disks"), [(SHORT, 1), pytest.param(LONG, 2, marks=pytest.mark.slow)], ids=["short", "long"]
+    ("counts", "options"),
+    [
+        (SHORT, "--steps 20 --stages 1"),
+        pytest.param(LONG, "--steps 30 --stages 1 3", marks=pytest.mark.slow),
+    ],
+    ids=["short", "long"],
 )
-def test_killed_and_terminated_runs_equal_the_uninterrupted_one(options, full_disks):
+def test_interrupted_runs_equal_the_uninterrupted_one(counts, options):
+    wanted = " ".join(f"--{what} {count}" for what, count in counts.items())
     done = subprocess.run(
-        [sys.executable, REPOSITORY / "bench/survival.py", *options.split(), "--no-json"],
+        [sys.executable, REPOSITORY / "bench/survival.py", *f"{wanted} {options}".split(), "--seed", "4", "--no-json"],
         capture_output=True,
         text=True,
         check=False,
@@ -25,5 +31,6 @@ def test_killed_and_terminated_runs_equal_the_uninterrupted_one(options, full_di
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     last = done.stdout.splitlines()[-1]
     assert "runs equal bit for bit" in last
-    assert f"{full_disks} full disks survived" in last
+    for what in ("full-disks", "second-jobs", "hung-workers", "slow-servers"):
+        assert not counts[what] or f"{counts[what]} {what.replace('-', ' ')} survived" in last
     assert "differ" not in last

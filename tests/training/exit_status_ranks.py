@@ -25,6 +25,7 @@ from tests.training.faults import (
     Fault,
     before_call,
     failing_workers,
+    full_disk,
     hang,
     missing_rank,
     no_fault,
@@ -32,6 +33,7 @@ from tests.training.faults import (
     raise_value_error,
     signal_self,
     signal_workers,
+    truncate_shards,
 )
 
 
@@ -86,6 +88,7 @@ def start_up(runs: Runs) -> None:
     """Faults before the first step."""
     runs.run("shards", hosts=("host", "host-with-other-shards"))
     runs.run("seed", changes_of_rank_1=("seed=7",))
+    runs.run("full-disk", full_disk)
     runs.run("alike", changes=("batch.passages=15",))
     runs.run("config", config_of_rank_1="missing.yaml")
     runs.run("data", hosts=("host", "host-without-shards"))
@@ -105,6 +108,8 @@ def steps(runs: Runs) -> None:
     runs.run("forward", on_rank(1, before_call(Aligner, "forward", raise_value_error, calls=3)))
     runs.run("killed", on_rank(1, before_call(Aligner, "forward", signal_self(signal.SIGKILL), calls=3)))
     runs.run("in-process", on_rank(1, before_call(BatchSampler, "take", raise_value_error, calls=2)))
+    cut = on_rank(1, before_call(BatchSampler, "take", truncate_shards, calls=2))
+    runs.run("truncated", cut, hosts=("host", "host-with-a-copy"))
     with_worker = ("data.workers=1",)
     runs.run("worker-fails", on_rank(1, failing_workers(runs.out / "site")), changes=with_worker)
     for number, name in ((signal.SIGKILL, "worker-killed"), (signal.SIGSEGV, "worker-crashes")):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -67,6 +68,12 @@ def signal_self(number: signal.Signals) -> Action:
         time.sleep(0.1)
 
     return action
+
+
+def truncate_shards() -> None:
+    """Cut short the training tars of this rank's host, which are mapped."""
+    for tar in Path("shards").glob("train-*.tar"):
+        os.truncate(tar, 512)
 
 
 def signal_workers(number: signal.Signals, marker: Path) -> Action:
@@ -162,6 +169,12 @@ def failing_writes(fails: Callable[[int, Path], bool]) -> Fault:
         TorchCheckpointEngine.save = save
 
     return inject
+
+
+def full_disk() -> None:
+    """Let writes fail that make a file longer than the ranks' own logs."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 15, 1 << 15))
 
 
 def missing_rank(rank: int) -> Fault:

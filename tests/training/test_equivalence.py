@@ -15,9 +15,10 @@ pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")
-def recipe(sample, tmp_path_factory):
+def recipe(sample, tiny_encoder, tmp_path_factory):
     rates = {"text_learning_rate": 1e-3, "graph_learning_rate": 1e-3, "gradient_clipping": 1.0}
-    return sample.recipe(tmp_path_factory.mktemp("runs"), optimizer=rates)
+    encoder = {"path": str(tiny_encoder), "dropout": 0.0}
+    return sample.recipe(tmp_path_factory.mktemp("runs"), text_encoder=encoder, optimizer=rates)
 
 
 @pytest.fixture(scope="module")

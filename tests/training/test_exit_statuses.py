@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import socket
 from pathlib import Path
 
@@ -61,6 +62,8 @@ def ended(sample, tiny_encoder, tmp_path_factory, request) -> Ended:
         other = shards["host-with-other-shards"] = out / "other"
         build = f"shards build --graph {sample.graph} --corpus pubtator:{REPOSITORY}/shards/sample/corpus.pubtator "
         assert main(f"{build} --tokenizer {sample.encoder} --validation 0.2 --out {other}".split()) == 0
+    else:
+        shards["host-with-a-copy"] = Path(shutil.copytree(sample.shards, out / "copy"))
     for host, built in shards.items():
         (out / host).mkdir()
         (out / host / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
@@ -85,6 +88,7 @@ class TestStartUp:
                 RANK_1 + r"data\.shards: fingerprint \w{12} differs from rank 0's \w{12}; all hosts need",
             ),
             ("seed", RANK_1 + "seed: 7 differs from rank 0's 29; all hosts need the same"),
+            ("full-disk", rf"rank 0 on host {socket.gethostname()}: \S+/encoder: cannot be written: File too large"),
             ("alike", "batch.passages: 15 is not divisible by 2 ranks"),
             ("config", RANK_1 + "missing.yaml: "),
             ("data", RANK_1 + "shards"),
@@ -147,6 +151,15 @@ class TestSteps:
             RANK_1 + r".*ValueError: this value was not foreseen.*; stopped after step \d+", ended.line(name)
         )
         assert ended.checkpoints(name) == 1
+
+    def test_a_tar_that_is_cut_short_under_a_rank_ends_both_with_2_and_a_checkpoint(self, ended):
+        assert ended.statuses("truncated") == [2, 2], ended.output("truncated")
+        line = (
+            RANK_1 + r"\S+/train-000000\.tar: cannot be read: it was truncated while in use.*; stopped after step \d+"
+        )
+        assert re.match(line, ended.line("truncated"))
+        assert ended.tracebacks("truncated") == [0, 0]
+        assert ended.checkpoints("truncated") == 1
 
     def test_a_killed_worker_ends_both_with_75(self, ended):
         assert ended.statuses("worker-killed") == [75, 75], ended.output("worker-killed")

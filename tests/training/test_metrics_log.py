@@ -1,30 +1,16 @@
 """metrics.jsonl: continued without repeated steps, and complete lines whatever the disk does."""
 
 import json
-import resource
-import signal
-from contextlib import contextmanager
 
 import pytest
 
 from bali_ds.errors import InputError
 from bali_ds.training.metrics_log import MetricsLog
+from tests.damage import largest_file
 
 
 def steps(path):
     return [json.loads(line)["step"] for line in path.read_text().splitlines()]
-
-
-@contextmanager
-def largest_file(size):
-    """Let writes beyond a size fail, as on a full disk."""
-    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_steps_that_are_repeated_and_an_incomplete_line_are_dropped(tmp_path):
