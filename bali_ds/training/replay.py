@@ -91,11 +91,11 @@ def write_failed_step(
         "rows": rows,
         "samples": [data.shards.key(row) for row in rows],
     }
-    reports = ranks.all_gather_object(own)
-    path = failed_step_path(run, step)
-    if ranks.is_first:
+    path, summary = failed_step_path(run, step), None
+    if reports := ranks.gather_object(own):
         write_json(path, {"step": step, "start": asdict(start), "ranks": reports})
-    return f"{_summary(step, reports)}; written to {path}, look closer with: bali-ds replay {run} {step}"
+        summary = _summary(step, reports)
+    return f"{ranks.broadcast_object(summary)}; written to {path}, look closer with: bali-ds replay {run} {step}"
 
 
 def _summary(step: int, reports: list[dict[str, Any]]) -> str:
