@@ -72,6 +72,11 @@ def loss_scaler(engine: deepspeed.DeepSpeedEngine) -> Any:
     return getattr(optimizer, "loss_scaler", None) or getattr(optimizer, "loss_scale_config", None)
 
 
+def parameter_shape(parameter: torch.nn.Parameter) -> torch.Size:
+    """Return the shape of a parameter, also where ZeRO-3 keeps an empty tensor in its place."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+
+
 @dataclass(frozen=True)
 class MasterFragment:
     """Values of a parameter that this rank's optimizer updates.
