@@ -1,9 +1,15 @@
-"""Collective communication between the ranks of a job, under the names of torch.distributed."""
+"""Collective communication between the ranks of a job, under the names of torch.distributed.
 
-from collections.abc import Callable
+Numbers and objects of the host travel in exchanges whose number grows with the logarithm of the number of ranks. A
+library's own collectives are rings for small messages too: they take as many messages as there are ranks.
+"""
+
+import pickle
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -18,7 +24,7 @@ class Ranks:
         world_size: number of ranks.
         group: the process group; None for the default one.
         device: the device of this process.
-        host: a gloo group of the same ranks, whose calls do not wait for the device; None for the default group.
+        host: a gloo group of the same ranks, whose calls do not wait for the device; None for the same group.
         bytes_sent: bytes that the tensor collectives of this rank have sent, each counted as its ring algorithm sends.
     """
 
@@ -42,26 +48,89 @@ class Ranks:
         return self.rank == 0
 
     def broadcast_object(self, value: Any) -> Any:
-        """Return rank 0's value on every rank."""
-        box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.group)
-        return box[0]
+        """Return rank 0's value on every rank, sent along a binomial tree."""
+        distances = list(self._distances())
+        payload = pickle.dumps(value) if self.is_first else b""
+        for distance in reversed(distances):
+            if self.rank % (2 * distance) == distance:
+                payload = self._receive_bytes(self.rank - distance)
+            elif self.rank % (2 * distance) == 0 and self.rank + distance < self.world_size:
+                self._send_bytes(payload, self.rank + distance)
+        return value if self.is_first else pickle.loads(payload)
 
-    def all_gather_object(self, value: Any) -> list[Any]:
-        """Return every rank's value, in rank order, on every rank."""
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self.group)
+    def gather_object(self, value: Any) -> list[Any] | None:
+        """Return every rank's value, in rank order, on rank 0 and None elsewhere, along a binomial tree."""
+        values = [value]
+        for distance in self._distances():
+            if self.rank & distance:
+                self._send_bytes(pickle.dumps(values), self.rank - distance)
+                return None
+            if self.rank + distance < self.world_size:
+                values += pickle.loads(self._receive_bytes(self.rank + distance))
         return values
 
+    def scatter_object(self, values: list[Any] | None) -> Any:
+        """Return the value of this rank's number in rank 0's list, sent along a binomial tree."""
+        for distance in reversed(list(self._distances())):
+            if self.rank % (2 * distance) == distance:
+                values = pickle.loads(self._receive_bytes(self.rank - distance))
+            elif self.rank % (2 * distance) == 0 and self.rank + distance < self.world_size:
+                assert values is not None
+                self._send_bytes(pickle.dumps(values[distance:]), self.rank + distance)
+                values = values[:distance]
+        assert values is not None
+        return values[0]
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """Return every rank's value, in rank order, on every rank: what grows with their number; prefer the others."""
+        everyone: list[Any] = self.broadcast_object(self.gather_object(value))
+        return everyone
+
     def all_reduce_max(self, value: int) -> int:
-        """Return the largest value of all ranks on every rank, without waiting for the device."""
-        number = torch.tensor([value])
-        dist.all_reduce(number, op=dist.ReduceOp.MAX, group=self.host)
-        return int(number)
+        """Return the largest value of all ranks on every rank, without waiting for the device.
+
+        In round k a rank passes on the largest value of the 2^k ranks up to itself (dissemination; Hensgen, Finkel and
+        Manber, 1988), which works for any number of ranks.
+        """
+        for distance in self._distances():
+            value = max(value, self._exchange_number(value, distance))
+        return value
+
+    def _distances(self) -> Iterator[int]:
+        """Yield 1, 2, 4, ... below the number of ranks."""
+        distance = 1
+        while distance < self.world_size:
+            yield distance
+            distance *= 2
+
+    def _exchange_number(self, value: int, distance: int) -> int:
+        """Send a number to the rank at a distance and return that of the rank at the same distance before this one."""
+        sent, received = torch.tensor([value]), torch.zeros(1, dtype=torch.int64)
+        receiving = dist.irecv(received, group=self._host, group_src=(self.rank - distance) % self.world_size)
+        sending = dist.isend(sent, group=self._host, group_dst=(self.rank + distance) % self.world_size)
+        for work in (receiving, sending):
+            if work is not None:
+                work.wait()
+        return int(received)
+
+    def _send_bytes(self, payload: bytes, to: int) -> None:
+        dist.send(torch.tensor([len(payload)]), group=self._host, group_dst=to)
+        dist.send(torch.frombuffer(bytearray(payload), dtype=torch.uint8), group=self._host, group_dst=to)
+
+    def _receive_bytes(self, sender: int) -> bytes:
+        size = torch.zeros(1, dtype=torch.int64)
+        dist.recv(size, group=self._host, group_src=sender)
+        payload = torch.empty(int(size), dtype=torch.uint8)
+        dist.recv(payload, group=self._host, group_src=sender)
+        return payload.numpy().tobytes()
+
+    @property
+    def _host(self) -> dist.ProcessGroup | None:
+        return self.host or self.group
 
     def barrier(self) -> None:
         """Return when every rank has called this."""
-        dist.barrier(group=self.group)
+        self.all_reduce_max(0)
 
     def all_gather_counts(self, *local: int, device: torch.device) -> list[list[int]]:
         """Return the row counts of every rank, [world_size][len(local)], in one collective call."""
@@ -83,14 +152,19 @@ class Ranks:
         if self.world_size == 1:
             return rows
         longest = max(counts)
-        padded = rows.new_zeros((longest, *rows.shape[1:]))
-        padded[: len(rows)] = rows
+        padded = rows
+        if len(rows) < longest:
+            padded = rows.new_zeros((longest, *rows.shape[1:]))
+            padded[: len(rows)] = rows
         everyone = rows.new_empty((self.world_size * longest, *rows.shape[1:]))
         if longest:
             self.bytes_sent += (self.world_size - 1) * padded.numel() * padded.element_size()
-            dist.all_gather_into_tensor(everyone, padded, group=self.group)
-        blocks = everyone.view(self.world_size, longest, *rows.shape[1:])
-        return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
+            dist.all_gather_into_tensor(everyone, padded.contiguous(), group=self.group)
+        if min(counts) == longest:
+            return everyone
+        # one selection instead of a slice for each rank
+        places = np.flatnonzero(np.arange(longest) < np.array(counts)[:, None])
+        return everyone.index_select(0, torch.from_numpy(places).to(rows.device, non_blocking=True))
 
     def all_reduce_sum(self, value: Tensor) -> Tensor:
         """Return the sum of `value` over the ranks, without gradients."""
@@ -114,7 +188,7 @@ class Ranks:
         dist.all_to_all_single(
             incoming,
             torch.cat([tensor.reshape(-1) for tensor in given]),
-            [like.numel() * (rank in senders) for rank in range(self.world_size)],
+            (like.numel() * np.bincount(senders, minlength=self.world_size)).tolist(),
             [0 if tensor is None else tensor.numel() for tensor in outgoing],
             group=self.group,
         )

@@ -53,11 +53,6 @@ def parameter_size(parameter: torch.nn.Parameter) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def parameter_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
-    """Return the shape of a parameter, also where ZeRO-3 keeps an empty tensor in its place."""
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
-
-
 def optimized_parameters(engine: deepspeed.DeepSpeedEngine) -> list[torch.nn.Parameter]:
     """Return the parameters that the optimizer updates, in its order."""
     optimizer = engine.optimizer
@@ -75,6 +70,11 @@ def loss_scaler(engine: deepspeed.DeepSpeedEngine) -> Any:
     """Return the object that holds the state of fp16's loss scale; None in other precisions."""
     optimizer = engine.optimizer
     return getattr(optimizer, "loss_scaler", None) or getattr(optimizer, "loss_scale_config", None)
+
+
+def parameter_shape(parameter: torch.nn.Parameter) -> torch.Size:
+    """Return the shape of a parameter, also where ZeRO-3 keeps an empty tensor in its place."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
 @dataclass(frozen=True)

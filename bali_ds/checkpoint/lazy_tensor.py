@@ -1,9 +1,9 @@
 """Lazy tensors: tensors of a checkpoint whose values stay in memory-mapped files until they are needed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from math import prod
+from typing import Protocol
 
 import torch
 
@@ -12,22 +12,81 @@ from bali_ds.errors import InputError
 CHUNK = 2**20
 
 
-@dataclass(frozen=True)
-class LazyTensor:
-    """A tensor stored in pieces in memory-mapped files.
-
-    Attributes:
-        shape: of the whole tensor.
-        pieces: flat tensors whose concatenation is the tensor, without padding.
-    """
-
-    shape: tuple[int, ...]
-    pieces: tuple[torch.Tensor, ...]
+class FlatValues(Protocol):
+    """The values of a tensor, flat and in order, wherever they are."""
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype in the file."""
-        return self.pieces[0].dtype if self.pieces else torch.float32
+
+    def read(self, start: int, length: int) -> Iterator[torch.Tensor]:
+        """Yield, in pieces, the `length` values or what there is of them from `start` on."""
+
+
+class Pieces(tuple[torch.Tensor, ...]):
+    """Values that are the concatenation of flat tensors."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the first piece."""
+        return self[0].dtype if self else torch.float32
+
+    def read(self, start: int, length: int) -> Iterator[torch.Tensor]:
+        """Yield the values from `start` on."""
+        return stretch_of(self, start, length)
+
+
+@dataclass(frozen=True)
+class PartitionedValues:
+    """Values in equal parts of ranks: the values `rank * part` to `(rank + 1) * part - 1` are in the file of a rank.
+
+    Only the files of the parts that are read are opened.
+
+    Attributes:
+        rank_tensors: returns the flat tensors of a rank, whose concatenation holds its part.
+        part: values of a rank, for which its file has room.
+        offset: where the part begins in that concatenation.
+        start: the first value of this tensor within the parts, counted over all ranks.
+    """
+
+    rank_tensors: Callable[[int], Sequence[torch.Tensor]]
+    part: int
+    offset: int = 0
+    start: int = 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the first rank's tensors."""
+        return self.rank_tensors(0)[0].dtype
+
+    def read(self, start: int, length: int) -> Iterator[torch.Tensor]:
+        """Yield the values from `start` on."""
+        position, end = self.start + start, self.start + start + length
+        while position < end:
+            rank, within = divmod(position, self.part)
+            count = min(self.part - within, end - position)
+            yield from stretch_of(self.rank_tensors(rank), self.offset + within, count)
+            position += count
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor stored in memory-mapped files.
+
+    Attributes:
+        name: of the tensor, for messages.
+        shape: of the whole tensor.
+        values: its values.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    values: FlatValues
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in the file."""
+        return self.values.dtype if self.size else torch.float32
 
     @property
     def size(self) -> int:
@@ -36,41 +95,40 @@ class LazyTensor:
 
     def chunks(self) -> Iterator[torch.Tensor]:
         """Yield the values in order, flat, at most CHUNK at a time."""
-        for piece in self.pieces:
-            yield from piece.split(CHUNK)
+        for start in range(0, self.size, CHUNK):
+            yield from self._read(start, min(CHUNK, self.size - start))
 
     def stretch(self, start: int, length: int) -> torch.Tensor:
         """Return the `length` values that begin at `start`, flat, as a copy in memory."""
-        return torch.cat(list(stretch_of(self.pieces, start, length)))
+        pieces = self._read(start, length)
+        return torch.cat(pieces) if pieces else torch.empty(0)
 
     def tensor(self) -> torch.Tensor:
         """Return the whole tensor as a copy in memory."""
-        flat = torch.cat(self.pieces) if self.pieces else torch.empty(0)
-        return flat.view(self.shape)
+        return self.stretch(0, self.size).view(self.shape)
 
-    @classmethod
-    def whole(cls, tensor: torch.Tensor) -> "LazyTensor":
-        """Return a lazy tensor of one piece."""
-        return cls(tuple(tensor.shape), (tensor.detach().reshape(-1),))
-
-    @classmethod
-    def cut(cls, name: str, shape: tuple[int, ...], flat: Sequence[torch.Tensor], start: int = 0) -> "LazyTensor":
-        """Return the tensor whose values begin at `start` of the concatenation of flat tensors.
+    def _read(self, start: int, length: int) -> list[torch.Tensor]:
+        """Return some values in pieces.
 
         Raises:
-            InputError: there are too few values; the message begins with `name`.
+            InputError: there are too few.
         """
-        pieces = tuple(stretch_of(flat, start, prod(shape)))
-        if sum(piece.numel() for piece in pieces) != prod(shape):
-            raise InputError(f"{name}: the checkpoint holds fewer values than its shape {list(shape)} needs")
-        return cls(shape, pieces)
+        pieces = list(self.values.read(start, length))
+        if sum(piece.numel() for piece in pieces) != length:
+            raise InputError(f"{self.name}: the checkpoint holds fewer values than its shape {list(self.shape)} needs")
+        return pieces
+
+    @classmethod
+    def whole(cls, name: str, tensor: torch.Tensor) -> "LazyTensor":
+        """Return a lazy tensor of one piece."""
+        return cls(name, tuple(tensor.shape), Pieces((tensor.detach().reshape(-1),)))
 
 
 def stretch_of(flat: Sequence[torch.Tensor], start: int, length: int) -> Iterator[torch.Tensor]:
     """Yield, in pieces, `length` values or what there is of them from `start` of the concatenation of flat tensors."""
-    ends = list(accumulate(tensor.numel() for tensor in flat))
-    for tensor, end in zip(flat, ends, strict=True):
-        first = end - tensor.numel()
-        low, high = max(start, first), min(start + length, end)
+    first = 0
+    for tensor in flat:
+        low, high = max(start - first, 0), min(start + length - first, tensor.numel())
         if low < high:
-            yield tensor[low - first : high - first]
+            yield tensor[low:high]
+        first += tensor.numel()

@@ -102,7 +102,7 @@ class CheckpointManager:
         if not save.fault:
             save.write(engine, {"bali_ds": {**asdict(progress), "optimised": optimized_names(engine)}})
         self._pending = progress, save
-        if any(self.ranks.all_gather_object(save.fault)):
+        if self.ranks.all_reduce_max(save.fault is not None):
             self.finish()
         else:
             save.start_flush()
@@ -136,9 +136,9 @@ class CheckpointManager:
 
     def _finished(self, progress: RunProgress, save: AsynchronousSave) -> str | None:
         """Mark and publish what all ranks have written; return the first failure of any, the same on every rank."""
-        of_ranks = self.ranks.all_gather_object((save.fault, save.files))
-        fault = next((fault for fault, _ in of_ranks if fault), None)
-        if self.ranks.is_first:
+        fault = None
+        if of_ranks := self.ranks.gather_object((save.fault, save.files)):
+            fault = next((fault for fault, _ in of_ranks if fault), None)
             with save.recorded_fault():
                 if not fault:
                     files = {name: entry for _, own in of_ranks for name, entry in own.items()}
@@ -218,22 +218,30 @@ class CheckpointManager:
         return progress
 
     def _newest_intact(self) -> tuple[Path | None, Marker | None]:
-        """Return the newest checkpoint whose hashes match and its marker, the same on every rank."""
-        found: list[tuple[Path, Marker]] = []
+        """Return the newest checkpoint whose hashes match, with the part of its marker that this rank has checked."""
+        candidates: list[Path] = []
         if self.ranks.is_first:
             # What a killed process was writing or removing takes space that this run may need.
             shutil.rmtree(self._workspace, ignore_errors=True)
-            found = [(path, read_marker(path)) for path in self._complete()]
-        found = self.ranks.broadcast_object(found)
-        return next(((path, marker) for path, marker in found if self._is_intact(path, marker)), (None, None))
+            candidates = self._complete()
+        for number in range(self.ranks.all_reduce_max(len(candidates))):
+            parts = None
+            if self.ranks.is_first:
+                path = candidates[number]
+                parts = [(path, part) for part in read_marker(path).parts(self.ranks.world_size)]
+            path, marker = self.ranks.scatter_object(parts)
+            if self._is_intact(path, marker):
+                return path, marker
+        return None, None
 
     def _is_intact(self, path: Path, marker: Marker) -> bool:
-        """Compare hashes; each rank reads a slice of the files."""
-        fault = marker.fault(path, hashed=True, part=(self.ranks.rank, self.ranks.world_size))
-        faults = [fault for fault in self.ranks.all_gather_object(fault) if fault]
-        if faults:
-            self.warn(f"{path}: not used, {faults[0]}")
-        return not faults
+        """Compare the hashes of the files in this rank's part of a marker; every rank calls this."""
+        fault = marker.fault(path, hashed=True)
+        if not self.ranks.all_reduce_max(fault is not None):
+            return True
+        faults = self.ranks.gather_object(fault) or []
+        self.warn(f"{path}: not used, {next(filter(None, faults), None)}")
+        return False
 
     def _complete(self) -> list[Path]:
         return complete_checkpoints(self.directory, self.warn)

@@ -75,16 +75,20 @@ class Marker(_Strict):
         """Position in the data after the checkpoint's last step."""
         return Position(**self.progress.position.model_dump())
 
-    def fault(self, checkpoint: Path, *, hashed: bool, part: tuple[int, int] = (0, 1)) -> str | None:
+    def fault(self, checkpoint: Path, *, hashed: bool) -> str | None:
         """Return what is wrong with the files of a checkpoint, None if nothing is.
 
         Args:
             checkpoint: the directory.
             hashed: whether to compare hashes too, which reads the files.
-            part: (number, count): check only one of `count` slices of the files.
         """
-        files = sorted(self.files.items())[part[0] :: part[1]]
+        files = sorted(self.files.items())
         return next((fault for name, file in files if (fault := file.fault(checkpoint / name, hashed=hashed))), None)
+
+    def parts(self, count: int) -> list["Marker"]:
+        """Return `count` markers that share the files out among them, for as many ranks to check."""
+        files = sorted(self.files.items())
+        return [self.model_copy(update={"files": dict(files[number::count])}) for number in range(count)]
 
 
 def write_marker(

@@ -14,16 +14,17 @@ The moments have the layout of the float32 weights.
 """
 
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, cached_property, partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bali_ds.checkpoint.lazy_tensor import LazyTensor, stretch_of
+from bali_ds.checkpoint.lazy_tensor import LazyTensor, PartitionedValues
 from bali_ds.checkpoint.zero_schema import check_structure
 from bali_ds.errors import InputError, first_line
 
@@ -31,41 +32,131 @@ WEIGHTS = "weights"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-@dataclass(frozen=True)
 class ZeroFiles:
-    """The loaded files of a checkpoint, memory-mapped: model states, and ZeRO's optimizer shards above stage 0."""
+    """The files of a checkpoint, each opened when something in it is first read, and memory-mapped.
 
-    models: list[dict[str, Any]]
-    optimizers: list[dict[str, Any]]
+    A rank that resumes where it saved opens the files of rank 0, which tell the layout, and its own.
 
-    @classmethod
-    def of(cls, path: Path) -> "ZeroFiles":
-        """Open the files in the directory of one checkpoint.
+    Attributes:
+        ranks: number of optimizer files, 0 at stage 0.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the layout of a checkpoint.
 
         Raises:
-            InputError: a file is missing, damaged or of an unknown layout.
+            InputError: the first file is missing, damaged or of an unknown layout.
         """
-        model_files = _by_rank(path, "*_model_states.pt")
-        if not model_files:
+        self._path = path
+        self._sharded_models = not self._name("mp_rank_00_model_states.pt")
+        if self._sharded_models and not self._name("zero_pp_rank_0_mp_rank_00_model_states.pt"):
             raise InputError(f"{path}: holds no *_model_states.pt; is it a checkpoint's directory?")
-        models = [_load(file) for file in model_files]
-        optimizers = [_load(file)["optimizer_state_dict"] for file in _by_rank(path, "*zero_pp_rank_*_optim_states.pt")]
-        if optimizers:
-            _check_count(path, optimizers)
-        return cls(models, optimizers)
+        self.model, self.optimizer = cache(self._load_model), cache(self._load_optimizer)
+        self.ranks = 0
+        if self._name("zero_pp_rank_0_mp_rank_00_optim_states.pt"):
+            counts = self.optimizer(0)["partition_count"]
+            self.ranks = max(counts) if isinstance(counts, list) else int(counts)
+
+    def check_all(self) -> None:
+        """Check that the files of all ranks are there.
+
+        Raises:
+            InputError: some are missing.
+        """
+        found = sum(
+            self._name(f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt") is not None for rank in range(self.ranks)
+        )
+        if found != self.ranks:
+            raise InputError(
+                f"{self._path}: was saved by {self.ranks} ranks, but optimizer states of {found} are there; "
+                "copy the files of all hosts into it"
+            )
+
+    def _name(self, name: str) -> str | None:
+        """Return the name of a file, which begins with the precision at some stages; None if there is none."""
+        return next((each for each in (name, f"bf16_{name}", f"fp16_{name}") if (self._path / each).is_file()), None)
+
+    def _load_model(self, rank: int) -> dict[str, Any]:
+        return self._load(
+            f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" if self._sharded_models else "mp_rank_00_model_states.pt"
+        )
+
+    def _load_optimizer(self, rank: int) -> dict[str, Any]:
+        state: dict[str, Any] = self._load(f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")["optimizer_state_dict"]
+        return state
+
+    def _load(self, name: str) -> dict[str, Any]:
+        with _known_layout(self._path):
+            return _load(self._path / (self._name(name) or name))
+
+    @cached_property
+    def stage(self) -> int:
+        """The ZeRO stage, 0 where the optimizer is not sharded."""
+        return int(self.optimizer(0)["zero_stage"]) if self.ranks else 0
 
     def tensors(self, kind: str) -> dict[str, LazyTensor]:
         """Return the weights and buffers, or one of the moments, by name."""
-        if not self.optimizers:
-            tensors = _from_module(self.models[0])
-        elif int(self.optimizers[0]["zero_stage"]) == 3:
-            tensors = _fully_sharded(self.models, self.optimizers, kind)
+        model = self.model(0)
+        if not self.ranks:
+            tensors = _from_module(model)
+        elif self.stage == 3:
+            tensors = self._fully_sharded(kind)
         else:
-            tensors = _sharded(self.models[0], self.optimizers, kind)
-        for name, original in _aliases(self.models[0]).items():
+            tensors = self._sharded(kind)
+        for name, original in _aliases(model).items():
             if original in tensors:
                 tensors[name] = tensors[original]
         return tensors
+
+    def _sharded(self, kind: str) -> dict[str, LazyTensor]:
+        model, first = self.model(0), self.optimizer(0)
+        tensors = _from_module(model) if kind == WEIGHTS else {}
+        paddings = first.get("param_alignment_paddings")
+        for group, shapes in enumerate(model["param_shapes"]):
+            read = self._flat("single_partition_of_fp32_groups", kind, group)
+            after = paddings[group] if paddings else [0] * len(shapes)
+            # all ranks have as many values as the first, save the last, whose padding is not stored
+            part, start = max(1, first["single_partition_of_fp32_groups"][group].numel()), 0
+            for (name, shape), padding in zip(shapes.items(), after, strict=True):
+                tensors[name] = LazyTensor(name, tuple(shape), PartitionedValues(read, part, start=start))
+                start += prod(shape) + padding
+        return tensors
+
+    def _fully_sharded(self, kind: str) -> dict[str, LazyTensor]:
+        model = self.model(0)
+        tensors = {}
+        if kind == WEIGHTS:
+            buffers = set(model["buffer_names"])
+            tensors = {
+                name: LazyTensor.whole(name, tensor) for name, tensor in model["module"].items() if name in buffers
+            }
+            for name, shape in (model.get("frozen_param_shapes") or {}).items():
+                part = model["frozen_param_fragments"][name].numel()
+                tensors[name] = LazyTensor(name, tuple(shape), PartitionedValues(partial(self._frozen, name), part))
+        read, offset = self._flat("fp32_flat_groups", kind), 0
+        for shapes in model["param_shapes"]:
+            for name, shape in shapes.items():
+                part = -(-prod(shape) // self.ranks)
+                tensors[name] = LazyTensor(name, tuple(shape), PartitionedValues(read, part, offset))
+                offset += part
+        return tensors
+
+    def _frozen(self, name: str, rank: int) -> list[torch.Tensor]:
+        return [self.model(rank)["frozen_param_fragments"][name].reshape(-1)]
+
+    def _flat(self, weights: str, kind: str, group: int | None = None) -> Callable[[int], list[torch.Tensor]]:
+        """Return what reads a rank's flat vectors of weights or of a moment, of one group or of all."""
+
+        def read(rank: int) -> list[torch.Tensor]:
+            with _known_layout(self._path):
+                optimizer = self.optimizer(rank)
+                numbers = range(len(optimizer[weights])) if group is None else [group]
+                if kind == WEIGHTS:
+                    return [optimizer[weights][number] for number in numbers]
+                base = base_state(optimizer)
+                return [base[number][kind] for number in numbers]
+
+        return read
 
 
 def base_state(optimizer: Mapping[str, Any]) -> Mapping[int, Mapping[str, Any]]:
@@ -90,13 +181,6 @@ def _aliases(model: Mapping[str, Any]) -> dict[str, str]:
     return {**found, **(model.get("shared_params") or {})}
 
 
-def _by_rank(path: Path, pattern: str) -> list[Path]:
-    def rank(file: Path) -> int:
-        return int(file.name.partition("pp_rank_")[2].partition("_")[0] or 0)
-
-    return sorted(Path(path).glob(pattern), key=rank)
-
-
 def _load(file: Path) -> dict[str, Any]:
     # an export that finds nothing to read ends before DeepSpeed is imported
     from bali_ds.library_internals import checkpoint_classes
@@ -112,59 +196,8 @@ def _load(file: Path) -> dict[str, Any]:
     return loaded
 
 
-def _check_count(path: Path, optimizers: list[dict[str, Any]]) -> None:
-    counts = optimizers[0]["partition_count"]
-    expected = max(counts) if isinstance(counts, list) else int(counts)
-    if len(optimizers) != expected:
-        raise InputError(
-            f"{path}: was saved by {expected} ranks, but optimizer states of {len(optimizers)} are there; "
-            "copy the files of all hosts into it"
-        )
-
-
 def _from_module(model: Mapping[str, Any]) -> dict[str, LazyTensor]:
-    return {name: LazyTensor.whole(tensor) for name, tensor in model["module"].items()}
-
-
-def _sharded(model: Mapping[str, Any], optimizers: list[dict[str, Any]], kind: str) -> dict[str, LazyTensor]:
-    tensors = _from_module(model) if kind == WEIGHTS else {}
-    paddings = optimizers[0].get("param_alignment_paddings")
-    for group, shapes in enumerate(model["param_shapes"]):
-        stretches = [_flat(optimizer, "single_partition_of_fp32_groups", kind)[group] for optimizer in optimizers]
-        after = paddings[group] if paddings else [0] * len(shapes)
-        start = 0
-        for (name, shape), padding in zip(shapes.items(), after, strict=True):
-            tensors[name] = LazyTensor.cut(name, tuple(shape), stretches, start)
-            start += prod(shape) + padding
-    return tensors
-
-
-def _flat(optimizer: Mapping[str, Any], weights: str, kind: str) -> list[torch.Tensor]:
-    """Return one rank's flat vectors of weights or of a moment."""
-    if kind == WEIGHTS:
-        return optimizer[weights]
-    base = base_state(optimizer)
-    return [base[number][kind] for number in range(len(optimizer[weights]))]
-
-
-def _fully_sharded(models: list[dict[str, Any]], optimizers: list[dict[str, Any]], kind: str) -> dict[str, LazyTensor]:
-    model, ranks = models[0], len(optimizers)
-    tensors = {}
-    if kind == WEIGHTS:
-        buffers = set(model["buffer_names"])
-        tensors = {name: LazyTensor.whole(tensor) for name, tensor in model["module"].items() if name in buffers}
-        for name, shape in (model.get("frozen_param_shapes") or {}).items():
-            fragments = [each["frozen_param_fragments"][name].reshape(-1) for each in models]
-            tensors[name] = LazyTensor.cut(name, tuple(shape), fragments)
-    flat = [_flat(optimizer, "fp32_flat_groups", kind) for optimizer in optimizers]
-    start = 0
-    for shapes in model["param_shapes"]:
-        for name, shape in shapes.items():
-            part = -(-prod(shape) // ranks)
-            own = [piece for groups in flat for piece in stretch_of(groups, start, part)]
-            tensors[name] = LazyTensor.cut(name, tuple(shape), own)
-            start += part
-    return tensors
+    return {name: LazyTensor.whole(name, tensor) for name, tensor in model["module"].items()}
 
 
 @dataclass(frozen=True)
@@ -196,7 +229,9 @@ def read_checkpoint(path: Path) -> dict[str, LazyTensor]:
         InputError: a file is missing, damaged or of an unknown layout.
     """
     with _known_layout(path):
-        return ZeroFiles.of(path).tensors(WEIGHTS)
+        files = ZeroFiles(path)
+        files.check_all()
+        return files.tensors(WEIGHTS)
 
 
 def read_state(path: Path) -> StoredState:
@@ -206,13 +241,14 @@ def read_state(path: Path) -> StoredState:
         InputError: a file is missing, damaged or of an unknown layout.
     """
     with _known_layout(path):
-        files = ZeroFiles.of(path)
-        if files.optimizers:
+        files = ZeroFiles(path)
+        if files.ranks:
             read = {kind: files.tensors(kind) for kind in (WEIGHTS, *MOMENTS)}
-            base = base_state(files.optimizers[0])
-            scaler = vars(files.optimizers[0]["loss_scaler"])
+            base = base_state(files.optimizer(0))
+            scaler = vars(files.optimizer(0)["loss_scaler"])
         else:
-            optimizer, names = files.models[0]["optimizer"], files.models[0]["bali_ds"]["optimised"]
+            model = files.model(0)
+            optimizer, names = model["optimizer"], model["bali_ds"]["optimised"]
             base = base_state(optimizer)
             read = {kind: _numbered([base[n][kind] for n in range(len(names))], names) for kind in MOMENTS}
             masters = [tensor for group in optimizer.get("fp32_groups", ()) for tensor in group]
@@ -235,4 +271,4 @@ def _known_layout(path: Path) -> Iterator[None]:
 
 
 def _numbered(tensors: list[torch.Tensor], names: list[str]) -> dict[str, LazyTensor]:
-    return {name: LazyTensor.whole(tensor) for name, tensor in zip(names, tensors, strict=True)}
+    return {name: LazyTensor.whole(name, tensor) for name, tensor in zip(names, tensors, strict=True)}

@@ -57,8 +57,10 @@ class TextEncoderConfig(Section):
     which flash_attention_2 needs the package flash-attn, a GPU and half precision."""
     layer: int | None = Field(default=None, ge=1)
     """Layer whose hidden states are used, counted from 1; later layers are removed. None uses the last layer."""
-    pooling: Literal["mean", "first", "attention"] = "mean"
-    """Pooling of the mention tokens of a text view."""
+    pooling: Literal["mean", "first", "last", "attention"] = "mean"
+    """Pooling of the mention tokens of a text view; with last, names are pooled to their last token too."""
+    bidirectional: bool = False
+    """Let a decoder attend to both sides (LLM2Vec, BehnamGhader et al., COLM 2024)."""
     view: Literal["concept", "mention"] = "concept"
     """One text view per concept of a passage, over all its mentions, or one per mention."""
     markers: tuple[str, str] | None = None

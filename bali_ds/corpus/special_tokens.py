@@ -38,6 +38,9 @@ def special_tokens(tokenizer: tokenizers.Tokenizer, settings: Mapping[str, Any],
         settings: content of special_tokens_map.json and tokenizer_config.json; empty without these files.
         name: of the tokenizer, for messages.
 
+    The tokenizer of a decoder names neither a mask token nor one that begins a text for classification. There the token
+    that ends a text also begins it and pads, if these have no token of their own, and padding stands for masks.
+
     Raises:
         InputError: no token has a role, or two common names are in the vocabulary. Without an unknown token the
             padding token takes its place.
@@ -51,11 +54,12 @@ def special_tokens(tokenizer: tokenizers.Tokenizer, settings: Mapping[str, Any],
     added = [number for number, seen in zip(empty.ids, empty.attention_mask, strict=True) if seen]
     first, last = (added[0], added[-1]) if len(added) > 1 else (None, None)
     unknown = getattr(tokenizer.model, "unk_token", None)
+    end = [] if settings.keys() & {"mask_token", "cls_token"} else named("eos_token")
     candidates = {
-        "cls": [first, *named("cls_token", "bos_token")],
+        "cls": [first, *named("cls_token", "bos_token"), *end],
         "sep": [last, *named("sep_token", "eos_token")],
-        "pad": [*named("pad_token"), (tokenizer.padding or {}).get("pad_id")],
-        "mask": named("mask_token"),
+        "pad": [*named("pad_token"), (tokenizer.padding or {}).get("pad_id"), *end],
+        "mask": [*named("mask_token"), *(named("pad_token") if end else ()), *end],
         "unk": [*named("unk_token"), tokenizer.token_to_id(unknown) if unknown else None],
     }
     ids: dict[str, int] = {}

@@ -1,7 +1,7 @@
 """Batches for evaluation: nothing masked, rows in order."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -26,6 +26,7 @@ def evaluation_batches(
     batch_size: int = 64,
     limit: int | None = None,
     parts: tuple[BatchPart, ...] = (),
+    numbers: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
     """Yield unmasked batches of a split in the order of the sample table; the last one may be smaller.
 
@@ -40,6 +41,7 @@ def evaluation_batches(
         batch_size: samples a batch.
         limit: samples in all, from the start of every set in proportion to its size; None takes the whole split.
         parts: what is added to each batch, instead of the parts of the settings.
+        numbers: which batches to yield, counted from 0; None yields all.
 
     Raises:
         InputError: the shards were built from another graph, or a shard cannot be read.
@@ -57,8 +59,8 @@ def evaluation_batches(
     mixture = Mixture.of(shards)
     collator = Collator.of(mixture, graph, plain)
     sample_rows = _first_rows(mixture, split, limit)
-    for begin in range(0, sample_rows.size, batch_size):
-        rows = sample_rows[begin : begin + batch_size]
+    for number in range(-(-sample_rows.size // batch_size)) if numbers is None else numbers:
+        rows = sample_rows[number * batch_size :][:batch_size]
         [(arrays, _)] = collator.collate(SampleIndices(rows, np.zeros_like(rows)))
         yield as_tensors(arrays)
 

@@ -10,6 +10,7 @@ import torch
 from bali_ds.checkpoint.lazy_tensor import LazyTensor
 from bali_ds.errors import InputError
 from bali_ds.files import write_json
+from bali_ds.model.decoder import is_decoder
 from bali_ds.model.pretrained import fresh_model, load_configuration, load_tokenizer
 
 SENTENCE_MODULES = (
@@ -21,7 +22,7 @@ SENTENCE_MODULES = (
 
 @dataclass(frozen=True)
 class ExportArchitecture:
-    """The text encoder with its masked language modeling head, on the meta device.
+    """The text encoder with its masked language modeling head, or a decoder without a head, on the meta device.
 
     Attributes:
         source: directory of config.json and tokenizer.
@@ -34,11 +35,11 @@ class ExportArchitecture:
     @classmethod
     def of(cls, source: Path) -> "ExportArchitecture":
         """Build the architecture of a directory with config.json and tokenizer."""
-        from transformers import AutoModelForMaskedLM
+        from transformers import AutoModel, AutoModelForMaskedLM
 
         config = load_configuration(source)
         with torch.device("meta"):
-            return cls(source, fresh_model(AutoModelForMaskedLM, config, source))
+            return cls(source, fresh_model(AutoModel if is_decoder(config) else AutoModelForMaskedLM, config, source))
 
     @property
     def width(self) -> int:
@@ -54,8 +55,9 @@ class ExportArchitecture:
             InputError: a tensor is missing, has another shape, or does not belong to the architecture.
         """
         base = self.model.base_model_prefix
-        heads = [name for name, _ in self.model.named_children() if name != base]
-        prefixes = {"text.encoder.": f"{base}."}
+        headless = self.model.base_model is self.model
+        heads = [] if headless else [name for name, _ in self.model.named_children() if name != base]
+        prefixes = {"text.encoder.": "" if headless else f"{base}."}
         if len(heads) == 1:
             prefixes["text.head."] = f"{heads[0]}."
         else:
@@ -89,11 +91,11 @@ class ExportArchitecture:
         self.model.config.save_pretrained(out)
         load_tokenizer(self.source).save_pretrained(out)
 
-    def save_sentence_modules(self, out: Path) -> None:
-        """Write the files that make the directory a sentence-transformers model: mean pooling, unit length.
+    def save_sentence_modules(self, out: Path, pooling: str) -> None:
+        """Write the files that make the directory a sentence-transformers model: pooling of tokens, unit length.
 
-        The mean of sentence-transformers includes [CLS] and [SEP], so its vectors differ slightly from those of
-        `bali_ds.load`, whose mean is over the tokens of the text as in training.
+        With pooling "last" the vectors are those of `bali_ds.load`. The mean of sentence-transformers includes [CLS]
+        and [SEP], so its vectors differ slightly from that mean, which is over the tokens of the text as in training.
         """
         rows = [
             {"idx": row, "name": str(row), "path": path, "type": kind}
@@ -101,6 +103,7 @@ class ExportArchitecture:
         ]
         write_json(out / "modules.json", rows)
         write_json(out / "sentence_bert_config.json", {"max_seq_length": None, "do_lower_case": False})
-        pooling = {"word_embedding_dimension": self.width, "pooling_mode_mean_tokens": True}
-        write_json(out / "1_Pooling" / "config.json", pooling)
+        mode = "pooling_mode_lasttoken" if pooling == "last" else "pooling_mode_mean_tokens"
+        settings = {"word_embedding_dimension": self.width, "pooling_mode_mean_tokens": False} | {mode: True}
+        write_json(out / "1_Pooling" / "config.json", settings)
         (out / "2_Normalize").mkdir()

@@ -78,7 +78,7 @@ def export_run(
         architecture.save(working, stored_dtype)
         description["files"] = sorted(path.name for path in working.iterdir())  # tokenizers differ in their files
         write_json(working / DESCRIPTION, description)
-        architecture.save_sentence_modules(working)
+        architecture.save_sentence_modules(working, description["pooling"])
         if onnx:
             write_onnx(working)
         _write_card(run, working, description)
@@ -152,7 +152,7 @@ def _description(recipe: Recipe, checkpoint: Path, tensors: Mapping[str, LazyTen
         fingerprints |= {"graph": facts["graph_fingerprint"], "tokenizer": facts["tokenizer"]["fingerprint"]}
     return {
         "format_version": 1,
-        "pooling": "mean_tokens",
+        "pooling": "last" if recipe.text_encoder.pooling == "last" else "mean_tokens",
         "mention_pooling": recipe.text_encoder.pooling,
         "markers": recipe.text_encoder.markers,
         "step": marker.progress.step,

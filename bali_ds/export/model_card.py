@@ -39,6 +39,7 @@ contain names of the graph.
 """
 POOLINGS = {
     "first": "the first of its tokens",
+    "last": "the last of its tokens",
     "attention": "a learned weighted mean of its tokens (`mention_pooling.safetensors`)",
 }
 

@@ -149,6 +149,6 @@ def merge_lora(tensors: Mapping[str, LazyTensor], lora: LoraConfig | None) -> di
         if kind == "weight":
             update = tensors[module + _UP].tensor().float() @ tensors[module + _DOWN].tensor().float()
             weight = tensor.tensor().float() + lora.alpha / lora.rank * update
-            tensor = LazyTensor(tensor.shape, (weight.reshape(-1),))
+            tensor = LazyTensor.whole(name, weight)
         merged[f"{module}.{kind}" if kind else name] = tensor
     return merged

@@ -16,7 +16,7 @@ from bali_ds.model.pretrained import load_model, load_tokenizer
 from bali_ds.model.text_encoder import positions_of
 from bali_ds.parsing import quoted
 
-POOLINGS = ("mean_tokens", "mean", "cls")
+POOLINGS = ("mean_tokens", "mean", "cls", "last")
 TEXTS_AT_ONCE = 65_536
 
 Vectors = NDArray[np.float32]
@@ -86,7 +86,8 @@ class Encoder:
     """Transformer encoder with its tokenizer and a pooling of token states into one vector.
 
     Pooling "mean_tokens" is the mean of the last layer over the tokens of the text, "mean" includes [CLS] and [SEP],
-    "cls" is the first token. A text without tokens gets the mean over its special tokens.
+    "cls" is the first token, "last" the last one, which ends the text. A text without tokens gets the mean over its
+    special tokens.
     """
 
     def __init__(self, model: torch.nn.Module, tokenizer: Any, pooling: str = "mean_tokens") -> None:
@@ -246,6 +247,8 @@ def _pool(states: torch.Tensor, mask: torch.Tensor, special: torch.Tensor, pooli
     """Reduce states [n, L, d] to float32 [n, d]; `mask` marks tokens and `special` marks special tokens."""
     if pooling == "cls":
         return states[:, 0].float()
+    if pooling == "last":
+        return states[torch.arange(len(states), device=mask.device), mask.sum(dim=1) - 1].float()
     weights = mask
     if pooling == "mean_tokens":
         own = mask * (1 - special)

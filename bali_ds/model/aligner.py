@@ -12,7 +12,7 @@ from bali_ds.data.batch import Batch
 from bali_ds.losses.masked_language_model import mean_over_ranks
 from bali_ds.model.graph_encoders import GraphEncoder, LinearizedGraph
 from bali_ds.model.name_table import NameTable
-from bali_ds.model.pooling import MentionPooling, mean_of_inner_tokens
+from bali_ds.model.pooling import MentionPooling
 from bali_ds.model.text_encoder import TextEncoder
 from bali_ds.objectives.objective import EncodedBatch, EncodedViews, Objective, Sum, Sums, concatenated
 
@@ -71,7 +71,7 @@ class Aligner(nn.Module):
             self.graph.requires_grad_(False)
         if not objective.needs("text_views"):
             self.pooling.requires_grad_(False)
-        if not objective.needs("head"):
+        if self.text.head is not None and not objective.needs("head"):
             shared = set(self.text.encoder.parameters())
             for parameter in self.text.head.parameters():
                 parameter.requires_grad_(parameter in shared and parameter.requires_grad)
@@ -168,7 +168,7 @@ class Aligner(nn.Module):
         states = dict(zip(further, others, strict=True))
         names = hidden[:0].float() if self.table is None else self.table.vectors
         if "names" in states:
-            names = mean_of_inner_tokens(states["names"], batch.names)
+            names = self.text.pool(states["names"], batch.names)
         return EncodedBatch(self.text, batch, hidden, names, neighborhoods=states.get("neighborhoods", hidden[:0]))
 
     def _encode_graph(self, encoded: EncodedBatch) -> None:
@@ -195,7 +195,7 @@ class Aligner(nn.Module):
         batch = encoded.batch
         if encoded.nodes is not None:
             return encoded.nodes[batch.targets].float()
-        means = mean_of_inner_tokens(encoded.neighborhoods, batch.neighborhoods)
+        means = self.text.pool(encoded.neighborhoods, batch.neighborhoods)
         return means[batch.neighborhood_rows]
 
 

@@ -8,6 +8,7 @@ from bali_ds.config import LoraConfig, Recipe, TextEncoderConfig
 from bali_ds.data.mixture import Mixture
 from bali_ds.errors import InputError, first_line
 from bali_ds.model.aligner import Aligner
+from bali_ds.model.decoder import WeightPartition
 from bali_ds.model.fused_layer import fuse_layers
 from bali_ds.model.graph_encoders import build_graph_encoder
 from bali_ds.model.name_table import NameTable
@@ -76,7 +77,9 @@ def fuses_layers(recipe: Recipe, text: TextEncoder) -> bool:
     return fuse_layers(transformer_layers(text.encoder))
 
 
-def build_aligner(recipe: Recipe, num_relations: int, shards: Mixture | None = None) -> Aligner:
+def build_aligner(
+    recipe: Recipe, num_relations: int, shards: Mixture | None = None, *, partition: WeightPartition | None = None
+) -> Aligner:
     """Return the model that a recipe describes; new weights are initialized from the recipe's seed.
 
     Args:
@@ -84,14 +87,24 @@ def build_aligner(recipe: Recipe, num_relations: int, shards: Mixture | None = N
         num_relations: relation ids of the graph, both directions together.
         shards: give the tokens of all names and the number of concepts; needed where name vectors are cached or
             concepts have learned embeddings.
+        partition: see `load_text_encoder`.
 
     Raises:
         InputError: the encoder cannot be loaded, or does not fit the recipe.
     """
     encoder = recipe.text_encoder
     text = load_text_encoder(
-        encoder.path, seed=recipe.seed, dropout=encoder.dropout, layer=encoder.layer, attention=encoder.attention
+        encoder.path,
+        seed=recipe.seed,
+        dropout=encoder.dropout,
+        layer=encoder.layer,
+        attention=encoder.attention,
+        pooling=encoder.pooling,
+        bidirectional=encoder.bidirectional,
+        partition=partition,
     )
+    if text.head is None:
+        _check_headless(recipe)
     torch.manual_seed(recipe.seed)
     num_concepts = int(shards.index["graph"]["concepts"]) if shards else 0
     graph = build_graph_encoder(recipe.graph_encoder, text.width, num_relations, num_concepts)
@@ -108,6 +121,16 @@ def build_aligner(recipe: Recipe, num_relations: int, shards: Mixture | None = N
         table=_table(recipe, text.width, shards) if shards and recipe.graph_encoder.names == "cached" else None,
         objectives=objectives,
     )
+
+
+def _check_headless(recipe: Recipe) -> None:
+    """Refuse objectives that predict tokens where the encoder is a decoder."""
+    for name in recipe.objective.active:
+        if "head" in recipe.objective.section(name).needs:
+            raise InputError(
+                f"objective.{name}.weight: {recipe.text_encoder.path} is a decoder and has no masked-language-model "
+                "head; set the weight to 0"
+            )
 
 
 def _table(recipe: Recipe, width: int, shards: Mixture) -> NameTable:

@@ -5,13 +5,14 @@ from torch import nn
 
 from bali_ds.data.batch import PackedSequences
 
-POOLINGS = ("mean", "first", "attention")
+POOLINGS = ("mean", "first", "last", "attention")
 
 
 class MentionPooling(nn.Module):
     """One vector for the tokens of each text view.
 
-    "mean" is their mean, "first" the first of them, "attention" their mean by weights softmax(w . h) with a learned w.
+    "mean" is their mean, "first" the first and "last" the last of them, "attention" their mean by weights
+    softmax(w . h) with a learned w.
     """
 
     def __init__(self, kind: str, width: int) -> None:
@@ -27,9 +28,10 @@ class MentionPooling(nn.Module):
             segments: int64 [P], ascending, the text view of each; every one occurs.
             num_segments: number of text views.
         """
-        if self.kind == "first":
+        if self.kind in ("first", "last"):
             numbers = torch.arange(num_segments, device=segments.device)
-            return values[torch.searchsorted(segments, numbers)].float()
+            after = self.kind == "last"
+            return values[torch.searchsorted(segments, numbers, right=after) - int(after)].float()
         if self.score is not None:
             # imported here because it takes seconds, and inference rarely needs it
             from torch_geometric.utils import softmax
@@ -56,6 +58,17 @@ def segment_mean(values: torch.Tensor, segments: torch.Tensor, num_segments: int
     # torch.bincount would wait for the device
     counts = sums.new_zeros(num_segments).index_add(0, segments, sums.new_ones(len(segments)))
     return sums / counts.clamp(min=1)[:, None]
+
+
+def pool_sequences(hidden: torch.Tensor, packed: PackedSequences, pooling: str) -> torch.Tensor:
+    """Return one vector per sequence, float32 [n, d], under the pooling of mentions.
+
+    With "last" it is the state of the sequence's last token, which a causal decoder computes from all of them; with any
+    other, the mean of the inner tokens.
+    """
+    if pooling == "last":
+        return hidden[packed.offsets[1:] - 1].float()
+    return mean_of_inner_tokens(hidden, packed)
 
 
 def mean_of_inner_tokens(hidden: torch.Tensor, packed: PackedSequences) -> torch.Tensor:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, Field
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from transformers.utils import logging
 
@@ -55,7 +56,20 @@ def load_tokenizer(path: str | Path) -> Any:
         longest = tokenizer.model_max_length
         if not isinstance(longest, int | float) or not _SHORTEST_INPUT <= longest < float("inf"):
             raise InputError(f"{path}: tokenizer_config.json: model_max_length {quoted(longest)} is not a length")
+        _frame(tokenizer)
         return tokenizer
+
+
+def _frame(tokenizer: Any) -> None:
+    """Let the tokenizer of a decoder begin and end a text as training does; those of encoders do so by themselves."""
+    if tokenizer.mask_token is not None or tokenizer.cls_token is not None or tokenizer.eos_token is None:
+        return
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    end, begin = tokenizer.eos_token, tokenizer.bos_token or tokenizer.eos_token
+    ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in dict.fromkeys((begin, end))]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=[begin, "$A", end], special_tokens=ids)
 
 
 def load_model(kind: Any, path: str | Path, **options: Any) -> tuple[Any, list[str]]:
@@ -69,7 +83,7 @@ def load_model(kind: Any, path: str | Path, **options: Any) -> tuple[Any, list[s
     Raises:
         InputError: the model cannot be loaded, needs code of its own, or its weights are not safetensors.
     """
-    _check_files(Path(path))
+    check_weight_files(Path(path))
     config = options.get("config") or load_configuration(path)
     with _one_line(path, "cannot be loaded as an encoder"):
         _check_memory(kind, config, path)
@@ -96,7 +110,23 @@ def fresh_model(kind: Any, config: PretrainedConfig, path: str | Path) -> Any:
         return kind.from_config(config, trust_remote_code=False)
 
 
-def _check_files(directory: Path) -> None:
+def architecture_of(kind: Any, config: PretrainedConfig, path: str | Path) -> Any:
+    """Return a model on the meta device, without weights.
+
+    Raises:
+        InputError: the auto class has no model for this configuration, or it needs code of its own.
+    """
+    with _one_line(path, "cannot be loaded as an encoder"), torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return kind.from_config(config, trust_remote_code=False)
+
+
+def partitioned_model(kind: Any, config: PretrainedConfig) -> Any:
+    """Return a model that is built inside a context which partitions it, so its size does not matter here."""
+    with _quiet():
+        return kind.from_config(config, trust_remote_code=False)
+
+
+def check_weight_files(directory: Path) -> None:
     """Refuse pickled weights before transformers looks for them, and adapters, which name another model to download."""
     if any((directory / name).is_file() for name in PICKLED_WEIGHTS) and not any(directory.glob("*.safetensors")):
         raise InputError(f"{directory}: {_PICKLE}")
@@ -150,8 +180,7 @@ def _check_memory(kind: Any, config: PretrainedConfig, path: str | Path) -> None
     """Refuse a model that is larger than the memory of this machine, before it is allocated."""
     if torch.get_default_device().type == "meta":
         return
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        model = kind.from_config(config, trust_remote_code=False)
+    model = architecture_of(kind, config, path)
     size = sum(each.numel() * each.element_size() for each in (*model.parameters(), *model.buffers()))
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if size > memory:

@@ -1,4 +1,4 @@
-"""The text encoder: any Hugging Face encoder with its own masked-language-model head."""
+"""The text encoder: any Hugging Face encoder with its own masked-language-model head, or a decoder without one."""
 
 import logging
 from collections.abc import Sequence
@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from bali_ds.data.batch import PackedSequences
 from bali_ds.errors import InputError, first_line
+from bali_ds.model.decoder import WeightPartition, decoder_weights, is_decoder, load_partitioned
 from bali_ds.model.packed_encoder import encode_in_buckets, encode_packed, first_position
-from bali_ds.model.pooling import mean_of_inner_tokens
+from bali_ds.model.pooling import pool_sequences
 from bali_ds.model.pretrained import fresh_model, load_configuration, load_model
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,9 @@ class TextEncoder(nn.Module):
 
     Attributes:
         encoder: the Hugging Face base model.
-        head: maps hidden states [K, d] to logits [K, vocabulary]; its output weights are tied to the embeddings.
+        head: maps hidden states [K, d] to logits [K, vocabulary]; its output weights are tied to the embeddings. None
+            for a decoder.
+        pooling: how names are pooled, see `pool_sequences`.
         fresh_head: whether the head has no pretrained weights of its own.
         first_position: the number of the first position where the encoder reads packed sequences; None where it reads
             length buckets.
@@ -35,16 +38,18 @@ class TextEncoder(nn.Module):
     def __init__(
         self,
         encoder: PreTrainedModel,
-        head: nn.Module,
+        head: nn.Module | None,
         *,
         fresh_head: bool = False,
         first_position: int | None = None,
+        pooling: str = "mean",
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
         self.fresh_head = fresh_head
         self.first_position = first_position
+        self.pooling = pooling
         self.for_gpu = False
 
     @property
@@ -65,15 +70,27 @@ class TextEncoder(nn.Module):
         return states.split([len(pack.input_ids) for pack in packs])
 
     def name_vectors(self, packed: PackedSequences) -> Tensor:
-        """Return one float32 vector per sequence, the mean over its tokens without the special ones: [n, d]."""
+        """Return one float32 vector per sequence: [n, d]."""
         (hidden,) = self.hidden_states((packed,))
-        return mean_of_inner_tokens(hidden, packed)
+        return self.pool(hidden, packed)
+
+    def pool(self, hidden: Tensor, packed: PackedSequences) -> Tensor:
+        """Return one float32 vector per sequence [n, d] from the states of its tokens [T, d]."""
+        return pool_sequences(hidden, packed, self.pooling)
 
 
 def load_text_encoder(
-    path: str, *, seed: int, dropout: float | None = None, layer: int | None = None, attention: str = "packed"
+    path: str,
+    *,
+    seed: int,
+    dropout: float | None = None,
+    layer: int | None = None,
+    attention: str = "packed",
+    pooling: str = "mean",
+    bidirectional: bool = False,
+    partition: WeightPartition | None = None,
 ) -> TextEncoder:
-    """Load a Hugging Face encoder with its masked-language-model head.
+    """Load a Hugging Face encoder with its masked-language-model head, or a decoder.
 
     Where the checkpoint has no head, a new one is initialized, tied to the embeddings, and the log says so. A directory
     without any weights is initialized from its configuration. Both use `seed`.
@@ -84,32 +101,70 @@ def load_text_encoder(
         dropout: overrides the checkpoint's own.
         layer: the layer after which the encoder ends, counted from 1; None keeps all.
         attention: "packed", or in length buckets "sdpa", torch's fused attention, "flash_attention_2" or "eager".
-            Architectures that cannot read packed sequences take "sdpa" for "packed".
+            Architectures that cannot read packed sequences, and causal decoders, take "sdpa" for "packed".
+        pooling: see `pool_sequences`.
+        bidirectional: whether a decoder attends to both sides.
+        partition: how the weights of a decoder are partitioned over the ranks while they are loaded, a collective call;
+            None loads all of them on every rank.
 
     Raises:
-        InputError: the directory or hub name does not exist, the architecture has no masked-language-model head or
-            fewer layers, or the attention is not available here.
+        InputError: the directory or hub name does not exist, the architecture is neither a decoder nor has a
+            masked-language-model head, it has fewer layers, or the attention is not available here.
     """
     torch.manual_seed(seed)
-    config = read_configuration(path, dropout=dropout, layer=layer)
-    directory = Path(path)
-    if directory.is_dir() and not any(any(directory.glob(pattern)) for pattern in WEIGHT_FILES):
+    config = read_configuration(path, dropout=dropout, layer=layer, bidirectional=bidirectional)
+    if is_decoder(config):
+        model = _decoder(path, config, seed, partition)
+        if attention == "packed" and (not bidirectional or partition is not None):
+            attention = "sdpa"  # packed attention is not causal, and partitioned weights cannot be tried out
+        first = _choose_attention(model, attention)
+        return TextEncoder(model, None, first_position=first, pooling=pooling)
+    if not has_weights(path):
         logger.info("%s: has no weights; initialized from its configuration with seed %d", path, seed)
         model, fresh_head = fresh_model(AutoModelForMaskedLM, config, path), True
     else:
         model, fresh_head = _pretrained(path, config)
     head = _head(model, path)
     first = _choose_attention(model, attention)
-    return TextEncoder(model.base_model, head, fresh_head=fresh_head, first_position=first)
+    return TextEncoder(model.base_model, head, fresh_head=fresh_head, first_position=first, pooling=pooling)
 
 
-def read_configuration(path: str, *, dropout: float | None = None, layer: int | None = None) -> PretrainedConfig:
-    """Return the configuration of an encoder, with another dropout or fewer layers where asked for.
+def has_weights(path: str) -> bool:
+    """Return whether there are weights; a name on the Hub has some."""
+    directory = Path(path)
+    return not directory.is_dir() or any(any(directory.glob(pattern)) for pattern in WEIGHT_FILES)
+
+
+def _decoder(path: str, config: PretrainedConfig, seed: int, partition: WeightPartition | None) -> PreTrainedModel:
+    if not has_weights(path):
+        logger.info("%s: has no weights; initialized from its configuration with seed %d", path, seed)
+        model: PreTrainedModel = fresh_model(AutoModel, config, path)
+        return model
+    if partition is not None:
+        return load_partitioned(config, decoder_weights(path, config), partition)
+    model, missing = load_model(AutoModel, path, config=config, dtype=torch.float32)
+    if missing:
+        raise InputError(f"{path}: the weights lack {missing[0]}; the checkpoint is of another architecture")
+    return model
+
+
+def read_configuration(
+    path: str, *, dropout: float | None = None, layer: int | None = None, bidirectional: bool = False
+) -> PretrainedConfig:
+    """Return the configuration of an encoder, with another dropout, fewer layers or attention to both sides.
 
     Raises:
-        InputError: the directory or hub name does not exist, or the encoder has fewer layers.
+        InputError: the directory or hub name does not exist, the encoder has fewer layers, or `bidirectional` is set
+            for an encoder that attends to both sides by itself.
     """
     config = load_configuration(path)
+    if is_decoder(config):
+        config.use_cache = False
+        if bidirectional:
+            # transformers then builds masks without a causal part, here and wherever the export is loaded
+            config.is_causal = False
+    elif bidirectional:
+        raise InputError(f"text_encoder.bidirectional: {path} is not a decoder; it attends to both sides by itself")
     if dropout is not None:
         for key, value in config.to_dict().items():
             if "dropout" in key and isinstance(value, int | float):

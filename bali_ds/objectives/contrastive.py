@@ -1,17 +1,16 @@
 """Contrastive alignment of text and graph views, the objective of BALI."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from bali_ds.objectives.objective import EncodedViews, LanguageModel, Objective, concatenated
 
 if TYPE_CHECKING:
     import torch
-    import torch.distributed as dist
     from torch import Tensor
 
     from bali_ds.config.objectives import ContrastiveConfig
+    from bali_ds.distributed import Ranks
 
 
 class ContrastiveAlignment(Objective):
@@ -55,11 +54,9 @@ class ContrastiveAlignment(Objective):
             in_bf16 = device.type == "cuda" and self._encoder.dtype == torch.bfloat16
         return torch.bfloat16 if in_bf16 else None
 
-    @cached_property
-    def _negatives(self) -> "dist.ProcessGroup | None":
-        """The ranks that negatives come from: all, or this rank alone."""
-        import torch.distributed as dist
+    @property
+    def _negatives(self) -> "Ranks | None":
+        """The ranks that negatives come from: all (None), or this rank alone, which needs no process group."""
+        from bali_ds.distributed import Ranks
 
-        if self.settings.negatives == "all" or not dist.is_initialized():
-            return None
-        return dist.new_subgroups(1)[0]
+        return None if self.settings.negatives == "all" else Ranks(0, 1)

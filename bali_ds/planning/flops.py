@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from bali_ds.data.batch import Batch, PackedSequences
@@ -55,7 +56,7 @@ class StepFlops:
 
     @classmethod
     def of(cls, model: nn.Module) -> "StepFlops":
-        """Return the counter of an aligner whose weights ZeRO has not partitioned yet."""
+        """Return the counter of an aligner."""
         text = model.get_submodule("text")
         parts = dict(text.named_children()) | {"graph": dict(model.named_children()).get("graph", nn.Module())}
         encoder, head = parts["encoder"], parts.get("head", nn.Module())
@@ -64,7 +65,7 @@ class StepFlops:
         name_gradients = getattr(model, "names", "gradient") == "gradient"
         return cls(
             encoder=_flops(encoder),
-            encoder_forward=sum(_PASS * each.numel() for each in _matrices(encoder)),
+            encoder_forward=sum(_PASS * _size(each) for each in _matrices(encoder)),
             head=_flops(head, learns_before=learns),
             graph=_flops(parts["graph"], learns_before=learns and name_gradients),
             layers=int(configuration.num_hidden_layers),
@@ -95,14 +96,23 @@ def _flops(module: nn.Module, *, learns_before: bool = False) -> int:
     total = 0
     for parameter in module.parameters():
         if id(parameter) in matrices:
-            total += _PASS * parameter.numel() * (1 + parameter.requires_grad + learns_before)
+            total += _PASS * _size(parameter) * (1 + parameter.requires_grad + learns_before)
         learns_before |= parameter.requires_grad
     return total
 
 
 def _matrices(module: nn.Module) -> list[nn.Parameter]:
     embeddings = {id(each.weight) for each in module.modules() if isinstance(each, nn.Embedding)}
-    return [each for each in module.parameters() if each.ndim > 1 and id(each) not in embeddings]
+    return [each for each in module.parameters() if len(_shape(each)) > 1 and id(each) not in embeddings]
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """Return the shape of a parameter, also where DeepSpeed keeps an empty tensor in its place."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _size(parameter: nn.Parameter) -> int:
+    return _shape(parameter).numel()
 
 
 def text_encoder_packs(batch: Batch) -> list[PackedSequences]:

@@ -12,6 +12,7 @@ from deepspeed.accelerator import get_accelerator
 
 from bali_ds.config import OptimizerConfig, Recipe
 from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config
+from bali_ds.library_internals import parameter_shape
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.build_model import compile_layers, fuses_layers
 from bali_ds.model.text_encoder import TextEncoder
@@ -66,7 +67,7 @@ def parameter_groups(aligner: Aligner, optimizer: OptimizerConfig) -> list[dict[
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in aligner.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((name.startswith(pretrained), parameter.ndim > 1), []).append(parameter)
+            groups.setdefault((name.startswith(pretrained), len(parameter_shape(parameter)) > 1), []).append(parameter)
     rates = {True: optimizer.text_learning_rate, False: optimizer.graph_learning_rate}
     return [
         {

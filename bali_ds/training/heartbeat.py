@@ -51,7 +51,9 @@ class Heartbeat:
         # a second connection, since the process groups use the first one while they are created
         self._store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=seconds))
         self._store.set(self._key(ranks.rank), "0")
-        self._hosts = ranks.all_gather_object(socket.gethostname())
+        host = socket.gethostname()
+        self._first_host = ranks.broadcast_object(host)
+        self._hosts = ranks.gather_object(host) or []  # of all ranks, on rank 0
         self._unheard = 0
         self._posted: RankError | None = None
         self._ended = threading.Event()
@@ -125,7 +127,7 @@ class Heartbeat:
             except (dist.DistError, RuntimeError):
                 # rank 0 closes its store at its regular end, when this rank ends too
                 if not self._ended.wait(2 * self._interval):
-                    self._exit(f"rank 0 on host {self._hosts[0]} has ended")
+                    self._exit(f"rank 0 on host {self._first_host} has ended")
                 return
             self._unheard = 0
             if self._posted and not EXITING.is_set():
@@ -143,13 +145,15 @@ class Heartbeat:
         if silent:
             hosts = ", ".join(dict.fromkeys(self._hosts[rank] for rank in silent))
             line = f"no sign of life from host {hosts} for {self._seconds:.0f} s (rank {silent[0]}); {_RESTART}"
-            self._post(RankError(STOPPED, self._ranks.rank, self._hosts[0], line))
+            self._post(RankError(STOPPED, self._ranks.rank, self._first_host, line))
 
     def _watch_rank_0(self) -> None:
         while not self._ended.wait(self._interval):
             self._unheard += 1
             if self._unheard * self._interval > self._seconds + 2 * self._interval:
-                self._exit(f"no sign of life from host {self._hosts[0]} for {self._seconds:.0f} s (rank 0); {_RESTART}")
+                self._exit(
+                    f"no sign of life from host {self._first_host} for {self._seconds:.0f} s (rank 0); {_RESTART}"
+                )
 
     def _exit_with(self, posted: RankError) -> NoReturn:
         """End the process with the error of another rank, since the main thread waits for that rank."""

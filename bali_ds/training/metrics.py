@@ -157,7 +157,7 @@ class MetricsLogger:
         self._performance.count(batch)
         if step % self._every == 0 or step == self._steps:
             self._report(result, learning_rate_factor)
-        if step % self._every == 0 and (slow := self._stragglers.all_gather_slow_hosts()) and self._ranks.is_first:
+        if step % self._every == 0 and (slow := self._stragglers.gather_slow_hosts()):
             print_progress(slow)
 
     def _report(self, result: StepResult, learning_rate_factor: float) -> None:

@@ -135,7 +135,7 @@ class PreemptionHandler:
             Stopped: anything else.
         """
         own = RankError.of(self._error, self._ranks.rank) if self._error else None
-        errors = [error for error in all_gather_errors(self._ranks, own) if error]
+        errors = all_gather_errors(self._ranks, own)
         EXITING.set()
         when = f"after step {step}" if saved else "without a new checkpoint"
         resumes = f"the same command resumes from {'there' if saved else 'the newest one'}"

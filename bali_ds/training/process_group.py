@@ -5,11 +5,13 @@ This module needs torch and DeepSpeed only: the error that a rank reports may be
 
 import logging
 import os
+import resource
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Self
+from unittest import mock
 
 import deepspeed
 import torch
@@ -49,6 +51,9 @@ def joined_ranks() -> Iterator[Ranks]:
         device = torch.device(accelerator.current_device_name())
     else:
         disable_shared_memory_collectives()
+    # rank 0 serves two connections of every rank: over a thousand files at 512 ranks
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
     except dist.DistError as error:
@@ -63,7 +68,9 @@ def joined_ranks() -> Iterator[Ranks]:
             f"{first_line(error)}"
         ) from error
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), device=device, host=dist.new_group(backend="gloo"))
+        ranks = Ranks(dist.get_rank(), dist.get_world_size(), device=device, host=_host_group())
+        ranks.barrier()  # connects the ranks that exchange numbers while all of them are there
+        yield ranks
     except Exception as error:
         if lost := lost_rank(error):
             raise lost from error
@@ -71,6 +78,15 @@ def joined_ranks() -> Iterator[Ranks]:
     finally:
         # Without this a rank aborts at exit and a finished run looks like a failed one.
         dist.destroy_process_group()
+
+
+def _host_group() -> dist.ProcessGroup | None:
+    """Return a gloo group of all ranks that connects two of them when they first exchange something.
+
+    By itself gloo connects all pairs: over a thousand ranks exceed the usual limit of open files.
+    """
+    with mock.patch.dict(os.environ, TORCH_GLOO_LAZY_INIT="1"):
+        return dist.new_group(backend="gloo")
 
 
 def lost_rank(error: Exception) -> LostRank | None:
@@ -133,11 +149,11 @@ class RankError(NamedTuple):
         return InputError(line) if self.status == MISTAKE else RankFailed(line, self.status)
 
 
-def all_gather_errors(ranks: Ranks, own: RankError | None) -> list[RankError | None]:
-    """Return the error of every rank, in rank order; a collective call over host memory."""
-    errors: list[RankError | None] = [None] * ranks.world_size
-    dist.all_gather_object(errors, own, group=ranks.host)
-    return errors
+def all_gather_errors(ranks: Ranks, own: RankError | None) -> list[RankError]:
+    """Return the errors of all ranks that have one, in rank order; a collective call over host memory."""
+    if not ranks.all_reduce_max(own is not None):
+        return []
+    return [error for error in ranks.all_gather_object(own) if error]
 
 
 @contextmanager
@@ -155,13 +171,12 @@ def raise_on_every_rank(ranks: Ranks) -> Iterator[None]:
         yield
     except Exception as error:
         own = error
-    errors = all_gather_errors(ranks, RankError.of(own, ranks.rank) if own else None)
-    if met := [error for error in errors if error]:
+    if errors := all_gather_errors(ranks, RankError.of(own, ranks.rank) if own else None):
         EXITING.set()
-        first = min(met)
+        first = min(errors)
         if own and exit_status(own) == first.status == FAILED:
             raise own
-        everywhere = all(error and error.line == first.line for error in errors)
+        everywhere = len(errors) == ranks.world_size and all(error.line == first.line for error in errors)
         raise first.exception(first.line if everywhere else None) from own
 
 

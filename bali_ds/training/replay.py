@@ -91,17 +91,15 @@ def write_failed_step(
         "rows": rows,
         "samples": [data.shards.key(row) for row in rows],
     }
-    reports = ranks.all_gather_object(own)
-    path = failed_step_path(run, step)
-    fault: str | None = None
-    if ranks.is_first:
+    path, message = failed_step_path(run, step), None
+    if reports := ranks.gather_object(own):
         try:
             write_json(path, {"step": step, "start": asdict(start), "ranks": reports})
+            written = f"written to {path}, look closer with: bali-ds replay {run} {step}"
         except InputError as error:
-            fault = str(error)
-    fault = ranks.broadcast_object(fault)
-    written = fault or f"written to {path}, look closer with: bali-ds replay {run} {step}"
-    return f"{_summary(step, reports)}; {written}"
+            written = str(error)
+        message = f"{_summary(step, reports)}; {written}"
+    return ranks.broadcast_object(message)
 
 
 def _summary(step: int, reports: list[dict[str, Any]]) -> str:

@@ -164,7 +164,10 @@ def prepare(recipe: Recipe) -> None:
     encoder = run / "encoder"
     if not (written.exists() and encoder.exists()):
         with published_directory(encoder, ENCODER) as working:
-            read_configuration(recipe.text_encoder.path, layer=recipe.text_encoder.layer).save_pretrained(working)
+            chosen = recipe.text_encoder
+            read_configuration(chosen.path, layer=chosen.layer, bidirectional=chosen.bidirectional).save_pretrained(
+                working
+            )
             load_tokenizer(recipe.text_encoder.path).save_pretrained(working)
     with published_file(written, "w") as stream:
         stream.write(dump_recipe(recipe))

@@ -73,17 +73,22 @@ def check_equal_inputs(ranks: Ranks, inputs: dict[str, str]) -> None:
     Raises:
         InputError: on every rank, naming the first rank that differs from rank 0, its host and the first difference.
     """
-    gathered = ranks.all_gather_object((socket.gethostname(), inputs))
-    expected = gathered[0][1]
-    for rank, (host, found) in enumerate(gathered):
-        for name in {**expected, **found}:
-            own, first = (values.get(name, "nothing") for values in (found, expected))
-            if own != first:
-                EXITING.set()
-                raise InputError(
-                    f"rank {rank} on host {host}: {name} {own} differs from rank 0's {first}; all hosts need the same "
-                    "recipe, packages, graph, shards and encoder"
-                )
+    expected = ranks.broadcast_object(inputs)
+    difference = _difference(inputs, expected)
+    if ranks.all_reduce_max(difference is not None):
+        EXITING.set()
+        own = difference and f"rank {ranks.rank} on host {socket.gethostname()}: {difference}"
+        line = next(filter(None, ranks.all_gather_object(own)))
+        raise InputError(f"{line}; all hosts need the same recipe, packages, graph, shards and encoder")
+
+
+def _difference(found: dict[str, str], expected: dict[str, str]) -> str | None:
+    """Return the first difference from rank 0's inputs, None if there is none."""
+    for name in {**expected, **found}:
+        own, first = (values.get(name, "nothing") for values in (found, expected))
+        if own != first:
+            return f"{name} {own} differs from rank 0's {first}"
+    return None
 
 
 def _flattened(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

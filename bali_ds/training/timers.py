@@ -108,12 +108,13 @@ class StragglerTimer(StepCallback):
             self._timer.record_since(self._begin)
             self._begin = None
 
-    def all_gather_slow_hosts(self) -> str | None:
-        """Return a line about hosts that were slow since the last call; every rank calls this."""
+    def gather_slow_hosts(self) -> str | None:
+        """Return a line about hosts that were slow since the last call, on rank 0; every rank calls this."""
         seconds = self._timer.read()
         # the median, so that a rank that was delayed once is not slow
         own = (socket.gethostname(), statistics.median(seconds) if seconds else 0.0)
-        return slow_hosts(self._ranks.all_gather_object(own))
+        times = self._ranks.gather_object(own)
+        return slow_hosts(times) if times else None
 
 
 def slow_hosts(times: Sequence[tuple[str, float]]) -> str | None:

@@ -20,6 +20,7 @@ from bali_ds.terminal import print_progress
 from bali_ds.training.engine import accelerate, build_engine, deterministic_kernels, learning_rate_factor
 from bali_ds.training.heartbeat import Watchdog
 from bali_ds.training.metrics import MetricsLogger, PerformanceMetrics
+from bali_ds.training.partition import partition_of
 from bali_ds.training.preemption import PreemptionHandler
 from bali_ds.training.process_group import raise_on_every_rank
 from bali_ds.training.run_directory import announcement, discard_run, prepare
@@ -72,12 +73,16 @@ class Trainer:
         """Build model, engine and components, and load the newest checkpoint; every rank calls this."""
         self.recipe = recipe
         self.ranks, self.data, self.batch_plan, settings = inputs
+        model = recipe, 2 * self.data.graph.num_relations, self.data.shards
         with raise_on_every_rank(self.ranks):
             if self.ranks.is_first:
                 if not resume:
                     discard_run(recipe.directory)
                 prepare(recipe)
-            aligner = build_aligner(recipe, 2 * self.data.graph.num_relations, self.data.shards)
+            partition = partition_of(recipe, settings)
+            aligner = None if partition else build_aligner(*model)
+        # outside of the block, since partitioned weights are sent from rank to rank
+        aligner = aligner or build_aligner(*model, partition=partition)
         flops = StepFlops.of(aligner)
         accelerate(aligner.text, recipe, settings, self.ranks.device)
         self.engine: deepspeed.DeepSpeedEngine = build_engine(aligner, recipe, settings)

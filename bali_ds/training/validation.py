@@ -27,7 +27,9 @@ class Validator:
     def __init__(
         self, engine: deepspeed.DeepSpeedEngine, recipe: Recipe, data: RunData, ranks: Ranks, last_step: int
     ) -> None:
-        """Collate the held-out passages, which are the same each time.
+        """Collate this rank's batches of the held-out passages, which are the same each time.
+
+        Every rank calls the model equally often: one that has no batch left encodes the last one again, for nothing.
 
         Args:
             engine: the engine whose model is evaluated.
@@ -38,11 +40,20 @@ class Validator:
         """
         self._engine, self._ranks = engine, ranks
         self._every, self._last_step = recipe.validation.every, last_step
-        self._batches = []
-        if len(data.shards.split("validation")):
-            settings, limit = stream_settings(recipe), recipe.validation.passages
-            batches = evaluation_batches(data.shards, data.graph, settings, batch_size=_BATCH_SIZE, limit=limit)
-            self._batches = list(batches)
+        passages = min(len(data.shards.split("validation")), recipe.validation.passages)
+        self._count = count = -(-passages // _BATCH_SIZE)
+        turns = -(-count // ranks.world_size)
+        self._numbers = [turn * ranks.world_size + ranks.rank for turn in range(turns)]
+        self._batches = list(
+            evaluation_batches(
+                data.shards,
+                data.graph,
+                stream_settings(recipe),
+                batch_size=_BATCH_SIZE,
+                limit=passages,
+                numbers=[min(number, count - 1) for number in self._numbers],
+            )
+        )
 
     def due(self, step: int) -> bool:
         """Return whether to evaluate after a step; never where no passage is held out."""
@@ -50,11 +61,11 @@ class Validator:
         return is_due and bool(self._batches)
 
     def validate(self, preemption: PreemptionHandler) -> dict[str, float]:
-        """Return R@1, MRR, alignment and uniformity over the views of all batches, the same on every rank.
+        """Return R@1, MRR, alignment and uniformity over the views of all batches, on rank 0.
 
-        Every rank calls this. The result is empty if a reason to stop comes up meanwhile.
+        Every rank calls this. The result is empty on the others, and if a reason to stop comes up meanwhile.
         """
-        outputs = self._all_outputs(preemption)
+        outputs = self._gather_outputs(preemption)
         if outputs is None:
             return {}
         text, graph, concepts = outputs
@@ -65,29 +76,24 @@ class Validator:
             for measure in ("r@1", "mrr")
         } | {"validation/alignment": measured["alignment"], "validation/uniformity": measured["uniformity"]["text"]}
 
-    def _all_outputs(self, preemption: PreemptionHandler) -> list[np.ndarray] | None:
-        """Return text views, graph views and concept ids of all batches, which the ranks encode in turns.
-
-        Every rank calls the model equally often: where the number of batches is not divisible by the ranks, the last
-        batch is encoded again and the repetition is dropped.
-        """
-        batches, ranks = self._batches, self._ranks
-        turns = -(-len(batches) // ranks.world_size)
+    def _gather_outputs(self, preemption: PreemptionHandler) -> list[np.ndarray] | None:
+        """Return text views, graph views and concept ids of all batches in their order, on rank 0."""
         own: dict[int, tuple[np.ndarray, ...]] = {}
         self._engine.eval()
         with torch.no_grad():
-            for turn in range(turns):
+            for number, batch in zip(self._numbers, self._batches, strict=True):
                 if preemption.all_reduce_reason():
                     self._engine.train()
                     return None
-                index = min(turn * ranks.world_size + ranks.rank, len(batches) - 1)
-                _, outputs = self._engine((batches[index].to(ranks.device),))
-                own[index] = tuple(outputs[name].cpu().numpy() for name in _OUTPUTS)
+                _, outputs = self._engine((batch.to(self._ranks.device),))
+                if number < self._count:
+                    own[number] = tuple(outputs[name].cpu().numpy() for name in _OUTPUTS)
         self._engine.train()
-        by_batch: dict[int, tuple[np.ndarray, ...]] = {}
-        for of_rank in ranks.all_gather_object(own):
-            by_batch.update(of_rank)
-        return [np.concatenate([by_batch[index][column] for index in sorted(by_batch)]) for column in range(3)]
+        of_ranks = self._ranks.gather_object(own)
+        if of_ranks is None:
+            return None
+        by_number = {number: outputs for of_rank in of_ranks for number, outputs in of_rank.items()}
+        return [np.concatenate([by_number[number][column] for number in sorted(by_number)]) for column in range(3)]
 
 
 _GENERATED_PASSAGES = 4

@@ -6,7 +6,7 @@ import pytest
 import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-from bali_ds.checkpoint.lazy_tensor import LazyTensor
+from bali_ds.checkpoint.lazy_tensor import LazyTensor, Pieces
 from bali_ds.checkpoint.zero_reader import read_checkpoint
 from bali_ds.errors import InputError
 from tests.export.ranks import ALONE, CASES, STEPS
@@ -39,7 +39,7 @@ def test_tensors_equal_the_consolidation_of_deepspeed(trained, case):
 def test_chunks_are_the_tensor_in_order(monkeypatch):
     monkeypatch.setattr("bali_ds.checkpoint.lazy_tensor.CHUNK", 4)
     values = torch.arange(15.0)
-    stored = LazyTensor((3, 5), (values[:9], values[9:]))
+    stored = LazyTensor("values", (3, 5), Pieces((values[:9], values[9:])))
     assert torch.equal(torch.cat(list(stored.chunks())), values)
     assert max(len(chunk) for chunk in stored.chunks()) == 4
     assert torch.equal(stored.tensor(), values.view(3, 5))

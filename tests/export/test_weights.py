@@ -6,13 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bali_ds.checkpoint.lazy_tensor import LazyTensor
+from bali_ds.checkpoint.lazy_tensor import LazyTensor, Pieces
 from bali_ds.errors import InputError
 from bali_ds.export.weights import verify_weights, write_weights
 
 
 def stored(tensor):
-    return LazyTensor(tuple(tensor.shape), (tensor.reshape(-1)[:3], tensor.reshape(-1)[3:]))
+    return LazyTensor("a tensor", tuple(tensor.shape), Pieces((tensor.reshape(-1)[:3], tensor.reshape(-1)[3:])))
 
 
 TENSORS = {

@@ -2,22 +2,14 @@
 
 import json
 import shutil
+import socket
 
 import pytest
 
 import bali_ds.training.startup as startup
 from bali_ds.errors import InputError
 from bali_ds.training.run_directory import RunData
-
-
-class Gathered:
-    """Stands for `Ranks` whose ranks have these values."""
-
-    def __init__(self, *values):
-        self.values = [(f"node-{rank}", each) for rank, each in enumerate(values)]
-
-    def all_gather_object(self, _):
-        return self.values
+from bench.inputs.fake_ranks import run_fake_ranks
 
 
 @pytest.fixture
@@ -36,15 +28,22 @@ def values_of(sample, tmp_path):
     return values
 
 
+def outcomes(*values):
+    """What each rank raises when the ranks compare these values, None where it raises nothing."""
+    found = run_fake_ranks(len(values), lambda ranks: startup.check_equal_inputs(ranks, values[ranks.rank]))
+    return [error for _, error in found]
+
+
 def refused(*values):
-    with pytest.raises(InputError) as raised:
-        startup.check_equal_inputs(Gathered(*values), values[0])
-    return str(raised.value)
+    errors = outcomes(*values)
+    assert all(isinstance(error, InputError) for error in errors)
+    assert len({str(error) for error in errors}) == 1
+    return str(errors[0])
 
 
 def test_equal_inputs_pass(values_of):
     own = values_of()
-    startup.check_equal_inputs(Gathered(own, own, values_of()), own)
+    assert outcomes(own, own, values_of()) == [None] * 3
 
 
 @pytest.mark.parametrize(
@@ -59,7 +58,7 @@ def test_equal_inputs_pass(values_of):
 def test_the_first_rank_that_differs_is_named_with_what_differs(values_of, changes, named):
     own, other = values_of(), values_of(**changes)
     assert [own[name] == other[name] for name in own].count(False) == 1
-    assert refused(own, own, other, other).startswith(f"rank 2 on host node-2: {named}")
+    assert refused(own, own, other, other).startswith(f"rank 2 on host {socket.gethostname()}: {named}")
 
 
 def test_packages_and_fingerprints_are_compared(values_of):
@@ -69,7 +68,7 @@ def test_packages_and_fingerprints_are_compared(values_of):
         "bali-ds: version", "torch: version", "deepspeed: version", "transformers: version",
     ):  # fmt: skip
         assert refused(own, own | {name: "9"}).startswith(
-            f"rank 1 on host node-1: {name} 9 differs from rank 0's {own[name]}"
+            f"rank 1 on host {socket.gethostname()}: {name} 9 differs from rank 0's {own[name]}"
         )
 
 

@@ -4,6 +4,7 @@ Sorting brings equal concept ids together, so that positives are found without c
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ class ViewLayout:
         """Number of views on all ranks."""
         return self.offsets[-1]
 
-    @property
+    @cached_property
     def counts(self) -> list[int]:
         """Number of views on each rank."""
         return [last - first for first, last in pairwise(self.offsets)]
@@ -122,7 +123,7 @@ class BlockPair(NamedTuple):
 
 
 def gather_layout(side: int, concept_ids: Tensor, counts: list[int], ranks: Ranks) -> ViewLayout:
-    """Gather the concept ids of all ranks (8 bytes a view) and number the views, on the host.
+    """Sort this rank's concept ids on the host and gather those of all ranks with their order, 16 bytes a view.
 
     Args:
         side: 0 or 1, see `ViewLayout`.
@@ -130,11 +131,10 @@ def gather_layout(side: int, concept_ids: Tensor, counts: list[int], ranks: Rank
         counts: number of views on each rank.
         ranks: all of them call this.
     """
-    offsets = (0, *accumulate(counts))
-    everyone = ranks.all_gather_rows(concept_ids, counts).cpu().numpy()
-    orders = [np.argsort(everyone[first:last], kind="stable") for first, last in pairwise(offsets)]
-    positions = np.concatenate([order + first for order, first in zip(orders, offsets, strict=False)])
-    return ViewLayout(side, torch.from_numpy(everyone[positions]), tuple(map(torch.from_numpy, orders)), offsets)
+    own, order = concept_ids.cpu().sort(stable=True)
+    everyone = ranks.all_gather_rows(torch.stack([own, order], dim=1).to(concept_ids.device), counts).cpu()
+    ids, orders = everyone.T.contiguous()
+    return ViewLayout(side, ids, orders.split(counts), (0, *accumulate(counts)))
 
 
 def find_partners(layouts: list[ViewLayout]) -> list[NDArray[np.int64]]:
@@ -160,10 +160,17 @@ def find_partners(layouts: list[ViewLayout]) -> list[NDArray[np.int64]]:
     return partners
 
 
-def count_occurrences(ids: Tensor, among: Tensor) -> NDArray[np.int64]:
-    """Return how often each of `ids` occurs in `among`, both int64 on the host; int64 of the shape of `ids`."""
-    ordered, wanted = np.sort(among.numpy()), ids.numpy()
-    return np.searchsorted(ordered, wanted, side="right") - np.searchsorted(ordered, wanted)
+def count_occurrences(ids: Tensor, among: Tensor) -> Tensor:
+    """Return how often each of `ids` occurs in `among`, which is not sorted for it; int64 of the shape of `ids`.
+
+    Args:
+        ids: int64 [n], sorted, on the host.
+        among: int64, on the host.
+    """
+    distinct, inverse = torch.unique_consecutive(ids, return_inverse=True)
+    places = torch.searchsorted(distinct, among)
+    known = distinct[places.clamp(max=len(distinct) - 1)] == among if len(distinct) else torch.zeros_like(among).bool()
+    return torch.bincount(places[known], minlength=len(distinct))[inverse]
 
 
 def normalize_rows(tensors: tuple[Tensor, ...], order: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

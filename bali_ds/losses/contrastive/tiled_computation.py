@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,13 +49,16 @@ class TiledComputation(LossComputation):
         self.has_negatives: list[Tensor] = []
         for layout in layouts:
             other = layouts[-1 - layout.side]
-            equal = count_occurrences(layout.concept_ids, other.concept_ids)
-            counts = equal - 1 if formula.joint else equal if partners is None else (partners[layout.side] >= 0)
-            num_positives = torch.from_numpy(counts.astype(np.float64)).to(self.device)
+            own = layout.block(exchange.ranks.rank, None).concept_ids
+            equal = exchange.ranks.all_gather_rows(
+                count_occurrences(own, other.concept_ids).to(self.device), layout.counts
+            )
+            counts = equal - int(formula.joint) if partners is None else torch.from_numpy(partners[layout.side] >= 0)
+            num_positives = counts.to(self.device, torch.float64)
             weight = self._anchor_weights(num_positives)
             zero = torch.zeros_like(weight)
             self.anchors.append(AnchorStatistics(weight, num_positives, zero - torch.inf, zero - torch.inf, zero, zero))
-            self.has_negatives.append(torch.from_numpy(equal < other.num_views).to(self.device))
+            self.has_negatives.append(equal < other.num_views)
 
     def sum_negatives(self) -> None:
         """Compute `AnchorStatistics.log_negatives`, and `nearest` if negatives are mined."""

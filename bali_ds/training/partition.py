@@ -1,0 +1,58 @@
+"""DeepSpeed's partition of weights while a model is built (ZeRO-3)."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+from bali_ds.config import Recipe
+from bali_ds.model.build_model import DTYPES
+from bali_ds.model.decoder import decoder_weights, is_decoder
+from bali_ds.model.text_encoder import has_weights, read_configuration
+
+
+class ZeroPartition:
+    """Partitions every parameter over all ranks as soon as its module is complete."""
+
+    def __init__(self, recipe: Recipe, settings: dict[str, Any]) -> None:
+        """Partition under the settings of a run.
+
+        Args:
+            recipe: gives the dtype of weights.
+            settings: the completed DeepSpeed configuration, of stage 3.
+        """
+        self._dtype, self._settings = DTYPES[recipe.precision], settings
+
+    def building(self) -> AbstractContextManager[Any]:
+        """Return a context in which new parameters are partitioned."""
+        context: AbstractContextManager[Any] = deepspeed.zero.Init(
+            config_dict_or_path=self._settings, dtype=self._dtype
+        )
+        return context
+
+    @contextmanager
+    def whole(self, parameter: torch.nn.Parameter) -> Iterator[bool]:
+        """Gather a parameter inside the block, whose values on rank 0 are kept; a collective call."""
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
+            yield dist.get_rank() == 0
+
+
+def partition_of(recipe: Recipe, settings: dict[str, Any]) -> ZeroPartition | None:
+    """Return how the weights of a decoder are partitioned while they are loaded at ZeRO stage 3, else None.
+
+    Other encoders are small, and are built on every rank before DeepSpeed partitions them.
+
+    Raises:
+        InputError: weights are missing or of another shape.
+    """
+    encoder = recipe.text_encoder
+    config = read_configuration(encoder.path, layer=encoder.layer)
+    if settings.get("zero_optimization", {}).get("stage", 0) < 3 or not is_decoder(config):
+        return None
+    if not has_weights(encoder.path):
+        return None
+    decoder_weights(encoder.path, config)
+    return ZeroPartition(recipe, settings)

@@ -1,0 +1,49 @@
+"""Loads a decoder as one of several ranks and prints by how much its memory grew at most, in bytes.
+
+python tests/training/partition_ranks.py RECIPE
+"""
+
+import re
+import sys
+import threading
+import time
+from pathlib import Path
+
+from bali_ds.config import Recipe
+from bali_ds.model.build_model import build_aligner
+from bali_ds.training.partition import ZeroPartition, partition_of
+from bali_ds.training.process_group import joined_ranks
+from tests.leaving import leave
+
+
+def anonymous() -> int:
+    """The private memory of this process."""
+    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+def main() -> None:
+    recipe = Recipe.model_validate_json(Path(sys.argv[1]).read_text())
+    settings = {"train_batch_size": 4, "zero_optimization": {"stage": 3}}
+    with joined_ranks() as ranks:
+        partition = partition_of(recipe, settings)
+        assert isinstance(partition, ZeroPartition)
+        ranks.barrier()
+        before, peaks, ended = anonymous(), [0], threading.Event()
+
+        def watch() -> None:
+            while not ended.is_set():
+                peaks.append(anonymous())
+                time.sleep(0.002)
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        aligner = build_aligner(recipe, 10, partition=partition)
+        ended.set()
+        thread.join()
+        size = sum(parameter.ds_numel * 4 for parameter in aligner.text.parameters())
+        print(f"GREW {max(peaks) - before} OF {size}", flush=True)
+        ranks.barrier()
+    leave()
+
+
+main()
