@@ -151,7 +151,7 @@ class _FusedLayer(torch.autograd.Function):
         by_down = by_second.update.t() @ after
         by_before, by_up_bias = kernels.gelu_gradients(by_second.update @ weights.down, before)
         by_up = by_before.t() @ middle
-        by_middle = torch.addmm(by_second.residual, by_before, weights.up)
+        by_middle = by_second.residual.addmm_(by_before, weights.up)  # in place: else the residual is copied first
         by_first = kernels.residual_norm_gradients(by_middle, first, weights.first_norm, seeds[1], epsilon, dropout)
         by_mix = by_first.update.t() @ kept[0].view(count, width)
         by_values = (by_first.update @ weights.mix).view_as(kept[0])
@@ -160,7 +160,7 @@ class _FusedLayer(torch.autograd.Function):
         inputs = projected.view(grouped).unbind(1)
         ctx.attention.write_gradients(by_values, inputs, seeds[0], tuple(kept), by_projected.view(grouped))
         by_inner = by_projected.t() @ states
-        by_states = torch.addmm(by_first.residual, by_projected, inner) if ctx.needs_input_grad[0] else None
+        by_states = by_first.residual.addmm_(by_projected, inner) if ctx.needs_input_grad[0] else None
         by_inner_weights, by_inner_biases = by_inner.chunk(3), kernels.column_sums(by_projected).chunk(3)
         found = [
             *(each for pair in zip(by_inner_weights, by_inner_biases, strict=True) for each in pair),
