@@ -39,6 +39,7 @@ class _Action(ctypes.Structure):
 
 _Handler = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 _installed: list[Any] = []
+_exiting = threading.Lock()
 _reading: dict[int, list[str]] = {}
 """For each thread inside `bus_errors_raised`, the messages of its bus errors."""
 
@@ -86,6 +87,7 @@ def _handle(_: int, information: int, __: int) -> None:
         line = f"{_file_at(address)}: cannot be read: it was truncated while in use, or its disk failed; copy it again"
         errors = _reading.get(threading.get_ident())
         if errors is None or not _replaced_by_zeros(address):
+            _exiting.acquire()  # several threads of torch may meet the same file
             print(f"bali-ds: {message(line)}", file=sys.stderr, flush=True)
             os._exit(MISTAKE)
         errors.append(line)

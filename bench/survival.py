@@ -17,6 +17,7 @@ DeepSpeed's (`tests/system` uses the real one), so that a start takes one second
 import argparse
 import contextlib
 import errno
+import itertools
 import json
 import os
 import random
@@ -27,7 +28,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -315,6 +316,11 @@ def moment(job: Job, draw: random.Random, when: str, longest: float) -> bool:
     return not job.over()
 
 
+def turns(count: int, until: float) -> Iterator[int]:
+    """Yield the numbers below a count, until a time."""
+    return itertools.takewhile(lambda _: time.monotonic() < until, range(count))
+
+
 class Trial:
     """Interrupts runs of one ZeRO stage after another and compares what comes out."""
 
@@ -390,10 +396,10 @@ class Trial:
         self.counts["runs equal bit for bit" if same else "runs that differ"] += 1
         print(f"ZeRO {stage}: {recipe.name} {'equals' if same else 'DIFFERS FROM'} the uninterrupted run", flush=True)
 
-    def terminations(self, stage: int, count: int) -> None:
+    def terminations(self, stage: int, count: int, until: float) -> None:
         """Send SIGTERM so often, each time to a run that has taken a step."""
         recipe = self.recipe(stage)
-        for turn in range(count):
+        for turn in turns(count, until):
             target = ("launcher", "rank")[turn % 2]
             when = ("any time", "evaluation", "save")[turn % 3]
             job = self.start(recipe)
@@ -414,9 +420,9 @@ class Trial:
                 self.compare(recipe, stage)
                 recipe = self.recipe(stage)
 
-    def full_disks(self, stage: int, count: int) -> None:
+    def full_disks(self, stage: int, count: int, until: float) -> None:
         """Run so often on a disk that is full; every other time for good, from some checkpoint on."""
-        for turn in range(count):
+        for turn in turns(count, until):
             last_room, chances = self.draw.randrange(self.steps), random.Random(self.draw.random())
             if now_and_then := turn % 2 == 0:
                 recipe = self.recipe(stage)
@@ -432,9 +438,9 @@ class Trial:
             if good:
                 self.compare(recipe, stage)
 
-    def second_jobs(self, stage: int, count: int) -> None:
+    def second_jobs(self, stage: int, count: int, until: float) -> None:
         """Start so many runs, and each a second time, at once or in its first half; one of the two must be refused."""
-        for turn in range(count):
+        for turn in turns(count, until):
             recipe = self.recipe(stage)
             jobs = [self.start(recipe)]
             time.sleep(self.draw.uniform(0, self.seconds[stage] / 2) if turn % 2 else 0)
@@ -446,10 +452,10 @@ class Trial:
             if good:
                 self.compare(recipe, stage)
 
-    def hung_workers(self, stage: int, count: int) -> None:
+    def hung_workers(self, stage: int, count: int, until: float) -> None:
         """Stop a loader worker so often; every other time the run gets SIGTERM too and does not wait."""
         turn = 0
-        while turn < count:
+        while turn < count and time.monotonic() < until:
             terminated = turn % 2 == 1
             recipe = self.recipe(stage, data_minutes=30 if terminated else SHORT_WAIT)
             job = self.start(recipe)
@@ -462,12 +468,12 @@ class Trial:
                 self.resumes("hung workers", job, stage)
                 turn += 1
 
-    def slow_servers(self, stage: int, count: int) -> None:
+    def slow_servers(self, stage: int, count: int, until: float) -> None:
         """Read shards from a slow server so often; every other time it nearly falls silent at some tar."""
         server = ShardServer(self.folder, self.draw.randrange(2**32))
         tars = len(list((self.folder / "shards").glob("train-*.tar")))
         try:
-            for turn in range(count):
+            for turn in turns(count, until):
                 name = f"run-{self.number + 1}"
                 if turn % 2 == 0:
                     recipe = self.recipe(stage, shards=server.url(name))
@@ -537,7 +543,7 @@ def main() -> int:
     parser.add_argument("--hung-workers", type=int, default=4)
     parser.add_argument("--slow-servers", type=int, default=4)
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--minutes", type=float, default=1000.0, help="kill no more after so long")
+    parser.add_argument("--minutes", type=float, default=1000.0, help="start nothing more after so long")
     parser.add_argument("--stages", type=int, nargs="+", default=STAGES, choices=(0, *STAGES))
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--no-json", action="store_true", help="do not write bench/results/survival.json")
@@ -548,17 +554,21 @@ def main() -> int:
         trial = Trial(Path(name), options.steps, options.seed)
         make_data(Path(name))
         trial.straight(stages)
-        begun, share = time.monotonic(), 60 * options.minutes / len(stages)
+        begun = time.monotonic()
+
+        def until(share: float) -> float:
+            return begun + share * 60 * options.minutes
+
         for place, stage in enumerate(stages):
-            count = len(range(place, options.kills, len(stages)))
-            trial.kills(stage, count, begun + (place + 1) * share)
-        if options.terms:
-            trial.terminations(stages[0], options.terms)
+            part = (place + 1) / len(stages)
+            trial.kills(stage, len(range(place, options.kills, len(stages))), until(0.5 * part))
         for place, stage in enumerate(stages):
-            trial.full_disks(stage, len(range(place, options.full_disks, len(stages))))
-        trial.second_jobs(stages[0], options.second_jobs)
-        trial.hung_workers(stages[0], options.hung_workers)
-        trial.slow_servers(stages[0], options.slow_servers)
+            part = (place + 1) / len(stages)
+            trial.full_disks(stage, len(range(place, options.full_disks, len(stages))), until(0.5 + 0.2 * part))
+        trial.terminations(stages[0], options.terms, until(0.8))
+        trial.second_jobs(stages[0], options.second_jobs, until(0.86))
+        trial.hung_workers(stages[0], options.hung_workers, until(0.93))
+        trial.slow_servers(stages[0], options.slow_servers, until(1.0))
     counts = dict(sorted(trial.counts.items()))
     failed = any(name.endswith(("that differ", "left behind", "not survived")) for name in counts)
     if not options.no_json:

@@ -215,6 +215,7 @@ KEPT_WORDS = {
     # keys of stored files
     "bali_ds/checkpoint/manager.py": "optimised",
     "bali_ds/checkpoint/zero_reader.py": "optimised",
+    "bali_ds/checkpoint/zero_schema.py": "optimised",
     "bali_ds/shards/build.py": "neighbours",
     "bali_ds/shards/lint.py": "neighbours",
     "shards/README.md": "neighbours",

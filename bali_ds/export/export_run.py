@@ -141,8 +141,10 @@ def _part(prefix: str, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTenso
 
 def _description(recipe: Recipe, checkpoint: Path, tensors: Mapping[str, LazyTensor], dtype: str) -> dict[str, Any]:
     marker = read_marker(checkpoint)
-    relations, concepts = (tensors.get(f"graph.{name}.weight") for name in ("relations", "concepts"))
-    offset = tensors.get("log_scale_offset")
+    relations, concepts = (
+        _with_axes(checkpoint, tensors, f"graph.{name}.weight", 2) for name in ("relations", "concepts")
+    )
+    offset = _with_axes(checkpoint, tensors, "log_scale_offset", 1)
     fingerprints = {"shards": marker.identity.get("data")}
     shards = recipe.data.shards
     # all shard sets of a mixture have the same graph and tokenizer
@@ -163,6 +165,14 @@ def _description(recipe: Recipe, checkpoint: Path, tensors: Mapping[str, LazyTen
         "log_scale_offset": float(offset.tensor().detach()[0]) if offset else None,
         "recipe": recipe.model_dump(mode="json"),
     }
+
+
+def _with_axes(checkpoint: Path, tensors: Mapping[str, LazyTensor], name: str, axes: int) -> LazyTensor | None:
+    """Return a tensor of so many axes, none of them empty; None if there is none of that name."""
+    tensor = tensors.get(name)
+    if tensor and (len(tensor.shape) != axes or not tensor.size):
+        raise InputError(f"{checkpoint}: {name} is {list(tensor.shape)}, which no model of this program has")
+    return tensor
 
 
 def refresh_card(run: Path, out: Path) -> None:

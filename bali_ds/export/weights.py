@@ -138,6 +138,9 @@ def merge_lora(tensors: Mapping[str, LazyTensor], lora: LoraConfig | None) -> di
     Args:
         tensors: tensors of a checkpoint by name.
         lora: LoRA settings of the run; None returns the tensors unchanged.
+
+    Raises:
+        InputError: the update of a tensor is missing or does not fit it.
     """
     if lora is None:
         return dict(tensors)
@@ -147,8 +150,11 @@ def merge_lora(tensors: Mapping[str, LazyTensor], lora: LoraConfig | None) -> di
             continue
         module, _, kind = name.partition(_BASE)
         if kind == "weight":
-            update = tensors[module + _UP].tensor().float() @ tensors[module + _DOWN].tensor().float()
-            weight = tensor.tensor().float() + lora.alpha / lora.rank * update
+            try:
+                update = tensors[module + _UP].tensor().float() @ tensors[module + _DOWN].tensor().float()
+                weight = (tensor.tensor().float() + lora.alpha / lora.rank * update).view(tensor.shape)
+            except (KeyError, RuntimeError) as error:
+                raise InputError(f"{name}: its LoRA weights are missing or have other shapes") from error
             tensor = LazyTensor.whole(name, weight)
         merged[f"{module}.{kind}" if kind else name] = tensor
     return merged

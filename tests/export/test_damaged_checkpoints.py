@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from bali_ds.checkpoint.load_state import load_state
 from bali_ds.cli import main
@@ -54,6 +55,8 @@ CHANGES = [
     model(
         "0-fp32", "module", "text.encoder.\x1b[2J", value=torch.zeros(1), line="bert.\\x1b[2J of the checkpoint is",
     ),
+    model("0-fp32", "module", "graph.relations.weight", value=torch.zeros(()), line="relations.weight is [], which no"),
+    model("0-fp32", "module", SCALE, value=torch.zeros(0), line="log_scale_offset is [0], which no model"),
     model("0-fp32", "optimizer", value="x", line="key optimizer: must be a mapping"),
     model("0-fp32", "optimizer", "state", value=[], line="key optimizer.state: Input should be a valid dictionary"),
     model("0-fp32", "optimizer", "state", 0, value={}, line="key optimizer.state.0.step: Field required"),
@@ -107,6 +110,16 @@ def test_another_structure_is_one_line_and_status_two(run_of, tmp_path, capsys, 
     assert change.line in line
     assert is_harmless(line.removesuffix("\n"))
     assert not (tmp_path / "out").exists()
+
+
+def test_missing_lora_weights_are_one_line(run_of, tmp_path, capsys):
+    run, name = run_of("0-fp32"), "text.encoder.layer.base_layer.weight"
+    damage(run, model("0-fp32", "module", name, value=torch.zeros(2, 2), line=""))
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["text_encoder"]["lora"] = {"rank": 2}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 2
+    assert f"{name}: its LoRA weights are missing or have other shapes" in capsys.readouterr().err
 
 
 def engine_of(toy: Toy) -> Any:

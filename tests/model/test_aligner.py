@@ -17,6 +17,7 @@ from tests.packs import rows_of, states_one_by_one
 
 LEARNED = {"contrastive": {"learn_temperature": True}}
 SIGMOID = {"contrastive": {"kind": "sigmoid"}}
+OBJECTIVES = {"ntxent": LEARNED, "sigmoid": SIGMOID}
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +32,21 @@ def parts(recipe):
     return build_aligner(recipe, 2 * data.graph.num_relations), next(loader).micro_batches[0]
 
 
+@pytest.fixture(scope="module")
+def of_two_ranks(sample, tmp_path_factory):
+    """For each objective the recipe, and the loss and gradients that two ranks compute."""
+    folder = tmp_path_factory.mktemp("ranks")
+    recipes = {name: sample.recipe(folder, objective=objective) for name, objective in OBJECTIVES.items()}
+    for name, recipe in recipes.items():
+        (folder / f"{name}.json").write_text(recipe.model_dump_json())
+    run_ranks(2, Path(__file__).with_name("ranks.py"), folder)
+    return {name: (recipe, *torch.load(folder / f"{name}.pt", weights_only=True)) for name, recipe in recipes.items()}
+
+
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("objective", [LEARNED, SIGMOID], ids=["ntxent", "sigmoid"])
-def test_loss_and_gradients_of_two_ranks_equal_those_of_one_process(sample, tmp_path, objective):
-    recipe = sample.recipe(tmp_path, objective=objective)
-    (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
-    run_ranks(2, Path(__file__).with_name("ranks.py"), tmp_path / "recipe.json", tmp_path / "out.pt")
-    loss, gradients = torch.load(tmp_path / "out.pt", weights_only=True)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_loss_and_gradients_of_two_ranks_equal_those_of_one_process(of_two_ranks, objective):
+    recipe, loss, gradients = of_two_ranks[objective]
     expected_loss, expected = loss_and_gradients(recipe, 0, 1)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=0)
     assert gradients.keys() == expected.keys()

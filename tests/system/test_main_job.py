@@ -87,10 +87,10 @@ def test_alignment_with_the_right_graph_is_what_helps(sample, learning, tmp_path
 
 @pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.timeout(600)
-def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(sample, tmp_path, stage):
+def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(sample, tiny_encoder, tmp_path, stage):
     recipe = sample.recipe(
         tmp_path / "straight",
-        text_encoder={"path": str(sample.encoder)},
+        text_encoder={"path": str(tiny_encoder)},
         data={"graph": sample.graph, "shards": str(sample.shards), "workers": 1},
         deepspeed=REPOSITORY / f"ds_configs/zero{stage}.json",
         steps=6,

@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import REPOSITORY
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
-SHORT = {"kills": 1, "terms": 1, "full-disks": 1, "second-jobs": 1, "hung-workers": 0, "slow-servers": 0}
+SHORT = {"kills": 1, "terms": 1, "full-disks": 1, "second-jobs": 0, "hung-workers": 0, "slow-servers": 0}
 LONG = {"kills": 4, "terms": 3, "full-disks": 2, "second-jobs": 2, "hung-workers": 2, "slow-servers": 2}
 
 
