@@ -4,7 +4,6 @@ Numbers and objects of the host travel in messages whose number grows with the l
 through small groups, objects along trees. By itself gloo sends everything around a ring of all ranks.
 """
 
-import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,34 +81,32 @@ class Ranks:
 
     def broadcast_object(self, value: Any) -> Any:
         """Return rank 0's value on every rank, sent along a binomial tree."""
-        distances = list(self._distances())
-        payload = pickle.dumps(value) if self.is_first else b""
-        for distance in reversed(distances):
+        for distance in reversed(list(self._distances())):
             if self.rank % (2 * distance) == distance:
-                payload = self._receive_bytes(self.rank - distance)
+                value = self._receive(self.rank - distance)
             elif self.rank % (2 * distance) == 0 and self.rank + distance < self.world_size:
-                self._send_bytes(payload, self.rank + distance)
-        return value if self.is_first else pickle.loads(payload)
+                self._send(value, self.rank + distance)
+        return value
 
     def gather_object(self, value: Any) -> list[Any] | None:
         """Return every rank's value, in rank order, on rank 0 and None elsewhere, along a binomial tree."""
         values = [value]
         for distance in self._distances():
             if self.rank & distance:
-                self._send_bytes(pickle.dumps(values), self.rank - distance)
+                self._send(values, self.rank - distance)
                 return None
             if self.rank + distance < self.world_size:
-                values += pickle.loads(self._receive_bytes(self.rank + distance))
+                values += self._receive(self.rank + distance)
         return values
 
     def scatter_object(self, values: list[Any] | None) -> Any:
         """Return the value of this rank's number in rank 0's list, sent along a binomial tree."""
         for distance in reversed(list(self._distances())):
             if self.rank % (2 * distance) == distance:
-                values = pickle.loads(self._receive_bytes(self.rank - distance))
+                values = self._receive(self.rank - distance)
             elif self.rank % (2 * distance) == 0 and self.rank + distance < self.world_size:
                 assert values is not None
-                self._send_bytes(pickle.dumps(values[distance:]), self.rank + distance)
+                self._send(values[distance:], self.rank + distance)
                 values = values[:distance]
         assert values is not None
         return values[0]
@@ -138,16 +135,13 @@ class Ranks:
             yield distance
             distance *= 2
 
-    def _send_bytes(self, payload: bytes, to: int) -> None:
-        dist.send(torch.tensor([len(payload)]), group=self._host, group_dst=to)
-        dist.send(torch.frombuffer(bytearray(payload), dtype=torch.uint8), group=self._host, group_dst=to)
+    def _send(self, value: Any, to: int) -> None:
+        dist.send_object_list([value], group=self._host, group_dst=to)
 
-    def _receive_bytes(self, sender: int) -> bytes:
-        size = torch.zeros(1, dtype=torch.int64)
-        dist.recv(size, group=self._host, group_src=sender)
-        payload = torch.empty(int(size), dtype=torch.uint8)
-        dist.recv(payload, group=self._host, group_src=sender)
-        return payload.numpy().tobytes()
+    def _receive(self, sender: int) -> Any:
+        box: list[Any] = [None]
+        dist.recv_object_list(box, group=self._host, group_src=sender)
+        return box[0]
 
     @property
     def _host(self) -> dist.ProcessGroup | None:

@@ -16,14 +16,17 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import torch
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from inputs.cluster import FAILURES_PER_GPU_HOUR, Cluster, best_interval, lost_fraction, straggler_factor
 from inputs.fake_ranks import CountingRanks, FakeRanks, run_fake_ranks
 
+from bali_ds.checkpoint import zero_reader
 from bali_ds.checkpoint.asynchronous_save import AsynchronousSave
 from bali_ds.checkpoint.manager import CheckpointManager, RunProgress
 from bali_ds.checkpoint.marker import step_name, write_marker
@@ -268,14 +271,45 @@ def files(ranks: int) -> dict[str, Any]:
         "ranks": ranks,
         "opens at start, a rank": len(opened),
         "opens at start, all": len(opened) * ranks,
-        "files of a checkpoint": 2 * ranks + 1,
-        "opens at resume, a rank": 3,
-        "before: opens at resume, all": ranks * 2 * ranks,
+        "opens of a checkpoint, a rank": max(opens_at_resume(ranks)),
         "GB a rank writes, 7B": state / ranks / 1e9,
         "s in page cache": state / ranks / CLUSTER.disk_write,
         "s on storage": state / CLUSTER.storage,
         "KB a passage": size / max(1, len(data.shards.split("train"))) / 1e3,
     }
+
+
+def opens_at_resume(ranks: int) -> list[int]:
+    """Write a checkpoint of stage 2 and count the files that the first, second and last rank open to resume from it."""
+    opened: list[str] = []
+    part, loss_scaler = 4, LossScaler(1)
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory)
+        model = {"module": {}, "buffer_names": [], "param_shapes": [{"weight": torch.Size([part * ranks])}]}
+        torch.save(model, path / "mp_rank_00_model_states.pt")
+        for rank in range(ranks):
+            own = torch.full((part,), float(rank))
+            base = {0: {"step": torch.tensor(1.0), "exp_avg": own, "exp_avg_sq": own}}
+            state = {"zero_stage": 2, "partition_count": [ranks], "single_partition_of_fp32_groups": [own]}
+            state |= {"base_optimizer_state": {"state": base}, "loss_scaler": loss_scaler}
+            torch.save({"optimizer_state_dict": state}, path / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
+        counts = []
+        for rank in (0, 1, ranks - 1):
+            opened.clear()
+            with mock.patch.object(zero_reader, "_load", _recorded(zero_reader._load, opened)):
+                read = zero_reader.read_state(path)
+                for values in (read.weights, *read.moments.values()):
+                    assert values["weight"].stretch(part * rank, part).eq(rank).all()
+            counts.append(len(opened))
+    return counts
+
+
+def _recorded(load: Callable[[Path], Any], opened: list[str]) -> Callable[[Path], Any]:
+    def recorded(file: Path) -> Any:
+        opened.append(file.name)
+        return load(file)
+
+    return recorded
 
 
 def failures(ranks: int) -> list[dict[str, Any]]:

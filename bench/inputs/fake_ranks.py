@@ -1,5 +1,6 @@
 """Ranks that are threads of one process, or alone in it: they run the real exchanges and count what they send."""
 
+import pickle
 import queue
 import threading
 from collections.abc import Callable
@@ -38,13 +39,14 @@ class FakeRanks(Ranks):
         place = group.index(self.rank)
         self.peers |= {group[place - 1], group[(place + 1) % len(group)]} - {self.rank}
 
-    def _send_bytes(self, payload: bytes, to: int) -> None:
+    def _send(self, value: Any, to: int) -> None:
+        payload = pickle.dumps(value)
         self._put(payload, to, len(payload))
 
-    def _receive_bytes(self, sender: int) -> bytes:
+    def _receive(self, sender: int) -> Any:
         payload: bytes = self._get(sender)
         self.payload += len(payload)
-        return payload
+        return pickle.loads(payload)
 
     def _put(self, item: Any, to: int, size: int) -> None:
         self.messages, self.payload = self.messages + 1, self.payload + size
