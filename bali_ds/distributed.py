@@ -1,10 +1,9 @@
 """Collective communication between the ranks of a job, under the names of torch.distributed.
 
-Numbers and objects of the host travel in exchanges whose number grows with the logarithm of the number of ranks. A
-library's own collectives are rings for small messages too: they take as many messages as there are ranks.
+Numbers and objects of the host travel in messages whose number grows with the logarithm of the number of ranks: numbers
+through small groups, objects along trees. By itself gloo sends everything around a ring of all ranks.
 """
 
-import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,37 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_MOST_IN_GROUP = 8
+
+
+def reduction_groups(rank: int, world_size: int) -> list[list[int]]:
+    """Return the groups of a rank whose all-reduces, one after the other, reduce over all ranks.
+
+    They are the digits of the rank's number in a mixed radix of at most 8, the first among neighbors. A group of p
+    ranks takes 2 (p - 1) messages, where one ring of all ranks takes 2 (W - 1). A prime factor above 8 is a group too.
+    """
+    sizes: list[int] = []
+    for prime in _prime_factors(world_size):
+        if sizes and sizes[-1] * prime <= _MOST_IN_GROUP:
+            sizes[-1] *= prime
+        else:
+            sizes.append(prime)
+    groups, stride = [], 1
+    for size in sizes:
+        first = rank - rank // stride % size * stride
+        groups.append([first + number * stride for number in range(size)])
+        stride *= size
+    return groups
+
+
+def _prime_factors(number: int) -> Iterator[int]:
+    divisor = 2
+    while number > 1:
+        while number % divisor == 0:
+            yield divisor
+            number //= divisor
+        divisor += 1
 
 
 @dataclass
@@ -25,6 +55,7 @@ class Ranks:
         group: the process group; None for the default one.
         device: the device of this process.
         host: a gloo group of the same ranks, whose calls do not wait for the device; None for the same group.
+        stages: groups on the host as `reduction_groups` lists them, for reductions; empty if the host group reduces.
         bytes_sent: bytes that the tensor collectives of this rank have sent, each counted as its ring algorithm sends.
     """
 
@@ -33,6 +64,7 @@ class Ranks:
     group: dist.ProcessGroup | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     host: dist.ProcessGroup | None = None
+    stages: tuple[Any, ...] = ()
     bytes_sent: int = 0
 
     @classmethod
@@ -49,34 +81,32 @@ class Ranks:
 
     def broadcast_object(self, value: Any) -> Any:
         """Return rank 0's value on every rank, sent along a binomial tree."""
-        distances = list(self._distances())
-        payload = pickle.dumps(value) if self.is_first else b""
-        for distance in reversed(distances):
+        for distance in reversed(list(self._distances())):
             if self.rank % (2 * distance) == distance:
-                payload = self._receive_bytes(self.rank - distance)
+                value = self._receive(self.rank - distance)
             elif self.rank % (2 * distance) == 0 and self.rank + distance < self.world_size:
-                self._send_bytes(payload, self.rank + distance)
-        return value if self.is_first else pickle.loads(payload)
+                self._send(value, self.rank + distance)
+        return value
 
     def gather_object(self, value: Any) -> list[Any] | None:
         """Return every rank's value, in rank order, on rank 0 and None elsewhere, along a binomial tree."""
         values = [value]
         for distance in self._distances():
             if self.rank & distance:
-                self._send_bytes(pickle.dumps(values), self.rank - distance)
+                self._send(values, self.rank - distance)
                 return None
             if self.rank + distance < self.world_size:
-                values += pickle.loads(self._receive_bytes(self.rank + distance))
+                values += self._receive(self.rank + distance)
         return values
 
     def scatter_object(self, values: list[Any] | None) -> Any:
         """Return the value of this rank's number in rank 0's list, sent along a binomial tree."""
         for distance in reversed(list(self._distances())):
             if self.rank % (2 * distance) == distance:
-                values = pickle.loads(self._receive_bytes(self.rank - distance))
+                values = self._receive(self.rank - distance)
             elif self.rank % (2 * distance) == 0 and self.rank + distance < self.world_size:
                 assert values is not None
-                self._send_bytes(pickle.dumps(values[distance:]), self.rank + distance)
+                self._send(values[distance:], self.rank + distance)
                 values = values[:distance]
         assert values is not None
         return values[0]
@@ -87,14 +117,16 @@ class Ranks:
         return everyone
 
     def all_reduce_max(self, value: int) -> int:
-        """Return the largest value of all ranks on every rank, without waiting for the device.
+        """Return the largest value of all ranks on every rank, without waiting for the device."""
+        if self.world_size == 1:
+            return value
+        number = torch.tensor([value])
+        for group in self.stages or (self._host,):
+            self._all_reduce_max(number, group)
+        return int(number)
 
-        In round k a rank passes on the largest value of the 2^k ranks up to itself (dissemination; Hensgen, Finkel and
-        Manber, 1988), which works for any number of ranks.
-        """
-        for distance in self._distances():
-            value = max(value, self._exchange_number(value, distance))
-        return value
+    def _all_reduce_max(self, number: Tensor, group: dist.ProcessGroup | None) -> None:
+        dist.all_reduce(number, op=dist.ReduceOp.MAX, group=group)
 
     def _distances(self) -> Iterator[int]:
         """Yield 1, 2, 4, ... below the number of ranks."""
@@ -103,26 +135,13 @@ class Ranks:
             yield distance
             distance *= 2
 
-    def _exchange_number(self, value: int, distance: int) -> int:
-        """Send a number to the rank at a distance and return that of the rank at the same distance before this one."""
-        sent, received = torch.tensor([value]), torch.zeros(1, dtype=torch.int64)
-        receiving = dist.irecv(received, group=self._host, group_src=(self.rank - distance) % self.world_size)
-        sending = dist.isend(sent, group=self._host, group_dst=(self.rank + distance) % self.world_size)
-        for work in (receiving, sending):
-            if work is not None:
-                work.wait()
-        return int(received)
+    def _send(self, value: Any, to: int) -> None:
+        dist.send_object_list([value], group=self._host, group_dst=to)
 
-    def _send_bytes(self, payload: bytes, to: int) -> None:
-        dist.send(torch.tensor([len(payload)]), group=self._host, group_dst=to)
-        dist.send(torch.frombuffer(bytearray(payload), dtype=torch.uint8), group=self._host, group_dst=to)
-
-    def _receive_bytes(self, sender: int) -> bytes:
-        size = torch.zeros(1, dtype=torch.int64)
-        dist.recv(size, group=self._host, group_src=sender)
-        payload = torch.empty(int(size), dtype=torch.uint8)
-        dist.recv(payload, group=self._host, group_src=sender)
-        return payload.numpy().tobytes()
+    def _receive(self, sender: int) -> Any:
+        box: list[Any] = [None]
+        dist.recv_object_list(box, group=self._host, group_src=sender)
+        return box[0]
 
     @property
     def _host(self) -> dist.ProcessGroup | None:

@@ -1,4 +1,4 @@
-"""Commands for run directories: `export`, `report` and `replay`."""
+"""Commands for run directories: `export`, `finalize`, `report` and `replay`."""
 
 import argparse
 import sys
@@ -12,6 +12,7 @@ from bali_ds.cli.common import add_json, add_overwrite, emit
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add this group's commands to the program."""
     _add_export(commands)
+    _add_finalize(commands)
     _add_report(commands)
     _add_replay(commands)
 
@@ -67,6 +68,28 @@ def _run_export(options: argparse.Namespace) -> None:
             + (f"; uploaded to {report['url']}" if options.push else "")
         ),
     )
+
+
+def _add_finalize(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    finalize = commands.add_parser(
+        "finalize",
+        help="export, evaluate and report a run whose training has ended",
+        description="Do what training with evaluation.when=after does after its last step: export the encoder, "
+        "evaluate it and write the report. One GPU or CPU suffices.",
+    )
+    finalize.add_argument("path", type=Path, metavar="RUN", help="run directory, runs/NAME")
+    finalize.set_defaults(run=_run_finalize)
+
+
+def _run_finalize(options: argparse.Namespace) -> None:
+    with redirect_stdout(sys.stderr):
+        from bali_ds.config import recorded_recipe
+        from bali_ds.export.finalize import finalize, results_table, trained_step
+
+        recipe = recorded_recipe(options.path)
+        recipe = recipe.model_copy(update={"runs": options.path.parent, "name": options.path.resolve().name})
+        finalize(recipe, trained_step(recipe))
+    print(results_table(recipe))
 
 
 def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -93,11 +93,13 @@ def _run_job(options: argparse.Namespace, *, is_first: bool) -> None:
     _stop_on_signals()
     if options.resume == "never" or not is_finalized(recipe):
         step = train(recipe, resume=options.resume == "auto")
-        if is_first:
+        if is_first and recipe.evaluation.when == "after":
             finalize(recipe, step)
     elif is_first:
         print_progress(f"{recipe.directory} is complete; --resume never trains it afresh\n")
-    if is_first:
+    if is_first and recipe.evaluation.when == "separate":
+        print_progress(f"trained; export and evaluate on one machine: bali-ds finalize {recipe.directory}\n")
+    elif is_first and recipe.evaluation.when == "after":
         print_progress(results_table(recipe))
 
 

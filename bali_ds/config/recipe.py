@@ -164,8 +164,11 @@ class LinkingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Evaluation after training."""
+    """Export, evaluation and report after training."""
 
+    when: Literal["after", "never", "separate"] = "after"
+    """Rank 0 does them while the job keeps its hosts (after), or the job ends with its last checkpoint and `bali-ds
+    finalize RUN` does them on one GPU or CPU (separate), or nothing does (never)."""
     linking: LinkingConfig | None = None
 
 

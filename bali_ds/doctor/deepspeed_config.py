@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bali_ds.config import Recipe
-from bali_ds.doctor.deepspeed_keys import FROM_RECIPE, KNOWN, REMOVED, REMOVED_ZERO, ZERO, Kind
+from bali_ds.doctor.deepspeed_keys import FROM_RECIPE, KNOWN, QUANTIZED, REMOVED, REMOVED_ZERO, UNSUPPORTED, ZERO, Kind
 from bali_ds.errors import InputError
 from bali_ds.files import LARGEST_TEXT, read_json
 
@@ -34,6 +34,8 @@ def load_deepspeed_config(path: Path) -> dict[str, Any]:
     for key, value in values.items():
         if key in REMOVED:
             raise InputError(f"{path}: {key}: was removed from DeepSpeed: {REMOVED[key]}")
+        if key in UNSUPPORTED:
+            raise InputError(f"{path}: {key}: {UNSUPPORTED[key]}")
         if key in FROM_RECIPE:
             raise InputError(f"{path}: {key}: set {FROM_RECIPE[key]} in the recipe instead")
         _check(f"{path}: {key}", key, value, KNOWN)
@@ -42,6 +44,8 @@ def load_deepspeed_config(path: Path) -> dict[str, Any]:
         where = f"{path}: zero_optimization.{key}"
         if key in REMOVED_ZERO:
             raise InputError(f"{where}: was removed from DeepSpeed: {REMOVED_ZERO[key]}")
+        if key in QUANTIZED and value is not False:
+            raise InputError(f"{where}: {QUANTIZED[key]}")
         _check(where, key, value, ZERO)
     _check_combinations(str(path), values, zero)
     return values
@@ -55,12 +59,6 @@ def check_recipe(values: Mapping[str, Any], recipe: Recipe) -> None:
     """
     zero = values.get("zero_optimization", {})
     origin = f"{recipe.deepspeed}"
-    if recipe.precision == "bf16" and zero.get("zero_quantized_gradients"):
-        # DeepSpeed's quantizer interprets bf16 gradients as fp16
-        raise InputError(
-            f"{origin}: zero_optimization.zero_quantized_gradients: corrupts bf16 gradients; "
-            "remove it or set precision=fp16"
-        )
     if recipe.optimizer.gradient_clipping and zero.get("compute_grad_norm") is False:
         raise InputError(
             f"{origin}: zero_optimization.compute_grad_norm: gradient clipping needs the norm; "

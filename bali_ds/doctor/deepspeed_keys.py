@@ -24,7 +24,6 @@ KNOWN: dict[str, Kind] = {
     "disable_allgather": "switch",
     "disable_python_gc": "switch",
     "dump_state": "switch",
-    "expert_parallel": "block",
     "flops_profiler": "block",
     "gradient_allreduce_op": "text",
     "gradient_predivide_factor": "number",
@@ -32,14 +31,11 @@ KNOWN: dict[str, Kind] = {
     "log_level": "text",
     "managed_gradient_accumulation": "switch",
     "memory_breakdown": "switch",
-    "pipeline": "block",
     "prescale_gradients": "switch",
     "seq_parallel_communication_data_type": "text",
     "steps_per_print": "count",
-    "tensor_parallel": "block",
     "tensorboard": "block",
     "timers": "block",
-    "use_data_before_expert_parallelism": "switch",
     "vocabulary_size": "count",
     "wall_clock_breakdown": "switch",
     "wandb": "block",
@@ -62,6 +58,15 @@ FROM_RECIPE: dict[str, str] = {
     "torch_autocast": "precision",
 }
 """Keys that the trainer sets, and the recipe key that each value comes from."""
+
+_SHARDING = "bali-ds shards a model by ZeRO alone; set zero_optimization.stage to 3"
+UNSUPPORTED: dict[str, str] = {
+    "expert_parallel": f"is for mixtures of experts; {_SHARDING}",
+    "pipeline": f"needs a model that is cut into stages; {_SHARDING}",
+    "tensor_parallel": f"needs layers that are cut into slices; {_SHARDING}",
+    "use_data_before_expert_parallelism": f"is for mixtures of experts; {_SHARDING}",
+}
+"""Keys of kinds of parallelism that the trainer does not have, and what to use instead."""
 
 REMOVED: dict[str, str] = {
     "amp": "Apex mixed precision was removed; set precision in the recipe",
@@ -118,6 +123,15 @@ ZERO: dict[str, Kind] = {
     "save_muon_momentum_buffer_in_memory": "switch",
     "leaf_module": "block",
 }
+
+_UNQUANTIZED = "remove it; zero_hpz_partition_size, which gathers weights within a host, is the part of ZeRO++ to use"
+QUANTIZED: dict[str, str] = {
+    "zero_quantized_weights": f"rounds weights to 8 bits, which is not supported; {_UNQUANTIZED}",
+    "zero_quantized_nontrainable_weights": f"rounds weights to 8 bits, which is not supported; {_UNQUANTIZED}",
+    # DeepSpeed's quantizer interprets bf16 gradients as fp16
+    "zero_quantized_gradients": f"corrupts bf16 gradients; {_UNQUANTIZED}",
+}
+"""Keys of quantized communication (ZeRO++, Wang et al., ICLR 2024), and what to use instead."""
 
 REMOVED_ZERO: dict[str, str] = {
     "cpu_offload": "write offload_optimizer instead",

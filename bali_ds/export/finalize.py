@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
+from bali_ds.checkpoint.marker import checkpoint_step, complete_checkpoints
 from bali_ds.config import LinkingConfig, Recipe, dump_recipe
+from bali_ds.data.mixture import open_mixture
 from bali_ds.errors import InputError
 from bali_ds.evaluation.embedding_map import describe_embedding
 from bali_ds.evaluation.linking import compare_linking, rank_queries, summarize
@@ -20,6 +22,7 @@ from bali_ds.inference.concept_dictionary import read_dictionary
 from bali_ds.inference.encoder import Encoder, load
 from bali_ds.model.pretrained import load_tokenizer
 from bali_ds.model.text_encoder import load_text_encoder
+from bali_ds.planning.batch_plan import plan_batches
 from bali_ds.terminal import print_progress, printable_values
 from bali_ds.training.run_directory import COMPLETE
 from bali_ds.training.run_lock import RunLock
@@ -60,6 +63,23 @@ def finalize(recipe: Recipe, step: int) -> None:
         refresh_card(run, run / "export")
         write_report(run)
         write_json(run / COMPLETE, {"recipe": dump_recipe(recipe)})
+
+
+def trained_step(recipe: Recipe) -> int:
+    """Return the last step of a run, whose checkpoint is there.
+
+    Raises:
+        InputError: the run is not trained to its end, or its shards cannot be read.
+    """
+    passages = len(open_mixture(recipe.data.shards).split("train"))
+    steps = plan_batches(recipe, 1, passages).steps
+    newest = next(map(checkpoint_step, complete_checkpoints(recipe.directory / "checkpoints")), 0)
+    if newest < steps:
+        raise InputError(
+            f"{recipe.directory}: is at step {newest:,} of {steps:,}; train it to its end first: deepspeed "
+            f"launch/train.py --config {recipe.directory / 'recipe.yaml'}"
+        )
+    return steps
 
 
 def results_table(recipe: Recipe) -> str:

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
-from bali_ds.distributed import Ranks
+from bali_ds.distributed import Ranks, reduction_groups
 from bali_ds.errors import FAILED, MISTAKE, InputError, LostRank, RankFailed, RunEnded, exit_status, first_line
 from bali_ds.library_internals import disable_shared_memory_collectives
 from bali_ds.network_interface import choose_interface
@@ -68,7 +68,8 @@ def joined_ranks() -> Iterator[Ranks]:
             f"{first_line(error)}"
         ) from error
     try:
-        ranks = Ranks(dist.get_rank(), dist.get_world_size(), device=device, host=_host_group())
+        with mock.patch.dict(os.environ, TORCH_GLOO_LAZY_INIT="1"):
+            ranks = _host_ranks(device)
         ranks.barrier()  # connects the ranks that exchange numbers while all of them are there
         yield ranks
     except Exception as error:
@@ -80,13 +81,17 @@ def joined_ranks() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def _host_group() -> dist.ProcessGroup | None:
-    """Return a gloo group of all ranks that connects two of them when they first exchange something.
+def _host_ranks(device: torch.device) -> Ranks:
+    """Return all ranks, with gloo groups that connect two of them when they first exchange something.
 
     By itself gloo connects all pairs: over a thousand ranks exceed the usual limit of open files.
     """
-    with mock.patch.dict(os.environ, TORCH_GLOO_LAZY_INIT="1"):
-        return dist.new_group(backend="gloo")
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    host, members = dist.new_group(backend="gloo"), reduction_groups(rank, world_size)
+    stages: list[dist.ProcessGroup | None] = []
+    if len(members) > 1:  # each group is made by its members alone
+        stages = [dist.new_group(each, backend="gloo", use_local_synchronization=True) for each in members]
+    return Ranks(rank, world_size, device=device, host=host, stages=tuple(stages))
 
 
 def lost_rank(error: Exception) -> LostRank | None:

@@ -63,6 +63,13 @@ def test_a_run_whose_last_checkpoint_is_not_saved_ends_with_4_and_exports_nothin
     assert lines == ["train: the checkpoint of the last step, 1, was not saved: No space left on device"]
 
 
+@pytest.mark.parametrize("when", ["never", "separate"])
+def test_nothing_is_exported_unless_asked_for(arguments, monkeypatch, when):
+    monkeypatch.setattr("bali_ds.training.trainer.train", lambda *_, **__: 7)
+    monkeypatch.setattr("bali_ds.export.finalize.finalize", lambda *_: pytest.fail("exported"))
+    assert main([*arguments, f"evaluation.when={when}"]) == 0
+
+
 def test_the_checkpoint_of_the_last_step_is_exported(arguments, monkeypatch):
     exported = []
     monkeypatch.setattr("bali_ds.training.trainer.train", lambda *_, **__: 7)

@@ -5,7 +5,7 @@ import pytest
 
 from bali_ds.config import Recipe
 from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config
-from bali_ds.doctor.deepspeed_keys import FROM_RECIPE, KNOWN, REMOVED, REMOVED_ZERO, ZERO
+from bali_ds.doctor.deepspeed_keys import FROM_RECIPE, KNOWN, QUANTIZED, REMOVED, REMOVED_ZERO, UNSUPPORTED, ZERO
 from bali_ds.errors import InputError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json"))
@@ -94,7 +94,7 @@ def test_tables_are_deepspeeds_own_keys():
 
     values = Recording(INSERTED)
     DeepSpeedConfig(values)
-    assert values.asked == set(KNOWN) | set(FROM_RECIPE) | set(REMOVED)
+    assert values.asked == set(KNOWN) | set(FROM_RECIPE) | set(REMOVED) | set(UNSUPPORTED)
     assert set(_REMOVED_TOP_LEVEL_CONFIG_KEYS) == set(REMOVED)
     fields = {field.alias or name: field for name, field in DeepSpeedZeroConfig.model_fields.items()}
     deprecated = {name for name, field in fields.items() if (field.json_schema_extra or {}).get("deprecated")}
@@ -110,6 +110,18 @@ def test_tables_are_deepspeeds_own_keys():
 def test_removed_features_are_named(write, key):
     with pytest.raises(InputError, match=f"{key}: was removed from DeepSpeed"):
         load_deepspeed_config(write({key: {"enabled": True}}))
+
+
+@pytest.mark.parametrize("key", UNSUPPORTED)
+def test_other_kinds_of_parallelism_are_refused_with_what_to_use_instead(write, key):
+    with pytest.raises(InputError, match=rf"ds\.json: {key}: .*set zero_optimization\.stage to 3"):
+        load_deepspeed_config(write({key: {"enabled": True}}))
+
+
+@pytest.mark.parametrize("key", [*QUANTIZED, "mics_shard_size"])
+def test_quantized_communication_and_mics_are_refused_with_what_to_use_instead(write, key):
+    with pytest.raises(InputError, match=rf"zero_optimization\.{key}: .*zero_hpz_partition_size"):
+        load_deepspeed_config(write({"zero_optimization": {"stage": 3, key: True}}))
 
 
 @pytest.mark.parametrize("key", FROM_RECIPE)
@@ -165,7 +177,6 @@ def test_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("values", "settings", "message"),
     [
-        ({"zero_optimization": {"stage": 3, "zero_quantized_gradients": True}}, {"precision": "bf16"}, "corrupts bf16"),
         ({"zero_optimization": {"stage": 1, "compute_grad_norm": False}}, {}, "clipping needs the norm"),
         (
             {"data_types": {"grad_accum_dtype": "fp32"}},
@@ -180,7 +191,6 @@ def test_contradictions_with_the_recipe_are_refused(values, settings, message):
 
 
 def test_without_contradiction_nothing_is_refused():
-    check_recipe({"zero_optimization": {"stage": 3, "zero_quantized_gradients": True}}, recipe(precision="fp16"))
     check_recipe(
         {"zero_optimization": {"stage": 1, "compute_grad_norm": False}}, recipe(optimizer={"gradient_clipping": 0})
     )

@@ -3,9 +3,11 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from bali_ds.config import Recipe
 from bali_ds.training.trainer import train
+from tests.conftest import REPOSITORY
 from tests.forked import run_forked
 
 
@@ -17,7 +19,10 @@ def main() -> None:
     for values in json.loads(Path(sys.argv[1]).read_text()):
         recipe = Recipe.model_validate(values)
         run_forked(2, run, recipe)
-        run_forked(1, run, recipe.model_copy(update={"steps": (recipe.steps or 0) + 1}))
+        more: dict[str, Any] = {"steps": (recipe.steps or 0) + 1}
+        if recipe.name.endswith("hpz"):  # needs the ranks of a host
+            more["deepspeed"] = REPOSITORY / "ds_configs/zero3.json"
+        run_forked(1, run, recipe.model_copy(update=more))
 
 
 main()

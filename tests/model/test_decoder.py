@@ -121,6 +121,11 @@ def runs(sample, decoders, tmp_path_factory, request):
     assert main(f"{build} --tokenizer {decoders[family]} --out {out}/shards".split()) == 0
     data = Sample(sample.graph, out / "shards", decoders[family])
     recipes = [recipe_of(data, out / "runs", family, stage) for stage in STAGES]
+    # ZeRO++'s second copy of the weights, here on both ranks of one host
+    settings = json.loads(recipes[3].deepspeed.read_text())
+    settings["zero_optimization"]["zero_hpz_partition_size"] = 2
+    (out / "hpz.json").write_text(json.dumps(settings))
+    recipes.append(recipes[3].model_copy(update={"name": f"{family}-hpz", "deepspeed": out / "hpz.json"}))
     (out / "recipes.json").write_text(json.dumps([recipe.model_dump(mode="json") for recipe in recipes]))
     run_ranks(1, Path(__file__).with_name("decoder_ranks.py"), out / "recipes.json", timeout=600)
     return recipes

@@ -1,0 +1,55 @@
+"""Training that ends with its last checkpoint, and the command that exports and evaluates it afterwards."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bali_ds.cli import main
+from bali_ds.config import dump_recipe
+from bali_ds.files import read_json
+from tests.conftest import REPOSITORY
+from tests.ports import free_port
+
+
+@pytest.fixture(scope="module")
+def trained(sample, tiny_encoder, tmp_path_factory):
+    """A run of two steps, and what training printed."""
+    out = tmp_path_factory.mktemp("separate")
+    recipe = sample.recipe(
+        out / "runs",
+        text_encoder={"path": str(tiny_encoder)},
+        batch={"passages": 8},
+        steps=2,
+        validation={"passages": 8},
+        evaluation={"when": "separate"},
+    )
+    (out / "recipe.yaml").write_text(dump_recipe(recipe))
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, REPOSITORY / "launch/train.py", "--config", out / "recipe.yaml"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    return recipe, done.stdout + done.stderr
+
+
+def test_training_ends_without_an_export_and_says_how_to_go_on(trained):
+    recipe, said = trained
+    assert f"bali-ds finalize {recipe.directory}" in said
+    assert not (recipe.directory / "export").exists()
+    assert not (recipe.directory / "complete.json").exists()
+
+
+def test_finalize_exports_evaluates_and_reports(trained, capsys):
+    recipe, _ = trained
+    assert main(["finalize", str(recipe.directory)]) == 0
+    assert "R@1 on held-out passages" in capsys.readouterr().out
+    assert {path.name for path in recipe.directory.iterdir()} >= {"export", "evaluation.json", "report.html"}
+    assert read_json(recipe.directory / "complete.json") == {"recipe": dump_recipe(recipe)}
+
+
+def test_a_run_that_is_not_trained_to_its_end_is_refused(trained, capsys):
+    recipe, _ = trained
+    longer = recipe.model_copy(update={"steps": 5})
+    (recipe.directory / "recipe.yaml").write_text(dump_recipe(longer))
+    assert main(["finalize", str(recipe.directory)]) == 2
+    assert "is at step 2 of 5; train it to its end first" in capsys.readouterr().err
