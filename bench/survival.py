@@ -75,7 +75,7 @@ def make_recipe(folder: Path, name: str, stage: int, steps: int, retry_minutes: 
             "name": name,
             "runs": folder / "runs",
             "data": {"graph": folder / "graph", "shards": str(folder / "shards"), "workers": 1},
-            "text_encoder": {"path": str(folder / "encoder")},
+            "text_encoder": {"path": str(folder / "encoder"), "weights": "random"},
             "optimizer": {"text_learning_rate": 1e-3, "graph_learning_rate": 1e-3},
             "batch": {"passages": 8},
             "steps": steps,

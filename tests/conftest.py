@@ -100,7 +100,10 @@ class Sample:
     encoder: Path
 
     def recipe(self, runs: Path, **changes: object) -> Recipe:
-        """Return a recipe for a run on the sample; `changes` replaces whole sections."""
+        """Return a recipe for a run on the sample; `changes` replaces whole sections.
+
+        No encoder of the tests has weights, so `text_encoder.weights` is random unless it is given.
+        """
         values = {
             "name": "run",
             "runs": runs,
@@ -113,7 +116,8 @@ class Sample:
             "deepspeed": REPOSITORY / "ds_configs/zero0.json",
             "log_every": 1,
         }
-        return Recipe.model_validate(values | changes)
+        values |= changes
+        return Recipe.model_validate(values | {"text_encoder": {"weights": "random"} | values["text_encoder"]})
 
 
 @pytest.fixture(scope="session")

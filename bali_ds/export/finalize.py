@@ -80,10 +80,12 @@ def _encoders(recipe: Recipe) -> dict[str, Encoder]:
     """Load the encoder before and after training, both in float32, so that they differ by training alone."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = recipe.text_encoder
-    untrained = load_text_encoder(settings.path, seed=recipe.seed, layer=settings.layer).encoder.float().to(device)
+    untrained = load_text_encoder(
+        settings.path, seed=recipe.seed, weights=settings.weights, layer=settings.layer
+    ).encoder
     tokenizer = load_tokenizer(settings.path)
     trained = load(recipe.directory / "export", device=device, dtype=torch.float32)
-    return {"untrained": Encoder(untrained, tokenizer), "trained": trained}
+    return {"untrained": Encoder(untrained.float().to(device), tokenizer), "trained": trained}
 
 
 def _linking(encoders: dict[str, Encoder], data: LinkingConfig) -> dict[str, Any]:

@@ -82,7 +82,12 @@ def build_aligner(recipe: Recipe, num_relations: int, shards: Mixture | None = N
     """
     encoder = recipe.text_encoder
     text = load_text_encoder(
-        encoder.path, seed=recipe.seed, dropout=encoder.dropout, layer=encoder.layer, attention=encoder.attention
+        encoder.path,
+        seed=recipe.seed,
+        weights=encoder.weights,
+        dropout=encoder.dropout,
+        layer=encoder.layer,
+        attention=encoder.attention,
     )
     torch.manual_seed(recipe.seed)
     num_concepts = int(shards.index["graph"]["concepts"]) if shards else 0

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,13 +10,11 @@ from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from bali_ds.data.batch import PackedSequences
 from bali_ds.errors import InputError, first_line
-from bali_ds.model.packed_encoder import encode_in_buckets, encode_packed, first_position
+from bali_ds.model.packed_encoder import encode_in_buckets, encode_packed, first_position, position_embeddings
 from bali_ds.model.pooling import mean_of_inner_tokens
 from bali_ds.model.pretrained import fresh_model, load_configuration, load_model
 
 logger = logging.getLogger(__name__)
-
-WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
 
 
 class TextEncoder(nn.Module):
@@ -25,7 +22,8 @@ class TextEncoder(nn.Module):
 
     Attributes:
         encoder: the Hugging Face base model.
-        head: maps hidden states [K, d] to logits [K, vocabulary]; its output weights are tied to the embeddings.
+        head: maps hidden states [K, d] to logits [K, vocabulary]; its output weights are those of the embeddings
+            where the configuration ties them.
         fresh_head: whether the head has no pretrained weights of its own.
         first_position: the number of the first position where the encoder reads packed sequences; None where it reads
             length buckets.
@@ -68,33 +66,40 @@ class TextEncoder(nn.Module):
 
 
 def load_text_encoder(
-    path: str, *, seed: int, dropout: float | None = None, layer: int | None = None, attention: str = "packed"
+    path: str,
+    *,
+    seed: int,
+    weights: str = "pretrained",
+    dropout: float | None = None,
+    layer: int | None = None,
+    attention: str = "packed",
 ) -> TextEncoder:
     """Load a Hugging Face encoder with its masked-language-model head.
 
-    Where the checkpoint has no head, a new one is initialized, tied to the embeddings, and the log says so. A directory
-    without any weights is initialized from its configuration. Both use `seed`.
+    Where the checkpoint has no head, a new one is initialized, and the log says so.
 
     Args:
         path: a directory or hub name.
         seed: of new weights.
+        weights: "pretrained", or "random" for new weights of its architecture.
         dropout: overrides the checkpoint's own.
         layer: the layer after which the encoder ends, counted from 1; None keeps all.
         attention: "packed", or in length buckets "sdpa", torch's fused attention, "flash_attention_2" or "eager".
             Architectures that cannot read packed sequences take "sdpa" for "packed".
 
     Raises:
-        InputError: the directory or hub name does not exist, the architecture has no masked-language-model head or
-            fewer layers, or the attention is not available here.
+        InputError: the directory or hub name does not exist or has no weights, the architecture has no
+            masked-language-model head or fewer layers, or the attention is not available here.
     """
     torch.manual_seed(seed)
     config = read_configuration(path, dropout=dropout, layer=layer)
-    directory = Path(path)
-    if directory.is_dir() and not any(any(directory.glob(pattern)) for pattern in WEIGHT_FILES):
-        logger.info("%s: has no weights; initialized from its configuration with seed %d", path, seed)
+    if weights == "random":
+        logger.info("%s: new weights of its architecture, initialized with seed %d", path, seed)
         model, fresh_head = fresh_model(AutoModelForMaskedLM, config, path), True
     else:
-        model, fresh_head = _pretrained(path, config)
+        model, fresh_head = load_model(AutoModelForMaskedLM, path, config=config, dtype=torch.float32)
+        if fresh_head:
+            logger.info("%s: has no pretrained masked-language-model head; a new one is initialized", path)
     head = _head(model, path)
     first = _choose_attention(model, attention)
     return TextEncoder(model.base_model, head, fresh_head=fresh_head, first_position=first)
@@ -120,11 +125,19 @@ def read_configuration(path: str, *, dropout: float | None = None, layer: int | 
     return config
 
 
-def positions_of(config: Any) -> int:
-    """Return the longest sequence that an architecture reads, special tokens included."""
-    positions = getattr(config, "max_position_embeddings", None) or 512
-    offset = (config.pad_token_id or 0) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-    return int(positions) - offset
+def positions_of(model: Any) -> int:
+    """Return the longest sequence that a model reads, special tokens included.
+
+    RoBERTa and its kin number positions from the padding token on, so that the first position embeddings are not used.
+    """
+    limit = getattr(model.config, "max_position_embeddings", None) or 0
+    embeddings = position_embeddings(model)
+    rows = getattr(embeddings, "weight", None)
+    if rows is None:
+        return int(limit) if limit > 0 else 512
+    padding = getattr(embeddings, "padding_idx", None)
+    usable = int(rows.shape[0]) - (0 if padding is None else padding + 1)
+    return min(int(limit), usable) if limit > 0 else usable
 
 
 def _choose_attention(model: PreTrainedModel, attention: str) -> int | None:
@@ -152,17 +165,6 @@ def _choose_attention(model: PreTrainedModel, attention: str) -> int | None:
     if reason:
         raise InputError(f"text_encoder.attention: {attention} cannot be used here ({reason}); take packed")
     return None
-
-
-def _pretrained(path: str, config: PretrainedConfig) -> tuple[PreTrainedModel, bool]:
-    """Return the model, and whether its head is newly initialized."""
-    model, missing = load_model(AutoModelForMaskedLM, path, config=config, dtype=torch.float32)
-    prefix = model.base_model_prefix + "."
-    if damaged := [key for key in missing if key.startswith(prefix)]:
-        raise InputError(f"{path}: the weights lack {damaged[0]}; the checkpoint is of another architecture")
-    if missing:
-        logger.info("%s: has no pretrained masked-language-model head; a new one is tied to the embeddings", path)
-    return model, bool(missing)
 
 
 def _head(model: PreTrainedModel, path: str) -> nn.Module:

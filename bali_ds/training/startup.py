@@ -14,10 +14,10 @@ from bali_ds.distributed import Ranks
 from bali_ds.errors import InputError
 from bali_ds.model.text_encoder import read_configuration
 from bali_ds.planning.batch_plan import BatchPlan, plan_batches
+from bali_ds.planning.run_data import RunData
 from bali_ds.training.engine import deepspeed_settings
 from bali_ds.training.heartbeat import Heartbeat
 from bali_ds.training.process_group import EXITING, joined_ranks, raise_on_every_rank
-from bali_ds.training.run_directory import RunData
 
 _PACKAGES = ("bali-ds", "torch", "deepspeed", "transformers")
 
