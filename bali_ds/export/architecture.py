@@ -52,7 +52,7 @@ class ExportArchitecture:
         """Return the tensors of text encoder and head under their names in transformers.
 
         The head consists of the modules beside the base model, one or several. A tensor that the architecture ties to
-        another one is left out, unless the checkpoint holds it by itself.
+        another one is dropped, unless the checkpoint holds it by itself.
 
         Raises:
             InputError: a tensor is missing, has another shape, or does not belong to the architecture.
