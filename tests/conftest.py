@@ -59,6 +59,8 @@ def tokenizer_directory(tmp_path_factory) -> Path:
     ]
     wordpiece = tokenizers.BertWordPieceTokenizer(lowercase=True)
     wordpiece.train_from_iterator(text, vocab_size=300, min_frequency=1, show_progress=False)
+    first, last = (("[CLS]", wordpiece.token_to_id("[CLS]")), ("[SEP]", wordpiece.token_to_id("[SEP]")))
+    wordpiece._tokenizer.post_processor = tokenizers.processors.BertProcessing(last, first)
     directory = tmp_path_factory.mktemp("tokenizer")
     wordpiece.save(str(directory / "tokenizer.json"))
     return directory

@@ -45,7 +45,9 @@ def build_sample(out: Path) -> None:
 def write_recipes(out: Path) -> list[Path]:
     """Write the recipes whose steps are recorded, one a file."""
     own = {"name": "sample", "steps": f"{STEPS}", "epochs": "null"}
-    names = {f"zero{stage}": ("sample", own | {"deepspeed": f"ds_configs/zero{stage}.json"}) for stage in STAGES}
+    names = {
+        f"zero{stage}": ("sample", own | {"deepspeed": f"{REPOSITORY}/ds_configs/zero{stage}.json"}) for stage in STAGES
+    }
     for ablation in sorted((RECIPES / "ablations").glob("*.yaml")):
         changes = {"steps": f"{ABLATION_STEPS}", "epochs": "null", "precision": "fp32"}
         names[ablation.stem] = (f"ablations/{ablation.stem}", changes)
