@@ -95,7 +95,7 @@ def _untrained(run: Path) -> Encoder:
     """Return the encoder before training."""
     recipe = load_recipe(run / "recipe.yaml")
     settings = recipe.text_encoder
-    model = load_text_encoder(settings.path, seed=recipe.seed, layer=settings.layer).encoder
+    model = load_text_encoder(settings.path, seed=recipe.seed, weights=settings.weights, layer=settings.layer).encoder
     return Encoder(model.bfloat16(), load_tokenizer(settings.path))
 
 

@@ -22,7 +22,7 @@ from bali_ds.model.aligner import Aligner
 from bali_ds.model.build_model import build_aligner, compile_layers, transformer_layers
 from bali_ds.model.fused_layer import fuse_layers
 from bali_ds.model.text_encoder import TextEncoder
-from bali_ds.training.run_directory import RunData
+from bali_ds.planning.run_data import RunData
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -87,7 +87,8 @@ class Bench:
             "name": name,
             "runs": self.folder / "runs",
             "data": self.files(workers=0),
-            "text_encoder": {"path": str(self.encoder(shape)), "compile": False, **changes.pop("text_encoder", {})},
+            "text_encoder": {"path": str(self.encoder(shape)), "weights": "random", "compile": False}
+            | changes.pop("text_encoder", {}),
             "optimizer": {"text_learning_rate": 1e-4, "graph_learning_rate": 1e-4},
             "batch": {"passages": 16},
             "steps": 5,

@@ -17,9 +17,9 @@ from bali_ds.data.sampler import Position
 from bali_ds.model.build_model import build_aligner
 from bali_ds.planning.batch_plan import plan_batches
 from bali_ds.planning.flops import StepFlops, peak_of
+from bali_ds.planning.run_data import RunData
 from bali_ds.planning.run_plan import plan
 from bali_ds.training.engine import accelerate, build_engine, deepspeed_settings
-from bali_ds.training.run_directory import RunData
 from bali_ds.training.step import train_step
 from bench.gpu_bench import BERT_BASE, BERT_LARGE, ROOT, TINY, Bench, Figures
 from tests.ports import free_port

@@ -4,9 +4,11 @@
 
 Gold mentions whose concept is not in the graph are excluded. Corpora annotate only some semantic types, so precision
 is also given for the predictions that overlap a gold mention. Rows by semantic group compare the gold and the found
-mentions of its concepts; those of symbols, the mentions that are written as symbols. The published figures are for
-other systems, with the whole UMLS or MeSH as dictionary, on other splits: they give the order of magnitude, not a
-comparison. Writes bench/results/linker.json.
+mentions of its concepts; those of symbols, the mentions that are written as symbols. The genes of tmVar's abstracts
+have gold mentions without concepts of the graph: a link of such a mention is right if its concept may be a gene or what
+a gene codes for, with and without a look at the words around symbols. The published figures are for other systems, with
+the whole UMLS or MeSH as dictionary, on other splits: they give the order of magnitude, not a comparison. Writes
+bench/results/linker.json.
 """
 
 import argparse
@@ -23,6 +25,7 @@ from bali_ds.corpus.concept_resolver import SEMANTIC_TYPES, ConceptResolver
 from bali_ds.corpus.dictionary_linker import DictionaryLinker
 from bali_ds.corpus.disambiguation import Disambiguator
 from bali_ds.corpus.document import Document, ReadReport
+from bali_ds.corpus.gene_context import GeneContext
 from bali_ds.corpus.name_index import open_dictionary
 from bali_ds.corpus.normalization import split_words
 from bali_ds.corpus.readers import read_documents
@@ -59,6 +62,7 @@ CORPORA = {
     "BC5CDR dev": "corpora/bc5cdr/cui_dev.pubtator.txt.gz",
     "NCBI Disease train": "corpora/ncbi_disease/cui_train.pubtator.txt.gz",
 }
+GENES = "annotation_formats/tmvar_500docs/goldstandard.txt.gz"
 Link = tuple[int, int, int]
 Linker = Callable[[Sequence[Document]], list[set[Link]]]
 
@@ -150,6 +154,32 @@ def of_symbols(links: Sequence[set[Link]], documents: Sequence[Document]) -> lis
     ]
 
 
+def gene_rows(graph: KnowledgeGraph, linker: DictionaryLinker, file: Path) -> list[dict[str, Any]]:
+    """Return the precision of links of gold gene mentions, of symbols and of other words."""
+    documents = list(read_documents("pubtator", file, ReadReport()))
+    bare = [Document(document.id, document.text) for document in documents]
+    genes = [{(m.start, m.end) for m in document.mentions if m.type == "Gene"} for document in documents]
+    resolver, judge = ConceptResolver(graph), GeneContext(graph)
+    rows = []
+    for system, change in (("bali-ds, without context", _keep_all), ("bali-ds", GeneContext.candidates)):
+        with patch.object(GeneContext, "candidates", change):
+            found = [_links(document, resolver) for document in linker.link(bare)]
+        own = [{link for link in links if link[:2] in spans} for links, spans in zip(found, genes, strict=True)]
+        symbols = of_symbols(own, bare)
+        words = [links - chosen for links, chosen in zip(own, symbols, strict=True)]
+        for kind, links in (("gene symbols", symbols), ("gene names", words)):
+            right = [judge.may_be_product(concept) for each in links for *_, concept in each]
+            rows.append(
+                {"corpus": f"tmVar, {kind}", "linker": system, "gold": sum(map(len, genes)), "found": len(right)}
+            )
+            rows[-1]["precision"] = sum(right) / max(len(right), 1)
+    return rows
+
+
+def _keep_all(_: GeneContext, __: str, ___: int, ____: int, candidates: tuple[int, ...]) -> tuple[int, ...]:
+    return candidates
+
+
 def ambiguous_right(
     gold: Sequence[set[Link]], found: Sequence[set[Link]], shared: Sequence[set[tuple[int, int]]]
 ) -> float:
@@ -230,7 +260,7 @@ def measure(graph: KnowledgeGraph, linker: DictionaryLinker, data: Path) -> list
                 rows.append({"corpus": name, "linker": "bali-ds", **score(*pair)})
         pair = of_symbols(gold, bare), of_symbols(found, bare)
         rows.append({"corpus": f"{corpus.partition(' ST21pv')[0]}, symbols", "linker": "bali-ds", **score(*pair)})
-    return rows
+    return [*rows, *gene_rows(graph, linker, data / GENES)]
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def make_recipe(case: Case, folder: Path) -> Recipe:
             "name": f"{case.deepspeed}-{case.precision}-{case.width}",
             "runs": folder / "runs",
             "data": {"graph": folder / "graph", "shards": str(folder / "shards"), "workers": 0},
-            "text_encoder": {"path": str(encoder)},
+            "text_encoder": {"path": str(encoder), "weights": "random"},
             "batch": {"passages": case.passages, "micro_batches": case.micro_batches},
             "steps": STEPS,
             "precision": case.precision,

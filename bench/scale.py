@@ -35,7 +35,7 @@ from bali_ds.data.sampler import EpochOrder, Position, Schedule, rank_offsets
 from bali_ds.files import sha256_file, write_json
 from bali_ds.losses.contrastive.communication import Exchange
 from bali_ds.losses.contrastive.sorted_views import ViewLayout
-from bali_ds.training.run_directory import RunData
+from bali_ds.planning.run_data import RunData
 from bali_ds.training.startup import check_equal_inputs, input_values
 
 ROOT = Path(__file__).parents[1]

@@ -33,7 +33,7 @@ from bali_ds.files import write_json
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.build_model import DTYPES, build_aligner
 from bali_ds.planning.flops import text_encoder_packs
-from bali_ds.training.run_directory import RunData
+from bali_ds.planning.run_data import RunData
 
 Figures = dict[str, Any]
 
@@ -54,7 +54,7 @@ def recipe_of(options: argparse.Namespace, folder: Path) -> Recipe:
         {
             "name": "step",
             "data": {"graph": built / "graph", "shards": str(built / "shards"), "workers": 0},
-            "text_encoder": {"path": str(encoder), "dropout": options.dropout},
+            "text_encoder": {"path": str(encoder), "weights": "random", "dropout": options.dropout},
             "graph_encoder": {} if options.dropout is None else {"dropout": options.dropout},
             "batch": {"passages": options.passages},
             "steps": options.steps + 1,

@@ -96,7 +96,7 @@ def make_recipe(
             "name": name,
             "runs": folder / "runs",
             "data": {"graph": folder / "graph", "shards": shards or str(folder / "shards"), "workers": 1},
-            "text_encoder": {"path": str(folder / "encoder")},
+            "text_encoder": {"path": str(folder / "encoder"), "weights": "random"},
             "optimizer": {"text_learning_rate": 1e-3, "graph_learning_rate": 1e-3},
             "batch": {"passages": 8},
             "steps": steps,

@@ -60,6 +60,8 @@ def tokenizer_directory(tmp_path_factory) -> Path:
     ]
     wordpiece = tokenizers.BertWordPieceTokenizer(lowercase=True)
     wordpiece.train_from_iterator(text, vocab_size=300, min_frequency=1, show_progress=False)
+    first, last = (("[CLS]", wordpiece.token_to_id("[CLS]")), ("[SEP]", wordpiece.token_to_id("[SEP]")))
+    wordpiece._tokenizer.post_processor = tokenizers.processors.BertProcessing(last, first)
     directory = tmp_path_factory.mktemp("tokenizer")
     wordpiece.save(str(directory / "tokenizer.json"))
     return directory
@@ -101,7 +103,10 @@ class Sample:
     encoder: Path
 
     def recipe(self, runs: Path, **changes: object) -> Recipe:
-        """Return a recipe for a run on the sample; `changes` replaces whole sections."""
+        """Return a recipe for a run on the sample; `changes` replaces whole sections.
+
+        No encoder of the tests has weights, so `text_encoder.weights` is random unless it is given.
+        """
         values = {
             "name": "run",
             "runs": runs,
@@ -114,7 +119,8 @@ class Sample:
             "deepspeed": REPOSITORY / "ds_configs/zero0.json",
             "log_every": 1,
         }
-        return Recipe.model_validate(values | changes)
+        values |= changes
+        return Recipe.model_validate(values | {"text_encoder": {"weights": "random"} | values["text_encoder"]})
 
 
 @pytest.fixture(scope="session")

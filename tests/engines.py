@@ -7,8 +7,8 @@ from deepspeed import DeepSpeedEngine
 from bali_ds.config import Recipe
 from bali_ds.model.build_model import build_aligner
 from bali_ds.planning.batch_plan import plan_batches
+from bali_ds.planning.run_data import RunData
 from bali_ds.training.engine import build_engine, deepspeed_settings
-from bali_ds.training.run_directory import RunData
 
 
 def at_stage(recipe: Recipe, stage: int, **changes: Any) -> Recipe:

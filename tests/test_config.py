@@ -1,9 +1,12 @@
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
 from bali_ds.config import Recipe, dump_recipe, load_recipe
+from bali_ds.config.recipe_paths import PATHS
+from bali_ds.config.section import Section
 from bali_ds.errors import InputError
 
 SMALLEST = {"name": "a", "data": {"graph": "g", "shards": "s"}, "text_encoder": {"path": "e"}, "steps": 3}
@@ -32,9 +35,62 @@ def test_overrides_reach_nested_keys_and_keep_their_types(recipe_file):
 
 
 def test_a_dumped_recipe_reads_back_equal(recipe_file, tmp_path):
-    recipe = load_recipe(recipe_file, ["evaluation.linking={dictionary: d, queries: q}"])
+    paths = [f"{key}={tmp_path}/{key}" for key in ("runs", "deepspeed")]
+    recipe = load_recipe(
+        recipe_file, [*paths, f"evaluation.linking={{dictionary: {tmp_path}/d, queries: {tmp_path}/q}}"]
+    )
     (tmp_path / "again.yaml").write_text(dump_recipe(recipe))
     assert load_recipe(tmp_path / "again.yaml") == recipe
+
+
+PLACED = {
+    "runs": "out", "deepspeed": "./ds.json",
+    "data": {"graph": "../graph", "shards": {"one": 1, "https://host/two": 2, "pipe:cat {name}": 1}},
+    "text_encoder": {"path": "encoder"},
+    "evaluation": {"linking": {"dictionary": "~/names.txt", "queries": "bioc-xml:dev/corpus.xml"}},
+}  # fmt: skip
+
+
+def test_paths_are_relative_to_the_recipe(tmp_path, monkeypatch):
+    (tmp_path / "work/recipes/encoder").mkdir(parents=True)
+    (tmp_path / "work/recipes/recipe.yaml").write_text(yaml.safe_dump(SMALLEST | PLACED))
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(Path("work/recipes/recipe.yaml"))
+    assert (str(recipe.runs), str(recipe.deepspeed)) == ("work/recipes/out", "work/recipes/ds.json")
+    assert str(recipe.data.graph) == "work/graph"
+    assert recipe.data.shards == {"work/recipes/one": 1, "https://host/two": 2, "pipe:cat {name}": 1}
+    assert recipe.text_encoder.path == "work/recipes/encoder"
+    assert str(recipe.evaluation.linking.dictionary) == "/home/somebody/names.txt"
+    assert str(recipe.evaluation.linking.queries) == "bioc-xml:work/recipes/dev/corpus.xml"
+
+
+def test_other_paths_are_relative_to_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "recipes").mkdir()
+    file = tmp_path / "recipes/recipe.yaml"
+    file.write_text(yaml.safe_dump(SMALLEST | {"text_encoder": {"path": "team/model"}}))
+    monkeypatch.setenv("HOME", "/home/somebody")
+    linking = "evaluation.linking={dictionary: d, queries: q}"
+    recipe = load_recipe(file, ["data.shards=~/shards", "data.graph=graph", linking])
+    assert (recipe.data.shards, str(recipe.data.graph)) == ("/home/somebody/shards", "graph")
+    assert str(recipe.evaluation.linking.dictionary) == "d"
+    assert (str(recipe.runs), str(recipe.deepspeed)) == ("runs", "ds_configs/zero1.json")  # defaults
+    assert recipe.text_encoder.path == "team/model"  # on the Hub, as there is no such directory
+    (tmp_path / "recipes/metrics.jsonl").touch()
+    assert str(load_recipe(file).data.graph) == "g"  # the record of a run
+
+
+def test_every_path_of_the_schema_is_known():
+    def paths(section, prefix=""):
+        for name, field in section.model_fields.items():
+            kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
+            for kind in kinds:
+                if isinstance(kind, type) and issubclass(kind, Section):
+                    yield from paths(kind, f"{prefix}{name}.")
+            if Path in kinds:
+                yield f"{prefix}{name}"
+
+    assert set(paths(Recipe)) == set(PATHS) - {"data.shards", "text_encoder.path"}
 
 
 @pytest.mark.parametrize(

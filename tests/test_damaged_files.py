@@ -36,7 +36,7 @@ RECIPE = """\
 name: run
 seed: 1
 data: {graph: graph, shards: shards, workers: 0}
-text_encoder: {path: encoder}
+text_encoder: {path: encoder, weights: random}
 batch: {passages: 4}
 steps: 3
 precision: fp32
@@ -183,8 +183,11 @@ RECIPES = [
     (written("recipe.yaml", "# " + "x" * 300_000), "has more than 262,144 bytes"),
     (fifo("recipe.yaml"), "recipe.yaml: cannot be read: it is not a regular file"),
     (endless("recipe.yaml"), "recipe.yaml: cannot be read: it is not a regular file"),
-    (replaced("recipe.yaml", "{path: encoder}", "[encoder]"), "text_encoder: must be a mapping, got a list"),
-    (replaced("recipe.yaml", "text_encoder: {path: encoder}\n", ""), "text_encoder: Field required"),
+    (
+        replaced("recipe.yaml", "{path: encoder, weights: random}", "[encoder]"),
+        "text_encoder: must be a mapping, got a list",
+    ),
+    (replaced("recipe.yaml", "text_encoder: {path: encoder, weights: random}\n", ""), "text_encoder: Field required"),
     (replaced("recipe.yaml", "workers: 0", "fan_out: 100000000"), "data.fan_out: Input should be less than"),
 ]
 DEEPSPEED = [

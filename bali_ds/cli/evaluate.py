@@ -39,8 +39,9 @@ def _add_linking(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     )
     linking.add_argument("--model", type=Path, required=True, metavar="DIR", help="exported or Hugging Face encoder")
     linking.add_argument(
-        "--dictionary", type=Path, required=True, metavar="FILE", help="plain or gzip file of CUI||name lines"
-    )
+        "--dictionary", type=Path, required=True, metavar="FILE",
+        help="plain or gzip file of CUI||name lines, or a graph directory",
+    )  # fmt: skip
     linking.add_argument(
         "--queries", required=True, metavar="FILE",
         help="TSV file with columns mention and cui, BioSyn .concept files, or a corpus as FORMAT:PATH, for example "
@@ -58,25 +59,32 @@ def _add_linking(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 
 def _run_linking(options: argparse.Namespace) -> None:
-    from bali_ds.evaluation.linking import compare_linking, rank_queries, summarize
+    from bali_ds.evaluation.gold_coverage import gold_coverage
+    from bali_ds.evaluation.linking import biosyn_ranks, compare_linking, rank_queries, summarize, summary
     from bali_ds.evaluation.linking_data import read_queries
     from bali_ds.inference.concept_dictionary import read_dictionary
     from bali_ds.inference.encoder import load
 
     dictionary = read_dictionary(options.dictionary)
     queries = read_queries(options.queries)
+    coverage = gold_coverage(dictionary, queries)
 
     def ranks(path: Path) -> Any:
         encoder = load(path, device=options.device)
         encoder.pooling = options.pooling or encoder.pooling
-        return rank_queries(encoder, dictionary, queries, in_context=options.in_context, progress=True)
+        names = encoder.encode(list(dictionary.names), progress=True)
+        own = rank_queries(encoder, dictionary, queries, in_context=options.in_context, names=names, progress=True)
+        return own, biosyn_ranks(encoder, dictionary, queries, names) if queries.parts else None
 
-    own = ranks(options.model)
+    own, biosyn = ranks(options.model)
     result = summarize(own, dictionary, queries, seed=options.seed)
     if options.against:
-        differences = compare_linking(ranks(options.against), own, dictionary, queries, options.seed)
-        for subset, measures in differences.items():
+        other, _ = ranks(options.against)
+        for subset, measures in compare_linking(other, own, dictionary, queries, options.seed).items():
             result[subset]["difference"] = measures
+    if biosyn is not None:
+        result["biosyn_protocol"] = summary(biosyn, options.seed)
+    result["all"]["gold"] = coverage
     emit(result, options.json, _linking_table)
 
 
@@ -88,6 +96,10 @@ def _linking_table(result: dict[str, Any]) -> str:
         if "difference" in values:
             changes = (values["difference"][measure] for measure in measures)
             lines.append(f"{'  difference':<28}" + "".join(interval(change, sign="+") for change in changes))
+    gold = result["all"]["gold"]
+    lines.append(f"{gold['mentions_without_gold']:,} mentions have no gold concept in the dictionary; it lacks:")
+    for name, counts in gold["vocabularies"].items():
+        lines.append(f"  {name:<18}{counts['missing']:>8,} of {counts['concepts']:,} gold concepts")
     return "\n".join(lines)
 
 

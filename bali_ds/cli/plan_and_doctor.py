@@ -56,12 +56,14 @@ def _plan(options: argparse.Namespace) -> None:
 
     from bali_ds.config import load_recipe
     from bali_ds.doctor.hostfile import read_hostfile
+    from bali_ds.evaluation.gold_coverage import check_evaluation_files
     from bali_ds.planning.run_plan import plan, plan_text
 
     rate = options.samples_per_second
     if rate is not None and not rate > 0:
         raise InputError(f"--samples-per-second {rate}: must be positive")
     recipe = load_recipe(options.config, options.overrides)
+    check_evaluation_files(recipe)
     ranks = sum(host.slots for host in read_hostfile(options.hostfile)) if options.hostfile else options.ranks
     on_gpu = options.device == "cuda" if options.device else torch.cuda.is_available()
     planned = plan(recipe, ranks=ranks, on_gpu=on_gpu, samples_per_second=rate)

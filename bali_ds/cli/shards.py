@@ -26,6 +26,10 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     lint.add_argument(
         "--graph", type=Path, metavar="GRAPH", help="also check concepts, relations and facts against this graph"
     )
+    lint.add_argument(
+        "--tokenizer", metavar="NAME",
+        help="also check that this encoder reads the same tokens and has embeddings for them",
+    )  # fmt: skip
     add_json(lint)
     show = _add_reader(shards, "show", "print a sample, or passages with their mentions marked", _show)
     show.add_argument("key", metavar="KEY", nargs="?", help="key or row number of the sample")
@@ -144,6 +148,7 @@ def _build(options: argparse.Namespace) -> int:
         if pool is None:
             return 0
         corpora = _corpora(options)
+        _check_encoder(options.tokenizer)
         result = build_shards(
             corpora, options.graph, options.tokenizer, options.out, settings, pool, overwrite=options.overwrite
         )
@@ -171,6 +176,20 @@ def _neighbors(options: argparse.Namespace) -> "NeighborSettings":
     return NeighborSettings(tuple(sorted(weights.items())), tuple(sorted(options.fact_source)), options.largest_degree)
 
 
+def _check_encoder(name: str) -> None:
+    """Compare the tokenizer of an encoder with that of transformers and with the embeddings, as training does later.
+
+    A tokenizer by itself, without config.json, has nothing that it could be compared with.
+    """
+    path = Path(name)
+    if path.is_file() or (path.is_dir() and not (path / "config.json").is_file()):
+        return
+    from bali_ds.model.pretrained import shapes_of_encoder
+    from bali_ds.model.tokenizer_checks import matching_tokenizer
+
+    matching_tokenizer(name, shapes_of_encoder(name))
+
+
 def _corpora(options: argparse.Namespace) -> "list[Corpus]":
     from bali_ds.corpus.corpus_files import corpus_files
     from bali_ds.shards.build_settings import Corpus
@@ -194,9 +213,17 @@ def _stats(options: argparse.Namespace) -> None:
 
 
 def _lint(options: argparse.Namespace) -> int:
+    from bali_ds.corpus.tokenizer import Tokenizer
     from bali_ds.shards.lint import lint
+    from bali_ds.shards.shard_set import ShardSet
 
     problems = lint(options.shards, options.graph)
+    if options.tokenizer:
+        try:
+            ShardSet.open(options.shards).check_tokenizer(Tokenizer.load(options.tokenizer), options.tokenizer)
+            _check_encoder(options.tokenizer)
+        except InputError as error:
+            problems.append(str(error))
     clean = f"{options.shards}: no problems found"
     emit({"findings": problems}, options.json, lambda shown: "\n".join(shown["findings"]) or clean)
     return 1 if problems else 0

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from bali_ds.config.aliases import replace_old_spellings
 from bali_ds.config.recipe import Recipe
+from bali_ds.config.recipe_paths import locate
 from bali_ds.config.section import Section
 from bali_ds.errors import InputError
 from bali_ds.files import read_yaml
@@ -27,13 +28,18 @@ _BESIDE_A_RECORD = ("checkpoints", "failures", "metrics.jsonl")
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a YAML recipe whose files will be opened, and apply `key=value` overrides with dots between nested keys.
 
+    Relative paths in the recipe are relative to its folder; those of overrides, of defaults and of the record of a run
+    directory are relative to the working directory.
+
     Raises:
         InputError: the file cannot be read or is not a YAML mapping, or a key or value is invalid (for an unknown key,
             with the nearest known one). Also if the file is the record of a run directory, which is not trusted, and
             names shards that are neither a directory nor a plain download, and no override replaces them.
     """
-    recipe = _validated(_read(path, overrides), str(path))
-    if _is_record(Path(path)) and not any(override.startswith("data.shards=") for override in overrides):
+    path = Path(path)
+    recorded = _is_record(path)
+    recipe = _validated(_read(path, overrides, Path() if recorded else path.parent), str(path))
+    if recorded and not any(override.startswith("data.shards=") for override in overrides):
         shards = recipe.data.shards
         check_recorded([shards] if isinstance(shards, str) else shards, path)
     return recipe
@@ -61,11 +67,13 @@ def _is_record(path: Path) -> bool:
     return path.name == RECORD and any((path.parent / name).exists() for name in _BESIDE_A_RECORD)
 
 
-def _read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def _read(path: Path, overrides: Sequence[str] = (), folder: Path | None = None) -> dict[str, Any]:
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: is not a mapping of recipe keys to values; see launch/recipes for examples")
     values = _in_current_spelling(values, str(path))
+    if folder is not None:
+        locate(values, folder)
     for override in overrides:
         _apply(values, override)
     return values
@@ -90,6 +98,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     for part in reversed(key.split(".")):
         given = {part: given}
     given = _in_current_spelling(given, override)
+    locate(given, Path())
     for _ in key.split(".")[:-1]:
         (section, given), *_ = given.items()
         values = values.setdefault(section, {})

@@ -44,12 +44,11 @@ class LoraConfig(Section):
 
 
 class TextEncoderConfig(Section):
-    """The language model: a model directory or a name on the Hugging Face Hub.
-
-    A directory with config.json but without weights is initialized with the seed of the recipe.
-    """
+    """The language model: a model directory or a name on the Hugging Face Hub."""
 
     path: str
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """The weights of `path`; or new ones of its architecture, initialized from the seed of the recipe."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Dropout of the encoder; None keeps that of its configuration."""
     attention: Literal["packed", "sdpa", "flash_attention_2", "eager"] = "packed"

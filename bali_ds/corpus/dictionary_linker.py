@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from bali_ds.corpus.abbreviations import find_abbreviations
 from bali_ds.corpus.disambiguation import Candidates, Disambiguator
 from bali_ds.corpus.document import Document, Mention
+from bali_ds.corpus.gene_context import GeneContext
 from bali_ds.corpus.name_index import NameIndex, symbol_spelling
 from bali_ds.corpus.normalization import WordHasher, normalize_word, split_words
 from bali_ds.corpus.word_cache import WordCache
@@ -59,6 +60,7 @@ class DictionaryLinker:
         self._hasher = WordHasher()
         self._word_cache = WordCache(self._hash_words)
         self._disambiguator = Disambiguator(name_index, graph)
+        self._genes = GeneContext(graph)
         self._labels: dict[int, tuple[str, tuple[str, ...]]] = {}
 
     def link(self, documents: Sequence[Document]) -> list[Document]:
@@ -70,7 +72,7 @@ class DictionaryLinker:
         linked = []
         for number, document in enumerate(documents):
             own = range(matches.documents[number], matches.documents[number + 1])
-            hits = list(self._hits(document.text, matches, own))
+            hits = self._in_context(document.text, self._hits(document.text, matches, own))
             hits = _define_abbreviations(document.text, hits, self._graph.names)
             concept_ids = self._disambiguator.choose([hit.candidates for hit in hits])
             mentions = [
@@ -114,6 +116,15 @@ class DictionaryLinker:
             if candidates:
                 yield _Hit(start, end, candidates)
                 last_end = end
+
+    def _in_context(self, text: str, hits: Iterator[_Hit]) -> list[_Hit]:
+        """Return the hits without concepts that the words around a symbol rule out, and without hits that lose all."""
+        kept = []
+        for hit in hits:
+            candidates = self._genes.candidates(text, *hit)
+            if candidates:
+                kept.append(hit if candidates is hit.candidates else hit._replace(candidates=candidates))
+        return kept
 
     def _hash_words(self, text: str) -> NDArray[np.int64]:
         words = split_words(text)

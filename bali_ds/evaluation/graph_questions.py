@@ -13,11 +13,18 @@ from numpy.typing import NDArray
 
 from bali_ds.files import published_file
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
+from bali_ds.graph.relations import inverse_name
 from bali_ds.graph.tables import read_table
 
 # By relation: the phrase for its tails, given the head, and the phrase for its heads, given the tail.
 PHRASES = {
     "isa": ("the broader kinds of thing that {} belongs to", "the particular forms of {}"),
+    "child_of": ("what stands directly above {}", "what stands directly under {}"),
+    "narrower_than": ("the more general notions that cover {}", "the more special notions that {} covers"),
+    "related_to": ("what {} has to do with", "what has to do with {}"),
+    "similar_to": ("what {} is like", "what is like {}"),
+    "possibly_synonym_of": ("what {} may be another word for", "what may be another word for {}"),
+    "synonym_of": ("what {} is another word for", "what is another word for {}"),
     "mesh_narrower_than": ("the wider headings above {}", "the narrower headings under {}"),
     "part_of": ("the whole that {} is a piece of", "the pieces that make up {}"),
     "anatomic_structure_is_physical_part_of": ("the larger structure around {}", "the structures inside {}"),
@@ -54,8 +61,11 @@ def paraphrase(relation: str, topic: str, *, backwards: bool) -> str:
         topic: name or phrase of the concept that the relation starts from.
         backwards: whether the topic is the tail.
     """
-    words = relation.replace("_", " ").lower()
-    return PHRASES.get(relation.lower(), PLAIN)[backwards].format(topic, relation=words)
+    name = relation.lower()
+    inverse = inverse_name(name)
+    if name not in PHRASES and inverse in PHRASES:
+        name, backwards = inverse, not backwards
+    return PHRASES.get(name, PLAIN)[backwards].format(topic, relation=name.replace("_", " "))
 
 
 LARGEST_FRONTIER = 256

@@ -1,5 +1,6 @@
 """Zero-shot entity linking: ranks the concepts of a dictionary for each mention, without fine-tuning."""
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -33,11 +34,13 @@ def summarize(
     ranks: NDArray[np.int64], dictionary: ConceptDictionary, queries: Queries, *, seed: int = 0
 ) -> dict[str, Any]:
     """Return the result of `evaluate_linking` for the given rank of each query."""
-    return {
-        name: {"n": len(rows), **intervals(measures(ranks[rows]), seed)}
-        for name, rows in subsets(dictionary, queries).items()
-        if len(rows)
-    }
+    found = subsets(dictionary, queries)
+    return {name: summary(ranks[rows], seed) for name, rows in found.items() if len(rows)}
+
+
+def summary(ranks: NDArray[np.int64], seed: int = 0) -> dict[str, Any]:
+    """Return the number of mentions and their measures with 95 % bootstrap intervals."""
+    return {"n": len(ranks), **intervals(measures(ranks), seed)}
 
 
 def compare_linking(
@@ -64,6 +67,7 @@ def rank_queries(
     queries: Queries,
     *,
     in_context: bool = False,
+    names: NDArray[np.float32] | None = None,
     progress: bool = False,
 ) -> NDArray[np.int64]:
     """Return the rank of the best gold concept of each mention: int64 [n], NOT_FOUND if the dictionary lacks it.
@@ -73,6 +77,7 @@ def rank_queries(
         dictionary: names and their concepts.
         queries: mentions and gold concepts.
         in_context: encode each mention within its text instead of the mention string alone.
+        names: vectors of the names; None encodes them.
         progress: show a progress bar.
 
     Raises:
@@ -81,14 +86,37 @@ def rank_queries(
     if in_context:
         if not queries.places:
             raise InputError("--in-context: the queries have no texts; pass a corpus, for example pubtator:FILE")
-        names = encoder.encode(list(dictionary.names), progress=progress)
+        names = encoder.encode(list(dictionary.names), progress=progress) if names is None else names
         mentions = encoder.encode_mentions(queries.places)
         return concept_ranks(mentions, np.arange(len(mentions)), names, dictionary, queries.gold)
     distinct = {mention: row for row, mention in enumerate(dict.fromkeys(queries.mentions))}
-    vectors = encoder.encode([*dictionary.names, *distinct], progress=progress)
-    names, mentions = vectors[: len(dictionary.names)], vectors[len(dictionary.names) :]
+    known = [] if names is not None else dictionary.names
+    vectors = encoder.encode([*known, *distinct], progress=progress)
     rows = np.array([distinct[mention] for mention in queries.mentions])
-    return concept_ranks(mentions, rows, names, dictionary, queries.gold)
+    names = vectors[: len(known)] if names is None else names
+    return concept_ranks(vectors[len(known) :], rows, names, dictionary, queries.gold)
+
+
+def biosyn_ranks(
+    encoder: EncoderLike, dictionary: ConceptDictionary, queries: Queries, names: NDArray[np.float32]
+) -> NDArray[np.int64]:
+    """Return the rank of each mention in BioSyn's protocol: int64 [n], NOT_FOUND as in `rank_queries`.
+
+    Names are ranked instead of concepts. A composite mention is found among the first k names if each of its parts is,
+    with any of its gold concepts (Sung et al., ACL 2020; `evaluate_topk_acc` of their code).
+
+    Args:
+        encoder: the model.
+        dictionary: names and their concepts.
+        queries: mentions with their parts.
+        names: vectors of the names.
+    """
+    sizes = np.array([len(parts) for parts in queries.parts])
+    distinct = {part: row for row, part in enumerate(dict.fromkeys(chain.from_iterable(queries.parts)))}
+    rows = np.array([distinct[part] for parts in queries.parts for part in parts])
+    gold = [own for own, count in zip(queries.gold, sizes, strict=True) for _ in range(count)]
+    ranks = concept_ranks(encoder.encode(list(distinct)), rows, names, dictionary, gold, of_names=True)
+    return np.maximum.reduceat(ranks, np.cumsum(sizes) - sizes)
 
 
 def concept_ranks(
@@ -97,6 +125,8 @@ def concept_ranks(
     names: NDArray[np.float32],
     dictionary: ConceptDictionary,
     gold: Any,
+    *,
+    of_names: bool = False,
 ) -> NDArray[np.int64]:
     """Return the exact rank of the best gold concept of each query, computed in bounded memory.
 
@@ -109,6 +139,7 @@ def concept_ranks(
         names: float32 [names, d], name vectors.
         dictionary: names and their concepts.
         gold: n tuples of concept identifiers.
+        of_names: rank names instead of concepts: 1 plus the number of names before the gold concept's best name.
 
     Returns:
         int64 [n], NOT_FOUND if the dictionary has no gold concept of the query.
@@ -125,19 +156,25 @@ def concept_ranks(
             known = [index[cui] for cui in gold[query] if cui in index]
             if known:
                 own = np.concatenate([names_of[concept] for concept in known])
-                ranks[query] = _rank(scores[rows[query] - start], own, known, dictionary)
+                before = _names_before(scores[rows[query] - start], own)
+                ranks[query] = 1 + (len(before) if of_names else _concepts_before(before, known, dictionary))
     return ranks
 
 
-def _rank(scores: NDArray[np.float32], own: NDArray[np.int64], gold: list[int], dictionary: ConceptDictionary) -> int:
+def _names_before(scores: NDArray[np.float32], own: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the names before the best one of a concept's own names."""
     best = scores[own].max()
     place = own[scores[own] == best].min()
     before = np.flatnonzero(scores >= best)
-    before = before[(scores[before] > best) | (before < place)]
+    return before[(scores[before] > best) | (before < place)]
+
+
+def _concepts_before(before: NDArray[np.int64], gold: list[int], dictionary: ConceptDictionary) -> int:
+    """Return the number of distinct concepts of names, without the gold ones."""
     starts = dictionary.offsets[before]
     sizes = dictionary.offsets[before + 1] - starts
     flat = np.repeat(starts - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
-    return 1 + len(np.setdiff1d(dictionary.concepts[flat], gold))
+    return len(np.setdiff1d(dictionary.concepts[flat], gold))
 
 
 def _names_by_concept(dictionary: ConceptDictionary) -> list[NDArray[np.int64]]:

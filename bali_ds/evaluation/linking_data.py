@@ -1,5 +1,6 @@
 """Readers of entity linking queries: TSV tables, BioSyn `.concept` files and annotated corpora."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,9 @@ from bali_ds.corpus.document import ReadReport
 from bali_ds.corpus.readers import READERS, read_documents
 from bali_ds.errors import InputError
 from bali_ds.files import nonempty_lines
-from bali_ds.inference.concept_dictionary import COMPOSITE
+from bali_ds.inference.concept_dictionary import split_identifiers
 
+_PARTS = re.compile(r"[|+]")
 FLAGS = ("in_dict_exact", "cui_seen_in_train", "pair_seen_in_train")
 
 
@@ -25,12 +27,14 @@ class Queries:
         gold: concept identifiers of each mention; a composite mention has several, and any of them counts.
         flags: bool [n] by column name, the flags that the file has for each mention.
         places: (text, start, end) of each mention in its document; empty if the file has no texts.
+        parts: the strings of which each mention consists, as BioSyn's files join them by a bar; empty for other files.
     """
 
     mentions: Sequence[str]
     gold: Sequence[tuple[str, ...]]
     flags: dict[str, NDArray[np.bool_]]
     places: Sequence[tuple[str, int, int]] = ()
+    parts: Sequence[tuple[str, ...]] = ()
 
 
 def read_queries(source: str | Path) -> Queries:
@@ -57,7 +61,7 @@ def read_queries(source: str | Path) -> Queries:
 
 
 def _read_corpus(form: str, path: Path) -> Queries:
-    """Read the linked mentions of a corpus; the prefix of "UMLS:C0012345" is removed."""
+    """Read the linked mentions of a corpus."""
     found = [
         (mention, document.text)
         for document in read_documents(form, path, ReadReport())
@@ -66,7 +70,7 @@ def _read_corpus(form: str, path: Path) -> Queries:
     ]
     return Queries(
         mentions=[text[mention.start : mention.end] for mention, text in found],
-        gold=[tuple(each.removeprefix("UMLS:") for each in mention.ids) for mention, _ in found],
+        gold=[split_identifiers(";".join(mention.ids)) for mention, _ in found],
         flags={},
         places=[(text, mention.start, mention.end) for mention, text in found],
     )
@@ -87,7 +91,7 @@ def _read_table(path: Path) -> Queries:
     columns = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(header, ())
     return Queries(
         mentions=list(columns["mention"]),
-        gold=[tuple(COMPOSITE.split(cui)) for cui in columns["cui"]],
+        gold=[split_identifiers(cui) for cui in columns["cui"]],
         flags={name: np.array(columns[name]) == "1" for name in FLAGS if name in columns},
     )
 
@@ -103,5 +107,5 @@ def _read_concepts(path: Path) -> Queries:
             if len(fields) != 5:
                 raise InputError(f"{file}:{number}: expected document||start|end||type||mention||CUI")
             mentions.append(fields[3])
-            gold.append(tuple(COMPOSITE.split(fields[4])))
-    return Queries(mentions, gold, {})
+            gold.append(split_identifiers(fields[4]))
+    return Queries(mentions, gold, {}, parts=[tuple(_PARTS.split(mention)) for mention in mentions])

@@ -100,7 +100,7 @@ def _test_accuracy(model: Path, split: Split, tuning: FineTuning, seed: int) -> 
     else:
         kind = AutoModelForSequenceClassification
         network, _ = load_model(kind, model, num_labels=len(labels), dtype=torch.float32)
-    longest = min(tuning.max_tokens, positions_of(network.config))
+    longest = min(tuning.max_tokens, positions_of(network))
     train, development, test = (
         _Encoded(part, tokenizer, labels, longest) for part in (split.train, split.development, split.test)
     )

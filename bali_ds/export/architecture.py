@@ -8,10 +8,13 @@ from typing import Any
 import torch
 
 from bali_ds.checkpoint.lazy_tensor import LazyTensor
+from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.errors import InputError
 from bali_ds.files import write_json
 from bali_ds.model.decoder import is_decoder
 from bali_ds.model.pretrained import fresh_model, load_configuration, load_tokenizer
+from bali_ds.model.text_encoder import positions_of
+from bali_ds.model.tokenizer_checks import check_same_tokens
 
 SENTENCE_MODULES = (
     ("", "sentence_transformers.models.Transformer"),
@@ -49,7 +52,8 @@ class ExportArchitecture:
     def rename(self, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """Return the tensors of text encoder and head under their names in transformers.
 
-        The head consists of the modules beside the base model, one or several.
+        The head consists of the modules beside the base model, one or several. A tensor that the architecture ties to
+        another one is dropped, unless the checkpoint holds it by itself.
 
         Raises:
             InputError: a tensor is missing, has another shape, or does not belong to the architecture.
@@ -64,32 +68,42 @@ class ExportArchitecture:
             prefixes.update({f"text.head.{number}.": f"{name}." for number, name in enumerate(heads)})
         renamed = {}
         for name, tensor in tensors.items():
-            for prefix, published in prefixes.items():
-                if name.startswith(prefix):
-                    renamed[published + name.removeprefix(prefix)] = tensor
-        for alias, original in (self.model._tied_weights_keys or {}).items():
-            if original in renamed:
-                renamed.pop(alias, None)
-        self._check(renamed)
+            if name.startswith("text."):
+                prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
+                renamed[prefixes.get(prefix, "") + name.removeprefix(prefix)] = tensor
+        tied = self.model.all_tied_weights_keys
+        for alias, original in tied.items():
+            if alias in renamed and renamed[alias] is renamed.get(original):
+                del renamed[alias]
+        self._check(renamed, tied)
         return renamed
 
-    def _check(self, found: Mapping[str, LazyTensor]) -> None:
-        tied = set(self.model._tied_weights_keys or {})
-        expected = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items() if name not in tied}
-        for name, shape in expected.items():
-            if name not in found:
-                raise InputError(f"{self.source}: the checkpoint lacks {name} of this architecture")
-            if found[name].shape != shape:
-                raise InputError(f"{self.source}: {name} is {list(found[name].shape)}, config.json says {list(shape)}")
-        if surplus := sorted(set(found) - set(expected)):
+    def _check(self, found: Mapping[str, LazyTensor], tied: Mapping[str, str]) -> None:
+        """Compare names and shapes; tied tensors may be absent."""
+        expected = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
+        if lacking := sorted(expected.keys() - found.keys() - tied.keys()):
+            raise InputError(f"{self.source}: the checkpoint lacks {lacking[0]} of this architecture")
+        if surplus := sorted(found.keys() - expected.keys()):
             raise InputError(f"{self.source}: {surplus[0]} of the checkpoint is not a weight of this architecture")
+        for name, tensor in found.items():
+            if tensor.shape != expected[name]:
+                raise InputError(
+                    f"{self.source}: {name} is {list(tensor.shape)}, config.json says {list(expected[name])}"
+                )
 
     def save(self, out: Path, dtype: torch.dtype) -> None:
-        """Write config.json and the files of the tokenizer."""
+        """Write config.json and the files of the tokenizer, whose longest input is that of the model.
+
+        Raises:
+            InputError: the written tokenizer splits texts into other tokens than that of the training.
+        """
         self.model.config.architectures = [type(self.model).__name__]
         self.model.config.dtype = dtype
         self.model.config.save_pretrained(out)
-        load_tokenizer(self.source).save_pretrained(out)
+        tokenizer = load_tokenizer(self.source)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, positions_of(self.model))
+        tokenizer.save_pretrained(out)
+        check_same_tokens(Tokenizer.load(self.source), load_tokenizer(out), self.source)
 
     def save_sentence_modules(self, out: Path, pooling: str) -> None:
         """Write the files that make the directory a sentence-transformers model: pooling of tokens, unit length.
@@ -102,7 +116,9 @@ class ExportArchitecture:
             for row, (path, kind) in enumerate(SENTENCE_MODULES)
         ]
         write_json(out / "modules.json", rows)
-        write_json(out / "sentence_bert_config.json", {"max_seq_length": None, "do_lower_case": False})
+        write_json(
+            out / "sentence_bert_config.json", {"max_seq_length": positions_of(self.model), "do_lower_case": False}
+        )
         mode = "pooling_mode_lasttoken" if pooling == "last" else "pooling_mode_mean_tokens"
         settings = {"word_embedding_dimension": self.width, "pooling_mode_mean_tokens": False} | {mode: True}
         write_json(out / "1_Pooling" / "config.json", settings)

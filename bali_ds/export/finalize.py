@@ -101,7 +101,11 @@ def _encoders(recipe: Recipe) -> dict[str, Encoder]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = recipe.text_encoder
     untrained = load_text_encoder(
-        settings.path, seed=recipe.seed, layer=settings.layer, bidirectional=settings.bidirectional
+        settings.path,
+        seed=recipe.seed,
+        weights=settings.weights,
+        layer=settings.layer,
+        bidirectional=settings.bidirectional,
     )
     tokenizer = load_tokenizer(settings.path)
     trained = load(recipe.directory / "export", device=device, dtype=torch.float32)

@@ -12,7 +12,13 @@ from bali_ds.errors import InputError
 from bali_ds.files import nonempty_lines
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 
-COMPOSITE = re.compile(r"[|+]")
+_BETWEEN_IDENTIFIERS = re.compile(r"[|+;,]")
+
+
+def split_identifiers(text: str) -> tuple[str, ...]:
+    """Return the concept identifiers of a field: |, +, ; or a comma joins several, UMLS: before one is removed."""
+    parts = (part.strip().removeprefix("UMLS:") for part in _BETWEEN_IDENTIFIERS.split(text))
+    return tuple(part for part in parts if part)
 
 
 @dataclass(frozen=True)
@@ -54,18 +60,24 @@ class ConceptDictionary:
 
 
 def read_dictionary(path: Path) -> ConceptDictionary:
-    """Read a plain or gzip file of `CUI||name` lines; | or + joins several CUIs of one name.
+    """Read a plain or gzip file of `CUI||name` lines, see `split_identifiers`, or all names of a graph.
+
+    Args:
+        path: the file, or the directory of a graph.
 
     Raises:
-        InputError: the file cannot be read, a line is malformed, or there are no lines.
+        InputError: the file or graph cannot be read, a line is malformed, or there are no lines.
     """
+    if path.is_dir():
+        return graph_dictionary(KnowledgeGraph.open(path))
 
     def pairs() -> Iterator[tuple[str, Sequence[str]]]:
         for number, line in nonempty_lines(path):
-            identifiers, bars, name = line.partition("||")
-            if not (bars and identifiers and name):
+            text, _, name = line.partition("||")
+            identifiers = split_identifiers(text)
+            if not (identifiers and name):
                 raise InputError(f"{path}:{number}: expected CUI||name, found {line[:60]!r}")
-            yield name, COMPOSITE.split(identifiers)
+            yield name, identifiers
 
     dictionary = ConceptDictionary.of(pairs())
     if not dictionary.names:

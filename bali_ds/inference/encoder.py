@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import AutoModel
 
 from bali_ds.data.sequences import ranges
 from bali_ds.errors import InputError
@@ -14,6 +15,7 @@ from bali_ds.inference.exported_directory import DESCRIPTION, check_directory, l
 from bali_ds.model.pooling import MentionPooling
 from bali_ds.model.pretrained import load_model, load_tokenizer
 from bali_ds.model.text_encoder import positions_of
+from bali_ds.model.tokenizer_checks import check_embeddings
 from bali_ds.parsing import quoted
 
 POOLINGS = ("mean_tokens", "mean", "cls", "last")
@@ -35,9 +37,10 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
     """
     path = Path(path)
     check_directory(path)
-    model = _load_model(path, dtype or (torch.float32 if torch.device(device).type == "cpu" else "auto"))
+    own = torch.float32 if torch.device(device).type == "cpu" else "auto"
+    model, _ = load_model(AutoModel, path, dtype=dtype or own)
     tokenizer = load_tokenizer(path)
-    _check_vocabulary(model, tokenizer, path)
+    check_embeddings(path, max(tokenizer.get_vocab().values(), default=0), model)
     description = read_description(path)
     encoder = Encoder(model.to(device), tokenizer, description.pooling)
     encoder.mention_pooling = load_mention_pooling(path, description.mention_pooling, encoder.width).to(device)
@@ -48,26 +51,6 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
         opening, closing = (vocabulary[token] for token in description.markers)
         encoder.markers = [opening], [closing]
     return encoder
-
-
-def _check_vocabulary(model: Any, tokenizer: Any, path: Path) -> None:
-    """Refuse a tokenizer with ids that the model has no embedding for."""
-    largest, rows = max(tokenizer.get_vocab().values(), default=0), model.get_input_embeddings().weight.shape[0]
-    if largest >= rows:
-        raise InputError(f"{path}: its tokenizer has an id of {largest}, but its weights have {rows} embeddings")
-
-
-def _load_model(path: Path, dtype: torch.dtype | str) -> torch.nn.Module:
-    from transformers import AutoModel
-
-    model: torch.nn.Module
-    model, lacking = load_model(AutoModel, path, dtype=dtype)
-    missing = [key for key in lacking if not key.startswith("pooler.")]
-    if missing:
-        raise InputError(
-            f"{path}: its weights lack {len(missing)} tensors of the architecture, for example {missing[0]}"
-        )
-    return model
 
 
 class EncoderLike(Protocol):
@@ -98,7 +81,7 @@ class Encoder:
         self.pooling = pooling
         self.mention_pooling = MentionPooling("mean", self.width)
         self.markers: tuple[list[int], list[int]] = ([], [])
-        self.max_tokens = min(int(tokenizer.model_max_length), positions_of(self.model.config))
+        self.max_tokens = min(int(tokenizer.model_max_length), positions_of(self.model))
 
     @property
     def width(self) -> int:

@@ -96,6 +96,7 @@ def build_aligner(
     text = load_text_encoder(
         encoder.path,
         seed=recipe.seed,
+        weights=encoder.weights,
         dropout=encoder.dropout,
         layer=encoder.layer,
         attention=encoder.attention,

@@ -78,7 +78,7 @@ def first_position(model: PreTrainedModel) -> int | None:
     if not getattr(encoder, "_supports_attention_backend", False):
         return None
     # RoBERTa and its kin number positions from the pad token on
-    padding = getattr(_position_embeddings(encoder), "padding_idx", None)
+    padding = getattr(position_embeddings(encoder), "padding_idx", None)
     first = 0 if padding is None else int(padding) + 1
     if model.device.type == "meta":
         model.set_attn_implementation(NAME)
@@ -117,6 +117,7 @@ def _agrees(encoder: PreTrainedModel, probe: PackedSequences, first: int, expect
         return False
 
 
-def _position_embeddings(encoder: PreTrainedModel) -> torch.nn.Module | None:
+def position_embeddings(encoder: torch.nn.Module) -> torch.nn.Module | None:
+    """Return the module with a learned embedding for each position, None without one."""
     found = [module for name, module in encoder.named_modules() if name.endswith("position_embeddings")]
     return found[0] if found else None

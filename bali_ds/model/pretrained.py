@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, Field
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 from transformers.utils import logging
 
 from bali_ds.errors import InputError, is_failure
@@ -22,11 +22,13 @@ from bali_ds.files import read_json
 from bali_ds.parsing import quoted, validated
 
 PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_OTHER_WEIGHTS = ("tf_model.h5", "flax_model.msgpack", "model.ckpt.index", "rust_model.ot")
 _CODE = "needs code of its own (auto_map in {}), which is not executed; choose a model that transformers itself has"
 _PICKLE = "has its weights as a pickle (pytorch_model.bin), which is not read; convert them to safetensors"
 _LARGEST_JSON = 16 << 20
 _LONGEST_REASON = 200
 _SHORTEST_INPUT = 4
+_FROM_SCRATCH = "to train its architecture from scratch, set text_encoder.weights to random"
 _ADAPTER = "holds an adapter of peft (adapter_config.json); merge it into its encoder and save that"
 
 
@@ -72,8 +74,8 @@ def _frame(tokenizer: Any) -> None:
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=[begin, "$A", end], special_tokens=ids)
 
 
-def load_model(kind: Any, path: str | Path, **options: Any) -> tuple[Any, list[str]]:
-    """Return a model and the sorted names of the weights that are missing from its files.
+def load_model(kind: Any, path: str | Path, **options: Any) -> tuple[Any, bool]:
+    """Return a model and whether its head is newly initialized, for lack of weights.
 
     Args:
         kind: an auto class of transformers, for example AutoModel.
@@ -81,16 +83,23 @@ def load_model(kind: Any, path: str | Path, **options: Any) -> tuple[Any, list[s
         options: for `from_pretrained`.
 
     Raises:
-        InputError: the model cannot be loaded, needs code of its own, or its weights are not safetensors.
+        InputError: the model cannot be loaded, needs code of its own, or its weights are not safetensors, or are not
+            all there; a pooler, which nothing here uses, may be missing.
     """
-    check_weight_files(Path(path))
+    check_weight_files(path)
     config = options.get("config") or load_configuration(path)
     with _one_line(path, "cannot be loaded as an encoder"):
         _check_memory(kind, config, path)
         model, info = kind.from_pretrained(
             path, output_loading_info=True, use_safetensors=True, trust_remote_code=False, **options
         )
-        return model, sorted(info["missing_keys"])
+        missing = sorted(key for key in info["missing_keys"] if "pooler." not in key)
+        prefix = f"{model.base_model_prefix}." if model.base_model is not model else ""
+        if lacking := [key for key in missing if key.startswith(prefix)]:
+            raise InputError(
+                f"{path}: its weights lack {len(lacking)} tensors of the architecture, for example {lacking[0]}"
+            )
+        return model, bool(missing)
 
 
 def fresh_model(kind: Any, config: PretrainedConfig, path: str | Path) -> Any:
@@ -126,12 +135,34 @@ def partitioned_model(kind: Any, config: PretrainedConfig) -> Any:
         return kind.from_config(config, trust_remote_code=False)
 
 
-def check_weight_files(directory: Path) -> None:
-    """Refuse pickled weights before transformers looks for them, and adapters, which name another model to download."""
-    if any((directory / name).is_file() for name in PICKLED_WEIGHTS) and not any(directory.glob("*.safetensors")):
-        raise InputError(f"{directory}: {_PICKLE}")
+def shapes_of_encoder(path: str | Path) -> Any:
+    """Return the encoder of a model directory or Hub name on the meta device, without reading weights.
+
+    Raises:
+        InputError: as `load_configuration` and `architecture_of`.
+    """
+    return architecture_of(AutoModel, load_configuration(path), path)
+
+
+def check_weight_files(path: str | Path) -> None:
+    """Check that a model directory has weights that are read here; a name on the Hub is not looked up.
+
+    Raises:
+        InputError: the directory has no weights, has them in another format, or holds an adapter, which names another
+            model to download.
+    """
+    directory = Path(path)
+    if not directory.is_dir():
+        return
     if (directory / "adapter_config.json").is_file():
         raise InputError(f"{directory}: {_ADAPTER}")
+    if any(directory.glob("*.safetensors")):
+        return
+    if any((directory / name).is_file() for name in PICKLED_WEIGHTS):
+        raise InputError(f"{directory}: {_PICKLE}")
+    if other := [name for name in _OTHER_WEIGHTS if (directory / name).is_file()]:
+        raise InputError(f"{directory}: its weights ({other[0]}) are not read; convert them to safetensors")
+    raise InputError(f"{directory}: has no weights (model.safetensors); {_FROM_SCRATCH}")
 
 
 def _check_json(directory: Path) -> None:

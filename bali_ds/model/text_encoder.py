@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,13 +11,11 @@ from transformers import AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreT
 from bali_ds.data.batch import PackedSequences
 from bali_ds.errors import InputError, first_line
 from bali_ds.model.decoder import WeightPartition, decoder_weights, is_decoder, load_partitioned
-from bali_ds.model.packed_encoder import encode_in_buckets, encode_packed, first_position
+from bali_ds.model.packed_encoder import encode_in_buckets, encode_packed, first_position, position_embeddings
 from bali_ds.model.pooling import pool_sequences
-from bali_ds.model.pretrained import fresh_model, load_configuration, load_model
+from bali_ds.model.pretrained import check_weight_files, fresh_model, load_configuration, load_model
 
 logger = logging.getLogger(__name__)
-
-WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
 
 
 class TextEncoder(nn.Module):
@@ -26,8 +23,8 @@ class TextEncoder(nn.Module):
 
     Attributes:
         encoder: the Hugging Face base model.
-        head: maps hidden states [K, d] to logits [K, vocabulary]; its output weights are tied to the embeddings. None
-            for a decoder.
+        head: maps hidden states [K, d] to logits [K, vocabulary]; its output weights are those of the embeddings
+            where the configuration ties them. None for a decoder.
         pooling: how names are pooled, see `pool_sequences`.
         fresh_head: whether the head has no pretrained weights of its own.
         first_position: the number of the first position where the encoder reads packed sequences; None where it reads
@@ -83,6 +80,7 @@ def load_text_encoder(
     path: str,
     *,
     seed: int,
+    weights: str = "pretrained",
     dropout: float | None = None,
     layer: int | None = None,
     attention: str = "packed",
@@ -92,12 +90,12 @@ def load_text_encoder(
 ) -> TextEncoder:
     """Load a Hugging Face encoder with its masked-language-model head, or a decoder.
 
-    Where the checkpoint has no head, a new one is initialized, tied to the embeddings, and the log says so. A directory
-    without any weights is initialized from its configuration. Both use `seed`.
+    Where the checkpoint has no head, a new one is initialized, and the log says so.
 
     Args:
         path: a directory or hub name.
         seed: of new weights.
+        weights: "pretrained", or "random" for new weights of its architecture.
         dropout: overrides the checkpoint's own.
         layer: the layer after which the encoder ends, counted from 1; None keeps all.
         attention: "packed", or in length buckets "sdpa", torch's fused attention, "flash_attention_2" or "eager".
@@ -108,43 +106,39 @@ def load_text_encoder(
             None loads all of them on every rank.
 
     Raises:
-        InputError: the directory or hub name does not exist, the architecture is neither a decoder nor has a
-            masked-language-model head, it has fewer layers, or the attention is not available here.
+        InputError: the directory or hub name does not exist or has no weights, the architecture is neither a decoder
+            nor has a masked-language-model head, it has fewer layers, or the attention is not available here.
     """
     torch.manual_seed(seed)
     config = read_configuration(path, dropout=dropout, layer=layer, bidirectional=bidirectional)
+    if weights == "random":
+        logger.info("%s: new weights of its architecture, initialized with seed %d", path, seed)
     if is_decoder(config):
-        model = _decoder(path, config, seed, partition)
+        model = _decoder(path, config, weights, partition)
         if attention == "packed" and (not bidirectional or partition is not None):
             attention = "sdpa"  # packed attention is not causal, and partitioned weights cannot be tried out
         first = _choose_attention(model, attention)
         return TextEncoder(model, None, first_position=first, pooling=pooling)
-    if not has_weights(path):
-        logger.info("%s: has no weights; initialized from its configuration with seed %d", path, seed)
+    if weights == "random":
         model, fresh_head = fresh_model(AutoModelForMaskedLM, config, path), True
     else:
-        model, fresh_head = _pretrained(path, config)
+        model, fresh_head = load_model(AutoModelForMaskedLM, path, config=config, dtype=torch.float32)
+        if fresh_head:
+            logger.info("%s: has no pretrained masked-language-model head; a new one is initialized", path)
     head = _head(model, path)
     first = _choose_attention(model, attention)
     return TextEncoder(model.base_model, head, fresh_head=fresh_head, first_position=first, pooling=pooling)
 
 
-def has_weights(path: str) -> bool:
-    """Return whether there are weights; a name on the Hub has some."""
-    directory = Path(path)
-    return not directory.is_dir() or any(any(directory.glob(pattern)) for pattern in WEIGHT_FILES)
-
-
-def _decoder(path: str, config: PretrainedConfig, seed: int, partition: WeightPartition | None) -> PreTrainedModel:
-    if not has_weights(path):
-        logger.info("%s: has no weights; initialized from its configuration with seed %d", path, seed)
-        model: PreTrainedModel = fresh_model(AutoModel, config, path)
-        return model
-    if partition is not None:
-        return load_partitioned(config, decoder_weights(path, config), partition)
-    model, missing = load_model(AutoModel, path, config=config, dtype=torch.float32)
-    if missing:
-        raise InputError(f"{path}: the weights lack {missing[0]}; the checkpoint is of another architecture")
+def _decoder(path: str, config: PretrainedConfig, weights: str, partition: WeightPartition | None) -> PreTrainedModel:
+    model: PreTrainedModel
+    if weights == "random":
+        model = fresh_model(AutoModel, config, path)
+    elif partition is not None:
+        check_weight_files(path)
+        model = load_partitioned(config, decoder_weights(path, config), partition)
+    else:
+        model, _ = load_model(AutoModel, path, config=config, dtype=torch.float32)
     return model
 
 
@@ -178,11 +172,19 @@ def read_configuration(
     return config
 
 
-def positions_of(config: Any) -> int:
-    """Return the longest sequence that an architecture reads, special tokens included."""
-    positions = getattr(config, "max_position_embeddings", None) or 512
-    offset = (config.pad_token_id or 0) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-    return int(positions) - offset
+def positions_of(model: Any) -> int:
+    """Return the longest sequence that a model reads, special tokens included.
+
+    RoBERTa and its kin number positions from the padding token on, so that the first position embeddings are not used.
+    """
+    limit = getattr(model.config, "max_position_embeddings", None) or 0
+    embeddings = position_embeddings(model)
+    rows = getattr(embeddings, "weight", None)
+    if rows is None:
+        return int(limit) if limit > 0 else 512
+    padding = getattr(embeddings, "padding_idx", None)
+    usable = int(rows.shape[0]) - (0 if padding is None else padding + 1)
+    return min(int(limit), usable) if limit > 0 else usable
 
 
 def _choose_attention(model: PreTrainedModel, attention: str) -> int | None:
@@ -210,17 +212,6 @@ def _choose_attention(model: PreTrainedModel, attention: str) -> int | None:
     if reason:
         raise InputError(f"text_encoder.attention: {attention} cannot be used here ({reason}); take packed")
     return None
-
-
-def _pretrained(path: str, config: PretrainedConfig) -> tuple[PreTrainedModel, bool]:
-    """Return the model, and whether its head is newly initialized."""
-    model, missing = load_model(AutoModelForMaskedLM, path, config=config, dtype=torch.float32)
-    prefix = model.base_model_prefix + "."
-    if damaged := [key for key in missing if key.startswith(prefix)]:
-        raise InputError(f"{path}: the weights lack {damaged[0]}; the checkpoint is of another architecture")
-    if missing:
-        logger.info("%s: has no pretrained masked-language-model head; a new one is tied to the embeddings", path)
-    return model, bool(missing)
 
 
 def _head(model: PreTrainedModel, path: str) -> nn.Module:

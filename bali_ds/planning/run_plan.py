@@ -9,19 +9,17 @@ import torch
 
 from bali_ds.config import Recipe
 from bali_ds.data.batch import Batch
-from bali_ds.data.loader import Loader
-from bali_ds.data.mixture import Mixture, open_mixture
+from bali_ds.data.mixture import Mixture
 from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config
-from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.losses.contrastive.workspace import DERIVATIVE_BYTES
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.build_model import DTYPES, build_aligner, fuses_layers
 from bali_ds.model.text_encoder import read_configuration
-from bali_ds.objectives.registry import stream_settings
 from bali_ds.planning.activations import PassMemory, pass_memory
 from bali_ds.planning.batch_plan import BatchPlan, plan_batches
 from bali_ds.planning.flops import text_encoder_packs
 from bali_ds.planning.memory import MemoryInputs, RankMemory, bytes_sent, rank_memory
+from bali_ds.planning.run_data import RunData
 
 STAGES = (0, 1, 2, 3)
 # Micro-batches that the largest is taken from: up to 8 steps of up to 4 ranks, fewer where a rank's batch is large.
@@ -76,10 +74,10 @@ def plan(recipe: Recipe, *, ranks: int, on_gpu: bool, samples_per_second: float 
     """
     settings = load_deepspeed_config(recipe.deepspeed)
     check_recipe(settings, recipe)
-    graph, shards = KnowledgeGraph.open(recipe.data.graph), open_mixture(recipe.data.shards)
-    batch_plan = plan_batches(recipe, ranks, len(shards.split("train")))
-    batch = _largest_batch(recipe, shards, graph, batch_plan)
-    model = shapes_of_model(recipe, 2 * graph.num_relations, shards)
+    data = RunData.open(recipe)
+    batch_plan = plan_batches(recipe, ranks, len(data.shards.split("train")))
+    batch = _largest_batch(recipe, data, batch_plan)
+    model = shapes_of_model(recipe, 2 * data.graph.num_relations, data.shards)
     model.text.for_gpu = on_gpu
     inputs = MemoryInputs(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -115,7 +113,8 @@ def shapes_of_model(recipe: Recipe, num_relations: int, shards: Mixture | None =
     with tempfile.TemporaryDirectory() as directory:
         # a directory that holds only config.json: no weights are read
         configuration.save_pretrained(directory)
-        bare = recipe.model_copy(update={"text_encoder": encoder.model_copy(update={"path": directory})})
+        own = encoder.model_copy(update={"path": directory, "weights": "random"})
+        bare = recipe.model_copy(update={"text_encoder": own})
         with torch.device("meta"):
             model = build_aligner(bare, num_relations, shards)
     return model.to(DTYPES[recipe.precision]).train()
@@ -144,19 +143,11 @@ def _activations(
     return PassMemory(one.with_gradients + features, one.without_gradients + features)
 
 
-def _largest_batch(recipe: Recipe, shards: Mixture, graph: KnowledgeGraph, batch_plan: BatchPlan) -> Batch:
+def _largest_batch(recipe: Recipe, data: RunData, batch_plan: BatchPlan) -> Batch:
     steps = max(1, min(_SAMPLED_STEPS, batch_plan.steps, _SAMPLED_PASSAGES // batch_plan.passages_per_rank))
     batches: list[Batch] = []
     for rank in range(min(_SAMPLED_RANKS, batch_plan.ranks)):
-        loader = Loader(
-            shards,
-            graph,
-            stream_settings(recipe),
-            global_batch=batch_plan.passages_per_step,
-            micro_batches=batch_plan.micro_batches,
-            rank=rank,
-            world_size=batch_plan.ranks,
-        )
+        loader = data.loader(recipe, rank, batch_plan.ranks, workers=0)
         batches += [micro_batch for step in islice(loader, steps) for micro_batch in step.micro_batches]
     return max(batches, key=_positions)
 

@@ -11,6 +11,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.errors import InputError
 from bali_ds.files import open_regular
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
@@ -129,6 +130,29 @@ class ShardSet:
                 raise InputError(
                     f"{self.path / 'index.json'}: says that the graph has {self.index['graph'].get(name)!r} {name}, "
                     f"but {graph.path} has {count}; {REBUILD}"
+                )
+
+    def check_tokenizer(self, tokenizer: Tokenizer, source: str) -> None:
+        """Check that a tokenizer is the one that the shards were built with, and that the index describes it.
+
+        Args:
+            tokenizer: the tokenizer.
+            source: what it was loaded from, for messages.
+
+        Raises:
+            InputError: it is another one, or the index describes it wrongly.
+        """
+        stored, own = self.index["tokenizer"], tokenizer.describe()
+        if stored["fingerprint"] != own["fingerprint"]:
+            raise InputError(
+                f"{self.path}: was built with tokenizer {stored['fingerprint'][:12]}, {source} has "
+                f"{own['fingerprint'][:12]}; build the shards with --tokenizer {source}"
+            )
+        for key in ("vocab_size", "cls_id", "sep_id", "pad_id", "mask_id", "special_ids"):
+            if stored[key] != own[key]:
+                raise InputError(
+                    f"{self.path / 'index.json'}: says that {key} of the tokenizer is {stored[key]}, but {source} has "
+                    f"{own[key]}; {REBUILD}"
                 )
 
     def split(self, name: str) -> range:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from bali_ds.config import Recipe
 from bali_ds.model.build_model import DTYPES
 from bali_ds.model.decoder import decoder_weights, is_decoder
-from bali_ds.model.text_encoder import has_weights, read_configuration
+from bali_ds.model.text_encoder import read_configuration
 
 
 class ZeroPartition:
@@ -52,7 +52,7 @@ def partition_of(recipe: Recipe, settings: dict[str, Any]) -> ZeroPartition | No
     config = read_configuration(encoder.path, layer=encoder.layer)
     if settings.get("zero_optimization", {}).get("stage", 0) < 3 or not is_decoder(config):
         return None
-    if not has_weights(encoder.path):
+    if encoder.weights == "random":
         return None
     decoder_weights(encoder.path, config)
     return ZeroPartition(recipe, settings)

@@ -24,7 +24,7 @@ from bali_ds.files import read_json, write_json
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.build_model import DTYPES, build_aligner
 from bali_ds.parsing import validated
-from bali_ds.training.run_directory import RunData
+from bali_ds.planning.run_data import RunData
 from bali_ds.training.step import train_step
 
 _MOST_NAMED = 5

@@ -1,26 +1,21 @@
-"""The directory of a run, and the opened data of its recipe."""
+"""The directory of a run."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from bali_ds.checkpoint.manager import RunProgress
 from bali_ds.config import Recipe, dump_recipe, recorded_recipe
 from bali_ds.corpus.tokenizer import Tokenizer
-from bali_ds.data.loader import Loader
-from bali_ds.data.mixture import Mixture, open_mixture
-from bali_ds.data.sampler import Position
 from bali_ds.directories import Output, published_directory
 from bali_ds.errors import InputError
 from bali_ds.files import published_file
-from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.inference.exported_directory import EXPORT, TOKENIZER_FILES
 from bali_ds.library_internals import parameter_size
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.pretrained import load_tokenizer
-from bali_ds.model.text_encoder import positions_of, read_configuration
-from bali_ds.objectives.registry import stream_settings
+from bali_ds.model.text_encoder import read_configuration
+from bali_ds.model.tokenizer_checks import check_same_tokens
 from bali_ds.planning.batch_plan import BatchPlan
-from bali_ds.shards.shard_index import REBUILD
+from bali_ds.planning.run_data import RunData
 
 # Recipe keys that may change when a run is resumed: they do not change what was learned so far.
 CHANGEABLE_KEYS = {
@@ -52,108 +47,12 @@ COMPLETE = "complete.json"
 """Name of the file that marks a run as trained, exported and evaluated."""
 
 
-@dataclass(frozen=True)
-class RunData:
-    """The opened inputs of a run."""
-
-    graph: KnowledgeGraph
-    shards: Mixture
-
-    @classmethod
-    def open(cls, recipe: Recipe) -> "RunData":
-        """Open graph and shards and check that they match each other and the encoder's tokenizer.
-
-        Raises:
-            InputError: something is missing or damaged, or does not match.
-        """
-        graph = KnowledgeGraph.open(recipe.data.graph)
-        shards = open_mixture(recipe.data.shards)
-        for each in shards.sets:
-            each.check_graph(graph)
-        tokenizer = Tokenizer.load(recipe.text_encoder.path)
-        if tokenizer.fingerprint != shards.index["tokenizer"]["fingerprint"]:
-            raise InputError(
-                f"{shards.name}: was built with tokenizer {shards.index['tokenizer']['fingerprint'][:12]}, "
-                f"{recipe.text_encoder.path} has {tokenizer.fingerprint[:12]}; build the shards with --tokenizer "
-                f"{recipe.text_encoder.path}"
-            )
-        _check_vocabulary(recipe, shards, tokenizer)
-        _check_lengths(recipe, shards)
-        return cls(graph, shards)
-
-    def loader(
-        self,
-        recipe: Recipe,
-        rank: int,
-        world_size: int,
-        start: Position | None = None,
-        *,
-        workers: int | None = None,
-        pin_memory: bool = False,
-        quarantine: Path | None = None,
-    ) -> Loader:
-        """Return the training samples of one rank from a position on; see `Loader`.
-
-        Args:
-            recipe: the run.
-            rank: whose samples.
-            world_size: number of ranks.
-            start: position of the first sample; None for the begin.
-            workers: processes that load; None takes the recipe's.
-            pin_memory: whether batches are in page-locked memory.
-            quarantine: file that bad samples are recorded in.
-        """
-        return Loader(
-            self.shards,
-            self.graph,
-            stream_settings(recipe),
-            global_batch=recipe.batch.passages,
-            micro_batches=recipe.batch.micro_batches,
-            rank=rank,
-            world_size=world_size,
-            workers=recipe.data.workers if workers is None else workers,
-            start=start,
-            pin_memory=pin_memory,
-            quarantine=quarantine,
-        )
-
-
-def _check_vocabulary(recipe: Recipe, shards: Mixture, tokenizer: Tokenizer) -> None:
-    """Refuse shards that describe the tokenizer wrongly, and an encoder without embeddings for all of its tokens."""
-    described = tokenizer.describe()
-    for each in shards.sets:
-        for key in ("vocab_size", "cls_id", "sep_id", "pad_id", "mask_id", "special_ids"):
-            if (stored := each.index["tokenizer"][key]) != described[key]:
-                raise InputError(
-                    f"{each.path / 'index.json'}: says that {key} of the tokenizer is {stored}, but "
-                    f"{recipe.text_encoder.path} has {described[key]}; {REBUILD}"
-                )
-    rows = read_configuration(recipe.text_encoder.path).vocab_size
-    if rows < tokenizer.vocab_size:
-        raise InputError(
-            f"{recipe.text_encoder.path}: its tokenizer has {tokenizer.vocab_size} tokens, but config.json says {rows}"
-        )
-
-
-def _check_lengths(recipe: Recipe, shards: Mixture) -> None:
-    positions = positions_of(read_configuration(recipe.text_encoder.path))
-    markers = recipe.text_encoder.markers is not None
-    for each in shards.sets:
-        longest = each.index["max_tokens"]
-        if markers and 3 * longest > positions:  # two markers a token, at worst
-            longest = int((each.samples["tokens"] + 2 * each.samples["mentions"]).max(initial=0))
-        if longest > positions:
-            raise InputError(
-                f"{each.path}: has passages of up to {longest:,} tokens{', markers included' * markers}, and "
-                f"{recipe.text_encoder.path} reads {positions:,}; build the shards with a smaller --max-tokens"
-            )
-
-
 def prepare(recipe: Recipe) -> None:
     """Create the run's directory, or check that an existing one belongs to this recipe.
 
     Raises:
-        InputError: the run was started with another recipe.
+        InputError: the run was started with another recipe, or the encoder's tokenizer splits texts into other tokens
+            once it is saved.
     """
     run = recipe.directory
     written = run / "recipe.yaml"
@@ -165,10 +64,10 @@ def prepare(recipe: Recipe) -> None:
     if not (written.exists() and encoder.exists()):
         with published_directory(encoder, ENCODER) as working:
             chosen = recipe.text_encoder
-            read_configuration(chosen.path, layer=chosen.layer, bidirectional=chosen.bidirectional).save_pretrained(
-                working
-            )
-            load_tokenizer(recipe.text_encoder.path).save_pretrained(working)
+            configuration = read_configuration(chosen.path, layer=chosen.layer, bidirectional=chosen.bidirectional)
+            configuration.save_pretrained(working)
+            load_tokenizer(chosen.path).save_pretrained(working)
+            check_same_tokens(Tokenizer.load(chosen.path), load_tokenizer(working), chosen.path)
     with published_file(written, "w") as stream:
         stream.write(dump_recipe(recipe))
 

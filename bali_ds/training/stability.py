@@ -22,10 +22,10 @@ from bali_ds.errors import DIVERGED, RunEnded
 from bali_ds.files import append_lines, read_json_lines
 from bali_ds.model.aligner import Aligner
 from bali_ds.parsing import validated
+from bali_ds.planning.run_data import RunData
 from bali_ds.terminal import print_progress
 from bali_ds.training.process_group import EXITING
 from bali_ds.training.replay import write_failed_step
-from bali_ds.training.run_directory import RunData
 from bali_ds.training.step import StepCallback, StepOutcome
 
 

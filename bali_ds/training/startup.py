@@ -12,12 +12,13 @@ from bali_ds.config import Recipe
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.distributed import Ranks
 from bali_ds.errors import InputError
+from bali_ds.evaluation.gold_coverage import check_evaluation_files
 from bali_ds.model.text_encoder import read_configuration
 from bali_ds.planning.batch_plan import BatchPlan, plan_batches
+from bali_ds.planning.run_data import RunData
 from bali_ds.training.engine import deepspeed_settings
 from bali_ds.training.heartbeat import Heartbeat
 from bali_ds.training.process_group import EXITING, joined_ranks, raise_on_every_rank
-from bali_ds.training.run_directory import RunData
 
 _PACKAGES = ("bali-ds", "torch", "deepspeed", "transformers")
 
@@ -45,6 +46,8 @@ def started_run(recipe: Recipe) -> Iterator[RunInputs]:
         # The first collective call of every rank, also of one that calls `raise_after_joining` instead.
         with raise_on_every_rank(ranks):
             data = RunData.open(recipe)
+            if ranks.is_first:
+                check_evaluation_files(recipe)
             batch_plan = plan_batches(recipe, ranks.world_size, len(data.shards.split("train")))
             settings = deepspeed_settings(recipe, batch_plan)
             inputs = input_values(recipe, data, settings)

@@ -14,8 +14,8 @@ from bali_ds.evaluation.retrieval import evaluate_retrieval
 from bali_ds.files import write_json
 from bali_ds.objectives.dual_batch import PassagesWithFacts, PassagesWithFactsPart
 from bali_ds.objectives.registry import stream_settings
+from bali_ds.planning.run_data import RunData
 from bali_ds.training.preemption import PreemptionHandler
-from bali_ds.training.run_directory import RunData
 
 _BATCH_SIZE = 32
 _OUTPUTS = ("text_views", "graph_views", "concept_ids")

@@ -117,6 +117,44 @@ def test_symbols_and_common_words(symbol_linker, text, expected):
     assert links(symbol_linker, text) == expected
 
 
+GENE_NODES = [
+    ("D1", "Multiple endocrine neoplasia type 1", "MEN1", "T191"),
+    ("D2", "Phenylketonuria", "PKU", "T047"),
+    ("P1", "Epidermal growth factor receptor", "EGFR", "T116"),
+    ("P2", "GTPase Nras", "NRAS", ""),
+    ("D3", "Fanconi anemia group A", "FANCA", ""),
+]
+
+
+@pytest.fixture(scope="module")
+def gene_linker(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("genes")
+    rows = ["cui\tpreferred_name\tsynonyms\tsemantic_types", *("\t".join(node) for node in GENE_NODES)]
+    (folder / "nodes.tsv").write_text("\n".join(rows) + "\n")
+    (folder / "edges.tsv").write_text("head_cui\trelation\ttail_cui\nD1\tisa\tD2\n")
+    build_graph([TableSource(folder / "nodes.tsv", folder / "edges.tsv")], folder / "graph")
+    graph = KnowledgeGraph.open(folder / "graph")
+    return DictionaryLinker(open_dictionary(folder / "d", graph), graph)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("MEN1 is rare.", [("MEN1", "D1")]),
+        ("mutations of the MEN1 tumor suppressor gene", []),
+        ("exon 10 of MEN1 and the X-linked gene MEN1", []),
+        ("a PKU mutation in patients with PKU", [("PKU", "D2")]),
+        ("FANCA deletions; FANCA patients", [("FANCA", "D3")]),
+        ("the EGFR gene, EGFR mutations", [("EGFR", "P1"), ("EGFR", "P1")]),
+        ("NRAS G12D mutation", [("NRAS", "P2")]),
+        ("phenylketonuria gene, phenylketonuria mutations", [("phenylketonuria", "D2"), ("phenylketonuria", "D2")]),
+        ("phenylketonuria (PKU) and the PKU gene", [("phenylketonuria", "D2"), ("PKU", "D2"), ("PKU", "D2")]),
+    ],
+)
+def test_a_symbol_among_words_about_genes_is_no_disease_unless_the_text_defines_it(gene_linker, text, expected):
+    assert links(gene_linker, text) == expected
+
+
 def test_abbreviations_refer_to_their_long_form_in_the_text(linker):
     assert links(linker, "Heart failure (HF) is common. HF kills.") == [
         ("Heart failure", "C01"), ("HF", "C01"), ("HF", "C01"),

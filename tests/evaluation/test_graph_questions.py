@@ -9,10 +9,17 @@ import bali_ds
 from bali_ds.cli import main
 from bali_ds.corpus.name_index import open_dictionary
 from bali_ds.evaluation.context_recall import evaluate_context, supporting_triples
-from bali_ds.evaluation.graph_questions import GraphQuestion, QuestionMaker, held_out_entries, sample_held_out
+from bali_ds.evaluation.graph_questions import (
+    GraphQuestion,
+    QuestionMaker,
+    held_out_entries,
+    paraphrase,
+    sample_held_out,
+)
 from bali_ds.evaluation.multi_hop import MultiHopTraining, evaluate_multi_hop, filtered_ranks
 from bali_ds.graph.builder import build_graph
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
+from bali_ds.graph.relations import UMLS_RELATIONS
 from bali_ds.graph.tables import TableSource
 from bali_ds.inference.context import ContextFinder
 
@@ -63,6 +70,16 @@ def test_answers_are_those_of_a_plain_walk(graph, graph_directory, hops):
         assert {graph.cui(answer) for answer in question.answers} == frontier - {graph.cui(question.topic)}
         assert question.answer in question.answers
         assert any(name in question.text for name in graph.names(question.topic))
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_hierarchies_of_the_umls_are_paraphrased_from_both_ends(backwards):
+    above, below = "what stands directly above asthma", "what stands directly under asthma"
+    assert paraphrase("child_of", "asthma", backwards=backwards) == (below if backwards else above)
+    assert paraphrase("parent_of", "asthma", backwards=backwards) == (above if backwards else below)
+    for relation in set(UMLS_RELATIONS.values()) - {"qualifier_of", "qualified_by", "sibling_of"}:
+        words = relation.replace("_", " ")
+        assert words not in paraphrase(relation, "asthma", backwards=backwards)
 
 
 def test_only_the_last_fact_of_a_path_is_held_out(graph, tmp_path):

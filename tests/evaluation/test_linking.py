@@ -9,8 +9,9 @@ import pytest
 from bali_ds.cli import main
 from bali_ds.errors import InputError
 from bali_ds.evaluation import linking
-from bali_ds.evaluation.linking import NOT_FOUND, concept_ranks, evaluate_linking, rank_queries, subsets
+from bali_ds.evaluation.linking import NOT_FOUND, biosyn_ranks, concept_ranks, evaluate_linking, rank_queries, subsets
 from bali_ds.evaluation.linking_data import Queries, read_queries
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.inference.concept_dictionary import ConceptDictionary, read_dictionary
 from bali_ds.inference.encoder import load
 
@@ -138,6 +139,69 @@ def test_biosyn_layout(tmp_path):
     assert ranks[0] == ranks[2] == 1
 
 
+def test_biosyn_counts_names_and_all_parts_of_a_composite_mention():
+    """As `evaluate_topk_acc` of BioSyn counts, written here from its description."""
+    names = [("fever", {"D1"}), ("pyrexia", {"D1"}), ("hot", {"D2"}), ("renal failure", {"D3"}), ("gout", {"D4"})]
+    dictionary = ConceptDictionary.of([(name, sorted(own)) for name, own in names])
+    mentions, gold = ["heat", "heat|kidney failure", "gout+heat"], [("D2",), ("D1", "D3"), ("D4", "D2")]
+    queries = Queries(mentions, gold, {}, parts=[("heat",), ("heat", "kidney failure"), ("gout", "heat")])
+    encoder = Table(2, width=16)
+    vectors = encoder.encode(dictionary.names)
+    found = biosyn_ranks(encoder, dictionary, queries, vectors)
+    for query, parts in enumerate(queries.parts):
+        hits = []
+        for part in parts:
+            scores = vectors @ encoder.encode([part])[0]
+            order = sorted(range(len(names)), key=lambda place, scores=scores: (-scores[place], place))
+            hits.append([bool(names[place][1] & set(gold[query])) for place in order])
+        for k in range(1, 6):
+            assert (found[query] <= k) == all(any(hit[:k]) for hit in hits)
+    assert set(found) - {1}  # not all are first
+
+
+def test_identifiers_are_joined_and_prefixed_in_many_ways(tmp_path):
+    (tmp_path / "names.txt").write_text(
+        "\ufeffUMLS:C0027497||nausea\r\nC0015672; C0013404||tired\r\n", encoding="utf-8"
+    )
+    (tmp_path / "queries.tsv").write_text(
+        "\ufeffmention\tcui\nnausea\tC0027497;C0015672\nfatigue\tUMLS:C0015672\ndyspnea\tC0013404, C0015672\n"
+    )
+    dictionary, queries = read_dictionary(tmp_path / "names.txt"), read_queries(tmp_path / "queries.tsv")
+    assert dictionary.cuis == ["C0027497", "C0015672", "C0013404"]
+    assert queries.gold == [("C0027497", "C0015672"), ("C0015672",), ("C0013404", "C0015672")]
+
+
+def test_a_graph_is_a_dictionary(sample):
+    graph = KnowledgeGraph.open(sample.graph)
+    dictionary = read_dictionary(sample.graph)
+    assert len(dictionary.cuis) == graph.num_concepts
+    assert {graph.cui(0)} <= set(dictionary.concepts_of(dictionary.names.index(graph.names(0)[0])))
+
+
+def test_gold_concepts_that_the_dictionary_lacks_are_counted(tmp_path, tiny_encoder, capsys):
+    (tmp_path / "names.txt").write_text("C0000001||fever\nD000002||gout\n")
+    rows = ["fever\tC0000001", "gout\tD000003;D000002", "flu\tD000003", "a\tOMIM:1", "b\tOMIM:1"]
+    (tmp_path / "queries.tsv").write_text("\n".join(["mention\tcui", *rows]) + "\n")
+    command = ["evaluate", "linking", "--model", str(tiny_encoder), "--dictionary", str(tmp_path / "names.txt")]
+    command += ["--queries", str(tmp_path / "queries.tsv")]
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["all"]["gold"] == {
+        "mentions": 5,
+        "mentions_without_gold": 3,
+        "vocabularies": {
+            "MESH": {"concepts": 2, "missing": 1},
+            "OMIM": {"concepts": 1, "missing": 1},
+            "UMLS": {"concepts": 1, "missing": 0},
+        },
+    }
+    (tmp_path / "queries.tsv").write_text("mention\tcui\nnausea\tMESH:D009325\nfatigue\tMESH:D005221\n")
+    assert main(command) == 2
+    said = (
+        "2 of 2 mentions have no gold concept in the dictionary (lacking: MESH 2 of 2): gold concepts look like MESH:D"
+    )
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -170,7 +234,7 @@ def test_the_command_prints_what_scripts_rely_on(made, tiny_encoder, capsys):
     assert main([*arguments, "--json", "--against", str(tiny_encoder)]) == 0
     result = json.loads(capsys.readouterr().out)
     assert set(result) == {"all", "unique", "unique_not_exact", "unique_unseen_cui"}
-    assert set(result["all"]) == {"n", "acc@1", "acc@5", "acc@20", "mrr", "difference"}
+    assert set(result["all"]) == {"n", "acc@1", "acc@5", "acc@20", "mrr", "difference", "gold"}
     assert set(result["all"]["acc@1"]) == {"value", "low", "high"}
     assert result["all"]["difference"]["mrr"] == {"value": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
     assert main([*arguments, "--pooling", "cls"]) == 0

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertTokenizer
 
 from bali_ds.cli import main
 from bali_ds.errors import InputError
@@ -214,11 +214,13 @@ def test_an_export_replaces_an_earlier_one_and_no_file_of_the_user(run_of, tmp_p
 
 
 def test_an_export_lists_the_files_of_a_tokenizer_that_nobody_knows(run_of, tmp_path, monkeypatch):
-    class Odd:
-        def save_pretrained(self, out):
-            (out / "odd.vocabulary").touch()
+    saved = BertTokenizer.save_pretrained
 
-    monkeypatch.setattr("bali_ds.export.architecture.load_tokenizer", lambda _: Odd())
+    def save(self, out):
+        saved(self, out)
+        (out / "odd.vocabulary").touch()
+
+    monkeypatch.setattr(BertTokenizer, "save_pretrained", save)
     run = run_of("1-bf16")
     for _ in range(2):
         export_run(run, tmp_path / "out")

@@ -8,7 +8,7 @@ from bali_ds.data.evaluation_batches import evaluation_batches
 from bali_ds.data.loader import Loader
 from bali_ds.model.build_model import build_aligner
 from bali_ds.objectives.registry import stream_settings
-from bali_ds.training.run_directory import RunData
+from bali_ds.planning.run_data import RunData
 from tests.conftest import run_ranks
 from tests.losses.dense_contrastive import dense_loss
 from tests.model.gradients import loss_and_gradients

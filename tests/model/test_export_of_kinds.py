@@ -17,8 +17,9 @@ from bali_ds.inference.aligned_model import load_aligned
 from bali_ds.inference.encoder import load
 from bali_ds.model.build_model import build_aligner
 from bali_ds.objectives.registry import stream_settings
+from bali_ds.planning.run_data import RunData
 from bali_ds.planning.run_plan import plan
-from bali_ds.training.run_directory import RunData, prepare
+from bali_ds.training.run_directory import prepare
 from tests.model.variants import VARIANTS, variant
 
 KINDS = {kind: {"graph_encoder": {"kind": kind, "dropout": 0.0}} for kind in ("gatv2", "graphsage", "linearized")}

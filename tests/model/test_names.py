@@ -10,8 +10,8 @@ from bali_ds.model.build_model import build_aligner
 from bali_ds.model.name_table import NameTable
 from bali_ds.model.text_encoder import TextEncoder
 from bali_ds.objectives.registry import stream_settings
+from bali_ds.planning.run_data import RunData
 from bali_ds.shards.shard_set import Names
-from bali_ds.training.run_directory import RunData
 from tests.model.variants import variant
 
 CLS, SEP, MASK = 2, 3, 4

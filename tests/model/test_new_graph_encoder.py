@@ -6,7 +6,7 @@ from bali_ds.data.loader import Loader
 from bali_ds.model.build_model import build_aligner
 from bali_ds.model.graph_encoders import LAYERS, GraphLayer
 from bali_ds.objectives.registry import stream_settings
-from bali_ds.training.run_directory import RunData
+from bali_ds.planning.run_data import RunData
 
 
 class ToyLayer(GraphLayer):

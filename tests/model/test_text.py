@@ -93,7 +93,7 @@ def test_flash_attention_is_refused_in_one_line_where_it_cannot_be_used(checkpoi
 def test_a_plan_for_flash_attention_may_be_made_anywhere(tmp_path):
     FAMILIES["bert"].save_pretrained(tmp_path)
     with torch.device("meta"):
-        text = load_text_encoder(str(tmp_path), seed=0, attention="flash_attention_2")
+        text = load_text_encoder(str(tmp_path), seed=0, weights="random", attention="flash_attention_2")
     assert text.encoder.config._attn_implementation == "sdpa"
 
 
@@ -111,20 +111,34 @@ def test_dropout_of_the_recipe_replaces_that_of_the_checkpoint(checkpoint):
     assert torch.equal(text.hidden_states(packs)[0], text.hidden_states(packs)[0])
 
 
-def test_a_checkpoint_without_a_head_gets_a_fresh_tied_one_and_the_log_says_so(tmp_path, caplog):
+def test_a_checkpoint_without_a_head_gets_a_new_tied_one_and_the_log_says_so(tmp_path, caplog):
     BertModel(FAMILIES["bert"], add_pooling_layer=False).save_pretrained(tmp_path)
     with caplog.at_level("INFO"):
         text = load_text_encoder(str(tmp_path), seed=0)
     assert text.fresh_head
-    assert "a new one is tied to the embeddings" in caplog.text
+    assert "a new one is initialized" in caplog.text
     assert text.head.predictions.decoder.weight is text.encoder.embeddings.word_embeddings.weight
     again = load_text_encoder(str(tmp_path), seed=0)
     assert torch.equal(text.head.predictions.transform.dense.weight, again.head.predictions.transform.dense.weight)
 
 
-def test_a_directory_without_weights_is_initialized_from_the_seed(tmp_path):
+@pytest.mark.parametrize("weights", ["tf_model.h5", "flax_model.msgpack", None])
+def test_a_directory_without_readable_weights_is_refused_unless_new_ones_are_asked_for(tmp_path, weights):
     FAMILIES["bert"].save_pretrained(tmp_path)
-    first, same, other = (load_text_encoder(str(tmp_path), seed=seed).state_dict() for seed in (3, 3, 4))
+    said = "has no weights .* set text_encoder.weights to random"
+    if weights:
+        (tmp_path / weights).write_bytes(b"weights")
+        said = rf"its weights \({weights}\) are not read; convert them to safetensors"
+    with pytest.raises(InputError, match=said):
+        load_text_encoder(str(tmp_path), seed=0)
+    assert load_text_encoder(str(tmp_path), seed=0, weights="random").fresh_head
+
+
+def test_random_weights_are_those_of_the_seed_whatever_the_directory_holds(tmp_path):
+    AutoModelForMaskedLM.from_config(FAMILIES["bert"]).save_pretrained(tmp_path)
+    first, same, other = (
+        load_text_encoder(str(tmp_path), seed=seed, weights="random").state_dict() for seed in (3, 3, 4)
+    )
     assert all(torch.equal(first[name], same[name]) for name in first)
     embeddings = "encoder.embeddings.word_embeddings.weight"
     assert not torch.equal(first[embeddings], other[embeddings])
@@ -133,13 +147,13 @@ def test_a_directory_without_weights_is_initialized_from_the_seed(tmp_path):
 def test_a_head_of_another_make_is_refused(tmp_path):
     DistilBertConfig(vocab_size=50, dim=16, n_layers=1, n_heads=2, hidden_dim=24).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="DistilBertForMaskedLM cannot be called by itself"):
-        load_text_encoder(str(tmp_path), seed=0)
+        load_text_encoder(str(tmp_path), seed=0, weights="random")
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
     BertModel(BertConfig(**SIZES | {"num_hidden_layers": 1})).save_pretrained(tmp_path)
     FAMILIES["bert"].save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"the weights lack bert\.encoder\.layer\.1"):
+    with pytest.raises(InputError, match=r"its weights lack 16 tensors .* bert\.encoder\.layer\.1"):
         load_text_encoder(str(tmp_path), seed=0)
 
 

@@ -10,7 +10,7 @@ import torch
 from bali_ds.data.loader import Loader
 from bali_ds.model.build_model import build_aligner
 from bali_ds.objectives.registry import stream_settings
-from bali_ds.training.run_directory import RunData
+from bali_ds.planning.run_data import RunData
 from tests.conftest import run_ranks
 from tests.model.calls import calls
 from tests.model.odd_batches import with_hub, without_mentions

@@ -10,7 +10,7 @@ import torch
 from bali_ds.data.loader import Loader
 from bali_ds.model.build_model import build_aligner
 from bali_ds.objectives.registry import OBJECTIVES, stream_settings
-from bali_ds.training.run_directory import RunData
+from bali_ds.planning.run_data import RunData
 from tests.objectives.toys import FirstNodes, ToyObjective, ToyObjectiveConfig
 
 

@@ -93,6 +93,22 @@ def test_text_shows_every_stage_and_marks_the_recipes_own(recipe, tmp_path, caps
     assert "*2" in printed
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("evaluation.linking={dictionary: missing.txt, queries: missing.tsv}", "evaluation.linking: missing.txt: "),
+        ("text_encoder.weights=pretrained", "has no weights (model.safetensors)"),
+        ("data.shards=missing", "missing"),
+    ],
+)
+def test_what_a_run_needs_is_opened(recipe, tmp_path, capsys, change, said):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    assert main(["plan", "--config", str(file), "--ranks", "2", change]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
 def test_a_missing_encoder_is_named(recipe):
     encoder = recipe.text_encoder.model_copy(update={"path": "/nowhere"})
     with pytest.raises(InputError, match="/nowhere: is not a Hugging Face encoder"):

@@ -45,7 +45,9 @@ def build_sample(out: Path) -> None:
 def write_recipes(out: Path) -> list[Path]:
     """Write the recipes whose steps are recorded, one a file."""
     own = {"name": "sample", "steps": f"{STEPS}", "epochs": "null"}
-    names = {f"zero{stage}": ("sample", own | {"deepspeed": f"ds_configs/zero{stage}.json"}) for stage in STAGES}
+    names = {
+        f"zero{stage}": ("sample", own | {"deepspeed": f"{REPOSITORY}/ds_configs/zero{stage}.json"}) for stage in STAGES
+    }
     for ablation in sorted((RECIPES / "ablations").glob("*.yaml")):
         changes = {"steps": f"{ABLATION_STEPS}", "epochs": "null", "precision": "fp32"}
         names[ablation.stem] = (f"ablations/{ablation.stem}", changes)
@@ -53,7 +55,7 @@ def write_recipes(out: Path) -> list[Path]:
     for name, (recipe, changes) in names.items():
         changes |= {"name": name, "runs": f"{out}/runs", "log_every": "1"}
         changes |= {"data.graph": f"{out}/graph", "data.shards": f"{out}/shards", "data.workers": "0"}
-        changes |= {"text_encoder.path": f"{SOURCE}/encoder"}
+        changes |= {"text_encoder.path": f"{SOURCE}/encoder", "text_encoder.weights": "random"}
         paths.append(out / f"{name}.yaml")
         overrides = [f"{key}={value}" for key, value in changes.items()]
         paths[-1].write_text(dump_recipe(load_recipe(RECIPES / f"{recipe}.yaml", overrides)))

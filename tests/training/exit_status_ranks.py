@@ -19,7 +19,7 @@ from bali_ds.cli.train import main_status
 from bali_ds.data.batch_sampler import BatchSampler
 from bali_ds.data.loader import Loader
 from bali_ds.model.aligner import Aligner
-from bali_ds.training.run_directory import RunData
+from bali_ds.planning.run_data import RunData
 from tests.forked import fork_ranks
 from tests.training.faults import (
     Fault,

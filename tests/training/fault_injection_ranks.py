@@ -19,9 +19,9 @@ from bali_ds.checkpoint.marker import step_name
 from bali_ds.config import CheckpointConfig, Recipe
 from bali_ds.data.loader import WorkerKilledError
 from bali_ds.errors import InputError, RunEnded, exit_status
+from bali_ds.planning.run_data import RunData
 from bali_ds.training.process_group import joined_ranks
 from bali_ds.training.replay import replay
-from bali_ds.training.run_directory import RunData
 from bali_ds.training.trainer import train
 from tests.engines import engine_of
 from tests.forked import fork_ranks

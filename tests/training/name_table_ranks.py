@@ -9,8 +9,8 @@ from bali_ds.checkpoint.manager import CheckpointManager, RunProgress
 from bali_ds.config import CheckpointConfig, Recipe
 from bali_ds.data.sampler import Position
 from bali_ds.distributed import Ranks
+from bali_ds.planning.run_data import RunData
 from bali_ds.training.process_group import joined_ranks
-from bali_ds.training.run_directory import RunData
 from bali_ds.training.step import train_step
 from tests.engines import at_stage, engine_of
 from tests.leaving import leave

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bali_ds.model.build_model import build_aligner
+from bali_ds.planning.run_data import RunData
 from bali_ds.training.engine import parameter_groups
-from bali_ds.training.run_directory import RunData
 from tests.conftest import run_ranks
 from tests.training.cases import MICRO_BATCHES, STAGES, WORLD_SIZES
 

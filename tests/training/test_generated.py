@@ -15,7 +15,7 @@ from bali_ds.model.build_model import build_aligner
 from bali_ds.objectives.dual_batch import PassagesWithFactsPart
 from bali_ds.objectives.dual_decoder import FACTS, PASSAGES
 from bali_ds.objectives.registry import stream_settings
-from bali_ds.training.run_directory import RunData
+from bali_ds.planning.run_data import RunData
 from tests.conftest import run_ranks
 from tests.training.cases import STAGES
 

@@ -9,7 +9,8 @@ import yaml
 
 from bali_ds.errors import InputError
 from bali_ds.objectives.registry import stream_settings
-from bali_ds.training.run_directory import RunData, prepare
+from bali_ds.planning.run_data import RunData
+from bali_ds.training.run_directory import prepare
 
 
 def test_another_recipe_is_refused_and_a_default_that_came_later_is_not(sample, tmp_path):
@@ -44,7 +45,7 @@ def test_an_encoder_has_embeddings_for_all_tokens(sample, tmp_path):
     small = shutil.copytree(sample.encoder, tmp_path / "small")
     config = json.loads((small / "config.json").read_text())
     (small / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] - 1}))
-    with pytest.raises(InputError, match=r"its tokenizer has 3000 tokens, but config\.json says 2999"):
+    with pytest.raises(InputError, match=r"its tokenizer has an id of 2999, but the model has 2999 embeddings"):
         RunData.open(sample.recipe(tmp_path, text_encoder={"path": str(small)}))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import bali_ds.training.startup as startup
 from bali_ds.errors import InputError
-from bali_ds.training.run_directory import RunData
+from bali_ds.planning.run_data import RunData
 from bench.inputs.fake_ranks import run_fake_ranks
 
 
