@@ -4,8 +4,14 @@ import re
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+SHIPPED = (
+    "ds_configs/*", "launch/*", "launch/recipes/**/*.yaml", "shards/sample/*.RRF", "shards/sample/*.txt",
+    "shards/sample/*.tsv", "shards/sample/*.md", "shards/sample/corpus.pubtator", "shards/sample/encoder/*",
+)  # fmt: skip
+"""Files of the top-level folders that are part of the wheel, for `bali_ds/shipped_files.py`."""
 KERNELS = "bali_ds/losses/contrastive/native"
 
 
@@ -13,6 +19,20 @@ def version() -> str:
     """Return `bali_ds.__version__`; importing the package here would need what is only about to be installed."""
     source = (ROOT / "bali_ds/__init__.py").read_text(encoding="utf-8")
     return re.findall(r'^__version__ = "(.+)"$', source, re.MULTILINE)[0]
+
+
+class BuildWithShippedFiles(build_py):
+    """Copies `SHIPPED` to bali_ds/shipped in the wheel; an editable install reads them where they are."""
+
+    def run(self) -> None:
+        """Build the Python modules and copy the files."""
+        super().run()
+        if self.editable_mode:
+            return
+        for file in sorted(file for pattern in SHIPPED for file in ROOT.glob(pattern) if file.is_file()):
+            target = Path(self.build_lib, "bali_ds/shipped", file.relative_to(ROOT))
+            self.mkpath(str(target.parent))
+            self.copy_file(str(file), str(target))
 
 
 setup(
@@ -39,6 +59,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["bali_ds", "bali_ds.*"]),
     package_data={"bali_ds": ["py.typed"]},
+    cmdclass={"build_py": BuildWithShippedFiles},
     ext_modules=[
         # Only its functions are called, so that it need not be a module; without it the tiles are torch's.
         Extension(

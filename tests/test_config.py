@@ -37,6 +37,12 @@ def test_a_dumped_recipe_reads_back_equal(recipe_file, tmp_path):
     assert load_recipe(tmp_path / "again.yaml") == recipe
 
 
+def test_the_later_of_steps_and_epochs_counts(recipe_file):
+    assert load_recipe(recipe_file, ["epochs=2"]).steps is None
+    both = load_recipe(recipe_file, ["epochs=2", "steps=7"])
+    assert (both.steps, both.epochs) == (7, None)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -45,7 +51,7 @@ def test_a_dumped_recipe_reads_back_equal(recipe_file, tmp_path):
         ("evaluation.linking.dictonary=x", "did you mean dictionary?"),
         ("zzzz=1", "known are"),
         ("masking.tokens=1.5", "less than or equal to 1"),
-        ("epochs=2", "either steps or epochs"),
+        ("steps=null", "either steps or epochs"),
         ("objective={contrastive: {weight: 0}, masked_language_model: {weight: 0}}", "weight 0"),
         ("batch", "is not an override"),
         ("name.x=1", "not a section"),

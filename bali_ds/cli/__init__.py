@@ -7,21 +7,23 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from bali_ds.cli import evaluate, graph, inference, plan_and_doctor, runs, shards
+import bali_ds
+from bali_ds.cli import evaluate, graph, inference, launcher, plan_and_doctor, runs, shards
+from bali_ds.cli.parser import Parser
 from bali_ds.errors import InputError
 from bali_ds.terminal import PrintableFormatter, message
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-GROUPS = (graph, shards, plan_and_doctor, runs, evaluate, inference)
+GROUPS = (graph, shards, plan_and_doctor, launcher, runs, evaluate, inference)
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the program with all commands."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="bali-ds",
-        description="Align biomedical language models with knowledge graphs. "
-        "Start training with: deepspeed launch/train.py --config RECIPE",
+        description="Align biomedical language models with knowledge graphs. Try it with: bali-ds train sample",
     )
+    top.add_argument("--version", action="version", version=f"bali-ds {bali_ds.__version__}", help="print the version")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     for group in GROUPS:
         group.add_commands(commands)

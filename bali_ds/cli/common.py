@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bali_ds.errors import InputError
 from bali_ds.terminal import json_line, printable_values
 
 
@@ -25,6 +26,48 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
 def add_json(parser: argparse.ArgumentParser, what: str = "the result") -> None:
     """Add --json to a command that reports."""
     parser.add_argument("--json", action="store_true", help=f"print {what} as JSON")
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Add the recipe of a run and changes of its keys; `recipe_of` returns both."""
+    parser.add_argument("--config", metavar="RECIPE", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "recipe", nargs="?", metavar="RECIPE", help="YAML file, or a recipe that ships with bali-ds, such as sample"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="change keys of the recipe, for example optimizer.warmup=0.1"
+    )
+
+
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    """Add --resume to a command that trains."""
+    parser.add_argument(
+        "--resume",
+        choices=("auto", "never"),
+        default="auto",
+        help="auto: resume from the newest complete checkpoint; never: remove an existing run first "
+        "(default: %(default)s)",
+    )
+
+
+def recipe_of(options: argparse.Namespace) -> tuple[str, list[str]]:
+    """Return the recipe of the command line and the changes of its keys; `--config RECIPE` is the same as RECIPE.
+
+    Raises:
+        InputError: no recipe is given.
+    """
+    given = [each for each in (options.config, options.recipe, *options.overrides) if each is not None]
+    if not given or (options.config is None and "=" in given[0]):
+        raise InputError("no recipe is given; name a YAML file, or one that ships with bali-ds, such as sample")
+    return given[0], given[1:]
+
+
+def positive(text: str) -> int:
+    """Return the value of an option that counts something, at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
 
 
 def seed(text: str) -> int:

@@ -9,10 +9,11 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from bali_ds.cli.common import add_recipe, add_resume, recipe_of
+from bali_ds.cli.parser import Parser
 from bali_ds.config import load_recipe
 from bali_ds.errors import InputError, LostRank, RunEnded, exit_status
 from bali_ds.terminal import PrintableFormatter, message, print_progress
@@ -22,24 +23,16 @@ _QUIET_LIBRARIES = ("httpx", "httpcore", "urllib3", "DeepSpeed", "transformers",
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the training command to a parser."""
-    parser.add_argument("--config", type=Path, required=True, metavar="RECIPE", help="YAML file of the run")
-    parser.add_argument(
-        "--resume",
-        choices=("auto", "never"),
-        default="auto",
-        help="auto: resume from the newest complete checkpoint; never: remove an existing run first",
-    )
+    add_recipe(parser)
+    add_resume(parser)
     parser.add_argument("--local_rank", type=int, default=0, help="set by the launcher")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="change the recipe, e.g. optimizer.warmup=0.1"
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the arguments of the process, or others, and run the command; return its exit status."""
-    parser = argparse.ArgumentParser(prog="launch/train.py", description="Train the model of a recipe.")
+    parser = Parser(prog="launch/train.py", description="Train the model of a recipe.")
     add_arguments(parser)
-    return run_train(parser.parse_intermixed_args(arguments))
+    return run_train(parser.parse_args(arguments))
 
 
 def run_train(options: argparse.Namespace) -> int:
@@ -72,7 +65,7 @@ def run_train(options: argparse.Namespace) -> int:
 
 def _run_job(options: argparse.Namespace, *, is_first: bool) -> None:
     try:
-        recipe = load_recipe(options.config, options.overrides)
+        recipe = load_recipe(*recipe_of(options))
         # Heavy imports wait until the recipe is known to be valid.
         from transformers.utils import logging as transformers_logging
 
@@ -128,12 +121,16 @@ def main_status(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def run_process() -> NoReturn:
-    """Run the command and end the process with its exit status."""
-    status = main_status()
+def run_process(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command with the arguments of the process, or others, and end the process with its exit status."""
+    status = main_status(arguments)
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # what cannot be written does not change how the run ended
             stream.flush()
     # Threads of the process groups may still be ending. An ordinary exit then aborts now and then ("terminate called
     # without an active exception"), and a complete run would look like a failed one.
     os._exit(status)
+
+
+if __name__ == "__main__":
+    run_process()

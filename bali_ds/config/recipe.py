@@ -188,7 +188,8 @@ class Recipe(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     deterministic: bool = False
     """Repeat a run on the same GPUs bit for bit, with slower kernels; runs on CPUs always repeat."""
-    deepspeed: Path = Path("ds_configs/zero1.json")
+    deepspeed: Path = Path("zero1")
+    """DeepSpeed JSON file: a path, or the bare name of one in ds_configs."""
     checkpoints: CheckpointConfig = CheckpointConfig()
     fault_tolerance: FaultToleranceConfig = FaultToleranceConfig()
     validation: ValidationConfig = ValidationConfig()
