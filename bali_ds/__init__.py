@@ -16,15 +16,19 @@ def load(path: "Path | str", *, device: str = "cpu") -> "Encoder":
     """Load an exported model, or any other Hugging Face encoder directory.
 
     Args:
-        path: a directory with config.json, weights and a tokenizer.
+        path: a directory with config.json, weights and a tokenizer, or `org/name[@revision]` on the Hugging Face Hub.
         device: device of the model, for example "cpu" or "cuda".
 
     Returns:
         an encoder; its method `encode(texts)` returns float32 vectors [n, d].
 
     Raises:
-        InputError: the directory cannot be used.
+        InputError: the directory cannot be used, or torch or transformers is not installed.
     """
-    from bali_ds.inference.encoder import load as load_encoder
+    from bali_ds.errors import missing_package
 
+    try:
+        from bali_ds.inference.encoder import load as load_encoder
+    except ModuleNotFoundError as error:
+        raise missing_package(error, "infer") from error
     return load_encoder(path, device=device)

@@ -10,10 +10,15 @@ from contextlib import suppress
 import bali_ds
 from bali_ds.cli import evaluate, graph, inference, launcher, plan_and_doctor, runs, shards
 from bali_ds.cli.parser import Parser
-from bali_ds.errors import InputError
+from bali_ds.errors import InputError, missing_package
 from bali_ds.terminal import PrintableFormatter, message
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+EXTRAS = {
+    "evaluate": "eval", "graph": "data", "inference": "infer", "launcher": "train", "plan_and_doctor": "train",
+    "runs": "train", "shards": "data",
+}  # fmt: skip
+"""Group of commands, and the extra in setup.py with the packages that it needs."""
 GROUPS = (graph, shards, plan_and_doctor, launcher, runs, evaluate, inference)
 
 
@@ -42,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except InputError as error:
         print(f"bali-ds: {message(error)}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        lacking = missing_package(error, EXTRAS[run.__module__.rpartition(".")[2]])
+        print(f"bali-ds: {message(lacking)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("bali-ds: interrupted", file=sys.stderr)

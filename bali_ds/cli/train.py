@@ -15,7 +15,7 @@ from typing import NoReturn
 from bali_ds.cli.common import add_recipe, add_resume, recipe_of
 from bali_ds.cli.parser import Parser
 from bali_ds.config import load_recipe
-from bali_ds.errors import InputError, LostRank, RunEnded, exit_status
+from bali_ds.errors import InputError, LostRank, RunEnded, exit_status, missing_package
 from bali_ds.terminal import PrintableFormatter, message, print_progress
 
 _QUIET_LIBRARIES = ("httpx", "httpcore", "urllib3", "DeepSpeed", "transformers", "matplotlib")
@@ -71,6 +71,8 @@ def _run_job(options: argparse.Namespace, *, is_first: bool) -> None:
 
         from bali_ds.export.finalize import finalize, is_finalized, results_table
         from bali_ds.training.trainer import train
+    except ModuleNotFoundError as error:
+        raise missing_package(error, "train") from error
     except Exception as error:
         if _environment("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "1") != "1":
             from bali_ds.training.process_group import raise_after_joining

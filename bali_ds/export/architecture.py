@@ -11,12 +11,15 @@ from bali_ds.checkpoint.lazy_tensor import LazyTensor
 from bali_ds.errors import InputError
 from bali_ds.files import write_json
 from bali_ds.model.pretrained import fresh_model, load_configuration, load_tokenizer
+from bali_ds.model.text_encoder import positions_of
 
 SENTENCE_MODULES = (
     ("", "sentence_transformers.models.Transformer"),
+    ("1_WordWeights", "sentence_transformers.models.WordWeights"),
     ("1_Pooling", "sentence_transformers.models.Pooling"),
     ("2_Normalize", "sentence_transformers.models.Normalize"),
 )
+"""Folder and type of each module; servers look for the pooling in 1_Pooling, whatever its number."""
 
 
 @dataclass(frozen=True)
@@ -87,20 +90,36 @@ class ExportArchitecture:
         self.model.config.architectures = [type(self.model).__name__]
         self.model.config.dtype = dtype
         self.model.config.save_pretrained(out)
-        load_tokenizer(self.source).save_pretrained(out)
+        tokenizer = load_tokenizer(self.source)
+        tokenizer.model_max_length = self.longest_text(tokenizer)  # so that truncation=True suffices
+        tokenizer.save_pretrained(out)
+
+    def longest_text(self, tokenizer: Any) -> int:
+        """Return the most tokens of a text, special tokens included, that tokenizer and model can read."""
+        return min(int(tokenizer.model_max_length), positions_of(self.model.config))
 
     def save_sentence_modules(self, out: Path) -> None:
-        """Write the files that make the directory a sentence-transformers model: mean pooling, unit length.
+        """Write the files that make the directory a sentence-transformers model: mean over tokens, unit length.
 
-        The mean of sentence-transformers includes [CLS] and [SEP], so its vectors differ slightly from those of
-        `bali_ds.load`, whose mean is over the tokens of the text as in training.
+        Names and mentions are means over their own tokens in training, so [CLS] and [SEP] have weight 0 here. The
+        vectors are those of `bali_ds.load`, without code of our own. Servers that know the pooling alone, such as
+        text-embeddings-inference, include both tokens; they require every field that is written here.
         """
+        tokenizer = load_tokenizer(self.source)
         rows = [
             {"idx": row, "name": str(row), "path": path, "type": kind}
             for row, (path, kind) in enumerate(SENTENCE_MODULES)
         ]
         write_json(out / "modules.json", rows)
-        write_json(out / "sentence_bert_config.json", {"max_seq_length": None, "do_lower_case": False})
-        pooling = {"word_embedding_dimension": self.width, "pooling_mode_mean_tokens": True}
-        write_json(out / "1_Pooling" / "config.json", pooling)
+        write_json(
+            out / "sentence_bert_config.json", {"max_seq_length": self.longest_text(tokenizer), "do_lower_case": False}
+        )
+        by_id = {number: token for token, number in tokenizer.get_vocab().items()}
+        special = {by_id[number]: 0.0 for number in tokenizer("")["input_ids"]}
+        vocabulary = [by_id.get(number, "") for number in range(max(by_id) + 1)]
+        weights = {"vocab": vocabulary, "word_weights": special, "unknown_word_weight": 1.0}
+        write_json(out / "1_WordWeights" / "config.json", weights)
+        modes = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+        pooling = {f"pooling_mode_{mode}": mode == "mean_tokens" for mode in modes}
+        write_json(out / "1_Pooling" / "config.json", {"word_embedding_dimension": self.width, **pooling})
         (out / "2_Normalize").mkdir()

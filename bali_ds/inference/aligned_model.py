@@ -17,6 +17,7 @@ from bali_ds.inference.exported_directory import (
     DESCRIPTION,
     GRAPH_ENCODER_FILE,
     check_module_weights,
+    find_model,
     load_module_weights,
     read_description,
 )
@@ -39,7 +40,7 @@ def load_aligned(path: Path, device: str = "cpu", graph: KnowledgeGraph | None =
         InputError: the directory is not an exported model, its graph encoder does not match its description, or the
             model has learned concept embeddings of another graph.
     """
-    path = Path(path)
+    path = find_model(path)
     if not (path / DESCRIPTION).is_file():
         raise InputError(f"{path}: has no {DESCRIPTION}; pass a directory that `bali-ds export` wrote")
     description = read_description(path)

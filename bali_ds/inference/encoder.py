@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 
 from bali_ds.data.sequences import ranges
 from bali_ds.errors import InputError
-from bali_ds.inference.exported_directory import DESCRIPTION, check_directory, load_mention_pooling, read_description
+from bali_ds.inference.exported_directory import (
+    DESCRIPTION,
+    check_directory,
+    find_model,
+    load_mention_pooling,
+    read_description,
+)
 from bali_ds.model.pooling import MentionPooling
 from bali_ds.model.pretrained import load_model, load_tokenizer
 from bali_ds.model.text_encoder import positions_of
@@ -26,14 +32,15 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
     """Load an exported model, or any other Hugging Face encoder directory.
 
     Args:
-        path: a directory with config.json, weights and a tokenizer; `bali_ds.json`, if present, sets the pooling.
+        path: a directory with config.json, weights and a tokenizer, or `org/name[@revision]` on the Hugging Face Hub;
+            `bali_ds.json`, if present, sets the pooling.
         device: device of the model, for example "cpu" or "cuda".
         dtype: dtype of the model; None uses float32 on a CPU and the stored dtype elsewhere.
 
     Raises:
         InputError: the directory lacks one of these files, or its weights are incomplete.
     """
-    path = Path(path)
+    path = find_model(path)
     check_directory(path)
     model = _load_model(path, dtype or (torch.float32 if torch.device(device).type == "cpu" else "auto"))
     tokenizer = load_tokenizer(path)
