@@ -70,7 +70,10 @@ setup(
             optional=True,
         )
     ],
-    entry_points={"console_scripts": ["bali-ds = bali_ds.cli:main"]},
+    entry_points={
+        "console_scripts": ["bali-ds = bali_ds.cli:main"],
+        "spacy_factories": ["bali_ds_linker = bali_ds.inference.spacy_component:make_linker"],
+    },
     # Lower bounds were tried together: the tests of encoders, data and training pass, except that early transformers 5
     # refuses eager attention for ModernBERT. Upper bounds are the next major version; DeepSpeed changes its internals
     # between minor versions.
@@ -131,6 +134,8 @@ setup(
             "pytest-xdist",
             "pytorch-metric-learning",
             "ruff",
+            "sentence-transformers",
+            "spacy",
             "triton; platform_system == 'Linux' and platform_machine == 'x86_64'",
             "types-PyYAML",
             "types-tqdm",

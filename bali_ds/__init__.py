@@ -1,15 +1,38 @@
-"""Alignment of biomedical language models with knowledge graphs; `bali_ds.load(DIR)` loads a trained encoder."""
+"""Alignment of biomedical language models with knowledge graphs; `bali_ds.load(DIR)` loads a trained encoder.
 
-from typing import TYPE_CHECKING
+The names in `__all__` are the public interface. They are imported at their first use, so that importing the package
+needs neither torch nor transformers.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from bali_ds.data.webdataset_samples import read_shards
+    from bali_ds.graph.knowledge_graph import KnowledgeGraph
+    from bali_ds.inference.context import ContextFinder
     from bali_ds.inference.encoder import Encoder
+    from bali_ds.inference.linker import Linker
 
-__all__ = ["__version__", "load"]
+__all__ = ["ContextFinder", "KnowledgeGraph", "Linker", "__version__", "load", "read_shards"]
 
 __version__ = "0.1.0"
+
+_MODULES = {
+    "ContextFinder": "bali_ds.inference.context",
+    "KnowledgeGraph": "bali_ds.graph.knowledge_graph",
+    "Linker": "bali_ds.inference.linker",
+    "read_shards": "bali_ds.data.webdataset_samples",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name at its first use."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'bali_ds' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def load(path: "Path | str", *, device: str = "cpu") -> "Encoder":

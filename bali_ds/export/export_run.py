@@ -170,7 +170,7 @@ def _description(recipe: Recipe, checkpoint: Path, tensors: Mapping[str, LazyTen
 
 def _data_counts(recipe: Recipe) -> dict[str, int]:
     """Return counts of the training data for the card, without those whose directories are not here."""
-    counts = {}
+    counts: dict[str, int] = {}
     shards = recipe.data.shards
     for location in [shards] if isinstance(shards, str) else shards:
         if (Path(location) / "index.json").is_file():

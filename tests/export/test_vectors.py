@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -26,9 +27,9 @@ def exported(trained, encoder_directory, tmp_path_factory):
 
 def by_the_card(directory):
     """Run the snippet of the model card."""
-    snippet = re.search(r"```python\n(.*?)```", (directory / "README.md").read_text(), re.DOTALL)[1]
+    (snippet,) = re.findall(r"```python\n(.*?)```", (directory / "README.md").read_text(), re.DOTALL)
     assert "bali_ds" not in snippet
-    values = {"texts": TEXTS}
+    values: dict[str, Any] = {"texts": TEXTS}
     exec(re.sub(r"^texts = .*$", "", snippet.replace('"DIR"', repr(str(directory))), flags=re.MULTILINE), values)
     return values["vectors"].detach().numpy()
 
