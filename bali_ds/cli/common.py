@@ -80,7 +80,9 @@ def seed(text: str) -> int:
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add --device to a command that runs a model."""
-    parser.add_argument("--device", default="cpu", help="device of the model, for example cuda (default: %(default)s)")
+    parser.add_argument(
+        "--device", default="auto", help="device of the model: auto, cpu or cuda (default: %(default)s)"
+    )
 
 
 def interval(measure: dict[str, float], sign: str = "") -> str:

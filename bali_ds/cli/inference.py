@@ -86,15 +86,14 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _encode(options: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
     from bali_ds.files import published_file
     from bali_ds.inference.encoder import load
+    from bali_ds.progress_bar import progress_bar
     from bali_ds.shards.layout import npy_header
 
     encoder = load(options.model, device=options.device)
     count = 0
-    with published_file(options.out) as stream, tqdm(unit=" lines") as bar:
+    with published_file(options.out) as stream, progress_bar("encode", None, "lines") as bar:
         # The number of lines is known at the end: standard input can be read only once.
         stream.write(npy_header("<f4", (0, encoder.width)))
         for lines in _batches_of_lines(options.file):

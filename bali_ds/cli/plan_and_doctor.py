@@ -19,7 +19,9 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     ranks = plan.add_mutually_exclusive_group()
     ranks.add_argument("--hostfile", type=Path, metavar="FILE", help="use as many ranks as the hostfile has slots")
     ranks.add_argument("--ranks", type=positive, default=1, metavar="N", help="number of ranks (default: %(default)s)")
-    plan.add_argument("--device", choices=("cpu", "cuda"), help="device of the ranks (default: cuda if available)")
+    plan.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="device of the ranks (default: %(default)s)"
+    )
     plan.add_argument(
         "--samples-per-second", type=float, metavar="RATE",
         help="measured or expected throughput over all ranks, to estimate the duration",
@@ -55,7 +57,7 @@ def _plan(options: argparse.Namespace) -> None:
         raise InputError(f"--samples-per-second {rate}: must be positive")
     recipe = load_recipe(*recipe_of(options))
     ranks = sum(host.slots for host in read_hostfile(options.hostfile)) if options.hostfile else options.ranks
-    on_gpu = options.device == "cuda" if options.device else torch.cuda.is_available()
+    on_gpu = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"
     planned = plan(recipe, ranks=ranks, on_gpu=on_gpu, samples_per_second=rate)
     emit(planned.as_dict(), options.json, lambda _: plan_text(planned, recipe))
 

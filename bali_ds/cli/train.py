@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -17,6 +17,7 @@ from bali_ds.cli.parser import Parser
 from bali_ds.config import load_recipe
 from bali_ds.errors import InputError, LostRank, RunEnded, exit_status, missing_package
 from bali_ds.terminal import PrintableFormatter, message, print_progress
+from bali_ds.training.train_log import TrainLog
 
 _QUIET_LIBRARIES = ("httpx", "httpcore", "urllib3", "DeepSpeed", "transformers", "matplotlib")
 
@@ -53,19 +54,26 @@ def run_train(options: argparse.Namespace) -> int:
         handler.setFormatter(PrintableFormatter())
     for library in _QUIET_LIBRARIES:
         logging.getLogger(library).setLevel(logging.WARNING)
-    try:
-        _run_job(options, is_first=is_first)
-    except (InputError, RunEnded) as ended:
-        # every other rank finds out by itself that one, perhaps rank 0, is lost
-        if is_first or isinstance(ended, LostRank):
-            print(f"train: {message(ended)}", file=sys.stderr, flush=True)
-        return exit_status(ended)
+    log = TrainLog()
+    with log.running() if is_first else nullcontext():
+        try:
+            _run_job(options, log if is_first else None)
+        except (InputError, RunEnded) as ended:
+            line = f"train: {message(ended)}"
+            # every other rank finds out by itself that one, perhaps rank 0, is lost
+            if is_first or isinstance(ended, LostRank):
+                print(line, file=sys.stderr, flush=True)
+            log.write(line)
+            return exit_status(ended)
     return 0
 
 
-def _run_job(options: argparse.Namespace, *, is_first: bool) -> None:
+def _run_job(options: argparse.Namespace, log: TrainLog | None) -> None:
     try:
-        recipe = load_recipe(*recipe_of(options))
+        path, overrides = recipe_of(options)
+        recipe = load_recipe(path, overrides)
+        if log:
+            print_progress(f"{' '.join([path, *overrides])}: loading torch and DeepSpeed")
         # Heavy imports wait until the recipe is known to be valid.
         from transformers.utils import logging as transformers_logging
 
@@ -85,12 +93,12 @@ def _run_job(options: argparse.Namespace, *, is_first: bool) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     _stop_on_signals()
     if options.resume == "never" or not is_finalized(recipe):
-        step = train(recipe, resume=options.resume == "auto")
-        if is_first:
+        step = train(recipe, resume=options.resume == "auto", log=log)
+        if log:
             finalize(recipe, step)
-    elif is_first:
+    elif log:
         print_progress(f"{recipe.directory} is complete; --resume never trains it afresh\n")
-    if is_first:
+    if log:
         print_progress(results_table(recipe))
 
 

@@ -21,6 +21,7 @@ from bali_ds.model.pooling import MentionPooling
 from bali_ds.model.pretrained import load_model, load_tokenizer
 from bali_ds.model.text_encoder import positions_of
 from bali_ds.parsing import quoted
+from bali_ds.progress_bar import progress_bar
 
 POOLINGS = ("mean_tokens", "mean", "cls")
 TEXTS_AT_ONCE = 65_536
@@ -34,13 +35,13 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
     Args:
         path: a directory with config.json, weights and a tokenizer, or `org/name[@revision]` on the Hugging Face Hub;
             `bali_ds.json`, if present, sets the pooling.
-        device: device of the model, for example "cpu" or "cuda".
+        device: device of the model, for example "cpu" or "cuda"; "auto" takes a GPU if there is one.
         dtype: dtype of the model; None uses float32 on a CPU and the stored dtype elsewhere.
 
     Raises:
         InputError: the directory lacks one of these files, or its weights are incomplete.
     """
-    path = find_model(path)
+    path, device = find_model(path), available_device(device)
     check_directory(path)
     model = _load_model(path, dtype or (torch.float32 if torch.device(device).type == "cpu" else "auto"))
     tokenizer = load_tokenizer(path)
@@ -55,6 +56,23 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
         opening, closing = (vocabulary[token] for token in description.markers)
         encoder.markers = [opening], [closing]
     return encoder
+
+
+def available_device(name: str) -> str:
+    """Return a device that this machine has; "auto" is a GPU if there is one, else the CPU.
+
+    Raises:
+        InputError: the machine has no such device.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise InputError(f"device {quoted(name)}: is not a device; use auto, cpu or cuda") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {name}: torch finds no GPU on this machine; use cpu, or run bali-ds doctor")
+    return name
 
 
 def _check_vocabulary(model: Any, tokenizer: Any, path: Path) -> None:
@@ -141,13 +159,11 @@ class Encoder:
             pooling: a pooling to use instead of the model's own.
             progress: whether to show a progress bar on stderr.
         """
-        from tqdm import tqdm
-
         pooling = pooling or self.pooling
         if pooling not in POOLINGS:
             raise InputError(f"pooling {quoted(pooling)} is unknown; use one of {', '.join(POOLINGS)}")
         vectors = np.empty((len(texts), self.width), np.float32)
-        bar = tqdm(total=len(texts), desc="encode", unit=" texts", disable=not progress)
+        bar = progress_bar("encode", len(texts), "texts", shown=progress)
         with torch.inference_mode(), bar:
             for start in range(0, len(texts), TEXTS_AT_ONCE):
                 tokens, special = self._tokenize(texts[start : start + TEXTS_AT_ONCE])
