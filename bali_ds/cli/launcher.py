@@ -47,9 +47,11 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _train(options: argparse.Namespace) -> int:
     from bali_ds.config import load_recipe
+    from bali_ds.doctor.deepspeed_config import load_deepspeed_config
 
     path, overrides = recipe_of(options)
     recipe = load_recipe(path, overrides)
+    load_deepspeed_config(recipe.deepspeed)  # a mistake in it is found before anything is built or started
     arguments = ["--config", path, "--resume", options.resume, *overrides]
     if any(name in os.environ for name in _RANK_VARIABLES):
         return _only_rank(arguments)

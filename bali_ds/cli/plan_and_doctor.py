@@ -46,16 +46,17 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _plan(options: argparse.Namespace) -> None:
+    from bali_ds.config import load_recipe
+
+    recipe = load_recipe(*recipe_of(options))  # before torch, which takes seconds to import
     import torch
 
-    from bali_ds.config import load_recipe
     from bali_ds.doctor.hostfile import read_hostfile
     from bali_ds.planning.run_plan import plan, plan_text
 
     rate = options.samples_per_second
     if rate is not None and not rate > 0:
         raise InputError(f"--samples-per-second {rate}: must be positive")
-    recipe = load_recipe(*recipe_of(options))
     ranks = sum(host.slots for host in read_hostfile(options.hostfile)) if options.hostfile else options.ranks
     on_gpu = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"
     planned = plan(recipe, ranks=ranks, on_gpu=on_gpu, samples_per_second=rate)
