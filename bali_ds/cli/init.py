@@ -3,6 +3,7 @@
 import argparse
 import shlex
 import sys
+from itertools import islice
 from pathlib import Path
 
 from bali_ds.errors import InputError
@@ -72,6 +73,8 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _init(options: argparse.Namespace) -> None:
     from bali_ds.config import parse_recipe
     from bali_ds.corpus.corpus_files import corpus_files
+    from bali_ds.corpus.document import ReadReport
+    from bali_ds.corpus.readers import read_documents
     from bali_ds.files import published_file
     from bali_ds.parsing import parse_yaml
 
@@ -84,7 +87,9 @@ def _init(options: argparse.Namespace) -> None:
     if not source.exists():
         raise InputError(f"{source}: does not exist; pass the source of the graph with {', '.join(_GRAPH_SOURCES)}")
     corpus = options.corpus or _ask("documents, as FORMAT:PATH, for example pubtator:corpus.txt", "--corpus")
-    _, documents = corpus_files(corpus)
+    form, documents = corpus_files(corpus)
+    first = [document for path in documents[:1] for document in islice(read_documents(form, path, ReadReport()), 20)]
+    link = "" if any(document.mentions for document in first) else " --link dictionary"
     encoder = options.encoder or _ask("encoder to train, a directory or org/name on the Hub", "--encoder")
     gpus = _gpus()
     built = Path("shards/built") / file.stem
@@ -96,7 +101,7 @@ def _init(options: argparse.Namespace) -> None:
         encoder=encoder,
         build_graph=f"bali-ds graph build {reader} {shlex.quote(str(source))} --out {built}/graph",
         build_shards=f"bali-ds shards build --graph {built}/graph --corpus {shlex.quote(corpus)} "
-        f"--tokenizer {shlex.quote(encoder)} --validation 0.02 --out {built}/shards",
+        f"--tokenizer {shlex.quote(encoder)}{link} --validation 0.02 --out {built}/shards",
         passages=256 if gpus else 32,
         # an epoch of much text is enough, of little text it is a few minutes
         epochs=1 if sum(path.stat().st_size for path in documents) > _MUCH_TEXT else 3,
