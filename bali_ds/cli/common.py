@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from bali_ds.errors import InputError
@@ -89,8 +88,3 @@ def interval(measure: dict[str, float], sign: str = "") -> str:
     """Return a table cell of 24 characters: a fraction and its interval in percent."""
     value, low, high = (100 * measure[key] for key in ("value", "low", "high"))
     return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]".rjust(24)
-
-
-def name_index_path(graph: Path) -> Path:
-    """Return the directory of a graph's name index, which the first command that needs it writes."""
-    return graph.with_name(f"{graph.name}.dictionary")

@@ -30,7 +30,7 @@ svg { display: block; width: 100%; max-width: 660px; height: auto; }
 .hover { fill: transparent; }
 .hover:hover { fill: var(--quiet); fill-opacity: .35; }
 .grid { stroke: var(--rule); stroke-width: 1; }
-.tick { fill: var(--quiet); font-size: 13px; font-variant-numeric: tabular-nums; }
+.tick { fill: var(--quiet); font-size: 15px; font-variant-numeric: tabular-nums; }
 .name { fill: var(--ink); font-size: 13px; }
 .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .whisker { stroke-width: 2; }
