@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export BALI_TIMEOUT_FACTOR ?= 1
 TEST_WORKERS ?= 2
 
-.PHONY: train test test-all test-instruction-sets fuzz check coverage bench install clean
+.PHONY: train test test-all test-instruction-sets fuzz check docs coverage bench install clean
 
 train: install $(SAMPLE)/shards/index.json
 	DS_ACCELERATOR=cpu $(BIN)/deepspeed --num_accelerators 2 --master_port $(FREE_PORT) --log_level warning \
@@ -51,6 +51,11 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python docs/site/build.py
+
+# The documentation as a site, in runs/site.
+docs: install
+	$(BIN)/python docs/site/build.py
 
 bench: install
 	$(BIN)/pip install -q -c constraints.txt -e ".[bench]"

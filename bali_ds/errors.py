@@ -76,6 +76,18 @@ def suggestion(wrong: str, known: Iterable[str]) -> str:
     return f"did you mean {similar}?" if similar else f"use one of {', '.join(sorted(known))[:200]}"
 
 
+def missing_package(error: ModuleNotFoundError, extra: str) -> InputError:
+    """Return the error of a command that lacks a package of one of the extras in setup.py.
+
+    Raises:
+        ModuleNotFoundError: the same error, if a module of bali-ds itself is missing.
+    """
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "bali_ds"):
+        raise error
+    return InputError(f"{package} is not installed; install it with: pip install 'bali-ds[{extra}]'")
+
+
 def is_failure(error: BaseException) -> bool:
     """Return whether an exception is a failure of the called code, also a panic of a library in Rust.
 

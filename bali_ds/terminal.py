@@ -3,6 +3,8 @@
 import json
 import logging
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -38,9 +40,24 @@ def message(error: object) -> str:
     return line if len(line) <= _LONGEST_MESSAGE else f"{line[:_LONGEST_MESSAGE]}…"
 
 
+_COPIES: list[Callable[[str], None]] = []
+
+
+@contextmanager
+def copied_progress(write: Callable[[str], None]) -> Iterator[None]:
+    """Call `write` with every text that `print_progress` prints in the block."""
+    _COPIES.append(write)
+    try:
+        yield
+    finally:
+        _COPIES.remove(write)
+
+
 def print_progress(text: str) -> None:
     """Print progress on standard output; one that cannot be written, on a full disk, does not end a run."""
     lines = [printable(line) for line in text.split("\n")]
+    for copy in _COPIES:
+        copy("\n".join(lines))
     try:
         print(*lines, sep="\n", flush=True)
     except OSError as error:

@@ -93,6 +93,12 @@ def test_every_path_of_the_schema_is_known():
     assert set(paths(Recipe)) == set(PATHS) - {"data.shards", "text_encoder.path"}
 
 
+def test_the_later_of_steps_and_epochs_counts(recipe_file):
+    assert load_recipe(recipe_file, ["epochs=2"]).steps is None
+    both = load_recipe(recipe_file, ["epochs=2", "steps=7"])
+    assert (both.steps, both.epochs) == (7, None)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -101,7 +107,7 @@ def test_every_path_of_the_schema_is_known():
         ("evaluation.linking.dictonary=x", "did you mean dictionary?"),
         ("zzzz=1", "known are"),
         ("masking.tokens=1.5", "less than or equal to 1"),
-        ("epochs=2", "either steps or epochs"),
+        ("steps=null", "either steps or epochs"),
         ("objective={contrastive: {weight: 0}, masked_language_model: {weight: 0}}", "weight 0"),
         ("batch", "is not an override"),
         ("name.x=1", "not a section"),

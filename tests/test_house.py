@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bali_ds"
 FLOORS = {
     "errors": -5, "terminal": -5, "parsing": -4, "working_directory": -3, "files": -2, "npy": -1, "directories": -1,
-    "locations": -1, "randomness": -1, "distributed": -1, "network_interface": -1,
-    "bounded_reader": -3, "xml_elements": -1, "bus_errors": -3,
+    "locations": -1, "shipped_files": -1, "randomness": -1, "distributed": -1, "network_interface": -1,
+    "bounded_reader": -3, "xml_elements": -1, "bus_errors": -3, "progress_bar": -5,
     "graph": 0, "losses": 0, "config": 0,
     "corpus": 1,
     "shards": 2,
@@ -34,7 +34,7 @@ FLOORS = {
 WITHOUT = {
     "torch": (
         "errors", "terminal", "parsing", "working_directory", "files", "npy", "directories", "locations", "randomness",
-        "bounded_reader", "xml_elements", "bus_errors",
+        "bounded_reader", "xml_elements", "bus_errors", "shipped_files",
         "graph", "config", "corpus", "shards", "cli",
     ),
     "deepspeed": (
@@ -129,7 +129,7 @@ def test_every_direct_dependency_is_pinned_within_its_range():
     for texts in ast.literal_eval(arguments["extras_require"]).values():
         needed += texts
     for requirement in map(Requirement, needed):
-        if requirement.name != "triton":  # a GPU's torch brings the version that it wants
+        if requirement.name not in ("bali-ds", "triton"):  # a GPU's torch brings the triton that it wants
             assert requirement.specifier.contains(pinned[requirement.name.lower()]), requirement
 
 
@@ -174,7 +174,7 @@ def test_files_from_outside_have_one_reader_each():
 
 
 DOCUMENTS = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "ds_configs/README.md", ROOT / "shards/README.md"]
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "ds_configs/README.md", ROOT / "shards/README.md"]
 )
 TOP_FOLDERS = "bali_ds|bench|docs|ds_configs|launch|shards|tests"
 
@@ -186,7 +186,8 @@ def test_documents_name_files_that_exist(document):
     named += re.findall(rf"\]\((?:\.\./)*((?:{TOP_FOLDERS})/[\w./-]*\w)\)", text)
     missing = {name for name in named if not name.startswith("shards/built/") and not (ROOT / name).exists()}
     linked = re.findall(r"\]\((?!https?:|#)([\w./-]+)\)", text)
-    missing |= {name for name in linked if not (document.parent / name).exists()}
+    # pages of the reference are generated when the site is built, which checks the links to them
+    missing |= {name for name in linked if "reference/" not in name and not (document.parent / name).exists()}
     assert missing == set()
 
 

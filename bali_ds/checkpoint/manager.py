@@ -26,6 +26,7 @@ from bali_ds.data.sampler import Position
 from bali_ds.distributed import Ranks
 from bali_ds.errors import NOT_SAVED, InputError, RunEnded
 from bali_ds.files import sync
+from bali_ds.terminal import print_progress
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +126,8 @@ class CheckpointManager:
             fault = self._finished(progress, save)
             before, self._failed = self._failed, (progress.step, fault) if fault else None
             self._saved = None if fault else progress
+            if not fault and self.ranks.is_first:
+                print_progress(f"step {progress.step}: checkpoint saved")
             if self._failed and self._failed != before:
                 self.warn(f"no checkpoint of step {progress.step}: {fault}; the older ones remain")
         return self._saved is not None

@@ -7,22 +7,29 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+import bali_ds
 from bali_ds.bus_errors import handle_bus_errors
-from bali_ds.cli import evaluate, graph, inference, plan_and_doctor, runs, shards
-from bali_ds.errors import InputError
+from bali_ds.cli import evaluate, graph, inference, init, launcher, plan_and_doctor, runs, shards
+from bali_ds.cli.parser import Parser
+from bali_ds.errors import InputError, missing_package
 from bali_ds.terminal import PrintableFormatter, message
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-GROUPS = (graph, shards, plan_and_doctor, runs, evaluate, inference)
+EXTRAS = {
+    "evaluate": "eval", "graph": "data", "inference": "infer", "init": "data", "launcher": "train",
+    "plan_and_doctor": "train", "runs": "train", "shards": "data",
+}  # fmt: skip
+"""Group of commands, and the extra in setup.py with the packages that it needs."""
+GROUPS = (init, graph, shards, plan_and_doctor, launcher, runs, evaluate, inference)
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the program with all commands."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="bali-ds",
-        description="Align biomedical language models with knowledge graphs. "
-        "Start training with: deepspeed launch/train.py --config RECIPE",
+        description="Align biomedical language models with knowledge graphs. Try it with: bali-ds train sample",
     )
+    top.add_argument("--version", action="version", version=f"bali-ds {bali_ds.__version__}", help="print the version")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     for group in GROUPS:
         group.add_commands(commands)
@@ -42,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except InputError as error:
         print(f"bali-ds: {message(error)}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        lacking = missing_package(error, EXTRAS[run.__module__.rpartition(".")[2]])
+        print(f"bali-ds: {message(lacking)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("bali-ds: interrupted", file=sys.stderr)

@@ -2,9 +2,9 @@
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from bali_ds.errors import InputError
 from bali_ds.terminal import json_line, printable_values
 
 
@@ -27,6 +27,48 @@ def add_json(parser: argparse.ArgumentParser, what: str = "the result") -> None:
     parser.add_argument("--json", action="store_true", help=f"print {what} as JSON")
 
 
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Add the recipe of a run and changes of its keys; `recipe_of` returns both."""
+    parser.add_argument("--config", metavar="RECIPE", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "recipe", nargs="?", metavar="RECIPE", help="YAML file, or a recipe that ships with bali-ds, such as sample"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="change keys of the recipe, for example optimizer.warmup=0.1"
+    )
+
+
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    """Add --resume to a command that trains."""
+    parser.add_argument(
+        "--resume",
+        choices=("auto", "never"),
+        default="auto",
+        help="auto: resume from the newest complete checkpoint; never: remove an existing run first "
+        "(default: %(default)s)",
+    )
+
+
+def recipe_of(options: argparse.Namespace) -> tuple[str, list[str]]:
+    """Return the recipe of the command line and the changes of its keys; `--config RECIPE` is the same as RECIPE.
+
+    Raises:
+        InputError: no recipe is given.
+    """
+    given = [each for each in (options.config, options.recipe, *options.overrides) if each is not None]
+    if not given or (options.config is None and "=" in given[0]):
+        raise InputError("no recipe is given; name a YAML file, or one that ships with bali-ds, such as sample")
+    return given[0], given[1:]
+
+
+def positive(text: str) -> int:
+    """Return the value of an option that counts something, at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
 def seed(text: str) -> int:
     """Return the value of an option --seed, from 0 to 2**63 - 1."""
     value = int(text)
@@ -37,15 +79,12 @@ def seed(text: str) -> int:
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add --device to a command that runs a model."""
-    parser.add_argument("--device", default="cpu", help="device of the model, for example cuda (default: %(default)s)")
+    parser.add_argument(
+        "--device", default="auto", help="device of the model: auto, cpu or cuda (default: %(default)s)"
+    )
 
 
 def interval(measure: dict[str, float], sign: str = "") -> str:
     """Return a table cell of 24 characters: a fraction and its interval in percent."""
     value, low, high = (100 * measure[key] for key in ("value", "low", "high"))
     return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]".rjust(24)
-
-
-def name_index_path(graph: Path) -> Path:
-    """Return the directory of a graph's name index, which the first command that needs it writes."""
-    return graph.with_name(f"{graph.name}.dictionary")

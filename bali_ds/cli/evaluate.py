@@ -6,7 +6,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from bali_ds.cli.common import add_device, add_json, emit, interval, name_index_path, seed
+from bali_ds.cli.common import add_device, add_json, emit, interval, seed
 from bali_ds.errors import InputError
 
 HOPS = (1, 2, 3)
@@ -236,7 +236,7 @@ def _run_context(options: argparse.Namespace) -> None:
     from bali_ds.evaluation.context_recall import evaluate_context
     from bali_ds.evaluation.graph_questions import QuestionMaker
     from bali_ds.graph.knowledge_graph import KnowledgeGraph
-    from bali_ds.inference.context import ContextFinder
+    from bali_ds.inference.context import ContextFinder, name_index_path
     from bali_ds.inference.encoder import load
 
     graph = KnowledgeGraph.open(options.graph)

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from bali_ds.cli.common import add_device, add_json, emit, name_index_path
+from bali_ds.cli.common import add_device, add_json, emit
 from bali_ds.errors import InputError
 from bali_ds.files import lines_of, numbered_lines
 from bali_ds.terminal import json_line, printable
@@ -75,6 +75,10 @@ def _add_context(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="S",
         help="drop facts below this cosine (default: %(default)s)",
     )
+    context.add_argument(
+        "--index", type=Path, metavar="DIR",
+        help="vectors of the graph's names, written at first use: finds concepts that the question does not name",
+    )  # fmt: skip
     add_json(context, "concepts, facts with their sources, and text")
     context.add_argument("question", metavar="QUESTION", help="question in natural language")
     context.set_defaults(run=_context)
@@ -86,15 +90,14 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _encode(options: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
     from bali_ds.files import published_file
     from bali_ds.inference.encoder import load
+    from bali_ds.progress_bar import progress_bar
     from bali_ds.shards.layout import npy_header
 
     encoder = load(options.model, device=options.device)
     count = 0
-    with published_file(options.out) as stream, tqdm(unit=" lines") as bar:
+    with published_file(options.out) as stream, progress_bar("encode", None, "lines") as bar:
         # The number of lines is known at the end: standard input can be read only once.
         stream.write(npy_header("<f4", (0, encoder.width)))
         for lines in _batches_of_lines(options.file):
@@ -132,17 +135,13 @@ def _link(options: argparse.Namespace) -> None:
 
 
 def _context(options: argparse.Namespace) -> None:
-    from bali_ds.corpus.name_index import open_dictionary
-    from bali_ds.graph.knowledge_graph import KnowledgeGraph
     from bali_ds.inference.context import ContextFinder
-    from bali_ds.inference.encoder import load
 
-    graph = KnowledgeGraph.open(options.graph)
-    dictionary = open_dictionary(name_index_path(options.graph), graph)
-    finder = ContextFinder(load(options.model, device=options.device), graph, dictionary)
+    finder = ContextFinder.open(options.model, options.graph, device=options.device, index=options.index)
     found = finder.find(options.question, token_budget=options.tokens, lowest_score=options.lowest_score)
-    result: dict[str, Any] = {**asdict(found), "text": found.text}
-    emit(result, options.json, lambda shown: shown["text"] or "the question names no concept of the graph")
+    result: dict[str, Any] = {**asdict(found), "text": found.text, "cited_text": found.cited_text}
+    nothing = "no concept of the graph was found in the question; with --index DIR it is also searched by vectors"
+    emit(result, options.json, lambda shown: shown["cited_text"] or nothing)
 
 
 def _batches_of_lines(file: str) -> Iterator[list[str]]:

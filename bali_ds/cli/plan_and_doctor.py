@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from bali_ds.cli.common import add_json, emit
+from bali_ds.cli.common import add_json, add_recipe, emit, positive, recipe_of
 from bali_ds.errors import InputError
 
 
@@ -15,17 +15,18 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description="Print the batch plan of a recipe, the memory of one rank and its traffic at each ZeRO stage. "
         "Nothing is started.",
     )
-    plan.add_argument("--config", type=Path, required=True, metavar="RECIPE", help="YAML recipe of the run")
+    add_recipe(plan)
     ranks = plan.add_mutually_exclusive_group()
     ranks.add_argument("--hostfile", type=Path, metavar="FILE", help="use as many ranks as the hostfile has slots")
-    ranks.add_argument("--ranks", type=_positive, default=1, metavar="N", help="number of ranks (default: %(default)s)")
-    plan.add_argument("--device", choices=("cpu", "cuda"), help="device of the ranks (default: cuda if available)")
+    ranks.add_argument("--ranks", type=positive, default=1, metavar="N", help="number of ranks (default: %(default)s)")
+    plan.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="device of the ranks (default: %(default)s)"
+    )
     plan.add_argument(
         "--samples-per-second", type=float, metavar="RATE",
         help="measured or expected throughput over all ranks, to estimate the duration",
     )  # fmt: skip
     add_json(plan, "the plan")
-    plan.add_argument("overrides", nargs="*", metavar="key=value", help="override recipe keys")
     plan.set_defaults(run=_plan)
     doctor = commands.add_parser(
         "doctor",
@@ -35,7 +36,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     doctor.add_argument("--hostfile", type=Path, metavar="FILE", help="also check these hosts over ssh")
     doctor.add_argument(
-        "--ssh-port", type=_positive, metavar="PORT", help="port of the hosts' ssh servers (default: that of ssh)"
+        "--ssh-port", type=positive, metavar="PORT", help="port of the hosts' ssh servers (default: that of ssh)"
     )
     doctor.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="DIR", help="directory of the runs (default: %(default)s)"
@@ -44,17 +45,12 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     doctor.set_defaults(run=_doctor)
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
-
-
 def _plan(options: argparse.Namespace) -> None:
+    from bali_ds.config import load_recipe
+
+    recipe = load_recipe(*recipe_of(options))  # before torch, which takes seconds to import
     import torch
 
-    from bali_ds.config import load_recipe
     from bali_ds.doctor.hostfile import read_hostfile
     from bali_ds.evaluation.gold_coverage import check_evaluation_files
     from bali_ds.planning.run_plan import plan, plan_text
@@ -62,10 +58,9 @@ def _plan(options: argparse.Namespace) -> None:
     rate = options.samples_per_second
     if rate is not None and not rate > 0:
         raise InputError(f"--samples-per-second {rate}: must be positive")
-    recipe = load_recipe(options.config, options.overrides)
     check_evaluation_files(recipe)
     ranks = sum(host.slots for host in read_hostfile(options.hostfile)) if options.hostfile else options.ranks
-    on_gpu = options.device == "cuda" if options.device else torch.cuda.is_available()
+    on_gpu = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"
     planned = plan(recipe, ranks=ranks, on_gpu=on_gpu, samples_per_second=rate)
     emit(planned.as_dict(), options.json, lambda _: plan_text(planned, recipe))
 

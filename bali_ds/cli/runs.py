@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bali_ds.cli.common import add_json, add_overwrite, emit
+from bali_ds.errors import InputError
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -99,14 +100,25 @@ def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         description="Write report.html into the run directory: training curves, evaluation results and recipe on one "
         "self-contained page.",
     )
-    report.add_argument("path", type=Path, metavar="RUN", help="run directory, runs/NAME")
+    report.add_argument(
+        "path", type=Path, nargs="+", metavar="RUN", help="run directory, runs/NAME; several are compared on one page"
+    )
+    report.add_argument(
+        "--out", type=Path, metavar="FILE", help="page of a comparison (default: comparison.html in this folder)"
+    )
     report.set_defaults(run=_run_report)
 
 
 def _run_report(options: argparse.Namespace) -> None:
+    from bali_ds.evaluation.comparison import write_comparison
     from bali_ds.evaluation.report import write_report
 
-    print(write_report(options.path))
+    if len(options.path) > 1:
+        print(write_comparison(options.path, options.out or Path("comparison.html")))
+    elif options.out:
+        raise InputError("report: --out names the page of a comparison; the report of one run is in its directory")
+    else:
+        print(write_report(options.path[0]))
 
 
 def _add_replay(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -8,39 +8,33 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
+from contextlib import nullcontext, suppress
 from types import FrameType
 from typing import NoReturn
 
 from bali_ds.bus_errors import handle_bus_errors
+from bali_ds.cli.common import add_recipe, add_resume, recipe_of
+from bali_ds.cli.parser import Parser
 from bali_ds.config import load_recipe
-from bali_ds.errors import InputError, LostRank, RunEnded, exit_status
+from bali_ds.errors import InputError, LostRank, RunEnded, exit_status, missing_package
 from bali_ds.terminal import PrintableFormatter, message, print_progress
+from bali_ds.training.train_log import TrainLog
 
 _QUIET_LIBRARIES = ("httpx", "httpcore", "urllib3", "DeepSpeed", "transformers", "matplotlib")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the training command to a parser."""
-    parser.add_argument("--config", type=Path, required=True, metavar="RECIPE", help="YAML file of the run")
-    parser.add_argument(
-        "--resume",
-        choices=("auto", "never"),
-        default="auto",
-        help="auto: resume from the newest complete checkpoint; never: remove an existing run first",
-    )
+    add_recipe(parser)
+    add_resume(parser)
     parser.add_argument("--local_rank", type=int, default=0, help="set by the launcher")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="change the recipe, e.g. optimizer.warmup=0.1"
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the arguments of the process, or others, and run the command; return its exit status."""
-    parser = argparse.ArgumentParser(prog="launch/train.py", description="Train the model of a recipe.")
+    parser = Parser(prog="launch/train.py", description="Train the model of a recipe.")
     add_arguments(parser)
-    return run_train(parser.parse_intermixed_args(arguments))
+    return run_train(parser.parse_args(arguments))
 
 
 def run_train(options: argparse.Namespace) -> int:
@@ -62,24 +56,33 @@ def run_train(options: argparse.Namespace) -> int:
         handler.setFormatter(PrintableFormatter())
     for library in _QUIET_LIBRARIES:
         logging.getLogger(library).setLevel(logging.WARNING)
-    try:
-        _run_job(options, is_first=is_first)
-    except (InputError, RunEnded) as ended:
-        # every other rank finds out by itself that one, perhaps rank 0, is lost
-        if is_first or isinstance(ended, LostRank):
-            print(f"train: {message(ended)}", file=sys.stderr, flush=True)
-        return exit_status(ended)
+    log = TrainLog()
+    with log.running() if is_first else nullcontext():
+        try:
+            _run_job(options, log if is_first else None)
+        except (InputError, RunEnded) as ended:
+            line = f"train: {message(ended)}"
+            # every other rank finds out by itself that one, perhaps rank 0, is lost
+            if is_first or isinstance(ended, LostRank):
+                print(line, file=sys.stderr, flush=True)
+            log.write(line)
+            return exit_status(ended)
     return 0
 
 
-def _run_job(options: argparse.Namespace, *, is_first: bool) -> None:
+def _run_job(options: argparse.Namespace, log: TrainLog | None) -> None:
     try:
-        recipe = load_recipe(options.config, options.overrides)
+        path, overrides = recipe_of(options)
+        recipe = load_recipe(path, overrides)
+        if log:
+            print_progress(f"{' '.join([path, *overrides])}: loading torch and DeepSpeed")
         # Heavy imports wait until the recipe is known to be valid.
         from transformers.utils import logging as transformers_logging
 
         from bali_ds.export.finalize import finalize, is_finalized, results_table
         from bali_ds.training.trainer import train
+    except ModuleNotFoundError as error:
+        raise missing_package(error, "train") from error
     except Exception as error:
         if _environment("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "1") != "1":
             from bali_ds.training.process_group import raise_after_joining
@@ -92,14 +95,14 @@ def _run_job(options: argparse.Namespace, *, is_first: bool) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     _stop_on_signals()
     if options.resume == "never" or not is_finalized(recipe):
-        step = train(recipe, resume=options.resume == "auto")
-        if is_first and recipe.evaluation.when == "after":
+        step = train(recipe, resume=options.resume == "auto", log=log)
+        if log and recipe.evaluation.when == "after":
             finalize(recipe, step)
-    elif is_first:
+    elif log:
         print_progress(f"{recipe.directory} is complete; --resume never trains it afresh\n")
-    if is_first and recipe.evaluation.when == "separate":
+    if log and recipe.evaluation.when == "separate":
         print_progress(f"trained; export and evaluate on one machine: bali-ds finalize {recipe.directory}\n")
-    elif is_first and recipe.evaluation.when == "after":
+    elif log and recipe.evaluation.when == "after":
         print_progress(results_table(recipe))
 
 
@@ -132,12 +135,16 @@ def main_status(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def run_process() -> NoReturn:
-    """Run the command and end the process with its exit status."""
-    status = main_status()
+def run_process(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command with the arguments of the process, or others, and end the process with its exit status."""
+    status = main_status(arguments)
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # what cannot be written does not change how the run ended
             stream.flush()
     # Threads of the process groups may still be ending. An ordinary exit then aborts now and then ("terminate called
     # without an active exception"), and a complete run would look like a failed one.
     os._exit(status)
+
+
+if __name__ == "__main__":
+    run_process()

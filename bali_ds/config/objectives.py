@@ -21,6 +21,7 @@ class ObjectiveSection(Section):
 
     needs: ClassVar[frozenset[Need]] = frozenset()
     weight: float = Field(default=0.0, ge=0)
+    """Factor of this objective in the total loss; 0 switches it off."""
 
 
 class ContrastiveConfig(ObjectiveSection):
@@ -28,9 +29,13 @@ class ContrastiveConfig(ObjectiveSection):
 
     needs = frozenset({"text_views", "graph_views"})
     weight: float = Field(default=1.0, ge=0)
+    """Factor of this objective in the total loss; 0 switches it off."""
     kind: Literal["ntxent", "clip", "supcon", "marginal", "multi_similarity", "sigmoid"] = "ntxent"
+    """Form of the loss."""
     temperature: float = Field(default=0.07, gt=0)
+    """Divisor of the cosines, at the start if it is learned."""
     learn_temperature: bool = False
+    """Learn the temperature."""
     logit_bias: float = -10.0
     """Initial value of the bias that `sigmoid` learns; other kinds have no bias."""
     negatives: Literal["all", "rank"] = "all"
@@ -53,6 +58,7 @@ class MaskedLanguageModelConfig(ObjectiveSection):
 
     needs = frozenset({"head"})
     weight: float = Field(default=1.0, ge=0)
+    """Factor of this objective in the total loss; 0 switches it off."""
 
 
 class GraphLanguageModelConfig(ObjectiveSection):
@@ -66,6 +72,7 @@ class LinkPredictionConfig(ObjectiveSection):
 
     needs = frozenset({"nodes"})
     kind: Literal["distmult", "transe", "rotate"] = "distmult"
+    """Score of a fact."""
 
 
 class SynonymAlignmentConfig(ObjectiveSection):
@@ -75,6 +82,7 @@ class SynonymAlignmentConfig(ObjectiveSection):
     pairs: Literal["names", "mentions"] = "names"
     """Two names in the graph, or a name and the words of one of the concept's mentions, out of context."""
     kind: Literal["multi_similarity", "ntxent"] = "multi_similarity"
+    """Form of the loss."""
 
 
 class GraphInfomaxConfig(ObjectiveSection):
@@ -88,8 +96,11 @@ class DualConfig(ObjectiveSection):
 
     needs = frozenset({"nodes", "head"})
     layers: int = Field(default=2, ge=1, le=1000)
+    """Layers of the decoder."""
     heads: int = Field(default=4, ge=1, le=1000)
+    """Attention heads of the decoder."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout of the decoder."""
     duality: float = Field(default=0.0, ge=0)
     """Weight of the squared duality gap."""
 

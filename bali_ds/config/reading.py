@@ -17,32 +17,51 @@ from bali_ds.errors import InputError
 from bali_ds.files import read_yaml
 from bali_ds.locations import check_recorded
 from bali_ds.parsing import explained, parse_yaml
+from bali_ds.shipped_files import SHIPPED, find_recipe, shipped_path
 
 logger = logging.getLogger(__name__)
 
 RECORD = "recipe.yaml"
+_LENGTHS = {"steps": "epochs", "epochs": "steps"}
 # A recipe.yaml next to any of these is the record of a run directory.
 _BESIDE_A_RECORD = ("checkpoints", "failures", "metrics.jsonl")
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a YAML recipe whose files will be opened, and apply `key=value` overrides with dots between nested keys.
 
     Relative paths in the recipe are relative to its folder; those of overrides, of defaults and of the record of a run
     directory are relative to the working directory.
+
+    Args:
+        path: the file, or the bare name of a recipe that ships with the package. Such a recipe is read as if it lay in
+            launch/recipes of the working directory; the encoder and linking files of the sample are those of the
+            package where they are not there.
+        overrides: changes.
 
     Raises:
         InputError: the file cannot be read or is not a YAML mapping, or a key or value is invalid (for an unknown key,
             with the nearest known one). Also if the file is the record of a run directory, which is not trusted, and
             names shards that are neither a directory nor a plain download, and no override replaces them.
     """
-    path = Path(path)
-    recorded = _is_record(path)
-    recipe = _validated(_read(path, overrides, Path() if recorded else path.parent), str(path))
+    file = find_recipe(path)
+    folder = file.parent if Path(path).exists() else file.parent.relative_to(SHIPPED)
+    recorded = _is_record(file)
+    recipe = _with_shipped_files(_validated(_read(file, overrides, Path() if recorded else folder), str(file)))
     if recorded and not any(override.startswith("data.shards=") for override in overrides):
         shards = recipe.data.shards
-        check_recorded([shards] if isinstance(shards, str) else shards, path)
+        check_recorded([shards] if isinstance(shards, str) else shards, file)
     return recipe
+
+
+def _with_shipped_files(recipe: Recipe) -> Recipe:
+    """Return the recipe with the paths of shipped files where these are not in the current folder."""
+    encoder = recipe.text_encoder.model_copy(update={"path": str(shipped_path(recipe.text_encoder.path))})
+    evaluation = recipe.evaluation
+    if linking := evaluation.linking:
+        files = {"dictionary": shipped_path(linking.dictionary), "queries": shipped_path(linking.queries)}
+        evaluation = evaluation.model_copy(update={"linking": linking.model_copy(update=files)})
+    return recipe.model_copy(update={"text_encoder": encoder, "evaluation": evaluation})
 
 
 def recorded_recipe(run: Path) -> Recipe:
@@ -76,6 +95,9 @@ def _read(path: Path, overrides: Sequence[str] = (), folder: Path | None = None)
         locate(values, folder)
     for override in overrides:
         _apply(values, override)
+        # each replaces the other; in a file, both together are a mistake
+        if (replaced := _LENGTHS.get(override.partition("=")[0])) and not override.endswith("=null"):
+            values.pop(replaced, None)
     return values
 
 

@@ -13,6 +13,7 @@ class DataConfig(Section):
     """Graph, shards and sampling."""
 
     graph: Path
+    """Directory of the graph."""
     shards: str | dict[str, Annotated[int, Field(ge=1)]]
     """A directory, or a URL (http, s3, gs, hf) that is read through a cache on each node; or a mixture of several with
     their proportions: `{pubmed: 3, medmentions: 1}` takes three passages of pubmed for each one of medmentions."""
@@ -29,16 +30,22 @@ class MaskingConfig(Section):
     """Masking probabilities of tokens, whole mentions and concept names (BALI, section 2.3)."""
 
     tokens: float = Field(default=0.15, ge=0, le=1)
+    """Probability with which a token is masked."""
     mentions: float = Field(default=0.15, ge=0, le=1)
+    """Probability with which all tokens of a mention are masked."""
     names: float = Field(default=0.15, ge=0, le=1)
+    """Probability with which a concept's own name is masked in its graph view, if it has two neighbors or more."""
 
 
 class LoraConfig(Section):
     """LoRA of the text encoder (Hu et al., ICLR 2022); needs the package peft."""
 
     rank: int = Field(default=8, ge=1, le=100_000)
+    """Rank of the updates."""
     alpha: int = Field(default=16, gt=0)
+    """The updates are scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout of the input of the updates."""
     modules: str | list[str] = "all-linear"
     """Names of the linear layers with LoRA, in the naming of the architecture."""
 
@@ -47,6 +54,7 @@ class TextEncoderConfig(Section):
     """The language model: a model directory or a name on the Hugging Face Hub."""
 
     path: str
+    """Model directory, or `org/name` on the Hugging Face Hub."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """The weights of `path`; or new ones of its architecture, initialized from the seed of the recipe."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
@@ -65,6 +73,7 @@ class TextEncoderConfig(Section):
     markers: tuple[str, str] | None = None
     """Entity markers: two tokens of the vocabulary that are inserted before and after each mention in a passage."""
     frozen_embeddings: bool = False
+    """Do not train the token embeddings."""
     frozen_layers: int = Field(default=0, ge=0)
     """Number of first layers whose weights are frozen."""
     compile: bool | None = None
@@ -82,9 +91,11 @@ class GraphEncoderConfig(Section):
     kind: Literal["gatv2", "graphsage", "compgcn", "linearized"] = "gatv2"
     """A graph neural network over the ego graph, or the text encoder over the neighborhood as text (linearized)."""
     layers: int = Field(default=2, ge=1, le=1000)
+    """Layers, and hops of the sampled neighborhood that a concept sees."""
     heads: int = Field(default=2, ge=1, le=1000)
     """Attention heads per layer (gatv2)."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout between the layers."""
     tokens: int = Field(default=128, ge=40, le=1_000_000)
     """Maximum tokens of a linearized neighborhood; facts that do not fit are dropped."""
     names: Literal["gradient", "no_gradient", "cached", "learned"] = "gradient"
@@ -98,8 +109,11 @@ class OptimizerConfig(Section):
     """AdamW with separate learning rates for the text encoder and all other modules."""
 
     text_learning_rate: float = Field(default=2e-5, gt=0)
+    """Highest learning rate of the text encoder and its pretrained head."""
     graph_learning_rate: float = Field(default=2e-4, gt=0)
+    """Highest learning rate of all new modules."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled weight decay of matrices."""
     warmup: float = Field(default=0.05, ge=0, le=1)
     """Fraction of all steps with linear warm-up; cosine decay to 0 follows."""
     gradient_clipping: float = Field(default=1.0, ge=0)
@@ -159,7 +173,9 @@ class LinkingConfig(Section):
     """Zero-shot linking before and after training."""
 
     dictionary: Path
+    """File of CUI||name lines."""
     queries: Path
+    """TSV file with columns mention and cui, as for `bali-ds evaluate linking`."""
 
 
 class EvaluationConfig(Section):
@@ -175,9 +191,11 @@ class Recipe(Section):
     """Recipe of a run, from data to exported encoder."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run and of its directory: letters, digits, dots, dashes and underscores."""
     runs: Path = Path("runs")
     """Parent of the run directory, `runs`/`name`."""
     seed: int = Field(default=29, ge=0)
+    """Seed of everything random in a run."""
     data: DataConfig
     masking: MaskingConfig = MaskingConfig()
     text_encoder: TextEncoderConfig
@@ -190,9 +208,11 @@ class Recipe(Section):
     epochs: float | None = Field(default=None, gt=0)
     """Epochs of the run."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Precision of weights and activations in the engine."""
     deterministic: bool = False
     """Repeat a run on the same GPUs bit for bit, with slower kernels; runs on CPUs always repeat."""
-    deepspeed: Path = Path("ds_configs/zero1.json")
+    deepspeed: Path = Path("zero1")
+    """DeepSpeed JSON file: a path, or the bare name of one in ds_configs."""
     checkpoints: CheckpointConfig = CheckpointConfig()
     fault_tolerance: FaultToleranceConfig = FaultToleranceConfig()
     validation: ValidationConfig = ValidationConfig()

@@ -57,4 +57,6 @@ def _located(value: Any, folder: Path, path: str) -> Any:
     name = os.path.expanduser(value.removeprefix(prefix))
     if path == "text_encoder.path" and not name.startswith((".", "/")) and not (folder / name).is_dir():
         return value  # a name on the Hub
+    if path == "deepspeed" and "/" not in name and not Path(name).suffix:
+        return value  # a name of a file that ships with the package
     return prefix + os.path.normpath(folder / name)

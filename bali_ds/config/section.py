@@ -10,7 +10,7 @@ _LARGEST_NUMBER = 2**31 - 1
 class Section(BaseModel):
     """Immutable section of a recipe; unknown keys, non-finite numbers and absurdly large ones are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     @model_validator(mode="after")
     def _numbers_in_range(self) -> Self:

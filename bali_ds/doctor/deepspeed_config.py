@@ -10,6 +10,7 @@ from bali_ds.config import Recipe
 from bali_ds.doctor.deepspeed_keys import FROM_RECIPE, KNOWN, QUANTIZED, REMOVED, REMOVED_ZERO, UNSUPPORTED, ZERO, Kind
 from bali_ds.errors import InputError
 from bali_ds.files import LARGEST_TEXT, read_json
+from bali_ds.shipped_files import find_deepspeed_config
 
 _KINDS: dict[Kind, tuple[tuple[type, ...], str]] = {
     "switch": ((bool,), "true or false"),
@@ -23,12 +24,16 @@ _KINDS: dict[Kind, tuple[tuple[type, ...], str]] = {
 def load_deepspeed_config(path: Path) -> dict[str, Any]:
     """Return the DeepSpeed configuration of a JSON file, without the keys that the trainer sets from the recipe.
 
+    Args:
+        path: the file, or the bare name of one in ds_configs, such as "zero1".
+
     Raises:
-        InputError: the file is not valid JSON (with the line), or holds an unknown key (with the nearest known one), a
-            feature that DeepSpeed has removed, a key that belongs to the recipe, a value of the wrong type, or settings
-            that contradict each other.
+        InputError: the file does not exist or is not valid JSON (with the line), or holds an unknown key (with the
+            nearest known one), a feature that DeepSpeed has removed, a key that belongs to the recipe, a value of the
+            wrong type, or settings that contradict each other.
     """
-    values = read_json(Path(path), limit=LARGEST_TEXT)
+    path = find_deepspeed_config(path)
+    values = read_json(path, limit=LARGEST_TEXT)
     if not isinstance(values, dict):
         raise InputError(f"{path}: is not a JSON object")
     for key, value in values.items():

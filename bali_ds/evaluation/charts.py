@@ -11,6 +11,7 @@ WIDTH, HEIGHT = 640, 260
 LEFT, RIGHT, TOP, BOTTOM = 68, 28, 12, 32
 SQUARE = 460
 _FARTHEST = 1e300
+_HOVER_POINTS = 60
 COLORS = len(LINES)
 
 Points = Sequence[tuple[float, float]]
@@ -57,8 +58,13 @@ def line_chart(series: dict[str, Points], *, x_label: str, y_label: str, from_ze
                 continue
             parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 10}" text-anchor="middle">{number(tick)}</text>')
     parts.append(f'<text class="tick" x="{LEFT - 8}" y="{HEIGHT - 10}" text-anchor="end">{escape(x_label)}</text>')
-    for color, points in enumerate(drawn.values()):
+    for color, (name, points) in enumerate(drawn.items()):
         parts.append(_line([place(x, y) for x, y in thinned(points)], color))
+        for x, y in thinned(points, _HOVER_POINTS):
+            across, down = place(x, y)
+            told = f"{escape(name)}, {escape(x_label)} {number(x)}: {number(y)}"
+            target = f'<circle class="hover" cx="{across:.1f}" cy="{down:.1f}" r="7"/>'
+            parts.append(f"<g><title>{told}</title>{target}</g>")
     parts.append("</svg>")
     return "".join(parts) + _legend([f"{name} {number(points[-1][1])}" for name, points in drawn.items()])
 

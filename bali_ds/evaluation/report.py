@@ -1,5 +1,6 @@
 """Report of a run: one self-contained HTML page with training curves, evaluation results, recipe and fingerprints."""
 
+import re
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
@@ -32,6 +33,20 @@ INFORMATION = {
 }
 
 
+MEASURED = (
+    ("R@1 in training batches", "fraction", ("batch_r@1",)),
+    ("Gradient norm before clipping", "norm", ("gradient_norm", "gradient_norm_text", "gradient_norm_graph")),
+    ("Temperature", "temperature", ("temperature",)),
+    ("Time in collectives", "fraction of time", ("communication",)),
+    ("Utilization of the device", "MFU", ("mfu",)),
+    ("Peak memory of rank 0, GiB", "GiB", ("memory_gib",)),
+)
+"""Charts of metrics that a run may have: title, unit and keys of metrics.jsonl."""
+_STEP_LINE = re.compile(r"  step [\d,]+/\S+  epoch ")
+_MOST_EVENTS = 400
+_LARGEST_LOG = 1 << 28
+
+
 def write_report(run: Path) -> Path:
     """Write `report.html` into a run directory, from those of its files that exist.
 
@@ -50,7 +65,8 @@ def write_report(run: Path) -> Path:
         raise InputError(f"{run / 'recipe.yaml'}: is not a mapping of recipe keys to values")
     metrics, evaluation = read_metrics(run / "metrics.jsonl"), read_evaluation(run)
     generated, description = read_generated(run), read_description(run / "export")
-    sections = [*_training(metrics), *_evaluation(evaluation), *_generated(generated), *_origin(recipe, description)]
+    sections = [*_training(metrics), *_evaluation(evaluation), *_generated(generated), *_events(run)]
+    sections += _origin(recipe, description)
     name = str(values.get("name", run.name))
     out = run / "report.html"
     with published_file(out, "w") as stream:
@@ -83,17 +99,17 @@ def _summary(metrics: list[dict[str, float]], evaluation: dict[str, Any]) -> lis
 def _training(metrics: list[dict[str, float]]) -> Iterator[tuple[str, str]]:
     if not metrics:
         return
-    losses = {name.replace("_", " "): _series(metrics, name) for name in ObjectiveConfig.model_fields}
-    yield "Loss", line_chart({"total": _series(metrics, "loss"), **losses}, x_label="step", y_label="loss")
+    losses = {name.replace("_", " "): series_of(metrics, name) for name in ObjectiveConfig.model_fields}
+    yield "Loss", line_chart({"total": series_of(metrics, "loss"), **losses}, x_label="step", y_label="loss")
     for title, unit, names in (
         ("Decoder", "loss, nats a token", DUAL),
         ("Mutual information", "nats a pair", INFORMATION),
     ):
-        series = {label: _series(metrics, name) for name, label in names.items()}
+        series = {label: series_of(metrics, name) for name, label in names.items()}
         if any(series.values()):
             yield title, line_chart(series, x_label="step", y_label=unit) + f'<p class="quiet">{unit}</p>'
     recall = {
-        f"{direction} {label}": _series(metrics, f"validation/{key}_{measure}")
+        f"{direction} {label}": series_of(metrics, f"validation/{key}_{measure}")
         for key, direction in (("text_to_graph", "text to graph"), ("graph_to_text", "graph to text"))
         for measure, label in (("r@1", "R@1"), ("mrr", "MRR"))
     }
@@ -102,15 +118,29 @@ def _training(metrics: list[dict[str, float]]) -> Iterator[tuple[str, str]]:
             "Retrieval on held-out passages",
             line_chart(recall, x_label="step", y_label="retrieval", from_zero=True),
         )
-    speed = {"samples a second": _series(metrics, "samples_per_second")}
+    for title, label, keys in MEASURED:
+        series = {key.removeprefix("gradient_norm_").replace("_", " "): series_of(metrics, key) for key in keys}
+        if any(series.values()):
+            yield title, line_chart(series, x_label="step", y_label=label)
+    speed = {"samples a second": series_of(metrics, "samples_per_second")}
     yield "Throughput", line_chart(speed, x_label="step", y_label="samples a second", from_zero=True)
-    waits = {"fraction of time": _series(metrics, "data_wait")}
+    waits = {"fraction of time": series_of(metrics, "data_wait")}
     yield "Waiting for data", line_chart(waits, x_label="step", y_label="fraction of time", from_zero=True)
-    rates = {"learning rate": _series(metrics, "learning_rate")}
+    rates = {"learning rate": series_of(metrics, "learning_rate")}
     yield "Learning rate of the text encoder", line_chart(rates, x_label="step", y_label="learning rate")
 
 
-def _series(metrics: list[dict[str, float]], key: str) -> Points:
+def _events(run: Path) -> Iterator[tuple[str, str]]:
+    """Yield the lines of train.log except those of steps: host, versions, restarts, saves, skipped batches."""
+    path = run / "train.log"
+    if path.is_file():
+        lines = [line for line in read_text(path, _LARGEST_LOG).splitlines() if not _STEP_LINE.search(line)]
+        more = f"… {len(lines) - _MOST_EVENTS:,} earlier lines\n" if len(lines) > _MOST_EVENTS else ""
+        yield "What happened", f"<pre>{more}{escape(chr(10).join(lines[-_MOST_EVENTS:]))}</pre>"
+
+
+def series_of(metrics: list[dict[str, float]], key: str) -> Points:
+    """Return (step, value) of each row of the metrics that has a key."""
     return [(row["step"], row[key]) for row in metrics if key in row]
 
 
@@ -122,15 +152,16 @@ def _evaluation(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
     linking = evaluation.get("linking") or {}
     models = {model: linking[model] for model in ("untrained", "trained") if linking.get(model)}
     if models:
+        groups = _equal_subsets(models)
         rows = {
-            SUBSETS.get(subset, subset): {model: values[subset]["acc@1"] for model, values in models.items()}
-            for subset in next(iter(models.values()))
+            title: {model: values[subset]["acc@1"] for model, values in models.items()}
+            for subset, title in groups.items()
         }
         note = "95 % bootstrap intervals over the mentions. Concepts are ranked by their most similar name."
         chart = forest_chart(rows, label="Acc@1 in percent")
         yield (
             "Zero-shot linking",
-            chart + _linking_table(models, linking.get("difference", {})) + f'<p class="quiet">{note}</p>',
+            chart + linking_table(models, linking.get("difference", {}), groups) + f'<p class="quiet">{note}</p>',
         )
     if embedding := evaluation.get("embedding"):
         yield from _embedding(embedding)
@@ -165,12 +196,29 @@ def _generated(samples: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
         yield "Generated by the decoder", f'{generated_table(samples)}<p class="quiet">{note}</p>'
 
 
-def _linking_table(models: dict[str, Any], differences: dict[str, Any]) -> str:
+def _equal_subsets(models: dict[str, Any]) -> dict[str, str]:
+    """Return the first of the subsets that have equal values with every model, and the titles of all of them."""
+    groups: dict[str, list[str]] = {}
+    first: dict[str, str] = {}
+    for subset in next(iter(models.values())):
+        key = repr([values[subset] for values in models.values()])
+        groups.setdefault(first.setdefault(key, subset), []).append(SUBSETS.get(subset, subset))
+    return {subset: ", ".join(titles) for subset, titles in groups.items()}
+
+
+def linking_table(models: dict[str, Any], differences: dict[str, Any], groups: dict[str, str]) -> str:
+    """Return an HTML table of linking results.
+
+    Args:
+        models: {model: {subset: measures}}.
+        differences: {subset: measures} of the last model against the first; may be empty.
+        groups: subsets to show, with their titles.
+    """
     head = "".join(f'<th class="figure">{label}</th>' for label in MEASURES.values())
     body = []
-    for subset in next(iter(models.values())):
+    for subset, titles in groups.items():
         count = next(iter(models.values()))[subset]["n"]
-        title = escape(SUBSETS.get(subset, subset))
+        title = escape(titles)
         body.append(
             f'<tr class="group"><th colspan="4">{title} <span class="quiet">{count:,} mentions</span></th></tr>'
         )

@@ -18,9 +18,11 @@ from bali_ds.model.tokenizer_checks import check_same_tokens
 
 SENTENCE_MODULES = (
     ("", "sentence_transformers.models.Transformer"),
+    ("1_WordWeights", "sentence_transformers.models.WordWeights"),
     ("1_Pooling", "sentence_transformers.models.Pooling"),
     ("2_Normalize", "sentence_transformers.models.Normalize"),
 )
+"""Folder and type of each module; servers look for the pooling in 1_Pooling, whatever its number."""
 
 
 @dataclass(frozen=True)
@@ -101,25 +103,40 @@ class ExportArchitecture:
         self.model.config.dtype = dtype
         self.model.config.save_pretrained(out)
         tokenizer = load_tokenizer(self.source)
-        tokenizer.model_max_length = min(tokenizer.model_max_length, positions_of(self.model))
+        tokenizer.model_max_length = self.longest_text(tokenizer)  # so that truncation=True suffices
         tokenizer.save_pretrained(out)
         check_same_tokens(Tokenizer.load(self.source), load_tokenizer(out), self.source)
+
+    def longest_text(self, tokenizer: Any) -> int:
+        """Return the most tokens of a text, special tokens included, that tokenizer and model can read."""
+        return min(int(tokenizer.model_max_length), positions_of(self.model))
 
     def save_sentence_modules(self, out: Path, pooling: str) -> None:
         """Write the files that make the directory a sentence-transformers model: pooling of tokens, unit length.
 
-        With pooling "last" the vectors are those of `bali_ds.load`. The mean of sentence-transformers includes [CLS]
-        and [SEP], so its vectors differ slightly from that mean, which is over the tokens of the text as in training.
+        The vectors are those of `bali_ds.load`, without code of our own. Names and mentions are means over their own
+        tokens in training, so [CLS] and [SEP] have weight 0 here, unless the pooling is "last". Servers that know the
+        pooling alone, such as text-embeddings-inference, include both tokens; they require every field that is written.
         """
-        rows = [
-            {"idx": row, "name": str(row), "path": path, "type": kind}
-            for row, (path, kind) in enumerate(SENTENCE_MODULES)
-        ]
+        tokenizer = load_tokenizer(self.source)
+        modules = [each for each in SENTENCE_MODULES if pooling != "last" or each[0] != "1_WordWeights"]
+        rows = [{"idx": row, "name": str(row), "path": path, "type": kind} for row, (path, kind) in enumerate(modules)]
         write_json(out / "modules.json", rows)
         write_json(
-            out / "sentence_bert_config.json", {"max_seq_length": positions_of(self.model), "do_lower_case": False}
+            out / "sentence_bert_config.json", {"max_seq_length": self.longest_text(tokenizer), "do_lower_case": False}
         )
-        mode = "pooling_mode_lasttoken" if pooling == "last" else "pooling_mode_mean_tokens"
-        settings = {"word_embedding_dimension": self.width, "pooling_mode_mean_tokens": False} | {mode: True}
-        write_json(out / "1_Pooling" / "config.json", settings)
+        if pooling != "last":
+            write_json(out / "1_WordWeights" / "config.json", _word_weights(tokenizer))
+        modes = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+        chosen = "lasttoken" if pooling == "last" else "mean_tokens"
+        settings = {f"pooling_mode_{mode}": mode == chosen for mode in modes}
+        write_json(out / "1_Pooling" / "config.json", {"word_embedding_dimension": self.width, **settings})
         (out / "2_Normalize").mkdir()
+
+
+def _word_weights(tokenizer: Any) -> dict[str, Any]:
+    """Return the settings of a module that gives special tokens the weight 0."""
+    by_id = {number: token for token, number in tokenizer.get_vocab().items()}
+    special = {by_id[number]: 0.0 for number in tokenizer("")["input_ids"]}
+    vocabulary = [by_id.get(number, "") for number in range(max(by_id) + 1)]
+    return {"vocab": vocabulary, "word_weights": special, "unknown_word_weight": 1.0}

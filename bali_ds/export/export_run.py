@@ -16,6 +16,7 @@ from bali_ds.evaluation.run_results import read_evaluation
 from bali_ds.export.architecture import ExportArchitecture
 from bali_ds.export.model_card import model_card
 from bali_ds.export.onnx import write_onnx
+from bali_ds.export.public_recipe import is_hub_name, public_recipe
 from bali_ds.export.weights import SHARD_BYTES, merge_lora, verify_weights, write_weights
 from bali_ds.files import published_file, read_json, write_json
 from bali_ds.inference.exported_directory import DESCRIPTION, EXPORT, GRAPH_ENCODER_FILE, POOLING_FILE
@@ -163,7 +164,9 @@ def _description(recipe: Recipe, checkpoint: Path, tensors: Mapping[str, LazyTen
         "num_relations": relations.shape[0] - 1 if relations else None,
         "num_concepts": concepts.shape[0] - 1 if concepts else None,
         "log_scale_offset": float(offset.tensor().detach()[0]) if offset else None,
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": public_recipe(recipe),
+        "base_model": recipe.text_encoder.path if is_hub_name(recipe.text_encoder.path) else None,
+        "data": _data_counts(recipe),
     }
 
 
@@ -173,6 +176,17 @@ def _with_axes(checkpoint: Path, tensors: Mapping[str, LazyTensor], name: str, a
     if tensor and (len(tensor.shape) != axes or not tensor.size):
         raise InputError(f"{checkpoint}: {name} is {list(tensor.shape)}, which no model of this program has")
     return tensor
+
+
+def _data_counts(recipe: Recipe) -> dict[str, int]:
+    """Return counts of the training data for the card, without those whose directories are not here."""
+    counts: dict[str, int] = {}
+    shards = recipe.data.shards
+    for location in [shards] if isinstance(shards, str) else shards:
+        if (Path(location) / "index.json").is_file():
+            for name in ("documents", "passages", "mentions"):
+                counts[name] = counts.get(name, 0) + read_index(Path(location))["counts"].get(name, 0)
+    return counts
 
 
 def refresh_card(run: Path, out: Path) -> None:

@@ -49,18 +49,19 @@ def finalize(recipe: Recipe, step: int) -> None:
     """
     run = recipe.directory
     with RunLock(run):
-        print_progress("exporting fp16 weights")
+        print_progress("exporting fp16 weights, each tensor compared with the checkpoint")
         export_run(run, run / "export", step=step)
         figures: dict[str, Any] = {"retrieval": _last_validation(run)}
         # the other ranks have exited, so this process may use all cores
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         encoders = _encoders(recipe)
         if recipe.evaluation.linking:
-            print_progress("evaluating linking, untrained and trained")
             figures["linking"] = _linking(encoders, recipe.evaluation.linking)
+        print_progress("drawing the map of names")
         figures["embedding"] = describe_embedding(encoders, KnowledgeGraph.open(recipe.data.graph), recipe.seed)
         write_json(run / "evaluation.json", figures)
         refresh_card(run, run / "export")
+        print_progress("writing the report")
         write_report(run)
         write_json(run / COMPLETE, {"recipe": dump_recipe(recipe)})
 
@@ -115,7 +116,11 @@ def _encoders(recipe: Recipe) -> dict[str, Encoder]:
 
 def _linking(encoders: dict[str, Encoder], data: LinkingConfig) -> dict[str, Any]:
     dictionary, queries = read_dictionary(data.dictionary), read_queries(data.queries)
-    before, after = (rank_queries(encoder, dictionary, queries) for encoder in encoders.values())
+    ranks = []
+    for name, encoder in encoders.items():
+        print_progress(f"linking {len(queries.mentions):,} mentions to {len(dictionary.names):,} names, {name} encoder")
+        ranks.append(rank_queries(encoder, dictionary, queries, progress=True))
+    before, after = ranks
     return {
         "untrained": summarize(before, dictionary, queries),
         "trained": summarize(after, dictionary, queries),

@@ -4,29 +4,32 @@ from collections.abc import Iterator
 from typing import Any
 
 import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
-FRONT = """\
----
-library_name: transformers
-pipeline_tag: feature-extraction
-tags: [biomedical, entity-linking, knowledge-graph, umls]
----
-"""
+TAGS = ["bali-ds", "biomedical", "entity-linking", "knowledge-graph", "sentence-transformers", "umls"]
 USE = """\
 ## Use
 
-The directory is an ordinary Hugging Face encoder; the graph is needed for training only.
+The directory is an ordinary Hugging Face encoder; the graph is needed for training only. The vector of a mention or
+name is the mean of the last layer over its tokens, without [CLS] and [SEP]:
 
 ```python
+import torch
 from transformers import AutoModel, AutoTokenizer
 
-model = AutoModel.from_pretrained(DIR)
-tokenizer = AutoTokenizer.from_pretrained(DIR)
+texts = ["heart attack", "myocardial infarction"]
+tokenizer, model = AutoTokenizer.from_pretrained("DIR"), AutoModel.from_pretrained("DIR", dtype=torch.float32)
+batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt", return_special_tokens_mask=True)
+weights = (1 - batch.pop("special_tokens_mask")).unsqueeze(-1)
+with torch.inference_mode():
+    states = model(**batch).last_hidden_state
+vectors = torch.nn.functional.normalize((states * weights).sum(dim=1) / weights.sum(dim=1), dim=-1)
 ```
 
-The vector of a mention or name is the mean of the last layer over its tokens, without [CLS] and [SEP];
-`bali_ds.load(DIR).encode(texts)` computes it. The vectors of `SentenceTransformer(DIR)` differ slightly, since its mean
-includes [CLS] and [SEP]. The pooler, if the architecture has one, was not trained.
+`SentenceTransformer("DIR").encode(texts)` and `bali_ds.load("DIR").encode(texts)` return the same vectors, and so does
+the output `sentence_embedding` of `onnx/model.onnx`, if it was exported. Servers that pool over all tokens, such as
+text-embeddings-inference, include [CLS] and [SEP], which costs accuracy. The pooler, if the architecture has one, was
+not trained.
 """
 LICENSE = """\
 ## License
@@ -53,14 +56,16 @@ def model_card(description: dict[str, Any], figures: dict[str, Any]) -> str:
     """
     recipe = description["recipe"]
     fingerprints = description["fingerprints"].items()
+    counts = description.get("data") or {}
     facts = [
         f"- trained from: `{recipe['text_encoder']['path']}`",
         f"- trained for: {description['step']:,} steps of {recipe['batch']['passages']} passages",
+        *(f"- {name} of training and validation: {count:,}" for name, count in counts.items()),
         f"- stored as: {description['dtype']}",
         *(f"- fingerprint of the {name}: `{value}`" for name, value in fingerprints if value),
     ]
     parts = [
-        FRONT,
+        f"---\n{_front_matter(description, figures).to_yaml()}\n---\n",
         f"# {recipe['name']}\n",
         "A biomedical language model aligned with a knowledge graph by bali-ds: joint masked language modeling and\n"
         "contrastive alignment of mentions in text with the neighborhoods of their concepts, after BALI\n"
@@ -83,6 +88,34 @@ def model_card(description: dict[str, Any], figures: dict[str, Any]) -> str:
     recipe_text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
     parts += [f"## Recipe\n\n```yaml\n{recipe_text}```\n", LICENSE]
     return "\n".join(parts)
+
+
+def _front_matter(description: dict[str, Any], figures: dict[str, Any]) -> ModelCardData:
+    """Return the metadata that the Hugging Face Hub reads."""
+    name = description["recipe"]["name"]
+    queries = ((description["recipe"].get("evaluation") or {}).get("linking") or {}).get("queries", "linking queries")
+    results = [
+        EvalResult(
+            task_type="feature-extraction",
+            task_name="Zero-shot entity linking",
+            dataset_type=queries,
+            dataset_name=f"{queries}, {subset}",
+            metric_type="accuracy",
+            metric_name=f"Acc@1, {subset}",
+            metric_value=round(values["acc@1"]["value"], 4),
+        )
+        for subset, values in ((figures.get("linking") or {}).get("trained") or {}).items()
+    ]
+    return ModelCardData(
+        base_model=description.get("base_model"),
+        license="other",
+        license_name="terms-of-the-training-data",
+        library_name="transformers",
+        pipeline_tag="feature-extraction",
+        tags=TAGS,
+        model_name=name,
+        eval_results=results or None,
+    )
 
 
 def _linking_rows(linking: dict[str, Any]) -> Iterator[str]:

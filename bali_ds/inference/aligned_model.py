@@ -12,11 +12,12 @@ from bali_ds.config import Recipe, parse_recipe
 from bali_ds.data.evaluation_batches import evaluation_batches
 from bali_ds.errors import InputError
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
-from bali_ds.inference.encoder import load
+from bali_ds.inference.encoder import available_device, load
 from bali_ds.inference.exported_directory import (
     DESCRIPTION,
     GRAPH_ENCODER_FILE,
     check_module_weights,
+    find_model,
     load_module_weights,
     read_description,
 )
@@ -39,7 +40,7 @@ def load_aligned(path: Path, device: str = "cpu", graph: KnowledgeGraph | None =
         InputError: the directory is not an exported model, its graph encoder does not match its description, or the
             model has learned concept embeddings of another graph.
     """
-    path = Path(path)
+    path, device = find_model(path), available_device(device)
     if not (path / DESCRIPTION).is_file():
         raise InputError(f"{path}: has no {DESCRIPTION}; pass a directory that `bali-ds export` wrote")
     description = read_description(path)

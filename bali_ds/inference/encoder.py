@@ -11,12 +11,19 @@ from transformers import AutoModel
 
 from bali_ds.data.sequences import ranges
 from bali_ds.errors import InputError
-from bali_ds.inference.exported_directory import DESCRIPTION, check_directory, load_mention_pooling, read_description
+from bali_ds.inference.exported_directory import (
+    DESCRIPTION,
+    check_directory,
+    find_model,
+    load_mention_pooling,
+    read_description,
+)
 from bali_ds.model.pooling import MentionPooling
 from bali_ds.model.pretrained import load_model, load_tokenizer
 from bali_ds.model.text_encoder import positions_of
 from bali_ds.model.tokenizer_checks import check_embeddings
 from bali_ds.parsing import quoted
+from bali_ds.progress_bar import progress_bar
 
 POOLINGS = ("mean_tokens", "mean", "cls", "last")
 TEXTS_AT_ONCE = 65_536
@@ -28,14 +35,15 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
     """Load an exported model, or any other Hugging Face encoder directory.
 
     Args:
-        path: a directory with config.json, weights and a tokenizer; `bali_ds.json`, if present, sets the pooling.
-        device: device of the model, for example "cpu" or "cuda".
+        path: a directory with config.json, weights and a tokenizer, or `org/name[@revision]` on the Hugging Face Hub;
+            `bali_ds.json`, if present, sets the pooling.
+        device: device of the model, for example "cpu" or "cuda"; "auto" takes a GPU if there is one.
         dtype: dtype of the model; None uses float32 on a CPU and the stored dtype elsewhere.
 
     Raises:
         InputError: the directory lacks one of these files, or its weights are incomplete.
     """
-    path = Path(path)
+    path, device = find_model(path), available_device(device)
     check_directory(path)
     own = torch.float32 if torch.device(device).type == "cpu" else "auto"
     model, _ = load_model(AutoModel, path, dtype=dtype or own)
@@ -51,6 +59,23 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
         opening, closing = (vocabulary[token] for token in description.markers)
         encoder.markers = [opening], [closing]
     return encoder
+
+
+def available_device(name: str) -> str:
+    """Return a device that this machine has; "auto" is a GPU if there is one, else the CPU.
+
+    Raises:
+        InputError: the machine has no such device.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise InputError(f"device {quoted(name)}: is not a device; use auto, cpu or cuda") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {name}: torch finds no GPU on this machine; use cpu, or run bali-ds doctor")
+    return name
 
 
 class EncoderLike(Protocol):
@@ -118,13 +143,11 @@ class Encoder:
             pooling: a pooling to use instead of the model's own.
             progress: whether to show a progress bar on stderr.
         """
-        from tqdm import tqdm
-
         pooling = pooling or self.pooling
         if pooling not in POOLINGS:
             raise InputError(f"pooling {quoted(pooling)} is unknown; use one of {', '.join(POOLINGS)}")
         vectors = np.empty((len(texts), self.width), np.float32)
-        bar = tqdm(total=len(texts), desc="encode", unit=" texts", disable=not progress)
+        bar = progress_bar("encode", len(texts), "texts", shown=progress)
         with torch.inference_mode(), bar:
             for start in range(0, len(texts), TEXTS_AT_ONCE):
                 tokens, special = self._tokenize(texts[start : start + TEXTS_AT_ONCE])

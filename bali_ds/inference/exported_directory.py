@@ -1,5 +1,6 @@
 """Files of an exported model directory, and loading of the parts that transformers does not know."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +30,8 @@ EXPORT = Output(
     ("format_version", "pooling"),
     (
         "*.safetensors", "*.safetensors.index.json", "config.json", "README.md", *TOKENIZER_FILES,
-        "modules.json", "sentence_bert_config.json", "1_Pooling/config.json", "onnx/model.onnx",
+        "modules.json", "sentence_bert_config.json", "1_WordWeights/config.json", "1_Pooling/config.json",
+        "onnx/model.onnx",
     ),
 )  # fmt: skip
 
@@ -58,6 +60,32 @@ def read_description(directory: Path) -> ExportDescription:
     return validated(ExportDescription, read_json(file), str(file)) if file.is_file() else ExportDescription()
 
 
+_ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+_DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+
+
+def find_model(name: Path | str) -> Path:
+    """Return the directory of a model: an existing one, or `org/name[@revision]` downloaded from the Hugging Face Hub.
+
+    Pickled weights and code are not downloaded.
+
+    Raises:
+        InputError: it is neither, or the Hub cannot be reached.
+    """
+    path = Path(name)
+    if path.exists() or not _ON_HUB.fullmatch(str(name)):
+        return path
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = str(name).partition("@")
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(_DOWNLOADED)))
+    except Exception as error:  # the client raises errors of several libraries
+        raise InputError(
+            f"{name}: is not a directory here, and the Hugging Face Hub does not have it: {first_line(error)[:200]}"
+        ) from error
+
+
 def check_directory(path: Path) -> None:
     """Check that a directory holds a configuration and weights of a model.
 
@@ -65,7 +93,9 @@ def check_directory(path: Path) -> None:
         InputError: it does not.
     """
     if not (path / "config.json").is_file():
-        raise InputError(f"{path}: is not a model directory: it has no config.json")
+        inside = path / "export" if (path / "export" / "config.json").is_file() else None
+        remedy = f"did you mean {inside}?" if inside else "pass a directory that training or `bali-ds export` wrote"
+        raise InputError(f"{path}: is not a model directory: it has no config.json; {remedy}")
     if not any((path / name).is_file() for name in (*WEIGHTS, *PICKLED_WEIGHTS)):
         raise InputError(f"{path}: has a config.json but no weights; expected one of {', '.join(WEIGHTS)}")
 

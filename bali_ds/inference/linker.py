@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from bali_ds.directories import Output, published_directory
 from bali_ds.errors import InputError
 from bali_ds.files import read_json
-from bali_ds.inference.concept_dictionary import ConceptDictionary
-from bali_ds.inference.encoder import Encoder
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
+from bali_ds.inference.concept_dictionary import ConceptDictionary, graph_dictionary, read_dictionary
+from bali_ds.inference.encoder import Encoder, load
 from bali_ds.inference.search import InvertedFile, nearest
 from bali_ds.npy import open_npy
 
@@ -51,6 +52,33 @@ class Linker:
         self.dictionary = dictionary
         self.vectors = vectors
         self._inverted_file = InvertedFile(vectors) if approximate else None
+
+    @classmethod
+    def open(
+        cls,
+        model: Path | str,
+        names: Path | str,
+        *,
+        device: str = "cpu",
+        index: Path | str | None = None,
+        approximate: bool = False,
+    ) -> "Linker":
+        """Return a linker of a model to the names of a graph directory, or of a dictionary file of CUI||name lines.
+
+        Args:
+            model: as for `bali_ds.load`.
+            names: the graph or dictionary.
+            device: device of the model.
+            index: as for `build`.
+            approximate: as for `build`.
+
+        Raises:
+            InputError: model, names or index cannot be used.
+        """
+        encoder = load(model, device=device)
+        is_graph = Path(names).is_dir()
+        dictionary = graph_dictionary(KnowledgeGraph.open(names)) if is_graph else read_dictionary(Path(names))
+        return cls.build(encoder, dictionary, index=Path(index) if index else None, approximate=approximate)
 
     @classmethod
     def build(

@@ -11,9 +11,8 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Protocol
 
-from tqdm import tqdm
-
 from bali_ds.errors import InputError
+from bali_ds.progress_bar import progress_bar
 from bali_ds.shards.assembly import part_table
 
 
@@ -134,9 +133,7 @@ class BuildProgress:
         self._sizes = sizes
         self._documents = 0
         self._start = time.monotonic()
-        self._bar = tqdm(
-            total=sum(sizes), unit="B", unit_scale=True, desc="documents", dynamic_ncols=True, mininterval=0.5
-        )
+        self._bar = progress_bar("documents", sum(sizes), "B", unit_scale=True)
 
     def done(self, number: int, part: Path) -> None:
         """Add the part of one input."""

@@ -182,22 +182,51 @@ class MetricsLogger:
             print_progress(self._line(step, values, list(means)))
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Write values to metrics.jsonl and TensorBoard, on rank 0."""
+        """Write values to metrics.jsonl and TensorBoard, and print those of a validation, on rank 0."""
         if self._log:
             self._log.write(step, values)
+            if line := _validation_line(values):
+                print_progress(f"step {step}/{self._steps}  {line}")
 
     def _line(self, step: int, values: dict[str, Any], losses: list[str]) -> str:
         remaining = (self._steps - step) * (time.monotonic() - self._started) / (step - self._first_step)
-        minutes, seconds = divmod(int(remaining), 60)
         parts = ", ".join(f"{_SHORT_NAMES.get(name, name)} {values[name]:.4f}" for name in losses if name != "loss")
         return (
             f"step {step}/{self._steps}  epoch {values['epoch']:.2f}  loss {values['loss']:.4f} ({parts})  "
             f"lr {values['learning_rate']:.2e}  {values['samples_per_second']:.1f} samples/s  "
             f"data wait {values['data_wait']:.1%}  communication {values['communication']:.1%}  "
-            f"ETA {minutes}:{seconds:02d}"
+            f"{_state(values)}ETA {duration(remaining)}"
         )
 
     def close(self) -> None:
         """Flush and close the files."""
         if self._log:
             self._log.close()
+
+
+def duration(seconds: float) -> str:
+    """Return a time as M:SS, H:MM:SS, or with days."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days}d {hour}:{minute:02d}:{second:02d}"
+    return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
+
+
+def _state(values: dict[str, float]) -> str:
+    """Return gradient norm, utilization and memory, as far as they are known, for the progress line."""
+    shown = {
+        "gradient_norm": lambda value: f"gradient norm {value:.2f}",
+        "mfu": lambda value: f"MFU {value:.1%}",
+        "memory_gib": lambda value: f"memory {value:.1f} GiB",
+    }
+    return "".join(f"{text(values[name])}  " for name, text in shown.items() if name in values)
+
+
+def _validation_line(values: dict[str, float]) -> str:
+    measures = {
+        key.removeprefix("validation/"): value for key, value in values.items() if key.startswith("validation/")
+    }
+    parts = (f"{name.replace('_', ' ')} {value:.3f}" for name, value in measures.items())
+    return f"validation: {', '.join(parts)}" if measures else ""

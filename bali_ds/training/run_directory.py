@@ -1,7 +1,14 @@
 """The directory of a run."""
 
+import os
+import platform
+import socket
+from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
+import bali_ds
 from bali_ds.checkpoint.manager import RunProgress
 from bali_ds.config import Recipe, dump_recipe, recorded_recipe
 from bali_ds.corpus.tokenizer import Tokenizer
@@ -16,6 +23,7 @@ from bali_ds.model.text_encoder import read_configuration
 from bali_ds.model.tokenizer_checks import check_same_tokens
 from bali_ds.planning.batch_plan import BatchPlan
 from bali_ds.planning.run_data import RunData
+from bali_ds.terminal import print_progress
 
 # Recipe keys that may change when a run is resumed: they do not change what was learned so far.
 CHANGEABLE_KEYS = {
@@ -36,9 +44,9 @@ RUN = Output(
     "recipe.yaml",
     ("name", "runs", "text_encoder"),
     (
-        "stop", "metrics.jsonl", "left_out.jsonl", "quarantine-*.jsonl", "generated.json", "evaluation.json",
-        "linking.json", "report.html", "complete.json", "checkpoints/**", "tensorboard/**", "stacks/*", "failures/*",
-        "encoder/*", *(f"export/{name}" for name in (EXPORT.marker, *EXPORT.files)),
+        "stop", "metrics.jsonl", "train.log", "left_out.jsonl", "quarantine-*.jsonl", "generated.json",
+        "evaluation.json", "linking.json", "report.html", "complete.json", "checkpoints/**", "tensorboard/**",
+        "stacks/*", "failures/*", "encoder/*", *(f"export/{name}" for name in (EXPORT.marker, *EXPORT.files)),
     ),
     read=lambda path: recorded_recipe(path.parent).model_dump(),
 )  # fmt: skip
@@ -85,7 +93,11 @@ def discard_run(directory: Path) -> None:
 def _compare(before: Recipe, recipe: Recipe, written: Path) -> None:
     given = before.model_dump(mode="json")  # with defaults of keys that are newer than the run
     for key, value in recipe.model_dump(mode="json").items():
-        if key not in CHANGEABLE_KEYS and given[key] != value:
+        if given[key] == value:
+            continue
+        if key in CHANGEABLE_KEYS:
+            print_progress(f"{key}: {given[key]} before, {value} now")
+        else:
             raise InputError(
                 f"{written}: the run was started with {key}: {given[key]}, now it is {value}; "
                 "give the run another name, or start it afresh with --resume never"
@@ -102,6 +114,8 @@ def announcement(recipe: Recipe, data: RunData, aligner: Aligner, batch_plan: Ba
         f"{data.graph.num_edges:,} edges",
         "shards": f"{batch_plan.training_passages:,} training passages, fingerprint {data.shards.fingerprint[:12]}",
         "model": f"{text / 1e6:.1f} M parameters in the text encoder, {graph / 1e6:.1f} M in the graph encoder",
+        "host": machine(aligner.device),
+        "versions": versions(),
         "ranks": f"{batch_plan.ranks} on {aligner.device.type}, {recipe.precision}, {recipe.deepspeed}",
         "batch": f"{batch_plan.passages_per_step} passages = {batch_plan.ranks} ranks x {batch_plan.micro_batches} "
         f"micro-batches x {batch_plan.passages_per_micro_batch}",
@@ -110,3 +124,16 @@ def announcement(recipe: Recipe, data: RunData, aligner: Aligner, batch_plan: Ba
         "start": f"step {progress.step}" + (f", resumed at {progress.position}" if progress.step else ""),
     }
     return "\n".join(f"{name:>8}  {value}" for name, value in rows.items())
+
+
+def machine(device: torch.device) -> str:
+    """Return name, processor count and GPU of this host."""
+    gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
+    return f"{socket.gethostname()}, {len(os.sched_getaffinity(0))} processors{gpu}"
+
+
+def versions() -> str:
+    """Return the versions of bali-ds and of the packages that a run depends on most."""
+    packages = ("torch", "deepspeed", "transformers")
+    own = f"bali-ds {bali_ds.__version__}, Python {platform.python_version()}"
+    return ", ".join([own, *(f"{name} {version(name)}" for name in packages)])

@@ -16,6 +16,7 @@ from bali_ds.evaluation.gold_coverage import check_evaluation_files
 from bali_ds.model.text_encoder import read_configuration
 from bali_ds.planning.batch_plan import BatchPlan, plan_batches
 from bali_ds.planning.run_data import RunData
+from bali_ds.terminal import print_progress
 from bali_ds.training.engine import deepspeed_settings
 from bali_ds.training.heartbeat import Heartbeat
 from bali_ds.training.process_group import EXITING, joined_ranks, raise_on_every_rank
@@ -45,6 +46,8 @@ def started_run(recipe: Recipe) -> Iterator[RunInputs]:
     with joined_ranks() as ranks:
         # The first collective call of every rank, also of one that calls `raise_after_joining` instead.
         with raise_on_every_rank(ranks):
+            if ranks.is_first:
+                print_progress("opening graph and shards")
             data = RunData.open(recipe)
             if ranks.is_first:
                 check_evaluation_files(recipe)

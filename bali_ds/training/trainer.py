@@ -29,13 +29,14 @@ from bali_ds.training.stability import StabilityChecks
 from bali_ds.training.startup import RunInputs, started_run
 from bali_ds.training.step import StepOutcome, train_step
 from bali_ds.training.timers import CommunicationTimer, StragglerTimer
+from bali_ds.training.train_log import TrainLog
 from bali_ds.training.validation import Validator, write_generated
 
 # While waiting for disk space, ranks check that often for a reason to stop.
 _POLL_SECONDS = 1.0
 
 
-def train(recipe: Recipe, *, resume: bool = True) -> int:
+def train(recipe: Recipe, *, resume: bool = True, log: TrainLog | None = None) -> int:
     """Train the recipe's model from its newest complete checkpoint, or from the start, to its last step.
 
     Every rank that the launcher started calls this. When it returns, `recipe.directory` holds a complete
@@ -44,6 +45,7 @@ def train(recipe: Recipe, *, resume: bool = True) -> int:
     Args:
         recipe: the run.
         resume: whether to resume from a checkpoint; otherwise an existing run is removed.
+        log: opened in the run directory as soon as that exists, on rank 0.
 
     Returns:
         The step of that checkpoint.
@@ -58,7 +60,7 @@ def train(recipe: Recipe, *, resume: bool = True) -> int:
         LostRank: another rank is gone.
     """
     with started_run(recipe) as inputs, locked_run(recipe.directory, inputs.ranks):
-        trainer = Trainer(recipe, inputs, resume=resume)
+        trainer = Trainer(recipe, inputs, resume=resume, log=log)
         with deterministic_kernels(wanted=recipe.deterministic), trainer.monitored():
             step = trainer.train()
             if recipe.objective.dual.weight:
@@ -69,7 +71,7 @@ def train(recipe: Recipe, *, resume: bool = True) -> int:
 class Trainer:
     """The components of a run, and the loop over its steps."""
 
-    def __init__(self, recipe: Recipe, inputs: RunInputs, *, resume: bool) -> None:
+    def __init__(self, recipe: Recipe, inputs: RunInputs, *, resume: bool, log: TrainLog | None = None) -> None:
         """Build model, engine and components, and load the newest checkpoint; every rank calls this."""
         self.recipe = recipe
         self.ranks, self.data, self.batch_plan, settings = inputs
@@ -79,6 +81,9 @@ class Trainer:
                 if not resume:
                     discard_run(recipe.directory)
                 prepare(recipe)
+                if log:
+                    log.open_in(recipe.directory)
+                print_progress("building the model")
             partition = partition_of(recipe, settings)
             aligner = None if partition else build_aligner(*model)
         # outside of the block, since partitioned weights are sent from rank to rank

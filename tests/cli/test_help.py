@@ -41,4 +41,6 @@ def test_wrong_arguments_exit_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         parser().parse_args(arguments)
     assert ended.value.code == 2
-    assert "usage: bali-ds" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("bali-ds")
+    assert said.count("\n") == 1

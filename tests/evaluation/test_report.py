@@ -1,4 +1,7 @@
 import json
+import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import pytest
@@ -49,7 +52,10 @@ def run(tmp_path):
     rows.insert(20, {"step": 20, "validation/text_to_graph_r@1": 0.3})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 50, "lo')
     subset = {"n": 1200, "acc@1": INTERVAL, "acc@5": INTERVAL, "mrr": INTERVAL}
-    figures = {"untrained": {"unique": subset}, "trained": {"unique": subset}, "difference": {"unique": subset}}
+    same = {"all": subset, "unique": subset, "unique_unseen_pair": subset | {"n": 7}}
+    figures = {"untrained": same, "trained": same, "difference": same}
+    log = ["2026-01-02T03:04:05+00:00    host  node01, 8 processors", "2026-01-02T03:04:06+00:00  step 1/49  epoch 0.1"]
+    (tmp_path / "train.log").write_text("\n".join(log) + "\n")
     (tmp_path / "evaluation.json").write_text(json.dumps({"linking": figures}))
     return tmp_path
 
@@ -73,9 +79,13 @@ def test_the_page_is_whole_and_needs_no_network(run):
         "facts from text 0.0816",
         "Mutual information",
         "nats a pair",
+        "all mentions, unique pairs",
+        "host  node01, 8 processors",
+        "contrastive, step 1: 3",
     ):
         assert expected in text
     assert "<b>odd" not in page
+    assert "step 1/49" not in page  # the chart has it
 
 
 def test_a_run_without_metrics_has_its_recipe(tmp_path, capsys):
@@ -107,7 +117,7 @@ def test_numbers_and_long_series():
         "0", "12,000", "0.35", "2e-5", "1.5e-4", "2",
     ]  # fmt: skip
     one = line_chart({"a": [(7.0, 0.25)], "b": [(7.0, 0.5)]}, x_label="step", y_label="y", from_zero=True)
-    assert one.count('cx="340.0"') == 2  # halfway between the margins
+    assert one.count('cx="340.0"') == 4  # two dots and what tells their values, halfway between the margins
     assert "a 0.25" in one
     points = [(float(x), float(x)) for x in range(1001)]
     assert len(thinned(points)) <= 400
@@ -122,3 +132,34 @@ def test_every_objective_and_their_total_have_a_color_of_the_page():
         assert f'class="line c{number_of_line}"' in drawn
         assert f".c{number_of_line} {{ --line:" in page("run", [], [])
     assert len(names) <= COLORS
+
+
+def test_two_runs_are_compared_with_the_keys_that_differ(run, tmp_path_factory, monkeypatch):
+    other = shutil.copytree(run, tmp_path_factory.mktemp("other") / "second")
+    (other / "recipe.yaml").write_text("name: other\nseed: 1\noptimizer: {warmup: 0.5}\n")
+    monkeypatch.chdir(other)
+    assert main(["report", str(run), str(other)]) == 0
+    checker = Checker()
+    checker.feed((other / "comparison.html").read_text())
+    assert checker.open == []
+    text = " ".join(checker.text)
+    for expected in (run.name, "second", "optimizer.warmup", "Loss", "51.0"):
+        assert expected in text
+    assert "seed" not in text
+    assert main(["report", str(run), "--out", "x.html"]) == 2
+
+
+@pytest.mark.parametrize("width", [420, 1200])
+def test_the_page_fits_a_screen(run, tmp_path, width):
+    """In Chromium, nothing but tables and code that scroll by themselves may be wider than the screen."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("no Chromium")
+    measure = "<script>document.title = `${document.documentElement.scrollWidth} of ${innerWidth}`</script>"
+    (tmp_path / "measured.html").write_text(write_report(run).read_text().replace("</body>", f"{measure}</body>"))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    command = [browser, *options, f"--window-size={width},900", "--dump-dom", f"file://{tmp_path}/measured.html"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout
+    found = re.search(r"<title>(\d+) of (\d+)</title>", said)
+    assert found, said[:500]
+    assert int(found[1]) <= int(found[2])

@@ -36,23 +36,23 @@ def encoder_directory(tmp_path_factory) -> Path:
     return directory
 
 
+def write_run(run: Path, trained: Path, case: str, encoder: Path) -> Path:
+    """Write the run directory of one case."""
+    checkpoint = run / "checkpoints" / f"step-{STEPS:08d}"
+    shutil.copytree(trained / case / checkpoint.name, checkpoint)
+    shutil.copytree(encoder, run / "encoder")
+    recipe = {
+        "name": "toy",
+        "data": {"graph": "graph", "shards": "shards"},
+        "text_encoder": {"path": "encoder"},
+        "steps": 2,
+    }
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    mark(checkpoint)
+    return run
+
+
 @pytest.fixture
 def run_of(trained, encoder_directory, tmp_path):
     """Make the run directory of one case."""
-
-    def make(case: str) -> Path:
-        run = tmp_path / "runs" / case
-        checkpoint = run / "checkpoints" / f"step-{STEPS:08d}"
-        shutil.copytree(trained / case / checkpoint.name, checkpoint)
-        shutil.copytree(encoder_directory, run / "encoder")
-        recipe = {
-            "name": "toy",
-            "data": {"graph": "graph", "shards": "shards"},
-            "text_encoder": {"path": "encoder"},
-            "steps": 2,
-        }
-        (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-        mark(checkpoint)
-        return run
-
-    return make
+    return lambda case: write_run(tmp_path / "runs" / case, trained, case, encoder_directory)

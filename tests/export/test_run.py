@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertTokenizer
 
@@ -75,8 +76,30 @@ def test_the_directory_describes_itself(run_of, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "50.0 (40.0 to 60.0)" in card
     assert "UMLS" in card
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.5
+    assert "base_model" not in metadata  # the encoder was a directory
     assert AutoTokenizer.from_pretrained(tmp_path / "out").tokenize("word3 word4") == ["word3", "word4"]
     assert load(tmp_path / "out").encode(["word3", "word4 word5"]).shape == (2, 12)
+
+
+def test_exported_files_name_no_folder_and_no_password(run_of, tmp_path):
+    run = run_of("0-fp32")
+    values = yaml.safe_load((run / "recipe.yaml").read_text())
+    values["data"] = {
+        "graph": f"{tmp_path}/home/me/graph",
+        "shards": {"pipe:curl -u me:secret u/{name}": 1, "s3://b/d": 2},
+    }
+    values |= {"runs": f"{tmp_path}/runs", "text_encoder": {"path": str(run / "encoder")}}
+    values["evaluation"] = {"linking": {"dictionary": f"{tmp_path}/d.txt", "queries": f"{tmp_path}/q.tsv"}}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(values))
+    export_run(run, tmp_path / "out")
+    for file in (path for path in (tmp_path / "out").rglob("*") if path.is_file()):
+        for private in (str(tmp_path), "/home/me", "secret"):
+            assert private.encode() not in file.read_bytes(), file
+    recipe = read_json(tmp_path / "out/bali_ds.json")["recipe"]
+    assert recipe["data"] == recipe["data"] | {"graph": "graph", "shards": {"command": 1, "d": 2}}
+    assert recipe["evaluation"]["linking"] == {"dictionary": "d.txt", "queries": "q.tsv"}
 
 
 def test_the_command_prints_nothing_but_its_report(run_of, tmp_path):
@@ -160,16 +183,6 @@ def test_overflow_names_the_tensor(run_of, tmp_path):
     with pytest.raises(InputError, match=r"relations.weight: 1e\+06 is too large for float16"):
         export_run(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_sentence_transformers_loads_it(run_of, tmp_path):
-    sentence_transformers = pytest.importorskip("sentence_transformers")
-    export_run(run_of("2-fp32"), tmp_path / "out", "float32")
-    found = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(
-        ["word3 word4", "word9"]
-    )
-    expected = load(tmp_path / "out").encode(["word3 word4", "word9"], pooling="mean")
-    assert abs(found - expected).max() < 1e-5
 
 
 def test_the_graph_encoder_loads_again(run_of, trained, tmp_path):

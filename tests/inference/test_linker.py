@@ -13,8 +13,8 @@ from bali_ds.corpus.name_index import open_dictionary
 from bali_ds.errors import InputError
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.inference.concept_dictionary import graph_dictionary, read_dictionary
-from bali_ds.inference.context import ContextFinder, verbalize
-from bali_ds.inference.linker import Linker
+from bali_ds.inference.context import FACTS_A_RELATION, Context, ContextFinder, FoundConcept, verbalize
+from bali_ds.inference.linker import Candidate, Linker
 
 
 @pytest.fixture
@@ -97,6 +97,34 @@ def test_context_names_facts_with_provenance_within_the_budget(finder, graph):
     assert len(everything.facts) == rows - shared
 
 
+def test_a_question_that_names_nothing_is_linked_by_vectors(graph, finder):
+    question = "mention quux plumb"
+    assert finder.find(question).facts == ()
+    linked = ContextFinder(finder.encoder, graph, finder.dictionary, Fixed)
+    found = linked.find(question)
+    assert [(each.surface, each.cui) for each in found.concepts] == [("mention quux plumb", graph.cui(3))]
+    assert found.facts
+    assert linked.find("of the and").concepts == ()
+
+
+class Fixed:
+    """A linker that knows one phrase."""
+
+    def link(self, mentions, *, top):  # noqa: ARG002
+        score = {"mention quux plumb": 0.9, "mention": 0.7, "quux plumb": 0.3}
+        return [[Candidate("C0000003", "any", score.get(mention, 0.1))] for mention in mentions]
+
+
+def test_facts_are_distinct_few_of_a_relation_and_cited(finder, graph):
+    hub = FoundConcept("hub", graph.cui(0), graph.preferred_name(0), 1.0)
+    facts = finder.facts([hub], "any question")
+    assert len({fact.text for fact in facts}) == len(facts)
+    assert sum(fact.relation == "has_part" and fact.head == graph.cui(0) for fact in facts) == FACTS_A_RELATION
+    assert [fact.score for fact in facts] == sorted((fact.score for fact in facts), reverse=True)
+    context = Context("any question", (hub,), tuple(facts[:2]))
+    assert context.cited_text == f"{facts[0].text} [MADE]. {facts[1].text} [MADE]."
+
+
 def test_a_question_without_concepts_has_no_context(finder):
     found = finder.find("Why?")
     assert (found.concepts, found.facts, found.text) == ((), (), "")
@@ -118,7 +146,7 @@ def test_the_commands(tiny_encoder, names, graph_directory, tmp_path, capsys, mo
     assert json.loads(capsys.readouterr().out)["mention"] == "pair 2 3"
     assert main(["context", *model, "--graph", str(graph_directory), "--json", "About synonym 3"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"question", "concepts", "facts", "text"}
+    assert set(found) == {"question", "concepts", "facts", "text", "cited_text"}
     assert main(["encode", *model, str(tmp_path / "none"), "--out", str(tmp_path / "x.npy")]) == 2
     assert "cannot be read" in capsys.readouterr().err
 

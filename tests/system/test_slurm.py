@@ -88,7 +88,7 @@ def test_ranks_get_their_numbers_and_the_address_of_rank_0(job, tmp_path):
     # Without these the statuses of ranks that are still exiting would be lost, or the evaluation by rank 0.
     assert {"--kill-on-bad-exit=0", "--wait=0"} <= set(options)
     for number, rank in enumerate(ranks(tmp_path)):
-        assert rank["arguments"] == ["launch/train.py", "--config", "recipe.yaml", "name=two words"]
+        assert rank["arguments"] == ["-m", "bali_ds.cli.train", "--config", "recipe.yaml", "name=two words"]
         environment = rank["environment"]
         assert environment["RANK"] == str(number)
         assert environment["LOCAL_RANK"] == str(number % PER_HOST)
@@ -96,6 +96,16 @@ def test_ranks_get_their_numbers_and_the_address_of_rank_0(job, tmp_path):
         assert environment["MASTER_ADDR"] == "node-7"
         assert 1024 < int(environment["MASTER_PORT"]) < 65536
         assert environment["OMP_NUM_THREADS"] == "4"
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_environment_is_the_named_one_or_the_active_one(job, tmp_path, named):
+    (tmp_path / ".venv").rename(tmp_path / "other")
+    variables = {"BALI_ENVIRONMENT": f"{tmp_path}/other"} if named else {}
+    if not named:
+        (tmp_path / "bin/python").symlink_to(tmp_path / "other/bin/python")
+    assert job("recipe.yaml", **variables).wait(timeout=60) == 0
+    assert len(ranks(tmp_path)) == 4
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,152 @@
+"""Command `train`: starts the ranks of a run on this machine or on the hosts of a hostfile."""
+
+import argparse
+import os
+import signal
+import socket
+from pathlib import Path
+from types import FrameType
+
+from bali_ds.cli.common import add_recipe, add_resume, positive, recipe_of
+from bali_ds.errors import STOPPED, InputError
+from bali_ds.shipped_files import RECIPES, SAMPLE, find_recipe
+
+_RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK")
+
+
+def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add this group's commands to the program."""
+    train = commands.add_parser(
+        "train",
+        help="train, export and evaluate the model of a recipe",
+        description="Train the model of a recipe on all GPUs of this machine, or on its CPU; then export and evaluate. "
+        "The same command resumes an interrupted run. Exit status: 0 complete, 2 mistake in the input, 3 diverged, "
+        "4 last checkpoint not saved, 75 interrupted, 1 any other error.",
+        epilog="examples:\n"
+        "  bali-ds train sample\n"
+        "  bali-ds train recipe.yaml batch.passages=512 --ranks 4\n"
+        "  bali-ds train recipe.yaml --hostfile hosts --master-addr 10.0.0.1\n"
+        "Started by srun, mpirun or torchrun, the command is one of their ranks.",
+    )
+    add_recipe(train)
+    add_resume(train)
+    where = train.add_mutually_exclusive_group()
+    where.add_argument(
+        "--ranks", type=positive, metavar="N",
+        help="processes on this machine (default: one for each GPU, one without a GPU)",
+    )  # fmt: skip
+    where.add_argument("--hostfile", type=Path, metavar="FILE", help="start on these hosts, listed as: NAME slots=N")
+    train.add_argument(
+        "--master-addr", metavar="ADDRESS", help="with --hostfile: an address of the first host that the others reach"
+    )
+    train.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="device of the ranks (default: %(default)s)"
+    )
+    train.set_defaults(run=_train)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from bali_ds.config import load_recipe
+    from bali_ds.doctor.deepspeed_config import load_deepspeed_config
+
+    path, overrides = recipe_of(options)
+    recipe = load_recipe(path, overrides)
+    load_deepspeed_config(recipe.deepspeed)  # a mistake in it is found before anything is built or started
+    arguments = ["--config", path, "--resume", options.resume, *overrides]
+    if any(name in os.environ for name in _RANK_VARIABLES):
+        return _only_rank(arguments)
+    if find_recipe(path) == RECIPES / "sample.yaml":
+        _build_sample(recipe.data.graph, recipe.data.shards)
+    gpus = _choose_device(options.device)
+    ranks = options.ranks or gpus or 1
+    if options.device == "cuda" and not gpus:
+        raise InputError("--device cuda: torch finds no GPU on this machine; run bali-ds doctor, or pass --device cpu")
+    if gpus and ranks > gpus:
+        raise InputError(f"--ranks {ranks}: this machine has {gpus} GPUs; pass at most {gpus}, or --device cpu")
+    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    if options.hostfile is None and ranks == 1:
+        return _only_rank(arguments)
+    if not gpus:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+    where = _on_hosts(options) if options.hostfile else ["--num_gpus", str(ranks)]
+    status = _launch([*where, "--module", "bali_ds.cli.train", *arguments])
+    # the launcher can end with 0 when a rank was killed
+    return status or (0 if (recipe.directory / "complete.json").exists() else STOPPED)
+
+
+def _only_rank(arguments: list[str]) -> int:
+    from bali_ds.cli.train import run_process
+
+    run_process(arguments)
+
+
+def _build_sample(graph: Path, shards: object) -> None:
+    """Build graph and shards of the sample where they are missing, with the commands that a user would type."""
+    from bali_ds.cli import main
+
+    tokenizer, corpus = SAMPLE / "encoder", f"pubtator:{SAMPLE / 'corpus.pubtator'}"
+    commands = {
+        str(graph): ["graph", "build", "--rrf", str(SAMPLE), "--out", str(graph)],
+        str(shards): ["shards", "build", "--graph", str(graph), "--corpus", corpus, "--tokenizer", str(tokenizer),
+                      "--validation", "0.05", "--out", str(shards)],
+    }  # fmt: skip
+    for out, command in commands.items():
+        if not Path(out).exists():
+            print("bali-ds", *command, flush=True)
+            if main(command):
+                raise InputError(f"{out}: the sample could not be built")
+
+
+def _choose_device(device: str) -> int:
+    """Choose DeepSpeed's accelerator unless DS_ACCELERATOR names it, and return the number of GPUs, 0 for a CPU run."""
+    if device == "cpu" or os.environ.get("DS_ACCELERATOR") == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        return 0
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not gpus:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    return gpus
+
+
+def _on_hosts(options: argparse.Namespace) -> list[str]:
+    from bali_ds.doctor.hostfile import read_hostfile
+
+    hosts = read_hostfile(options.hostfile)
+    if len(hosts) > 1 and not options.master_addr:
+        raise InputError(
+            f"{options.hostfile}: pass --master-addr with an address of {hosts[0].name} that the other hosts reach"
+        )
+    address = ["--master_addr", options.master_addr] if options.master_addr else []
+    return ["--hostfile", str(options.hostfile), *address]
+
+
+def _launch(arguments: list[str]) -> int:
+    """Run DeepSpeed's launcher with its arguments and return its exit status.
+
+    Its child, which starts the ranks, is in the process group of the terminal and answers Ctrl-C itself; SIGTERM is
+    passed on to it.
+    """
+    import psutil
+    from deepspeed.launcher import runner
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        for child in psutil.Process().children():
+            child.send_signal(number)
+
+    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.signal(signal.SIGTERM, pass_on)
+    try:
+        runner.main(["--master_port", os.environ["MASTER_PORT"], "--log_level", "error", *arguments])
+    except SystemExit as exiting:
+        return int(exiting.code or 0)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"the launcher of DeepSpeed cannot start the ranks: {error}") from error
+    return 0
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return int(listener.getsockname()[1])

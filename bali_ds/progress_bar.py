@@ -1,0 +1,40 @@
+"""Progress of long work: a bar on a terminal, and a line every ten seconds in a redirected log."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from tqdm import tqdm
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class _Lines(tqdm):
+    """Bar whose states are printed as lines of their own."""
+
+    @staticmethod
+    def status_printer(file: Any) -> Callable[[str], None]:
+        def write(text: str) -> None:
+            if text.strip():
+                print(text.strip(), file=file, flush=True)
+
+        return write
+
+
+def progress_bar(what: str, total: int | None, unit: str, *, shown: bool = True, **options: Any) -> "tqdm[Any]":
+    """Return a progress bar on stderr, which is closed by the caller or a `with` block.
+
+    Args:
+        what: the work.
+        total: units of the whole work; None if unknown.
+        unit: name of a unit.
+        shown: whether to show anything.
+        options: for tqdm.
+    """
+    options |= {"desc": what, "total": total, "unit": f" {unit}", "file": sys.stderr}
+    if not shown:
+        return tqdm(disable=True, **options)
+    if sys.stderr.isatty():
+        return tqdm(dynamic_ncols=True, **options)
+    # short work needs no line; what is printed at the end of it is enough
+    return _Lines(mininterval=_SECONDS_BETWEEN_LINES, delay=_SECONDS_BETWEEN_LINES, ncols=100, ascii=True, **options)

@@ -1,0 +1,58 @@
+"""The command `init`: its recipe is valid, its commands build the data, and what is missing is asked for."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from bali_ds.cli import main
+from bali_ds.config import load_recipe
+from tests.conftest import REPOSITORY
+
+SAMPLE = REPOSITORY / "shards/sample"
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_its_commands_build_what_its_recipe_names(capsys):
+    corpus = f"pubtator:{SAMPLE}/corpus.pubtator"
+    told = ["--rrf", str(SAMPLE), "--corpus", corpus, "--encoder", str(SAMPLE / "encoder")]
+    assert main(["init", "my run.yaml", *told]) == 2  # no name of a run may hold a space
+    assert "name: String should match pattern" in capsys.readouterr().err
+    assert not Path("my run.yaml").exists()
+    assert main(["init", "mine.yaml", *told]) == 0
+    commands = [shlex.split(line)[1:] for line in capsys.readouterr().out.splitlines()]
+    assert [command[0] for command in commands] == ["graph", "shards", "plan", "train"]
+    for command in commands[:3]:
+        assert main(command) == 0
+    recipe = load_recipe("mine.yaml")
+    assert (recipe.data.graph / "manifest.json").is_file()
+    assert main(["init", "mine.yaml", *told]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (["--rrf", "nowhere"], "nowhere: does not exist"),
+        (["--rrf", str(SAMPLE)], "--corpus: is missing"),
+        (["--rrf", str(SAMPLE), "--corpus", "pubtatr:x"], "pubtator"),
+        ([], "--rrf: is missing"),
+    ],
+)
+def test_what_is_missing_without_a_terminal_is_one_line(told, message, capsys):
+    assert main(["init", "mine.yaml", *told]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_a_terminal_is_asked(monkeypatch):
+    answers = iter([str(SAMPLE), f"pubtator:{SAMPLE}/corpus.pubtator", "org/encoder"])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda _: next(answers))
+    assert main(["init", "mine.yaml"]) == 0
+    assert load_recipe("mine.yaml").text_encoder.path == "org/encoder"

@@ -1,0 +1,87 @@
+"""The command `train`: recipes by name, the sample built where it is missing, and what the launcher is given."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bali_ds.cli import launcher, main
+from bali_ds.config import load_recipe
+from bali_ds.doctor.deepspeed_config import load_deepspeed_config
+from bali_ds.errors import InputError
+from bali_ds.shipped_files import RECIPES, SHIPPED, find_recipe
+from tests.conftest import REPOSITORY
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (*launcher._RANK_VARIABLES, "MASTER_PORT", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    return tmp_path
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The arguments of DeepSpeed's launcher, which is not started."""
+    calls = []
+    monkeypatch.setattr(launcher, "_launch", lambda arguments: calls.append(arguments) or 0)
+    return calls
+
+
+def test_shipped_recipes_and_deepspeed_files_have_names(empty_folder):
+    assert find_recipe("sample") == find_recipe("launch/recipes/sample.yaml") == RECIPES / "sample.yaml"
+    assert find_recipe("ablations/joint") == RECIPES / "ablations/joint.yaml"
+    recipe = load_recipe("sample")
+    assert Path(recipe.text_encoder.path) == REPOSITORY / "shards/sample/encoder"
+    assert recipe.evaluation.linking.queries.is_file()
+    stage = load_deepspeed_config(recipe.deepspeed)["zero_optimization"]["stage"]
+    assert stage == json.loads((SHIPPED / "ds_configs/zero1.json").read_text())["zero_optimization"]["stage"]
+    (empty_folder / "sample").write_text("name: own")
+    assert find_recipe("sample") == Path("sample")
+    with pytest.raises(InputError, match="did you mean medmentions"):
+        find_recipe("medmention")
+    with pytest.raises(InputError, match="did you mean zero3_offload"):
+        load_deepspeed_config(Path("zero3offload"))
+
+
+def test_the_sample_is_built_and_the_ranks_get_the_whole_command(empty_folder, launched, capsys):
+    assert main(["train", "sample", "steps=4", "--ranks", "2", "name=own", "--resume", "never"]) == 75
+    for part in ("graph/manifest.json", "shards/index.json"):
+        assert (empty_folder / "shards/built/sample" / part).is_file()
+    assert "bali-ds graph build --rrf" in capsys.readouterr().out
+    command = launched[0]
+    assert command[:4] == ["--num_gpus", "2", "--module", "bali_ds.cli.train"]
+    assert command[4:] == ["--config", "sample", "--resume", "never", "steps=4", "name=own"]
+    (empty_folder / "runs/own").mkdir(parents=True)
+    (empty_folder / "runs/own/complete.json").write_text("{}")
+    assert main(["train", "--config", "sample", "name=own", "--ranks", "2"]) == 0
+    assert "graph build" not in capsys.readouterr().out
+
+
+def test_a_hostfile_needs_the_address_of_its_first_host(empty_folder, launched, capsys):
+    (empty_folder / "hosts").write_text("node01 slots=8\nnode02 slots=8\n")
+    (empty_folder / "own.yaml").write_text((RECIPES / "medmentions.yaml").read_text())
+    assert main(["train", "own.yaml", "--hostfile", "hosts"]) == 2
+    assert "pass --master-addr with an address of node01" in capsys.readouterr().err
+    main(["train", "own.yaml", "--hostfile", "hosts", "--master-addr", "10.0.0.1"])
+    assert launched[0][:6] == ["--hostfile", "hosts", "--master_addr", "10.0.0.1", "--module", "bali_ds.cli.train"]
+
+
+@pytest.mark.timeout(120)
+def test_a_process_that_srun_started_is_a_rank(empty_folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr("bali_ds.cli.train.run_process", seen.append)
+    monkeypatch.setenv("RANK", "1")
+    main(["train", "sample", "steps=4"])
+    assert seen == [["--config", "sample", "--resume", "auto", "steps=4"]]
+    assert not (empty_folder / "shards").exists()
+
+
+@pytest.mark.timeout(120)
+def test_the_version_is_printed():
+    done = subprocess.run([sys.executable, "-m", "bali_ds", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("bali-ds 0.")

@@ -1,0 +1,26 @@
+"""Progress in a redirected log is lines, far apart; on a terminal it is a bar."""
+
+import sys
+
+import pytest
+
+from bali_ds import progress_bar as module
+from bali_ds.progress_bar import progress_bar
+
+
+@pytest.mark.parametrize("seconds", [0.0, 10.0])
+def test_a_redirected_log_gets_whole_lines_and_none_for_short_work(capsys, monkeypatch, seconds):
+    monkeypatch.setattr(module, "_SECONDS_BETWEEN_LINES", seconds)
+    with progress_bar("encode", 3, "texts") as bar:
+        for _ in range(3):
+            bar.update()
+    said = capsys.readouterr().err
+    assert "\r" not in said
+    assert ("encode" in said) == (seconds == 0)
+
+
+def test_a_terminal_gets_a_bar(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with progress_bar("encode", 3, "texts") as bar:
+        bar.update(3)
+    assert "\rencode: 100%" in capsys.readouterr().err
