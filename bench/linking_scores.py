@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bali_ds.evaluation.linking_data import Queries, read_queries
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.inference.concept_dictionary import ConceptDictionary, graph_dictionary
 from bali_ds.inference.concept_scorer import ConceptScorer, Scoring, mixed, with_graph
@@ -23,6 +22,7 @@ from bali_ds.inference.memory import build_memory
 from bali_ds.inference.spelling import SpellingIndex
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.pretrained import load_tokenizer
+from bench.inputs.linking_split import Mentions, read_mentions
 
 CONTEXT = (0.0, 0.3, 0.5, 0.7, 1.0)
 GRAPH = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0)
@@ -38,17 +38,15 @@ class Material:
     """What all models are scored on: the parts of the split and the names and concepts of the graph."""
 
     graph: KnowledgeGraph
-    parts: dict[str, Queries]
-    training: Queries
+    parts: dict[str, Mentions]
+    training: Mentions
 
     @classmethod
     def open(cls, folder: Path) -> "Material":
-        """Read the parts of a folder of `bench.inputs.linking_split`; mentions of unknown concepts are left out."""
+        """Read a folder of `bench.inputs.linking_split`."""
         graph = KnowledgeGraph.open(folder / "graph")
-        held_out, choice, training = (
-            linked(read_queries(f"pubtator:{folder / part}.pubtator.gz"), graph)
-            for part in ("held_out", "choice", "training")
-        )
+        parts = ("held_out", "choice", "training")
+        held_out, choice, training = (read_mentions(folder / f"{part}.json.gz", graph) for part in parts)
         return cls(graph, {"held_out": held_out, "choice": choice}, training)
 
     @cached_property
@@ -60,18 +58,6 @@ class Material:
     def spelling(self) -> SpellingIndex:
         """Character n-grams of the names."""
         return SpellingIndex(self.dictionary.names)
-
-
-def linked(queries: Queries, graph: KnowledgeGraph) -> Queries:
-    """Return the mentions of concepts with a name in the graph, with these concepts alone."""
-    cuis = sorted({cui for gold in queries.gold for cui in gold})
-    ids = graph.lookup(cuis)
-    known = {cui for cui, concept in zip(cuis, ids.tolist(), strict=True) if concept >= 0 and graph.names(concept)}
-    gold = [tuple(cui for cui in each if cui in known) for each in queries.gold]
-    rows = [row for row, each in enumerate(gold) if each]
-    return Queries(
-        [queries.mentions[row] for row in rows], [gold[row] for row in rows], {}, [queries.places[row] for row in rows]
-    )
 
 
 class CachingEncoder(Encoder):

@@ -13,13 +13,13 @@ from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.data.name_codes import name_tokens
 from bali_ds.data.packing import pack
 from bali_ds.data.sequences import TokenSequences, Vocabulary, starts, within
-from bali_ds.evaluation.linking_data import Queries
 from bali_ds.losses.contrastive import contrastive_loss
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.build_model import DTYPES, build_aligner
 from bali_ds.objectives.synonym_alignment import SAPBERT_SCALE
 from bali_ds.training.engine import learning_rate_factor, parameter_groups
 from bali_ds.training.run_directory import RunData
+from bench.inputs.linking_split import Mentions
 
 PAIRS = 512  # of a step: as many tokens as a step of the recipe has
 
@@ -47,7 +47,7 @@ def train_recipe(recipe: Recipe, device: str) -> Trained:
         return Trained(aligner, _train(aligner, recipe, losses))
 
 
-def train_pairs(recipe: Recipe, device: str, mentions: Queries | None) -> Trained:
+def train_pairs(recipe: Recipe, device: str, mentions: Mentions | None) -> Trained:
     """Train on pairs of names, and of names and mentions if there are any, with SapBERT's loss.
 
     Every name but the first of each concept is in one pair with a random other name of the concept, and every distinct
@@ -104,7 +104,7 @@ def _train(aligner: Aligner, recipe: Recipe, losses: Callable[[Aligner], Iterato
 class _Pairs:
     """Pairs of token sequences with the concept of each, drawn without replacement until all were drawn."""
 
-    def __init__(self, data: RunData, tokenizer: Tokenizer, mentions: Queries | None, seed: int) -> None:
+    def __init__(self, data: RunData, tokenizer: Tokenizer, mentions: Mentions | None, seed: int) -> None:
         graph, table = data.graph, data.shards.names
         self._random = np.random.default_rng(seed)
         self._offsets = graph.name_offsets.astype(np.int64)

@@ -6,9 +6,11 @@ half precision, graph and shards of the training documents, the same with shuffl
 
 import gzip
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,8 +55,22 @@ def prepare(source: Path, graph_source: Path, encoder: Path, folder: Path) -> No
             )  # fmt: skip
 
 
+class Mentions(NamedTuple):
+    """Linked mentions of some documents.
+
+    Attributes:
+        mentions: n strings.
+        gold: the concept identifiers of each.
+        places: (text, start, end) of each in its document.
+    """
+
+    mentions: list[str]
+    gold: list[tuple[str, ...]]
+    places: list[tuple[str, int, int]]
+
+
 def split_documents(source: Path, folder: Path) -> None:
-    """Write the documents of each part as a gzip PubTator file."""
+    """Write the documents of each part as a gzip PubTator file, and its linked mentions as JSON."""
     blocks: dict[str, list[str]] = {part: [] for part in PARTS}
     for block in _blocks(source):
         number = int(hashlib.sha256(block.partition("|")[0].encode()).hexdigest(), 16) % 20
@@ -62,6 +78,9 @@ def split_documents(source: Path, folder: Path) -> None:
     for part, documents in blocks.items():
         with published_file(folder / f"{part}.pubtator.gz") as stream:
             stream.write(gzip.compress("".join(documents).encode(), mtime=0))
+        with published_file(folder / f"{part}.json.gz") as stream:
+            mentions = _mentions(folder / f"{part}.pubtator.gz")
+            stream.write(gzip.compress(json.dumps(mentions).encode(), mtime=0))
 
 
 def _blocks(source: Path) -> Iterator[str]:
@@ -75,6 +94,31 @@ def _blocks(source: Path) -> Iterator[str]:
             lines = []
     if lines:
         yield "\n".join([*lines, "", ""])
+
+
+def _mentions(file: Path) -> dict[str, Any]:
+    from bali_ds.evaluation.linking_data import read_queries
+
+    queries = read_queries(f"pubtator:{file}")
+    texts = {text: row for row, text in enumerate(dict.fromkeys(text for text, _, _ in queries.places))}
+    places = [(texts[text], start, end) for text, start, end in queries.places]
+    return {"texts": list(texts), "places": places, "gold": queries.gold}
+
+
+def read_mentions(file: Path, graph: KnowledgeGraph) -> Mentions:
+    """Return the linked mentions of a part; those of concepts without a name in the graph are left out."""
+    content = json.loads(gzip.decompress(file.read_bytes()))
+    cuis = sorted({cui for gold in content["gold"] for cui in gold})
+    ids = graph.lookup(cuis).tolist()
+    known = {cui for cui, concept in zip(cuis, ids, strict=True) if concept >= 0 and graph.names(concept)}
+    found = Mentions([], [], [])
+    for (text, start, end), gold in zip(content["places"], content["gold"], strict=True):
+        kept = tuple(cui for cui in gold if cui in known)
+        if kept:
+            found.places.append((content["texts"][text], start, end))
+            found.mentions.append(content["texts"][text][start:end])
+            found.gold.append(kept)
+    return found
 
 
 def half_precision(encoder: Path, out: Path) -> None:
