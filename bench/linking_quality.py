@@ -57,8 +57,8 @@ def main() -> int:
     results = read_json(options.out) if options.out.exists() else {"rows": []}
     results |= {"machine": _machine(options.device)}
     there = {(row["variant"], row["seed"]) for row in results["rows"]}
-    wanted = [(name, seed) for seed in range(options.seeds) for name in options.variants]
-    tasks = [task for task in dict.fromkeys(_seeds_of(*each) for each in wanted) if task not in there]
+    wanted = [(name, seed) for seed in range(options.seeds) for name in options.variants if seed < VARIANTS[name].seeds]
+    tasks = [task for task in wanted if task not in there]
     changes = SAMPLE_CHANGES if options.sample else tuple(FAST)
     setting = Setting(options.folder, options.device, options.steps, (*changes, *options.change))
     failed = 0
@@ -101,6 +101,8 @@ def run(setting: Setting, name: str, seed: int, deadline: float) -> list[dict[st
         trained = train_recipe(recipe, setting.device)
     else:
         trained = train_pairs(recipe, setting.device, material.training if variant.mentions else None)
+    if setting.device == "cuda":
+        torch.cuda.empty_cache()  # other trainings share the memory
     seconds = time.monotonic() - begin
     with_graph = variant.kind == "recipe"
     models = {name: trained.aligner}
@@ -125,11 +127,6 @@ def run(setting: Setting, name: str, seed: int, deadline: float) -> list[dict[st
 @cache
 def _material(folder: Path) -> Material:
     return Material.open(folder)
-
-
-def _seeds_of(name: str, seed: int) -> tuple[str, int]:
-    """Return the task; a variant without training has one seed."""
-    return name, 0 if VARIANTS[name].kind == "untrained" else seed
 
 
 def _told(rows: list[dict[str, Any]]) -> str:

@@ -28,7 +28,7 @@ CONTEXT = (0.0, 0.3, 0.5, 0.7, 1.0)
 GRAPH = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0)
 MEMORY = (None, 0.0, 0.1, 0.2)
 SPELLING = (0.1, 0.3)
-_AT_ONCE = 512
+_AT_ONCE = 256
 
 Hits = NDArray[np.bool_]
 

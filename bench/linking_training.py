@@ -21,7 +21,7 @@ from bali_ds.training.engine import learning_rate_factor, parameter_groups
 from bali_ds.training.run_directory import RunData
 from bench.inputs.linking_split import Mentions
 
-PAIRS = 512  # of a step: as many tokens as a step of the recipe has
+PAIRS = 800  # of a step: as many tokens as a step of the recipe has
 
 
 @dataclass(frozen=True)

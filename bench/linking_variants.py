@@ -6,6 +6,12 @@ from pathlib import Path
 from bali_ds.config import Recipe, load_recipe
 
 RECIPE = Path(__file__).parents[1] / "launch/recipes/medmentions.yaml"
+ALONE = ("objective.contrastive.further_views=[]", "objective.contrastive.other_concepts=0")
+BEFORE = (
+    "objective.masked_language_model.weight=0.1", "objective.synonym_alignment.weight=1",
+    "objective.synonym_alignment.pairs=mentions",
+)  # fmt: skip
+QUARTER = ("optimizer.text_learning_rate=5.0e-5",)
 SHUFFLED = ("data.graph={folder}/shuffled_graph", "data.shards={folder}/shuffled_shards")
 
 
@@ -18,15 +24,17 @@ class Variant:
             "untrained".
         changes: to the recipe, of which "pairs" takes the learning rate.
         mentions: whether "pairs" also pairs mention strings with names; else only names of one concept.
+        seeds: how many seeds it is trained with at most.
     """
 
     kind: str
     changes: tuple[str, ...] = ()
     mentions: bool = False
+    seeds: int = 3
 
 
 VARIANTS = {
-    "untrained": Variant("untrained"),
+    "untrained": Variant("untrained", seeds=1),
     "recipe": Variant("recipe"),
     "no other concepts": Variant("recipe", ("objective.contrastive.other_concepts=0",)),
     "no neighbors": Variant("recipe", ("data.fan_out=0",)),
@@ -34,23 +42,12 @@ VARIANTS = {
     "names": Variant("pairs"),
     "names and mentions": Variant("pairs", mentions=True),
     "half the rate": Variant("recipe", ("optimizer.text_learning_rate=1.0e-4",)),
-    "text and graph alone": Variant(
-        "recipe", ("objective.contrastive.further_views=[]", "objective.contrastive.other_concepts=0")
-    ),
-    "two other concepts": Variant("recipe", ("objective.contrastive.other_concepts=2",)),
-    "recipe before": Variant(
-        "recipe",
-        (
-            "objective.contrastive.further_views=[]", "objective.contrastive.other_concepts=0",
-            "objective.masked_language_model.weight=0.1", "objective.synonym_alignment.weight=1",
-            "objective.synonym_alignment.pairs=mentions",
-        ),
-    ),
-    "names, quarter of the rate": Variant("pairs", ("optimizer.text_learning_rate=5.0e-5",)),
-    "names and mentions, quarter of the rate": Variant(
-        "pairs", ("optimizer.text_learning_rate=5.0e-5",), mentions=True
-    ),
-}  # fmt: skip
+    "text and graph views alone": Variant("recipe", ALONE, seeds=1),
+    "names, quarter of the rate": Variant("pairs", QUARTER, seeds=1),
+    "names and mentions, quarter of the rate": Variant("pairs", QUARTER, mentions=True, seeds=1),
+    "four other concepts": Variant("recipe", ("objective.contrastive.other_concepts=4",), seeds=1),
+    "recipe before": Variant("recipe", (*ALONE, *BEFORE), seeds=1),
+}
 """The most important first: a run that is cut off has these."""
 
 

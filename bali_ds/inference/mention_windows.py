@@ -21,8 +21,8 @@ class Window(NamedTuple):
 def mention_windows(spans: Sequence[tuple[int, int]], length: int, room: int) -> list[Window]:
     """Cover mentions with few windows that leave each of them context on both sides.
 
-    A window begins a quarter of its size before its first mention, and takes the mentions after it that end a quarter
-    before its own end, or anywhere in it if the text ends there.
+    Mentions that follow each other share a window as long as a quarter of it is left before the first and after the
+    last of them, or less where the text begins or ends. They are in its middle.
 
     Args:
         spans: the first token of each mention and one past its last, n pairs.
@@ -33,12 +33,20 @@ def mention_windows(spans: Sequence[tuple[int, int]], length: int, room: int) ->
         Windows of which every mention has one; all mentions of a text of at most `room` tokens share it.
     """
     margin = room // 4
-    windows: list[Window] = []
+    groups: list[list[int]] = []
+    reach = -1
     for mention in sorted(range(len(spans)), key=lambda each: spans[each]):
         first, last = spans[mention]
-        if windows and last <= windows[-1].last - (margin if windows[-1].last < length else 0):
-            windows[-1].mentions.append(mention)
-        else:
-            start = max(0, min(first - margin, length - room))
-            windows.append(Window(start, min(start + room, length), [mention]))
-    return windows
+        if last > reach:
+            end = min(max(0, min(first - margin, length - room)) + room, length)
+            reach = end if end == length else end - margin
+            groups.append([])
+        groups[-1].append(mention)
+    return [_window(group, spans, length, room) for group in groups]
+
+
+def _window(group: list[int], spans: Sequence[tuple[int, int]], length: int, room: int) -> Window:
+    first, last = spans[group[0]][0], max(spans[each][1] for each in group)
+    slack = room - (last - first)
+    start = max(0, min(first - max(slack, 0) // 2, length - room))
+    return Window(start, min(start + room, length), group)
