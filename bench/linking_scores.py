@@ -88,6 +88,7 @@ class Model(NamedTuple):
 def model_of(aligner: Aligner, tokenizer: str, *, with_graph: bool, fan_out: int) -> Model:
     """Return a trained model."""
     aligner.eval()
+    aligner.text.encoder.set_attn_implementation("sdpa")  # rows instead of packed sequences
     encoder = CachingEncoder(aligner.text.encoder, load_tokenizer(tokenizer))
     return Model(encoder, aligner.graph if with_graph else None, fan_out)
 

@@ -30,9 +30,9 @@ class SpellingIndex:
         rows, columns = np.divmod(pairs, self._vocabulary.size)
         frequency = np.bincount(columns, minlength=self._vocabulary.size)
         self._weights = 1 + np.log((1 + len(names)) / (1 + frequency))
-        self._count = len(names)
-        self._names = rows, columns, self._unit(rows, columns, counts, len(names))
-        self._on_device: dict[torch.device, Tensor] = {}
+        begins = np.searchsorted(rows, np.arange(len(names)))
+        self._names = columns, begins, self._unit(rows, columns, counts, len(names))
+        self._on_device: dict[torch.device, tuple[Tensor, ...]] = {}
 
     def cosines(self, strings: Sequence[str], device: torch.device) -> Tensor:
         """Return the cosine of each string with each name, float32 [strings, names]."""
@@ -46,14 +46,11 @@ class SpellingIndex:
         index = torch.from_numpy(columns).to(device), torch.from_numpy(rows).to(device)
         dense[index] = torch.from_numpy(values).to(device)
         if device not in self._on_device:
-            self._on_device[device] = self._matrix().to(device)
-        return torch.sparse.mm(self._on_device[device], dense).T
-
-    def _matrix(self) -> Tensor:
-        rows, columns, values = self._names
-        begins = np.searchsorted(rows, np.arange(self._count + 1))
-        crow, column, value = (torch.from_numpy(each) for each in (begins, columns, values))
-        return torch.sparse_csr_tensor(crow, column, value, size=(self._count, self._vocabulary.size))
+            self._on_device[device] = tuple(torch.from_numpy(each).to(device) for each in self._names)
+        columns_of_names, begins, weights = self._on_device[device]
+        return torch.nn.functional.embedding_bag(
+            columns_of_names, dense, begins, mode="sum", per_sample_weights=weights
+        ).T
 
     def _unit(
         self, rows: NDArray[np.int64], columns: NDArray[np.int64], counts: NDArray[np.int64], size: int

@@ -33,9 +33,8 @@ def test_scores_equal_the_plain_loop(scoring):
     dictionary = ConceptDictionary.of(NAMES)
     names, views = unit(draw, 5, 4), unit(draw, 4, 4)
     views[3] = 0
-    memory = Memory(
-        ["a", "b", "c"], np.array([2, 0, 2]), np.array([0.5, 1, 0.25], np.float32), unit(draw, 3, 4), unit(draw, 3, 4)
-    )
+    own, read = unit(draw, 3, 4), unit(draw, 3, 4)
+    memory = Memory(["a", "b", "c"], np.array([2, 0, 2]), np.array([0.5, 1, 0.25], np.float32), own, read)
     spelling = SpellingIndex(dictionary.names)
     alone, context, strings = unit(draw, 6, 4), unit(draw, 6, 4), ["heart", "hart", "attack", "in", "q", "muscle"]
     scorer = ConceptScorer(dictionary, names, graph_views=views, memory=memory, spelling=spelling)
@@ -45,11 +44,11 @@ def test_scores_equal_the_plain_loop(scoring):
     for row in range(6):
         query = (1 - share) * alone[row] + share * context[row]
         for concept, cui in enumerate(dictionary.cuis):
-            own = [number for number, (_, cuis) in enumerate(NAMES) if cui in cuis]
-            best = max(query @ names[each] + scoring.spelling * spelled[row, each] for each in own)
+            named = [number for number, (_, cuis) in enumerate(NAMES) if cui in cuis]
+            best = max(query @ names[each] + scoring.spelling * spelled[row, each] for each in named)
             if scoring.memory is not None:
                 for each in np.flatnonzero(memory.concepts == concept):
-                    near = (1 - share) * alone[row] @ memory.alone[each] + share * context[row] @ memory.context[each]
+                    near = (1 - share) * alone[row] @ own[each] + share * context[row] @ read[each]
                     best = max(best, near + scoring.memory * memory.shares[each])
             if concept != 3:
                 best = (1 - scoring.graph) * best + scoring.graph * (query @ views[concept])
