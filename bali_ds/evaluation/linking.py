@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bali_ds.errors import InputError
 from bali_ds.evaluation.bootstrap import intervals, paired_difference
 from bali_ds.evaluation.linking_data import Queries
 from bali_ds.inference.concept_dictionary import ConceptDictionary
@@ -63,7 +62,6 @@ def rank_queries(
     dictionary: ConceptDictionary,
     queries: Queries,
     *,
-    in_context: bool = False,
     progress: bool = False,
 ) -> NDArray[np.int64]:
     """Return the rank of the best gold concept of each mention: int64 [n], NOT_FOUND if the dictionary lacks it.
@@ -72,18 +70,8 @@ def rank_queries(
         encoder: the model; each distinct string is encoded once.
         dictionary: names and their concepts.
         queries: mentions and gold concepts.
-        in_context: encode each mention within its text instead of the mention string alone.
         progress: show a progress bar.
-
-    Raises:
-        InputError: `in_context` is set and the queries have no texts.
     """
-    if in_context:
-        if not queries.places:
-            raise InputError("--in-context: the queries have no texts; pass a corpus, for example pubtator:FILE")
-        names = encoder.encode(list(dictionary.names), progress=progress)
-        mentions = encoder.encode_mentions(queries.places)
-        return concept_ranks(mentions, np.arange(len(mentions)), names, dictionary, queries.gold)
     distinct = {mention: row for row, mention in enumerate(dict.fromkeys(queries.mentions))}
     vectors = encoder.encode([*dictionary.names, *distinct], progress=progress)
     names, mentions = vectors[: len(dictionary.names)], vectors[len(dictionary.names) :]

@@ -44,6 +44,7 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
     _check_vocabulary(model, tokenizer, path)
     description = read_description(path)
     encoder = Encoder(model.to(device), tokenizer, description.pooling)
+    encoder.passage_tokens = min(description.passage_tokens or PASSAGE_TOKENS, encoder.max_tokens)
     encoder.mention_pooling = load_mention_pooling(path, description.mention_pooling, encoder.width).to(device)
     if description.markers:
         vocabulary = tokenizer.get_vocab()

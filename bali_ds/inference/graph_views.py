@@ -1,21 +1,32 @@
 """Graph views of all concepts of a graph: the table that in-context linking compares mentions with."""
 
+import hashlib
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from bali_ds.data.ego_graphs import sample_ego_graphs
 from bali_ds.data.sequences import starts
+from bali_ds.directories import Output, published_directory
 from bali_ds.errors import InputError
+from bali_ds.files import read_json, write_json
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.neighbor_sampling import sample_neighbors
+from bali_ds.inference.aligned_model import load_aligned
 from bali_ds.inference.encoder import Encoder
 from bali_ds.model.graph_encoders import GraphEncoder
+from bali_ds.npy import open_npy
 from bali_ds.randomness import derive
 
 # A concept's view is the mean over several samples of its neighbors; each was one view in training.
 _DRAWS = 4
 _CONCEPTS_AT_ONCE = 4096
+GRAPH_VIEWS = Output(
+    "the graph views of concepts", "index.json", ("graph", "model", "fan_out", "draws"), ("vectors.npy",)
+)
 
 
 def graph_view_table(
@@ -45,6 +56,50 @@ def graph_view_table(
             views = sum(_views(graph_encoder, graph, names, concept_ids, fan_out, draw) for draw in range(_DRAWS))
             table[concept_ids] = torch.nn.functional.normalize(views, dim=1).cpu().numpy()  # type: ignore[arg-type]
     return table
+
+
+def open_graph_views(
+    path: Path,
+    encoder: Encoder,
+    graph: KnowledgeGraph,
+    *,
+    device: str = "cpu",
+    index: Path | None = None,
+    progress: bool = False,
+) -> NDArray[np.float32]:
+    """Return the table of an exported model, computed, or memory-mapped from a directory that an earlier call wrote.
+
+    Args:
+        path: the exported directory.
+        encoder: its encoder.
+        graph: the graph.
+        device: where the graph encoder runs, the device of `encoder`.
+        index: the directory; memory-mapped if it exists, otherwise written; None keeps the table in memory only.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: the directory is not an exported model with a graph encoder, or the index holds other vectors.
+    """
+    aligner, recipe = load_aligned(path, device, graph)
+    identity = _identity(encoder, aligner.graph, graph, recipe.data.fan_out)
+    if index is None or not (index / GRAPH_VIEWS.marker).exists():
+        table = graph_view_table(encoder, aligner.graph, graph, recipe.data.fan_out, progress=progress)
+        if index is None:
+            return table
+        with published_directory(index, GRAPH_VIEWS) as working:
+            np.save(working / "vectors.npy", table)
+            write_json(working / "index.json", identity)
+    if read_json(index / "index.json") != identity:
+        raise InputError(f"{index}: holds the graph views of another graph or model; remove it or name another --index")
+    shape = (graph.num_concepts, encoder.width)
+    return open_npy(index / "vectors.npy", np.float32, shape, f"remove {index} and run the command again")
+
+
+def _identity(encoder: Encoder, graph_encoder: torch.nn.Module, graph: KnowledgeGraph, fan_out: int) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for parameter in (next(iter(encoder.model.parameters())), *graph_encoder.parameters()):
+        digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    return {"graph": graph.fingerprint, "model": digest.hexdigest(), "fan_out": fan_out, "draws": _DRAWS}
 
 
 def _views(
