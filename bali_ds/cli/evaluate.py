@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bali_ds.cli.common import add_device, add_json, emit, interval, seed
+from bali_ds.cli.scoring import add_scoring, open_linker, scoring_of
 from bali_ds.errors import InputError
 
 HOPS = (1, 2, 3)
@@ -48,32 +49,39 @@ def _add_linking(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         "pubtator:FILE",
     )  # fmt: skip
     linking.add_argument(
-        "--in-context", action="store_true", help="encode each mention within its text (for queries from a corpus)"
-    )
-    linking.add_argument(
         "--pooling", choices=("mean_tokens", "mean", "cls"), help="pooling of token states (default: the model's own)"
     )
     linking.add_argument("--against", type=Path, metavar="DIR", help="compare with this model by a paired bootstrap")
+    add_scoring(linking)
     _add_common(linking)
     linking.set_defaults(run=_run_linking)
 
 
 def _run_linking(options: argparse.Namespace) -> None:
+    from bali_ds.evaluation.concept_ranking import rank_by_scores
     from bali_ds.evaluation.gold_coverage import gold_coverage
     from bali_ds.evaluation.linking import biosyn_ranks, compare_linking, rank_queries, summarize, summary
     from bali_ds.evaluation.linking_data import read_queries
     from bali_ds.inference.concept_dictionary import read_dictionary
+    from bali_ds.inference.concept_scorer import Scoring
     from bali_ds.inference.encoder import load
 
     dictionary = read_dictionary(options.dictionary)
     queries = read_queries(options.queries)
     coverage = gold_coverage(dictionary, queries)
+    by_names_alone = scoring_of(options) == Scoring()
+    if options.in_context and not queries.places:
+        raise InputError("--in-context: the queries have no texts; pass a corpus, for example pubtator:FILE")
+    if options.pooling and not by_names_alone:
+        raise InputError("--pooling: only for mentions compared with names alone; leave it out")
 
     def ranks(path: Path) -> Any:
+        if not by_names_alone:
+            return rank_by_scores(open_linker(path, dictionary, options), queries), None
         encoder = load(path, device=options.device)
         encoder.pooling = options.pooling or encoder.pooling
         names = encoder.encode(list(dictionary.names), progress=True)
-        own = rank_queries(encoder, dictionary, queries, in_context=options.in_context, names=names, progress=True)
+        own = rank_queries(encoder, dictionary, queries, names=names, progress=True)
         return own, biosyn_ranks(encoder, dictionary, queries, names) if queries.parts else None
 
     own, biosyn = ranks(options.model)

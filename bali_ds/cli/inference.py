@@ -2,16 +2,21 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bali_ds.cli.common import add_device, add_json, emit
+from bali_ds.cli.scoring import add_scoring, open_linker, scoring_of
 from bali_ds.errors import InputError
 from bali_ds.files import lines_of, numbered_lines
 from bali_ds.terminal import json_line, printable
+
+if TYPE_CHECKING:
+    from bali_ds.corpus.document import Document
+    from bali_ds.inference.linker import Candidate
 
 LINES_AT_ONCE = 16_384
 
@@ -42,7 +47,9 @@ def _add_link(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         "link",
         help="link mentions to concepts",
         description="Print the most similar concepts of a dictionary or graph for each mention, as tab-separated "
-        "lines: mention, CUI, name, cosine.",
+        "lines: mention, CUI, name, score; the score is a cosine where mentions are compared with names alone. With "
+        "--in-context, document, start and end precede the mention. The JSON objects are what a language model needs "
+        "for choosing among the candidates.",
     )
     _add_model(link)
     names = link.add_mutually_exclusive_group(required=True)
@@ -52,7 +59,12 @@ def _add_link(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     link.add_argument("--approximate", action="store_true", help="approximate search with faiss, for millions of names")
     link.add_argument("--top", type=int, default=1, metavar="N", help="concepts per mention (default: %(default)s)")
     link.add_argument("--json", action="store_true", help="print one JSON object per mention")
-    link.add_argument("file", metavar="FILE", help="plain or gzip file with one mention per line; - for stdin")
+    add_scoring(link)
+    link.add_argument(
+        "file", metavar="FILE",
+        help="plain or gzip file with one mention per line, - for stdin; with --in-context a corpus as FORMAT:PATH, "
+        "whose mentions are linked",
+    )  # fmt: skip
     link.set_defaults(run=_link)
 
 
@@ -112,26 +124,60 @@ def _encode(options: argparse.Namespace) -> None:
 def _link(options: argparse.Namespace) -> None:
     from bali_ds.graph.knowledge_graph import KnowledgeGraph
     from bali_ds.inference.concept_dictionary import graph_dictionary, read_dictionary
+    from bali_ds.inference.concept_scorer import Scoring
     from bali_ds.inference.encoder import load
     from bali_ds.inference.linker import Linker
 
     if options.top < 1:
         raise InputError(f"--top {options.top}: must be at least 1")
-    encoder = load(options.model, device=options.device)
     if options.graph:
         dictionary = graph_dictionary(KnowledgeGraph.open(options.graph))
     else:
         dictionary = read_dictionary(options.dictionary)
-    linker = Linker.build(encoder, dictionary, index=options.index, approximate=options.approximate, progress=True)
-    for mentions in _batches_of_lines(options.file):
-        for mention, candidates in zip(mentions, linker.link(mentions, top=options.top), strict=True):
-            if options.json:
-                found = [asdict(candidate) for candidate in candidates]
-                print(json_line({"mention": mention, "candidates": found}))
-            else:
-                for candidate in candidates:
-                    columns = (mention, candidate.cui, candidate.name, f"{candidate.score:.4f}")
-                    print(*map(printable, columns), sep="\t")
+    if scoring_of(options) == Scoring():
+        encoder = load(options.model, device=options.device)
+        linker = Linker.build(encoder, dictionary, index=options.index, approximate=options.approximate, progress=True)
+        for mentions in _batches_of_lines(options.file):
+            _print_candidates([{"mention": each} for each in mentions], linker.link(mentions, top=options.top), options)
+        return
+    if options.index or options.approximate:
+        raise InputError("--index and --approximate: only for names alone; leave them out, or use --graph-index")
+    scored = open_linker(options.model, dictionary, options)
+    if not options.in_context:
+        for mentions in _batches_of_lines(options.file):
+            _print_candidates([{"mention": each} for each in mentions], scored.link(mentions, top=options.top), options)
+        return
+    for document in _documents(options.file):
+        places = [(document.text, mention.start, mention.end) for mention in document.mentions]
+        strings = [text[start:end] for text, start, end in places]
+        labels = [
+            {"document": document.id, "start": start, "end": end, "mention": string}
+            for (_, start, end), string in zip(places, strings, strict=True)
+        ]
+        if places:
+            _print_candidates(labels, scored.link(strings, places, top=options.top), options)
+
+
+def _documents(corpus: str) -> "Iterator[Document]":
+    from bali_ds.corpus.document import ReadReport
+    from bali_ds.corpus.readers import READERS, read_documents
+
+    form, colon, path = corpus.partition(":")
+    if not colon or form not in READERS:
+        raise InputError(f"{corpus}: with --in-context, pass a corpus as FORMAT:PATH; formats are {', '.join(READERS)}")
+    return read_documents(form, Path(path), ReadReport())
+
+
+def _print_candidates(
+    labels: Sequence[dict[str, Any]], found: "Sequence[Sequence[Candidate]]", options: argparse.Namespace
+) -> None:
+    for label, candidates in zip(labels, found, strict=True):
+        if options.json:
+            print(json_line({**label, "candidates": [asdict(candidate) for candidate in candidates]}))
+            continue
+        for candidate in candidates:
+            columns = (*label.values(), candidate.cui, candidate.name, f"{candidate.score:.4f}")
+            print(*(printable(str(column)) for column in columns), sep="\t")
 
 
 def _context(options: argparse.Namespace) -> None:

@@ -33,6 +33,10 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help="dtype of the weights (default: %(default)s)",
     )  # fmt: skip
     export.add_argument("--step", type=int, metavar="N", help="step of the checkpoint (default: the newest)")
+    export.add_argument(
+        "--average-with", metavar="START",
+        help="average the weights of the text encoder with those of this encoder, which training started from",
+    )  # fmt: skip
     export.add_argument("--onnx", action="store_true", help="also write onnx/model.onnx, verified against torch")
     export.add_argument(
         "--push", metavar="REPO", help="upload the directory to this repository of the Hugging Face Hub"
@@ -55,6 +59,7 @@ def _run_export(options: argparse.Namespace) -> None:
                 options.dtype,
                 step=options.step,
                 onnx=options.onnx,
+                start=options.average_with,
                 overwrite=options.overwrite,
             )
         if options.push:

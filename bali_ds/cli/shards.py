@@ -12,7 +12,8 @@ from bali_ds.errors import InputError
 from bali_ds.terminal import message
 
 if TYPE_CHECKING:
-    from bali_ds.shards.build_settings import Corpus, NeighborSettings
+    from bali_ds.shards.build_settings import Corpus
+    from bali_ds.shards.neighbor_settings import NeighborSettings
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -164,7 +165,7 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _neighbors(options: argparse.Namespace) -> "NeighborSettings":
-    from bali_ds.shards.build_settings import NeighborSettings
+    from bali_ds.shards.neighbor_settings import NeighborSettings
 
     weights = {}
     for entry in options.relation_weight:

@@ -38,6 +38,12 @@ class ContrastiveConfig(ObjectiveSection):
     """Learn the temperature."""
     logit_bias: float = -10.0
     """Initial value of the bias that `sigmoid` learns; other kinds have no bias."""
+    further_views: tuple[Literal["mention", "name"], ...] = ()
+    """More views of each concept of a passage in the joint loss, which the text encoder reads by themselves: the words
+    of one of its mentions, and one of its names."""
+    other_concepts: int = Field(default=0, ge=0, le=64)
+    """Concepts drawn from the whole graph for each concept of a passage. A name and the graph view of each are views
+    in the joint loss; half of these graph views have their own name masked."""
     negatives: Literal["all", "rank"] = "all"
     """Views of all ranks, or of each rank alone, so that the loss depends on the number of ranks."""
     communication_dtype: Literal["fp32", "bf16"] | None = None
@@ -46,11 +52,27 @@ class ContrastiveConfig(ObjectiveSection):
 
     @model_validator(mode="before")
     @classmethod
-    def _siglip_defaults(cls, values: Any) -> Any:
-        """Let `sigmoid` start as in SigLIP (Zhai et al., ICCV 2023): a learned logit scale of 10, a bias of -10."""
-        if isinstance(values, dict) and values.get("kind") == "sigmoid":
-            return {"temperature": 0.1, "learn_temperature": True} | values
-        return values
+    def _defaults_of_kinds(cls, values: Any) -> Any:
+        """Give kinds whose sources name other temperatures these as defaults.
+
+        `sigmoid` starts as in SigLIP (Zhai et al., ICCV 2023): a learned logit scale of 10, a bias of -10. The scale of
+        negatives of `multi_similarity` is 50, as Wang et al. (CVPR 2019) and BALI have it.
+        """
+        if not isinstance(values, dict):
+            return values
+        own = {"sigmoid": {"temperature": 0.1, "learn_temperature": True}, "multi_similarity": {"temperature": 0.02}}
+        return own.get(str(values.get("kind")), {}) | values
+
+    @model_validator(mode="after")
+    def _views_are_compared_with_each_other(self) -> Self:
+        if (self.further_views or self.other_concepts) and self.kind not in ("ntxent", "multi_similarity"):
+            raise ValueError(f"further_views and other_concepts need kind ntxent or multi_similarity, not {self.kind}")
+        return self
+
+    @property
+    def reads_names(self) -> bool:
+        """Whether names or mentions by themselves are views."""
+        return bool(self.further_views or self.other_concepts)
 
 
 class MaskedLanguageModelConfig(ObjectiveSection):
@@ -155,6 +177,14 @@ class ObjectiveConfig(Section):
         for name in self.active:
             for need in self.section(name).needs & missing.keys():
                 raise ValueError(f"objective.{name}: {missing[need]}")
+        alignment = self.contrastive
+        if alignment.weight and alignment.reads_names and not name_gradients:
+            raise ValueError(
+                "objective.contrastive: further_views and other_concepts train name vectors; "
+                "set graph_encoder.names to gradient"
+            )
+        if alignment.weight and alignment.other_concepts and linearized:
+            raise ValueError("objective.contrastive.other_concepts: needs another graph_encoder.kind than linearized")
 
     @model_validator(mode="after")
     def _something_to_minimize(self) -> Self:

@@ -13,6 +13,7 @@ from bali_ds.data.packing import PackedMasked
 from bali_ds.data.reader import Samples
 from bali_ds.data.sequences import NO_SEQUENCES, Flags, Ints, MaskedSequences, TokenSequences, Vocabulary
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
+from bali_ds.graph.neighbor_sampling import NeighborSampler
 from bali_ds.randomness import Keys
 
 
@@ -26,6 +27,8 @@ class SampleSource:
         vocabulary: special tokens.
         relation_names: the name of each relation id below R; empty where no facts are written as text.
         graph_tokens: most tokens of facts as text.
+        fan_out: neighbors sampled for each concept.
+        neighbors: samples facts of any concept as they were stored with the samples: (concept_ids, fan_out, keys).
     """
 
     shards: Mixture
@@ -33,6 +36,8 @@ class SampleSource:
     vocabulary: Vocabulary
     relation_names: TokenSequences
     graph_tokens: int
+    fan_out: int
+    neighbors: NeighborSampler
 
 
 class SampledInputs(NamedTuple):

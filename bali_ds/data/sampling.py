@@ -22,6 +22,7 @@ from bali_ds.data.sequences import NO_MASKED_SEQUENCES, NO_SEQUENCES, Flags, Int
 from bali_ds.data.settings import StreamSettings
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.randomness import Keys, derive
+from bali_ds.shards.neighbor_settings import NeighborSettings
 
 
 def open_source(shards: Mixture, graph: KnowledgeGraph, settings: StreamSettings) -> SampleSource:
@@ -37,6 +38,8 @@ def open_source(shards: Mixture, graph: KnowledgeGraph, settings: StreamSettings
         Vocabulary.from_index(shards.index["tokenizer"], settings.markers or ()),
         relation_sequences(graph, settings.tokenizer) if writes_facts else NO_SEQUENCES,
         settings.graph_tokens,
+        settings.fan_out,
+        NeighborSettings.described(shards.index.get("neighbours", {})).sampler(graph),
     )
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bali_ds.errors import InputError
 from bali_ds.evaluation.bootstrap import intervals, paired_difference
 from bali_ds.evaluation.linking_data import Queries
 from bali_ds.inference.concept_dictionary import ConceptDictionary
@@ -66,7 +65,6 @@ def rank_queries(
     dictionary: ConceptDictionary,
     queries: Queries,
     *,
-    in_context: bool = False,
     names: NDArray[np.float32] | None = None,
     progress: bool = False,
 ) -> NDArray[np.int64]:
@@ -76,19 +74,9 @@ def rank_queries(
         encoder: the model; each distinct string is encoded once.
         dictionary: names and their concepts.
         queries: mentions and gold concepts.
-        in_context: encode each mention within its text instead of the mention string alone.
         names: vectors of the names; None encodes them.
         progress: show a progress bar.
-
-    Raises:
-        InputError: `in_context` is set and the queries have no texts.
     """
-    if in_context:
-        if not queries.places:
-            raise InputError("--in-context: the queries have no texts; pass a corpus, for example pubtator:FILE")
-        names = encoder.encode(list(dictionary.names), progress=progress) if names is None else names
-        mentions = encoder.encode_mentions(queries.places)
-        return concept_ranks(mentions, np.arange(len(mentions)), names, dictionary, queries.gold)
     distinct = {mention: row for row, mention in enumerate(dict.fromkeys(queries.mentions))}
     known = [] if names is not None else dictionary.names
     vectors = encoder.encode([*known, *distinct], progress=progress)

@@ -17,9 +17,10 @@ from bali_ds.export.architecture import ExportArchitecture
 from bali_ds.export.model_card import model_card
 from bali_ds.export.onnx import write_onnx
 from bali_ds.export.public_recipe import is_hub_name, public_recipe
-from bali_ds.export.weights import SHARD_BYTES, merge_lora, verify_weights, write_weights
+from bali_ds.export.weights import SHARD_BYTES, average_with, merge_lora, verify_weights, write_weights
 from bali_ds.files import published_file, read_json, write_json
 from bali_ds.inference.exported_directory import DESCRIPTION, EXPORT, GRAPH_ENCODER_FILE, POOLING_FILE
+from bali_ds.model.text_encoder import load_text_encoder
 from bali_ds.shards.shard_index import read_index
 
 DTYPES = ("float16", "bfloat16", "float32")
@@ -33,6 +34,7 @@ def export_run(
     step: int | None = None,
     shard_bytes: int = SHARD_BYTES,
     onnx: bool = False,
+    start: str | None = None,
     overwrite: bool | None = None,
 ) -> dict[str, Any]:
     """Export the trained encoder of a run as a Hugging Face directory, and verify every tensor.
@@ -48,6 +50,8 @@ def export_run(
         step: step of the checkpoint; None for the newest.
         shard_bytes: size above which weights are split into several files.
         onnx: whether to write an ONNX graph of the encoder as well.
+        start: an encoder, by directory or hub name, to average the weights of the text encoder with: the one that
+            training started from. None exports the weights as trained.
         overwrite: whether to replace any other directory; None if the caller has no such option.
 
     Returns:
@@ -63,12 +67,17 @@ def export_run(
     recipe = recorded_recipe(run)
     checkpoint = _find_checkpoint(run / "checkpoints", step)
     tensors = merge_lora(read_checkpoint(checkpoint), recipe.text_encoder.lora)
+    if start is not None:
+        encoder_weights = load_text_encoder(
+            start, seed=recipe.seed, layer=recipe.text_encoder.layer, bidirectional=recipe.text_encoder.bidirectional
+        ).encoder.state_dict()
+        tensors = average_with(tensors, encoder_weights, "text.encoder.")
     architecture = ExportArchitecture.of(run / "encoder")
     encoder = architecture.rename(tensors)
     graph, pooling = _part("graph.", tensors), _part("pooling.", tensors)
     if not graph and recipe.graph_encoder.kind != "linearized":
         raise InputError(f"{checkpoint}: has no graph encoder; was it written by launch/train.py?")
-    description = _description(recipe, checkpoint, tensors, dtype)
+    description = _description(recipe, checkpoint, tensors, dtype) | {"averaged_with": start and _public_name(start)}
     with published_directory(out, EXPORT, overwrite=overwrite) as working:
         verified = 0
         files = {"model": encoder, Path(GRAPH_ENCODER_FILE).stem: graph, Path(POOLING_FILE).stem: pooling}
@@ -93,6 +102,11 @@ def export_run(
         "files": [path.relative_to(out).as_posix() for path in published],
         "out": str(out),
     }
+
+
+def _public_name(model: str) -> str:
+    """Return what an export may say of another model: its name on the Hub, or that of its directory alone."""
+    return model if is_hub_name(model) else Path(model).name
 
 
 def push(directory: Path, repository: str) -> str:
@@ -146,18 +160,20 @@ def _description(recipe: Recipe, checkpoint: Path, tensors: Mapping[str, LazyTen
         _with_axes(checkpoint, tensors, f"graph.{name}.weight", 2) for name in ("relations", "concepts")
     )
     offset = _with_axes(checkpoint, tensors, "log_scale_offset", 1)
-    fingerprints = {"shards": marker.identity.get("data")}
+    fingerprints, passage_tokens = {"shards": marker.identity.get("data")}, None
     shards = recipe.data.shards
     # all shard sets of a mixture have the same graph and tokenizer
     index = Path(shards if isinstance(shards, str) else next(iter(shards))) / "index.json"
     if index.is_file():
         facts = read_index(index.parent)
+        passage_tokens = facts["max_tokens"]
         fingerprints |= {"graph": facts["graph_fingerprint"], "tokenizer": facts["tokenizer"]["fingerprint"]}
     return {
         "format_version": 1,
         "pooling": "last" if recipe.text_encoder.pooling == "last" else "mean_tokens",
         "mention_pooling": recipe.text_encoder.pooling,
         "markers": recipe.text_encoder.markers,
+        "passage_tokens": passage_tokens,
         "step": marker.progress.step,
         "dtype": dtype,
         "fingerprints": fingerprints,

@@ -62,6 +62,7 @@ def model_card(description: dict[str, Any], figures: dict[str, Any]) -> str:
         f"- trained for: {description['step']:,} steps of {recipe['batch']['passages']} passages",
         *(f"- {name} of training and validation: {count:,}" for name, count in counts.items()),
         f"- stored as: {description['dtype']}",
+        *([f"- weights averaged with those of: `{start}`"] if (start := description.get("averaged_with")) else []),
         *(f"- fingerprint of the {name}: `{value}`" for name, value in fingerprints if value),
     ]
     parts = [

@@ -158,3 +158,30 @@ def merge_lora(tensors: Mapping[str, LazyTensor], lora: LoraConfig | None) -> di
             tensor = LazyTensor.whole(name, weight)
         merged[f"{module}.{kind}" if kind else name] = tensor
     return merged
+
+
+def average_with(
+    tensors: Mapping[str, LazyTensor], start: Mapping[str, torch.Tensor], prefix: str
+) -> dict[str, LazyTensor]:
+    """Return tensors of which those below a prefix are the mean with those of another model of the same shapes.
+
+    The mean of a fine-tuned model and the one that it started from often keeps more of what the latter knew at hardly
+    any cost (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022). Only these tensors are read into
+    memory.
+
+    Args:
+        tensors: tensors of a checkpoint by name.
+        start: the other model's, by name without the prefix.
+        prefix: of the names of tensors to average.
+
+    Raises:
+        InputError: the other model lacks a tensor, or has one of another shape.
+    """
+    averaged = dict(tensors)
+    for name, tensor in tensors.items():
+        own = name.removeprefix(prefix)
+        if name.startswith(prefix) and tensor.dtype.is_floating_point:
+            if own not in start or tuple(start[own].shape) != tensor.shape:
+                raise InputError(f"--average-with: has no tensor {own} of shape {list(tensor.shape)}; name the start")
+            averaged[name] = LazyTensor.whole(name, (tensor.tensor().float() + start[own].float()) / 2)
+    return averaged

@@ -3,7 +3,7 @@
 The sample of a concept depends on its own key alone, never on what else is in the batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,8 @@ from bali_ds.randomness import Keys, choose, derive, permute, uniform
 
 SampledNeighbors = tuple[NDArray[np.int32], NDArray[np.int32]]
 """Neighbors and relation ids, int32 [n, fan_out] each, -1 where a concept has no more neighbors."""
+NeighborSampler = Callable[[ArrayLike, int, Keys], SampledNeighbors]
+"""A function of (concept_ids, fan_out, keys), such as `sample_neighbors` for one graph."""
 
 _FEWEST_STORED = 4  # one more than training samples by default
 

@@ -1,5 +1,6 @@
 """Text encoder for inference: texts or mentions in, vectors out."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from bali_ds.inference.exported_directory import (
     load_mention_pooling,
     read_description,
 )
+from bali_ds.inference.mention_windows import mention_windows
 from bali_ds.model.pooling import MentionPooling
 from bali_ds.model.pretrained import load_model, load_tokenizer
 from bali_ds.model.text_encoder import positions_of
@@ -27,6 +29,8 @@ from bali_ds.progress_bar import progress_bar
 
 POOLINGS = ("mean_tokens", "mean", "cls", "last")
 TEXTS_AT_ONCE = 65_536
+PASSAGE_TOKENS = 128
+"""Tokens of a passage that a model reads of which nothing else is known, as `bali-ds shards build` cuts them."""
 
 Vectors = NDArray[np.float32]
 
@@ -51,6 +55,7 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
     check_embeddings(path, max(tokenizer.get_vocab().values(), default=0), model)
     description = read_description(path)
     encoder = Encoder(model.to(device), tokenizer, description.pooling)
+    encoder.passage_tokens = min(description.passage_tokens or PASSAGE_TOKENS, encoder.max_tokens)
     encoder.mention_pooling = load_mention_pooling(path, description.mention_pooling, encoder.width).to(device)
     if description.markers:
         vocabulary = tokenizer.get_vocab()
@@ -107,6 +112,7 @@ class Encoder:
         self.mention_pooling = MentionPooling("mean", self.width)
         self.markers: tuple[list[int], list[int]] = ([], [])
         self.max_tokens = min(int(tokenizer.model_max_length), positions_of(self.model))
+        self.passage_tokens = min(PASSAGE_TOKENS, self.max_tokens)
 
     @property
     def width(self) -> int:
@@ -163,44 +169,71 @@ class Encoder:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors
 
-    def encode_mentions(self, places: Sequence[tuple[str, int, int]], *, token_budget: int | None = None) -> Vectors:
+    def encode_mentions(
+        self, places: Sequence[tuple[str, int, int]], *, max_tokens: int | None = None, token_budget: int | None = None
+    ) -> Vectors:
         """Return the unit vector of each mention in its text, pooled over the mention's tokens as in training.
 
+        A longer text is read in windows, each once for all mentions in it. With entity markers, each mention is read
+        by itself, with its own markers around it.
+
         Args:
-            places: (text, start, end) of each mention, in code points; if a text exceeds the positions of the model,
-                the part around the mention is encoded.
+            places: (text, start, end) of each mention, in code points.
+            max_tokens: most tokens of a window, special tokens included; None takes `passage_tokens`.
             token_budget: tokens per batch, as in `encode`.
 
         Returns:
             float32 [n, d].
+
+        Raises:
+            InputError: a mention has no token.
         """
-        frame = self.tokenizer("")["input_ids"]
-        before, after = frame[: len(frame) // 2], frame[len(frame) // 2 :]
-        opening, closing = self.markers
-        room = self.max_tokens - len(frame) - len(opening) - len(closing)
-        texts = {text: row for row, text in enumerate(dict.fromkeys(text for text, _, _ in places))}
-        encoded = self.tokenizer([*texts, ""], add_special_tokens=False, return_offsets_mapping=True)
-        rows, spans = [], []
-        for text, start, end in places:
-            ids, offsets = (encoded[what][texts[text]] for what in ("input_ids", "offset_mapping"))
-            touching = [n for n, (low, high) in enumerate(offsets) if low < end and high > start]
-            if not touching:
-                raise InputError(f"{text[start:end]!r}: has no token in {text[:60]!r}")
-            tokens, first, last = _around(ids, touching[0], touching[-1] + 1, room)
-            left = [*before, *tokens[:first], *opening]
-            rows.append([*left, *tokens[first:last], *closing, *tokens[last:], *after])
-            spans.append((len(left), len(left) + last - first))
+        rows, spans = self._windows(places, min(max_tokens or self.passage_tokens, self.max_tokens))
         vectors = np.empty((len(places), self.width), np.float32)
         with torch.inference_mode():
             for batch in _batches([len(row) for row in rows], token_budget or self._token_budget):
                 states, _ = self._states([rows[row] for row in batch])
-                firsts, ends = np.array([spans[row] for row in batch]).T
-                mentions = np.repeat(np.arange(len(batch)), ends - firsts)
-                flat = (mentions, ranges(firsts, ends - firsts))
-                mention, token = (torch.from_numpy(each).to(self.device) for each in flat)
-                pooled = self.mention_pooling(states.float()[mention, token], mention, len(batch))
-                vectors[batch] = pooled.cpu().numpy()
+                found = [(place, *span, mention) for place, row in enumerate(batch) for span, mention in spans[row]]
+                places_in_batch, firsts, ends, mentions = np.array(found).T
+                count = len(mentions)
+                flat = (
+                    np.repeat(places_in_batch, ends - firsts), ranges(firsts, ends - firsts),
+                    np.repeat(np.arange(count), ends - firsts),
+                )  # fmt: skip
+                place, token, segment = (torch.from_numpy(each).to(self.device) for each in flat)
+                vectors[mentions] = self.mention_pooling(states.float()[place, token], segment, count).cpu().numpy()
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+    def _windows(
+        self, places: Sequence[tuple[str, int, int]], max_tokens: int
+    ) -> tuple[list[list[int]], list[list[tuple[tuple[int, int], int]]]]:
+        """Return the tokens of each window, and the spans of the mentions in it with their rows in `places`."""
+        frame = self.tokenizer("")["input_ids"]
+        before, after = frame[: len(frame) // 2], frame[len(frame) // 2 :]
+        opening, closing = self.markers
+        room = max_tokens - len(frame) - len(opening) - len(closing)
+        of_text: dict[str, list[int]] = {}
+        for row, (text, _, _) in enumerate(places):
+            of_text.setdefault(text, []).append(row)
+        encoded = self.tokenizer([*of_text, ""], add_special_tokens=False, return_offsets_mapping=True)
+        rows, spans = [], []
+        tokenized = zip(of_text.values(), encoded["input_ids"], encoded["offset_mapping"], strict=False)
+        for mentions, ids, offsets in tokenized:
+            touched = [_touched(offsets, places[row]) for row in mentions]
+            groups = [[each] for each in range(len(mentions))] if opening else [list(range(len(mentions)))]
+            for group in groups:
+                for window in mention_windows([touched[each] for each in group], len(ids), room):
+                    found = []
+                    tokens = [*before, *ids[window.first : window.last], *after]
+                    for each in window.mentions:
+                        first, last = (min(end, window.last) - window.first for end in touched[group[each]])
+                        first, last = first + len(before), last + len(before)
+                        found.append(((first + len(opening), last + len(opening)), mentions[group[each]]))
+                        if opening:
+                            tokens[last:last], tokens[first:first] = closing, opening
+                    rows.append(tokens)
+                    spans.append(found)
+        return rows, spans
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Return the number of tokens of each text, without [CLS] and [SEP]."""
@@ -227,11 +260,14 @@ class Encoder:
         return self.model(input_ids=input_ids.to(self.device), attention_mask=mask).last_hidden_state, mask
 
 
-def _around(tokens: list[int], first: int, last: int, room: int) -> tuple[list[int], int, int]:
-    """Return up to `room` tokens around tokens first to last - 1, and the positions of these in the result."""
-    last = min(last, first + room)
-    left = max(0, min(first - (room - (last - first)) // 2, len(tokens) - room))
-    return tokens[left : left + room], first - left, last - left
+def _touched(offsets: Sequence[tuple[int, int]], place: tuple[str, int, int]) -> tuple[int, int]:
+    """Return the first token that a mention touches, and one past the last."""
+    text, start, end = place
+    first = bisect_right(offsets, start, key=lambda pair: pair[1])
+    last = bisect_left(offsets, end, key=lambda pair: pair[0])
+    if first >= last:
+        raise InputError(f"{text[start:end]!r}: has no token in {text[:60]!r}")
+    return first, last
 
 
 def _pad(rows: list[list[int]], value: int) -> torch.Tensor:

@@ -42,6 +42,7 @@ class ExportDescription(BaseModel):
     pooling: str = "mean_tokens"
     mention_pooling: str = "mean"
     markers: tuple[str, str] | None = None
+    passage_tokens: Annotated[int, Field(ge=8)] | None = None
     step: int | None = None
     dtype: str | None = None
     fingerprints: dict[str, str | None] = {}

@@ -177,12 +177,16 @@ class Aligner(nn.Module):
         if not isinstance(graph, GraphEncoder):
             return
 
-        def encode(features: torch.Tensor) -> torch.Tensor:
-            nodes: torch.Tensor = graph(features, batch.edge_index, batch.edge_relations)
+        def encode_nodes(features: torch.Tensor, edge_index: torch.Tensor, relations: torch.Tensor) -> torch.Tensor:
+            nodes: torch.Tensor = graph(features.to(next(graph.parameters()).dtype), edge_index, relations)
             return nodes
 
+        def encode(features: torch.Tensor) -> torch.Tensor:
+            return encode_nodes(features, batch.edge_index, batch.edge_relations)
+
         encoded.features = self._features(encoded.names, batch)
-        encoded.encode_graph, encoded.nodes = encode, encode(encoded.features)
+        encoded.encode_graph, encoded.encode_nodes = encode, encode_nodes
+        encoded.nodes = encode(encoded.features)
 
     def _features(self, names: torch.Tensor, batch: Batch) -> torch.Tensor:
         if self.names == "learned":

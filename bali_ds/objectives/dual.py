@@ -1,5 +1,6 @@
 """Dual objective: a decoder writes a passage's facts from its text, and its text from the graph."""
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -65,17 +66,16 @@ class Dual(Objective):
 
     def metrics(self, encoded: Sequence[EncodedViews], logit_scale: "Tensor") -> "dict[str, Tensor]":
         """Return InfoNCE's bound on the mutual information of the views, and the bound's cap, in nats."""
+        import torch
+
         from bali_ds.distributed import Ranks
         from bali_ds.losses.mutual_information import info_nce_bound
 
+        graph = concatenated(encoded, "graph")
+        begins = [0, *itertools.accumulate(len(views.graph) for views in encoded)]
+        own = torch.cat([views.text_views + begin for views, begin in zip(encoded, begins, strict=False)])
         bound, cap, count = Ranks.of(None).all_reduce_sum(
-            info_nce_bound(
-                concatenated(encoded, "text"),
-                concatenated(encoded, "graph"),
-                logit_scale,
-                concatenated(encoded, "text_concept_ids"),
-                concatenated(encoded, "concept_ids"),
-            )
+            info_nce_bound(concatenated(encoded, "text"), graph, own, logit_scale)
         )
         return {"information_contrastive": bound / count.clamp(min=1), "information_cap": cap / count.clamp(min=1)}
 

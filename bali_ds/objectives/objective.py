@@ -49,6 +49,7 @@ class EncodedBatch:
         neighborhoods: float [positions, d], states at the flat positions of the linearized neighborhoods; [0, d]
             where there are none.
         encode_graph: returns the nodes' vectors for other features.
+        encode_nodes: returns the vectors of nodes of other ego graphs from their features, edge index and relations.
     """
 
     text: LanguageModel
@@ -59,6 +60,7 @@ class EncodedBatch:
     features: "Tensor | None" = None
     nodes: "Tensor | None" = None
     encode_graph: "Callable[[Tensor], Tensor] | None" = None
+    encode_nodes: "Callable[[Tensor, Tensor, Tensor], Tensor] | None" = None
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from bali_ds.config.objectives import SynonymAlignmentConfig
 
 
-# The scale of negatives in the loss of SapBERT (Liu et al., NAACL 2021), beta of Wang et al. (CVPR 2019).
-SYNONYM_SCALE = 50.0
+# The scale of negatives in SapBERT's published code, beta of Wang et al. (CVPR 2019).
+SAPBERT_SCALE = 60.0
 
 
 @dataclass(frozen=True)
@@ -162,10 +162,11 @@ class SynonymAlignment(Objective):
 
         from bali_ds.losses.contrastive import contrastive_loss
 
-        kind = self.settings.kind
+        sapbert = self.settings.kind == "multi_similarity"
         concept_ids = torch.cat([views.kept[self.name][1] for views in encoded])
         first, second = torch.cat([views.kept[self.name][0] for views in encoded], dim=1)
-        scale = SYNONYM_SCALE if kind == "multi_similarity" else 1.0 / self.objective.contrastive.temperature
+        scale = SAPBERT_SCALE if sapbert else 1.0 / self.objective.contrastive.temperature
+        kind = "sapbert" if sapbert else "ntxent"
         return contrastive_loss(
             first, second, scale, query_concept_ids=concept_ids, key_concept_ids=concept_ids, kind=kind
         )

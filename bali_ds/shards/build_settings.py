@@ -1,54 +1,15 @@
-"""Settings of a shard build: the input files, the limits, and which facts are stored with a concept."""
+"""Settings of a shard build: the input files and the limits."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import ArrayLike
 
 from bali_ds.corpus.document import Document, ReadReport
 from bali_ds.corpus.readers import join_mentions, read_documents
 from bali_ds.errors import InputError
-from bali_ds.graph.knowledge_graph import KnowledgeGraph
-from bali_ds.graph.neighbor_sampling import EdgeFilter, SampledNeighbors, WeightedSampler, sample_neighbors
-from bali_ds.randomness import Keys
+from bali_ds.shards.neighbor_settings import NeighborSettings
 
 _FORMATS_WITHOUT_MENTIONS = ("medline", "jats")
-
-
-@dataclass(frozen=True)
-class NeighborSettings:
-    """Which facts of a concept are stored with its passages; by default a uniform sample of all facts.
-
-    Attributes:
-        weights: names of relations, in either direction, and the weight of their facts; 1 for other relations, 0 stores
-            none. The number of stored facts of a concept is limited by their weights, so that training, which samples
-            uniformly from the stored facts, follows the weights.
-        sources: the sources whose facts are stored; () stores those of all.
-        largest_degree: concepts of a higher degree are not stored as neighbors; 0 stores all.
-    """
-
-    weights: tuple[tuple[str, float], ...] = ()
-    sources: tuple[str, ...] = ()
-    largest_degree: int = 0
-
-    def describe(self) -> dict[str, Any]:
-        """Return the settings that differ from the defaults."""
-        values = {"weights": dict(self.weights), "sources": list(self.sources), "largest_degree": self.largest_degree}
-        return {name: value for name, value in values.items() if value}
-
-    def sampler(self, graph: KnowledgeGraph) -> Callable[[ArrayLike, int, Keys], SampledNeighbors]:
-        """Return a function of (concept_ids, fan_out, keys), like `sample_neighbors`, for a graph.
-
-        Raises:
-            InputError: the graph lacks a named relation or source, or a number is negative.
-        """
-        if not self.describe():
-            return partial(sample_neighbors, graph)
-        largest = self.largest_degree or None
-        return WeightedSampler(graph, EdgeFilter((), self.sources, dict(self.weights), largest, thinned=True)).sample
 
 
 @dataclass(frozen=True)

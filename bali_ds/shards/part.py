@@ -24,8 +24,9 @@ from bali_ds.files import write_json
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.neighbor_sampling import SampledNeighbors
 from bali_ds.randomness import Keys, derive
-from bali_ds.shards.build_settings import BuildSettings, Corpus, NeighborSettings
+from bali_ds.shards.build_settings import BuildSettings, Corpus
 from bali_ds.shards.layout import FORMAT_VERSION, npy_bytes, token_dtype
+from bali_ds.shards.neighbor_settings import NeighborSettings
 from bali_ds.shards.sample import Sample, sample_key
 from bali_ds.shards.writer import SIZES_DTYPE, sample_sizes
 

@@ -9,10 +9,13 @@ import pytest
 from bali_ds.cli import main
 from bali_ds.errors import InputError
 from bali_ds.evaluation import linking
+from bali_ds.evaluation.concept_ranking import rank_by_scores
 from bali_ds.evaluation.linking import NOT_FOUND, biosyn_ranks, concept_ranks, evaluate_linking, rank_queries, subsets
 from bali_ds.evaluation.linking_data import Queries, read_queries
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.inference.concept_dictionary import ConceptDictionary, read_dictionary
+from bali_ds.inference.concept_scorer import Scoring
+from bali_ds.inference.context_linker import ContextLinker
 from bali_ds.inference.encoder import load
 
 
@@ -261,7 +264,8 @@ def test_a_corpus_is_asked_with_and_without_its_texts(tiny_encoder, tmp_path, ca
     vectors = encoder.encode_mentions([("name 1 plus pair 2 3", 0, 6), ("name 1 plus pair 2 3", 12, 18)])
     scores = vectors @ encoder.encode(["name 1", "pair 2", "mention"]).T
     expected = [1 + int((row > row[gold]).sum()) for gold, row in enumerate(scores)]
-    assert rank_queries(encoder, names, queries, in_context=True).tolist() == expected
+    linker = ContextLinker(tiny_encoder, names, Scoring(context=1.0))
+    assert rank_by_scores(linker, queries).tolist() == expected
     options = ["evaluate", "linking", "--model", str(tiny_encoder), "--dictionary", str(dictionary), "--in-context"]
     assert main([*options, "--queries", f"pubtator:{corpus}"]) == 0
     table = tmp_path / "queries.tsv"

@@ -128,3 +128,25 @@ def test_a_long_text_is_read_around_the_mention(tiny_encoder):
     assert np.allclose(found, near, atol=1e-5)
     with pytest.raises(InputError, match="has no token"):
         encoder.encode_mentions([("name 1", 4, 5)])
+
+
+def test_mentions_of_a_long_text_are_read_together(tiny_encoder, monkeypatch):
+    words = [str(number) for number in range(60)]
+
+    def places(first, last, *wanted):
+        text = " ".join(words[first:last])
+        begins = [len(" ".join([*words[first:word], ""])) for word in wanted]
+        return [(text, begin, begin + 2) for begin in begins]
+
+    encoder, rows = load(tiny_encoder), []
+    states = encoder._states
+    monkeypatch.setattr(encoder, "_states", lambda tokens: rows.extend(map(len, tokens)) or states(tokens))
+    together = encoder.encode_mentions(places(0, 60, 20, 22, 24, 50))
+    assert sorted(rows) == [32, 32]
+    # mentions at the words 20 to 24 are in the middle of 30 words, that at word 50 in the last 30
+    expected = np.concatenate([encoder.encode_mentions(places(8, 38, word)) for word in (20, 22, 24)])
+    assert np.allclose(together[:3], expected, atol=1e-5)
+    assert np.allclose(together[3], encoder.encode_mentions(places(30, 60, 50)), atol=1e-5)
+    rows.clear()
+    encoder.encode_mentions(places(0, 60, 20), max_tokens=12)
+    assert rows == [12]

@@ -16,10 +16,11 @@ MINER = TripletMarginMiner(margin=0.2, type_of_triplets="all")
 def theirs(name, views, labels, scale):
     if name == "ntxent":
         return NTXentLoss(1 / scale)(views, labels)
-    return MultiSimilarityLoss(alpha=2, beta=scale, base=0.5)(views, labels, MINER(views, labels))
+    alpha = {"multi_similarity": 2, "sapbert": 1}[name]
+    return MultiSimilarityLoss(alpha=alpha, beta=scale, base=0.5)(views, labels, MINER(views, labels))
 
 
-@pytest.mark.parametrize("name", ["ntxent", "multi_similarity"])
+@pytest.mark.parametrize("name", ["ntxent", "multi_similarity", "sapbert"])
 @pytest.mark.parametrize("zipf", [False, True])
 def test_equals_the_library(name, zipf):
     data = dense.views(21, 90, 70, 32, concepts=50, zipf=zipf)

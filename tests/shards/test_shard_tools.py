@@ -11,8 +11,9 @@ from bali_ds.cli import main
 from bali_ds.errors import InputError
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.shards.build import build_shards
-from bali_ds.shards.build_settings import BuildSettings, NeighborSettings
+from bali_ds.shards.build_settings import BuildSettings
 from bali_ds.shards.lint import lint
+from bali_ds.shards.neighbor_settings import NeighborSettings
 from bali_ds.shards.sample_display import write_page
 from bali_ds.shards.shard_set import ShardSet
 from bali_ds.shards.subset import merge_shards, sample_shards

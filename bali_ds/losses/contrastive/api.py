@@ -51,8 +51,9 @@ def contrastive_loss(
         logit_scale: the inverse temperature, positive; a tensor of one element gets a gradient.
         query_concept_ids: int64 [n_q], the label of each query.
         key_concept_ids: int64 [n_k].
-        kind: "ntxent" and "multi_similarity" compare all views with each other; "clip", "supcon", "marginal" and
-            "sigmoid" compare queries with keys. `bali_ds.losses.contrastive.formulas` has formulas and sources.
+        kind: "ntxent", "multi_similarity" and "sapbert" compare all views with each other; "clip", "supcon",
+            "marginal" and "sigmoid" compare queries with keys. `bali_ds.losses.contrastive.formulas` has formulas and
+            sources.
         logit_bias: added to similarities, for "sigmoid" alone; a tensor of one element gets a gradient.
         group: the ranks that share the loss; None for the default group. A `Ranks` counts the bytes that are sent.
         communication: "gather", "ring" or "column", see `bali_ds.losses.contrastive.communication`; "auto" gathers

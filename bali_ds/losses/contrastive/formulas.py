@@ -263,13 +263,15 @@ class Sigmoid(LogisticPositives):
 class MultiSimilarity(LossFormula):
     """Multi-similarity loss (Wang et al., CVPR 2019) on mined pairs, as SapBERT (Liu et al., NAACL 2021) uses it.
 
+    SapBERT's published code has alpha 1 and a scale of 60, BALI's has 2 and 50.
+
     Mean over anchors of log(1 + sum_p exp(-alpha (c_ap - base))) / alpha + log(1 + sum_n exp(scale (c_an - base))) /
     scale, with c the cosine. A pair counts if it is in a triplet (a, p, n) with |x_a - x_n| - |x_a - x_p| <= margin:
     pytorch-metric-learning's `MultiSimilarityLoss` with `TripletMarginMiner(type_of_triplets="all")`.
 
     Attributes:
         scale: float64 scalar, the logit scale (beta in the paper).
-        alpha: weight of positives.
+        alpha: scale of positives.
         base: the cosine from which similarities are measured.
         margin: of the miner; SapBERT and BALI use 0.2.
     """
@@ -359,4 +361,5 @@ FORMULAS: dict[str, Callable[[Tensor, Tensor], LossFormula]] = {
     "marginal": lambda _scale, _bias: Marginal(),
     "sigmoid": lambda _scale, bias: Sigmoid(bias),
     "multi_similarity": lambda scale, _bias: MultiSimilarity(scale),
+    "sapbert": lambda scale, _bias: MultiSimilarity(scale, alpha=1.0),
 }

@@ -1,0 +1,96 @@
+"""Options of commands that link with mentions in context, graph views, remembered mentions and spelling."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bali_ds.errors import InputError
+
+if TYPE_CHECKING:
+    from bali_ds.inference.concept_dictionary import ConceptDictionary
+    from bali_ds.inference.concept_scorer import Scoring
+    from bali_ds.inference.context_linker import ContextLinker
+
+# Chosen on a part of MedMentions' training abstracts that neither training nor the figures of docs/results.md use.
+CONTEXT_SHARE, GRAPH_SHARE, MEMORY_BONUS = 0.5, 0.2, 0.1
+
+
+def add_scoring(parser: argparse.ArgumentParser) -> None:
+    """Add the options to a command that links mentions."""
+    group = parser.add_argument_group("what mentions are compared with, beside the names")
+    group.add_argument(
+        "--in-context", action="store_true", help="also read each mention within its text (for mentions of a corpus)"
+    )
+    group.add_argument(
+        "--context-share", type=_share, default=CONTEXT_SHARE, metavar="S",
+        help="share of the mention read in its text; 1 is that alone (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--with-graph", type=Path, metavar="GRAPH", help="compare with graph views, too; GRAPH is that of the training"
+    )
+    group.add_argument(
+        "--graph-share", type=_share, default=GRAPH_SHARE, metavar="S",
+        help="share of the graph view in a concept's score (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--memory", metavar="CORPUS",
+        help="compare with the linked mentions of a corpus, too, as FORMAT:PATH: these are labels",
+    )  # fmt: skip
+    group.add_argument(
+        "--memory-bonus", type=float, default=MEMORY_BONUS, metavar="B",
+        help="bonus of a mention of the corpus, as a cosine (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--spelling", type=float, default=0.0, metavar="W",
+        help="weight of the cosine of character n-grams, for example 0.3 (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--graph-index", type=Path, metavar="DIR", help="directory that caches the graph views, memory-mapped"
+    )
+
+
+def scoring_of(options: argparse.Namespace) -> "Scoring":
+    """Return the weights that the options ask for."""
+    from bali_ds.inference.concept_scorer import Scoring
+
+    return Scoring(
+        context=options.context_share if options.in_context else 0.0,
+        graph=options.graph_share if options.with_graph else 0.0,
+        memory=options.memory_bonus if options.memory else None,
+        spelling=options.spelling,
+    )
+
+
+def open_linker(model: Path, dictionary: "ConceptDictionary", options: argparse.Namespace) -> "ContextLinker":
+    """Return the linker that the options describe.
+
+    Raises:
+        InputError: the model, the graph or the corpus cannot be used.
+    """
+    from bali_ds.evaluation.linking_data import read_queries
+    from bali_ds.graph.knowledge_graph import KnowledgeGraph
+    from bali_ds.inference.context_linker import ContextLinker
+
+    memory = None
+    if options.memory:
+        queries = read_queries(options.memory)
+        if options.in_context and not queries.places:
+            raise InputError(f"--memory {options.memory}: has no texts; with --in-context it must be a corpus")
+        memory = queries.mentions, queries.gold, queries.places
+    return ContextLinker(
+        model,
+        dictionary,
+        scoring_of(options),
+        graph=KnowledgeGraph.open(options.with_graph) if options.with_graph else None,
+        memory=memory,
+        index=options.graph_index,
+        device=options.device,
+        progress=True,
+    )
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError("must be above 0 and at most 1")
+    return value

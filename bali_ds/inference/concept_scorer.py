@@ -1,0 +1,141 @@
+"""Scores of all concepts of a dictionary for queries: by names, graph views, remembered mentions and spelling."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bali_ds.inference.concept_dictionary import ConceptDictionary
+from bali_ds.inference.memory import Memory
+from bali_ds.inference.spelling import SpellingIndex
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Weights of what a concept is scored by.
+
+    Attributes:
+        context: share of the mention read in its text in the query; the rest is the mention by itself.
+        graph: share of the concept's graph view; the rest is its most similar name.
+        memory: bonus of a remembered mention, in cosines, times the share of its string's mentions that have its
+            concept; None uses no memory.
+        spelling: weight of the cosine of character n-grams, added to that of the vectors.
+    """
+
+    context: float = 0.0
+    graph: float = 0.0
+    memory: float | None = None
+    spelling: float = 0.0
+
+
+class ConceptScorer:
+    """Scores concepts by the most similar of their names, and what else is there.
+
+    Args:
+        dictionary: the names and their C concepts.
+        names: float32 [names, d], unit vectors.
+        graph_views: float32 [C, d], unit vectors; rows of zeros for concepts that the graph lacks.
+        memory: remembered mentions.
+        spelling: character n-grams of the names.
+        device: where scores are computed.
+    """
+
+    def __init__(
+        self,
+        dictionary: ConceptDictionary,
+        names: Vectors,
+        *,
+        graph_views: Vectors | None = None,
+        memory: Memory | None = None,
+        spelling: SpellingIndex | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.device, self.num_concepts = torch.device(device), len(dictionary.cuis)
+        name_of = np.repeat(np.arange(len(dictionary.names)), np.diff(dictionary.offsets))
+        self._names = self._tensor(names)
+        self._name_of, self._concept_of = self._tensor(name_of), self._tensor(dictionary.concepts)
+        if graph_views is not None:
+            self._graph_views = self._tensor(graph_views)
+            self._unknown = torch.where(self._graph_views.any(dim=1), 0.0, torch.nan)
+        self._memory, self._spelling = memory, spelling
+        if memory is not None:
+            self._remembered = self._tensor(memory.concepts)
+            self._shares = self._tensor(memory.shares)
+            self._alone = self._tensor(memory.alone)
+            self._context = None if memory.context is None else self._tensor(memory.context)
+
+    def scores(self, alone: Vectors, context: Vectors | None, scoring: Scoring, strings: list[str]) -> Tensor:
+        """Return the score of each concept for n queries, float32 [n, C].
+
+        Args:
+            alone: float32 [n, d], the mentions by themselves.
+            context: float32 [n, d], the mentions in their texts; None where `scoring.context` is 0.
+            scoring: the weights.
+            strings: the n mentions, for their spelling.
+        """
+        own, read = self._tensor(alone), None if context is None else self._tensor(context)
+        query = mixed(own, read, scoring.context)
+        found = self.by_names(query, scoring.spelling, strings)
+        if scoring.memory is not None:
+            found = torch.maximum(found, self.by_memory(own, read, scoring.context, scoring.memory))
+        return with_graph(found, self.by_graph(query), scoring.graph) if scoring.graph else found
+
+    def by_names(self, query: Tensor, spelling: float, strings: list[str]) -> Tensor:
+        """Return the score of each concept's most similar name, float32 [n, C]; -inf for a concept without names."""
+        similarity = self.similarity(query)
+        if spelling:
+            similarity += spelling * self.by_spelling(strings)
+        return self.largest_of_names(similarity)
+
+    def similarity(self, query: Tensor) -> Tensor:
+        """Return the inner product of each query with each name, float32 [n, names]."""
+        return query @ self._names.T
+
+    def by_spelling(self, strings: list[str]) -> Tensor:
+        """Return the similarity in spelling of each string to each name, float32 [n, names]."""
+        assert self._spelling is not None
+        return self._spelling.cosines(strings, self.device)
+
+    def largest_of_names(self, similarity: Tensor) -> Tensor:
+        """Return the largest value among the names of each concept, float32 [n, C]."""
+        return self._largest(similarity[:, self._name_of], self._concept_of)
+
+    def by_memory(self, alone: Tensor, context: Tensor | None, share: float, bonus: float) -> Tensor:
+        """Return the score of each concept's most similar remembered mention, float32 [n, C]; -inf without any."""
+        assert self._memory is not None
+        similarity = alone @ self._alone.T
+        if context is not None and self._context is not None:
+            similarity = (1 - share) * similarity + share * (context @ self._context.T)
+        return self._largest(similarity + bonus * self._shares, self._remembered)
+
+    def by_graph(self, query: Tensor) -> Tensor:
+        """Return the inner product of each query with each graph view, float32 [n, C]; NaN for a concept without."""
+        return query @ self._graph_views.T + self._unknown
+
+    def _largest(self, values: Tensor, concepts: Tensor) -> Tensor:
+        largest = torch.full((len(values), self.num_concepts), -torch.inf, device=self.device)
+        return largest.scatter_reduce(1, concepts.expand(len(values), -1), values, "amax")
+
+    def _tensor(self, values: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+
+
+def mixed(alone: Tensor, context: Tensor | None, share: float) -> Tensor:
+    """Return queries of which a share is read in context, float32 [n, d]."""
+    return alone if context is None or not share else (1 - share) * alone + share * context
+
+
+def with_graph(found: Tensor, views: Tensor, share: float) -> Tensor:
+    """Return scores of which a share comes from graph views, float32 [n, C].
+
+    Args:
+        found: float32 [n, C], the scores without.
+        views: float32 [n, C], those of the graph views; where they are NaN, the other scores stay.
+        share: above 0; at 1 the other scores do not count.
+    """
+    mixed_scores = torch.lerp(found, views, share) if share < 1 else views
+    return torch.where(views.isnan(), found, mixed_scores)

@@ -1,0 +1,174 @@
+"""The linking benchmark: what training is worth for linking, read alone and in context, and what each part is worth.
+
+    python bench/linking_quality.py                              # everything: hours on a CPU, minutes on a GPU
+    python bench/linking_quality.py --variants recipe names --seeds 1 --steps 50
+    python bench/linking_quality.py --sample --steps 2           # the sample data set: keeps this script running
+    python bench/linking_quality.py --table                      # the table of the rows that are there
+
+MedMentions' training abstracts are split by document: models train on 17 of 20 parts; weights of scores are chosen on
+one part; two parts are held out. All concepts of the graph are candidates. Each row of the JSON is one training or one
+model without training, and holds which mentions are right under each scoring; rows that are there are not computed
+again. `--jobs` trainings run at a time, each in a process of its own. With `--seconds`, no training starts after that
+time. See bench/linking_variants.py for the variants, docs/results.md for the figures.
+"""
+
+import argparse
+import multiprocessing
+import os
+import platform
+import sys
+import time
+import traceback
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from bali_ds.files import read_json, write_json  # noqa: E402
+from bench.inputs.linking_split import CORPUS, prepare  # noqa: E402
+from bench.inputs.medmentions import DATA, FAST, minilm  # noqa: E402
+from bench.linking_scores import Material, averaged, hits, model_of  # noqa: E402
+from bench.linking_variants import VARIANTS, Setting  # noqa: E402
+
+STEPS = 500
+SAMPLE = ROOT / "shards/sample"
+# The small encoder of the sample has no weights of its own.
+SAMPLE_CHANGES = ("optimizer.text_learning_rate=1.0e-3", "optimizer.graph_learning_rate=1.0e-3", "batch.passages=16")
+
+
+def main() -> int:
+    """Prepare, train, score, write rows, print the table; return 1 if a row failed."""
+    options = _options()
+    if options.table:
+        print(_table(options))
+        return 0
+    if options.sample:
+        prepare(SAMPLE / "corpus.pubtator", SAMPLE, SAMPLE / "encoder", options.folder)
+    elif not (options.folder / "shuffled_shards/index.json").exists():
+        prepare(options.data / CORPUS, options.data / "kg/kg_ext_umls_rrf", options.encoder, options.folder)
+    if options.prepare:
+        return 0
+    begin = time.monotonic()
+    results = read_json(options.out) if options.out.exists() else {"rows": []}
+    results |= {"machine": _machine(options.device)}
+    there = {(row["variant"], row["seed"]) for row in results["rows"]}
+    wanted = [(name, seed) for seed in range(options.seeds) for name in options.variants if seed < VARIANTS[name].seeds]
+    tasks = [task for task in wanted if task not in there]
+    changes = SAMPLE_CHANGES if options.sample else tuple(FAST)
+    setting = Setting(options.folder, options.device, options.steps, (*changes, *options.change))
+    failed = 0
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    context = multiprocessing.get_context("spawn")
+    deadline = time.time() + options.seconds
+    with ProcessPoolExecutor(options.jobs, context) as pool:
+        running = {pool.submit(run, setting, *task, deadline): task for task in tasks}
+        for future in as_completed(running):
+            name, seed = running[future]
+            try:
+                rows = future.result()
+            except Exception:
+                traceback.print_exc()
+                failed += 1
+                continue
+            results["rows"] += rows
+            write_json(options.out, results)
+            print(f"{time.monotonic() - begin:6.0f} s  {name}, seed {seed}: {_told(rows)}", flush=True)
+    return int(failed > 0)
+
+
+def run(setting: Setting, name: str, seed: int, deadline: float) -> list[dict[str, Any]]:
+    """Train a variant and score it, and the mean of its weights and those at the start; no rows after the deadline."""
+    from bali_ds.graph.knowledge_graph import KnowledgeGraph
+    from bali_ds.model.build_model import build_aligner
+    from bench.linking_training import Trained, train_pairs, train_recipe
+
+    if time.time() > deadline:
+        return []
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("high")
+    variant, begin = VARIANTS[name], time.monotonic()
+    recipe = setting.recipe(variant, seed)
+    graph, material = KnowledgeGraph.open(recipe.data.graph), _material(setting.folder)
+    start = build_aligner(recipe, 2 * graph.num_relations)
+    if variant.kind == "untrained":
+        trained = Trained(start.to(setting.device), 0)
+    elif variant.kind == "recipe":
+        trained = train_recipe(recipe, setting.device)
+    else:
+        trained = train_pairs(recipe, setting.device, material.training if variant.mentions else None)
+    if setting.device == "cuda":
+        torch.cuda.empty_cache()  # other trainings share the memory
+    seconds = time.monotonic() - begin
+    with_graph = variant.kind == "recipe"
+    models = {name: trained.aligner}
+    if variant.kind == "recipe":
+        models[f"{name}, averaged"] = averaged(trained.aligner, start)
+    rows = []
+    for label, aligner in models.items():
+        begin = time.monotonic()
+        torch.set_float32_matmul_precision("high")
+        model = model_of(aligner, str(setting.folder / "encoder"), with_graph=with_graph, fan_out=recipe.data.fan_out)
+        found = hits(model, material, graph)
+        rows.append(
+            {
+                "variant": label, "seed": seed, "steps": recipe.steps if trained.tokens else 0,
+                "tokens": trained.tokens, "train_seconds": seconds, "score_seconds": time.monotonic() - begin,
+                "changes": [*setting.changes, *variant.changes], "hits": found,
+            }
+        )  # fmt: skip
+    return rows
+
+
+@cache
+def _material(folder: Path) -> Material:
+    return Material.open(folder)
+
+
+def _told(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return "not started, no time was left"
+    row = rows[0]
+    return f"{row['train_seconds']:.1f} s training, {row['tokens']:,} tokens, {row['score_seconds']:.1f} s scoring"
+
+
+def _table(options: argparse.Namespace) -> str:
+    from bench.linking_table import table
+
+    return table(read_json(options.out), Material.open(options.folder))
+
+
+def _machine(device: str) -> dict[str, str]:
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    return {"device": name, "torch": torch.__version__}
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DATA, help="directory of the real data")
+    parser.add_argument("--encoder", type=Path, default=minilm())
+    parser.add_argument("--folder", type=Path, help="where everything is prepared (default: shards/built/linking)")
+    parser.add_argument("--sample", action="store_true", help="on the sample data set")
+    parser.add_argument("--prepare", action="store_true", help="only prepare the folder")
+    parser.add_argument("--table", action="store_true", help="only print the table")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (default: %(default)s)")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no training after this time")
+    parser.add_argument("--change", nargs="*", default=[], metavar="key=value", help="to the recipe of every variant")
+    parser.add_argument("--out", type=Path, help="JSON file (default: bench/results/linking_quality.json)")
+    options = parser.parse_args()
+    kind = "sample" if options.sample else "linking"
+    options.folder = options.folder or ROOT / "shards/built" / f"{kind}_quality"
+    options.out = options.out or ROOT / "bench/results/linking_quality.json"
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""Which mentions of the benchmark a model links rightly, under many weights of its scores at once."""
+
+import base64
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
+from bali_ds.inference.concept_dictionary import ConceptDictionary, graph_dictionary
+from bali_ds.inference.concept_scorer import ConceptScorer, Scoring, mixed, with_graph
+from bali_ds.inference.encoder import Encoder
+from bali_ds.inference.graph_views import graph_view_table
+from bali_ds.inference.memory import build_memory
+from bali_ds.inference.spelling import SpellingIndex
+from bali_ds.model.aligner import Aligner
+from bali_ds.model.pretrained import load_tokenizer
+from bench.inputs.linking_split import Mentions, read_mentions
+
+CONTEXT = (0.0, 0.3, 0.5, 0.7, 1.0)
+GRAPH = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0)
+MEMORY = (None, 0.0, 0.1, 0.2)
+SPELLING = (0.1, 0.3)
+_AT_ONCE = 256
+
+Hits = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What all models are scored on: the parts of the split and the names and concepts of the graph."""
+
+    graph: KnowledgeGraph
+    parts: dict[str, Mentions]
+    training: Mentions
+
+    @classmethod
+    def open(cls, folder: Path) -> "Material":
+        """Read a folder of `bench.inputs.linking_split`."""
+        graph = KnowledgeGraph.open(folder / "graph")
+        parts = ("held_out", "choice", "training")
+        held_out, choice, training = (read_mentions(folder / f"{part}.json.gz", graph) for part in parts)
+        return cls(graph, {"held_out": held_out, "choice": choice}, training)
+
+    @cached_property
+    def dictionary(self) -> ConceptDictionary:
+        """All names of the graph."""
+        return graph_dictionary(self.graph)
+
+    @cached_property
+    def spelling(self) -> SpellingIndex:
+        """Character n-grams of the names."""
+        return SpellingIndex(self.dictionary.names)
+
+
+class CachingEncoder(Encoder):
+    """Encoder that tokenizes what it has tokenized before only once in a process, whatever the model."""
+
+    _cache: ClassVar[dict[Any, Any]] = {}
+
+    def _tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
+        return self._once(tuple(texts), super()._tokenize, texts)
+
+    def _windows(self, places: Sequence[tuple[str, int, int]], max_tokens: int) -> Any:
+        return self._once((max_tokens, tuple(places)), super()._windows, places, max_tokens)
+
+    def _once(self, key: Any, work: Callable[..., Any], *arguments: Any) -> Any:
+        if key not in self._cache:
+            self._cache[key] = work(*arguments)
+        return self._cache[key]
+
+
+class Model(NamedTuple):
+    """An encoder, and the graph encoder that was trained with it; None if none was."""
+
+    encoder: Encoder
+    graph_encoder: torch.nn.Module | None
+    fan_out: int = 0
+
+
+def model_of(aligner: Aligner, tokenizer: str, *, with_graph: bool, fan_out: int) -> Model:
+    """Return a trained model."""
+    aligner.eval()
+    aligner.text.encoder.set_attn_implementation("sdpa")  # rows instead of packed sequences
+    encoder = CachingEncoder(aligner.text.encoder, load_tokenizer(tokenizer))
+    return Model(encoder, aligner.graph if with_graph else None, fan_out)
+
+
+def averaged(aligner: Aligner, start: Aligner) -> Aligner:
+    """Return a copy whose text encoder has the mean of the weights of two."""
+    result = copy.deepcopy(aligner)
+    pairs = zip(result.text.encoder.parameters(), start.text.encoder.parameters(), strict=True)
+    with torch.no_grad():
+        for parameter, other in pairs:
+            parameter.lerp_(other.to(parameter.device), 0.5)
+    return result
+
+
+def hits(model: Model, material: Material, graph: KnowledgeGraph) -> dict[str, dict[str, str]]:
+    """Return for each scoring, under its `key`, and each part which mentions are right, as `packed` bits.
+
+    Args:
+        model: the model.
+        material: the mentions.
+        graph: with the facts of the training; its concepts are those of the material's graph.
+    """
+    encoder, dictionary = model.encoder, material.dictionary
+    device = encoder.device
+    table = None
+    if model.graph_encoder is not None:
+        table = graph_view_table(encoder, model.graph_encoder, graph, model.fan_out)[graph.lookup(dictionary.cuis)]
+    training = material.training
+    memory = build_memory(encoder, training.mentions, training.gold, dictionary, training.places)
+    names = encoder.encode(dictionary.names)
+    torch.set_float32_matmul_precision("highest")  # equal names must have equal scores
+    scorer = ConceptScorer(
+        dictionary, names, graph_views=table, memory=memory, spelling=material.spelling, device=device
+    )
+    found: dict[str, dict[str, str]] = {}
+    index = {cui: number for number, cui in enumerate(dictionary.cuis)}
+    for part, queries in material.parts.items():
+        strings = list(dict.fromkeys(queries.mentions))
+        alone = encoder.encode(strings)[[dict(zip(strings, itertools.count()))[each] for each in queries.mentions]]
+        context = encoder.encode_mentions(queries.places)
+        gold = _padded([[index[cui] for cui in each] for each in queries.gold])
+        right: dict[str, list[Hits]] = {}
+        for begin in range(0, len(queries.mentions), _AT_ONCE):
+            rows = slice(begin, begin + _AT_ONCE)
+            wanted = torch.from_numpy(gold[rows]).to(device)
+            block = _Block(scorer, alone[rows], context[rows], list(queries.mentions[rows]), table is not None)
+            for scoring, best in block.best():
+                right.setdefault(key(scoring), []).append((best[:, None] == wanted).any(dim=1))
+        for name, blocks in right.items():
+            found.setdefault(name, {})[part] = packed(torch.cat(blocks).cpu().numpy())
+    return found
+
+
+class _Block:
+    """Some mentions, scored under all weights; what weights share is computed once."""
+
+    def __init__(
+        self,
+        scorer: ConceptScorer,
+        alone: NDArray[np.float32],
+        context: NDArray[np.float32],
+        strings: list[str],
+        with_graph: bool,
+    ) -> None:
+        self.scorer, self.strings, self.with_graph = scorer, strings, with_graph
+        self.alone, self.context = (torch.from_numpy(each).to(scorer.device) for each in (alone, context))
+
+    def best(self) -> Iterator[tuple[Scoring, torch.Tensor]]:
+        """Yield every scoring and the best concept of each mention, int64 [n]; of equal ones the first."""
+        scorer, shares = self.scorer, GRAPH if self.with_graph else (0.0,)
+        with torch.inference_mode():
+            spelled = scorer.by_spelling(self.strings)
+            yield Scoring(spelling=np.inf), scorer.largest_of_names(spelled).argmax(dim=1)
+            for context in CONTEXT:
+                query = mixed(self.alone, self.context, context)
+                similarity = scorer.similarity(query)
+                views = scorer.by_graph(query) if self.with_graph else None
+                own = scorer.largest_of_names(similarity)
+                for spelling in SPELLING:
+                    both = scorer.largest_of_names(similarity + spelling * spelled)
+                    yield from _with_graph(Scoring(context, spelling=spelling), both, views, shares[:4])
+                for bonus in MEMORY:
+                    found = own
+                    if bonus is not None:
+                        remembered = scorer.by_memory(self.alone, self.context, context, bonus)
+                        found = torch.maximum(own, remembered)
+                    yield from _with_graph(Scoring(context, memory=bonus), found, views, shares)
+
+
+def _with_graph(
+    scoring: Scoring, found: torch.Tensor, views: torch.Tensor | None, shares: Sequence[float]
+) -> Iterator[tuple[Scoring, torch.Tensor]]:
+    """Yield a scoring with several shares of the graph views, and the best concepts."""
+    for share in shares:
+        scores = with_graph(found, views, share) if share and views is not None else found
+        yield replace(scoring, graph=share), scores.argmax(dim=1)
+
+
+def key(scoring: Scoring) -> str:
+    """Return the name of a scoring in results."""
+    memory = "none" if scoring.memory is None else f"{scoring.memory:g}"
+    return f"context={scoring.context:g} graph={scoring.graph:g} memory={memory} spelling={scoring.spelling:g}"
+
+
+def packed(right: Hits) -> str:
+    """Return bits as text."""
+    return base64.b64encode(np.packbits(right).tobytes()).decode()
+
+
+def unpacked(text: str, count: int) -> Hits:
+    """Return the bits that `packed` packed."""
+    return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=count).astype(bool)
+
+
+def _padded(rows: list[list[int]]) -> NDArray[np.int64]:
+    table = np.full((len(rows), max(map(len, rows))), -1, np.int64)
+    for number, row in enumerate(rows):
+        table[number, : len(row)] = row
+    return table

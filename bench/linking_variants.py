@@ -1,0 +1,79 @@
+"""Variants of the linking benchmark: the recipe, the recipe without its parts, and baselines without text or graph."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bali_ds.config import Recipe, load_recipe
+
+RECIPE = Path(__file__).parents[1] / "launch/recipes/medmentions.yaml"
+ALONE = ("objective.contrastive.further_views=[]", "objective.contrastive.other_concepts=0")
+BEFORE = (
+    "objective.masked_language_model.weight=0.1", "objective.synonym_alignment.weight=1",
+    "objective.synonym_alignment.pairs=mentions",
+)  # fmt: skip
+QUARTER = ("optimizer.text_learning_rate=5.0e-5",)
+SHUFFLED = ("data.graph={folder}/shuffled_graph", "data.shards={folder}/shuffled_shards")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One training of the benchmark.
+
+    Attributes:
+        kind: "recipe", trained on passages and graph; "pairs", trained on pairs of strings alone, as SapBERT is; or
+            "untrained".
+        changes: to the recipe, of which "pairs" takes the learning rate.
+        mentions: whether "pairs" also pairs mention strings with names; else only names of one concept.
+        seeds: how many seeds it is trained with at most.
+    """
+
+    kind: str
+    changes: tuple[str, ...] = ()
+    mentions: bool = False
+    seeds: int = 3
+
+
+VARIANTS = {
+    "untrained": Variant("untrained", seeds=1),
+    "recipe": Variant("recipe"),
+    "no other concepts": Variant("recipe", ("objective.contrastive.other_concepts=0",)),
+    "no neighbors": Variant("recipe", ("data.fan_out=0",)),
+    "shuffled facts": Variant("recipe", SHUFFLED),
+    "names": Variant("pairs"),
+    "names and mentions": Variant("pairs", mentions=True),
+    "half the rate": Variant("recipe", ("optimizer.text_learning_rate=1.0e-4",)),
+    "text and graph views alone": Variant("recipe", ALONE, seeds=1),
+    "names, quarter of the rate": Variant("pairs", QUARTER, seeds=1),
+    "names and mentions, quarter of the rate": Variant("pairs", QUARTER, mentions=True, seeds=1),
+    "four other concepts": Variant("recipe", ("objective.contrastive.other_concepts=4",), seeds=1),
+    "recipe before": Variant("recipe", (*ALONE, *BEFORE), seeds=1),
+}
+"""The most important first: a run that is cut off has these."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all variants share.
+
+    Attributes:
+        folder: see `bench.inputs.linking_split`.
+        device: "cuda" or "cpu".
+        steps: optimizer steps.
+        changes: to the recipe of every variant, before its own.
+    """
+
+    folder: Path
+    device: str
+    steps: int
+    changes: tuple[str, ...] = field(default=())
+
+    def recipe(self, variant: Variant, seed: int) -> Recipe:
+        """Return the recipe of a variant."""
+        folder = self.folder
+        overrides = [
+            f"data.graph={folder}/graph", f"data.shards={folder}/shards", f"text_encoder.path={folder}/encoder",
+            "text_encoder.compile=false", f"steps={self.steps}", "epochs=null", f"seed={29 + seed}",
+            f"precision={'bf16' if self.device == 'cuda' else 'fp32'}", *self.changes,
+            *(change.format(folder=folder) for change in variant.changes),
+        ]  # fmt: skip
+        return load_recipe(RECIPE, overrides)

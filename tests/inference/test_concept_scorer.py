@@ -1,0 +1,77 @@
+"""Scores of concepts against a plain loop over names, remembered mentions and graph views."""
+
+import numpy as np
+import pytest
+
+from bali_ds.inference.concept_dictionary import ConceptDictionary
+from bali_ds.inference.concept_scorer import ConceptScorer, Scoring
+from bali_ds.inference.memory import Memory, build_memory
+from bali_ds.inference.spelling import SpellingIndex
+
+NAMES = [("heart", ["C1"]), ("cardiac muscle", ["C1", "C2"]), ("infarct", ["C3"]), ("attack", ["C2"]), ("x", ["C4"])]
+
+
+def unit(draw, *shape):
+    vectors = draw.standard_normal(shape).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    "scoring",
+    [
+        Scoring(),
+        Scoring(context=1.0),
+        Scoring(context=0.3, graph=0.4),
+        Scoring(context=0.5, graph=1.0),
+        Scoring(context=0.7, graph=0.2, memory=0.1),
+        Scoring(memory=0.0),
+        Scoring(context=0.5, spelling=0.3),
+    ],
+)
+def test_scores_equal_the_plain_loop(scoring):
+    draw = np.random.default_rng(1)
+    dictionary = ConceptDictionary.of(NAMES)
+    names, views = unit(draw, 5, 4), unit(draw, 4, 4)
+    views[3] = 0
+    own, read = unit(draw, 3, 4), unit(draw, 3, 4)
+    memory = Memory(["a", "b", "c"], np.array([2, 0, 2]), np.array([0.5, 1, 0.25], np.float32), own, read)
+    spelling = SpellingIndex(dictionary.names)
+    alone, context, strings = unit(draw, 6, 4), unit(draw, 6, 4), ["heart", "hart", "attack", "in", "q", "muscle"]
+    scorer = ConceptScorer(dictionary, names, graph_views=views, memory=memory, spelling=spelling)
+    found = scorer.scores(alone, context, scoring, strings).numpy()
+    spelled = spelling.cosines(strings, scorer.device).numpy()
+    share = scoring.context
+    for row in range(6):
+        query = (1 - share) * alone[row] + share * context[row]
+        for concept, cui in enumerate(dictionary.cuis):
+            named = [number for number, (_, cuis) in enumerate(NAMES) if cui in cuis]
+            best = max(query @ names[each] + scoring.spelling * spelled[row, each] for each in named)
+            if scoring.memory is not None:
+                for each in np.flatnonzero(memory.concepts == concept):
+                    near = (1 - share) * alone[row] @ own[each] + share * context[row] @ read[each]
+                    best = max(best, near + scoring.memory * memory.shares[each])
+            if concept != 3:
+                best = (1 - scoring.graph) * best + scoring.graph * (query @ views[concept])
+            assert found[row, concept] == pytest.approx(best, abs=1e-5)
+
+
+class Lookup:
+    """An encoder of strings and places by a table."""
+
+    def encode(self, texts, *, progress=False):  # noqa: ARG002
+        return np.array([[len(text), 1] for text in texts], np.float32)
+
+    def encode_mentions(self, places):
+        return np.array([[start, end] for _, start, end in places], np.float32)
+
+
+def test_memory_keeps_each_pair_once_with_its_share_and_the_mean_of_its_contexts():
+    dictionary = ConceptDictionary.of(NAMES)
+    mentions, gold = ["Cold", "cold", "cold", "flu", "cold"], [("C1",), ("C2",), ("C1",), ("C9",), ("C1", "C9")]
+    places = [("", 1, 0), ("", 0, 1), ("", 0, 1), ("", 5, 5), ("", 1, 0)]
+    memory = build_memory(Lookup(), mentions, gold, dictionary, places)
+    assert list(memory.strings) == ["cold", "cold"]
+    assert memory.concepts.tolist() == [0, 1]
+    assert memory.shares.tolist() == [0.75, 0.25]
+    np.testing.assert_allclose(memory.context, np.array([[2, 1], [0, np.sqrt(5)]]) / np.sqrt(5), rtol=1e-6)
+    assert build_memory(Lookup(), mentions, gold, dictionary).context is None
