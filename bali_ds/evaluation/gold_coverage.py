@@ -33,7 +33,7 @@ def gold_coverage(dictionary: ConceptDictionary, queries: Queries) -> dict[str, 
     mentions = len(queries.gold)
     if mentions - without < LEAST * mentions:
         counts = ", ".join(f"{name} {missing[name]:,} of {count:,}" for name, count in all_of.most_common())
-        example = next(concept for concept in concepts if concept not in known)
+        example = next((concept for concept in concepts if concept not in known), "nothing")
         raise InputError(
             f"{without:,} of {mentions:,} mentions have no gold concept in the dictionary (lacking: {counts}): "
             f"gold concepts look like {example}, those of the dictionary like {dictionary.cuis[0]}; use one of the "

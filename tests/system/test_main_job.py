@@ -130,8 +130,10 @@ def test_an_unusable_input_ends_the_job_with_one_line_and_status_2(sample, tmp_p
     other = tmp_path / "other"
     shutil.copytree(sample.encoder, other)
     tokenizer = json.loads((other / "tokenizer.json").read_text())
-    tokenizer["normalizer"]["lowercase"] = not tokenizer["normalizer"]["lowercase"]
+    tokenizer["normalizer"]["lowercase"] = False
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = json.loads((other / "tokenizer_config.json").read_text())
+    (other / "tokenizer_config.json").write_text(json.dumps(settings | {"do_lower_case": False}))
     port = str(free_port())
     arguments = ["--config", str(config), override.format(other=other)]
     done = subprocess.run(
