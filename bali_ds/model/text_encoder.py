@@ -111,11 +111,11 @@ def load_text_encoder(
     torch.manual_seed(seed)
     config = read_configuration(path, dropout=dropout, layer=layer, bidirectional=bidirectional)
     if is_decoder(config):
-        model = _decoder(path, config, seed, partition)
+        decoder = _decoder(path, config, seed, partition)
         if attention == "packed" and (not bidirectional or partition is not None):
             attention = "sdpa"  # packed attention is not causal, and partitioned weights cannot be tried out
-        first = _choose_attention(model, attention)
-        return TextEncoder(model, None, first_position=first, pooling=pooling)
+        first = _choose_attention(decoder, attention)
+        return TextEncoder(decoder, None, first_position=first, pooling=pooling)
     if not has_weights(path):
         logger.info("%s: has no weights; initialized from its configuration with seed %d", path, seed)
         model, fresh_head = fresh_model(AutoModelForMaskedLM, config, path), True

@@ -5,10 +5,10 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -37,7 +37,9 @@ def pass_memory(
         fused_attention: whether attention stores no matrix of scores, as on GPUs; CPUs store it under dropout.
     """
     allocations = _Allocations()
-    with allocations, _FusedAttention() if fused_attention else contextlib.nullcontext():
+    # replaced by name, since modes of torch do not reach what checkpointing recomputes in the backward pass
+    fused = mock.patch.object(F, "scaled_dot_product_attention", _fused_attention)
+    with allocations, fused if fused_attention else contextlib.nullcontext():
         run().backward()
     gradients = {allocations.number(parameter.grad) for parameter in model.parameters() if parameter.grad is not None}
     model.zero_grad(set_to_none=True)
@@ -53,7 +55,7 @@ class _Allocations(TorchDispatchMode):
         self._numbers: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             # transformers asks whether a mask is all ones: it is not, rows are padded
             return False
         result = func(*args, **(kwargs or {}))
@@ -93,13 +95,10 @@ def _storages(values: Any) -> list[torch.UntypedStorage]:
     return [item.untyped_storage() for item in tree_iter(values) if isinstance(item, torch.Tensor)]
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Mode that gives attention the memory use of FlashAttention (Dao et al., NeurIPS 2022)."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return _FusedAttentionShapes.apply(*args[:3])
-        return func(*args, **(kwargs or {}))
+def _fused_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    """Return a tensor of the shape of attention, with the memory use of FlashAttention (Dao et al., NeurIPS 2022)."""
+    output: torch.Tensor = _FusedAttentionShapes.apply(query, key, value)
+    return output
 
 
 class _FusedAttentionShapes(torch.autograd.Function):
