@@ -45,7 +45,7 @@ class Plan:
         memory: memory of a rank at each ZeRO stage.
         bytes_sent: bytes that a rank sends in one step at each ZeRO stage.
         fewest_gpus: number of GPUs of 80 GB, a power of two, from which on the recipe's stage fits with as many
-            passages a rank; None on CPUs, or if no number does.
+            passages a rank; None on CPUs, or if 4,096 are too few.
         seconds: duration of the run; None without a throughput.
     """
 
