@@ -53,7 +53,7 @@ class _Allocations(TorchDispatchMode):
         self._numbers: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             # transformers asks whether a mask is all ones: it is not, rows are padded
             return False
         result = func(*args, **(kwargs or {}))

@@ -22,6 +22,8 @@ from bali_ds.planning.memory import MemoryInputs, RankMemory, bytes_sent, rank_m
 from bali_ds.planning.run_data import RunData
 
 STAGES = (0, 1, 2, 3)
+# An H100 or A100 of 80 GB, without the CUDA context and NCCL's buffers.
+_GPU_BYTES = 76 * 2**30
 # Micro-batches that the largest is taken from: up to 8 steps of up to 4 ranks, fewer where a rank's batch is large.
 _SAMPLED_RANKS = 4
 _SAMPLED_STEPS = 8
@@ -40,6 +42,8 @@ class Plan:
         stage: ZeRO stage of the recipe's DeepSpeed configuration.
         memory: memory of a rank at each ZeRO stage.
         bytes_sent: bytes that a rank sends in one step at each ZeRO stage.
+        fewest_gpus: number of GPUs of 80 GB, a power of two, from which on the recipe's stage fits with as many
+            passages a rank; None on CPUs, or if 4,096 are too few.
         seconds: duration of the run; None without a throughput.
     """
 
@@ -50,6 +54,7 @@ class Plan:
     stage: int
     memory: tuple[RankMemory, ...]
     bytes_sent: tuple[int, ...]
+    fewest_gpus: int | None
     seconds: float | None
 
     def as_dict(self) -> dict[str, Any]:
@@ -90,15 +95,25 @@ def plan(recipe: Recipe, *, ranks: int, on_gpu: bool, samples_per_second: float 
         names=model.table.vectors.nbytes if model.table else 0,
     )
     passages = batch_plan.steps * batch_plan.passages_per_step
+    stage = settings.get("zero_optimization", {}).get("stage", 0)
     return Plan(
         batch_plan=batch_plan,
         parameters={name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()},
         positions=_positions(batch),
         views=batch.num_views,
-        stage=settings.get("zero_optimization", {}).get("stage", 0),
+        stage=stage,
         memory=tuple(rank_memory(inputs, stage) for stage in STAGES),
         bytes_sent=tuple(bytes_sent(inputs, stage) for stage in STAGES),
+        fewest_gpus=fewest_gpus(inputs, stage) if on_gpu else None,
         seconds=passages / samples_per_second if samples_per_second else None,
+    )
+
+
+def fewest_gpus(inputs: MemoryInputs, stage: int) -> int | None:
+    """Return the smallest power of two of GPUs on which a rank of a ZeRO stage fits, None if 4,096 are too few."""
+    numbers = (2**exponent for exponent in range(13))
+    return next(
+        (ranks for ranks in numbers if rank_memory(replace(inputs, ranks=ranks), stage).peak < _GPU_BYTES), None
     )
 
 
@@ -177,6 +192,10 @@ def plan_text(plan: Plan, recipe: Recipe) -> str:
         "tokens": f"{plan.positions:,} in a micro-batch, {plan.views:,} text-graph pairs",
         "time": _duration(plan.seconds) if plan.seconds else "unknown; pass --samples-per-second for an estimate",
     }
+    if plan.fewest_gpus:
+        rows["fits"] = (
+            f"from {plan.fewest_gpus:,} GPUs of 80 GB on at ZeRO stage {plan.stage}, with as many passages a rank"
+        )
     lines = [f"{name:>7}  {value}" for name, value in rows.items()]
     lines += [
         "",

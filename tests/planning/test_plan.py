@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from bali_ds.errors import InputError
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.model.build_model import build_aligner
 from bali_ds.objectives.registry import stream_settings
-from bali_ds.planning.run_plan import plan, shapes_of_model
+from bali_ds.planning.activations import PassMemory
+from bali_ds.planning.memory import MemoryInputs, rank_memory
+from bali_ds.planning.run_plan import fewest_gpus, plan, shapes_of_model
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -41,6 +44,21 @@ def test_plan_of_the_sample(recipe):
     )
     assert halves.memory[0].activations < 0.6 * two.memory[0].activations
     assert halves.seconds is None
+
+
+def test_the_fewest_gpus_for_seven_billion_parameters():
+    """At stage 3 a rank holds 16 bytes of state for each of its parameters, and half as many GPUs do not hold them."""
+    inputs = MemoryInputs(7_000_000_000, 10**8, 2, 1, PassMemory(0, 0), True, {"zero_optimization": {"stage": 3}})
+    fewest = fewest_gpus(inputs, 3)
+    assert fewest == 2
+    assert rank_memory(replace(inputs, ranks=fewest), 3).peak < 76 * 2**30 < rank_memory(inputs, 3).peak
+    assert fewest_gpus(inputs, 0) is None
+
+
+def test_recomputed_attention_on_a_gpu_is_fused_too(recipe):
+    encoder = recipe.text_encoder.model_copy(update={"gradient_checkpointing": True})
+    planned = plan(recipe.model_copy(update={"text_encoder": encoder}), ranks=2, on_gpu=True)
+    assert planned.fewest_gpus == 1
 
 
 def test_a_gpu_also_holds_derivatives_by_all_similarities(recipe, monkeypatch):

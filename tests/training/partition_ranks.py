@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from bali_ds.config import Recipe
-from bali_ds.library_internals import parameter_shape
+from bali_ds.library_internals import parameter_size
 from bali_ds.model.build_model import build_aligner
 from bali_ds.training.partition import ZeroPartition, partition_of
 from bali_ds.training.process_group import joined_ranks
@@ -19,9 +19,8 @@ from tests.leaving import leave
 
 def anonymous() -> int:
     """The private memory of this process."""
-    found = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())
-    assert found is not None
-    return 1024 * int(found[1])
+    (found,) = re.findall(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())
+    return 1024 * int(found)
 
 
 def main() -> None:
@@ -43,7 +42,7 @@ def main() -> None:
         aligner = build_aligner(recipe, 10, partition=partition)
         ended.set()
         thread.join()
-        size = sum(parameter_shape(parameter).numel() * 4 for parameter in aligner.text.parameters())
+        size = sum(4 * parameter_size(parameter) for parameter in aligner.text.parameters())
         print(f"GREW {max(peaks) - before} OF {size}", flush=True)
         ranks.barrier()
     leave()
