@@ -131,16 +131,22 @@ def _launch(arguments: list[str]) -> int:
     import psutil
     from deepspeed.launcher import runner
 
-    def pass_on(number: int, _: FrameType | None) -> None:
-        for child in psutil.Process().children():
-            child.send_signal(number)
+    received = []
 
-    signal.signal(signal.SIGINT, lambda *_: None)
-    signal.signal(signal.SIGTERM, pass_on)
+    def stop(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        if number == signal.SIGTERM:
+            for child in psutil.Process().children():
+                child.send_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     try:
         runner.main(["--master_port", os.environ["MASTER_PORT"], "--log_level", "error", *arguments])
     except SystemExit as exiting:
-        return int(exiting.code or 0)
+        status = int(exiting.code or 0)
+        # the launcher ends with 1 after a signal, whatever the status of the ranks, which saved a checkpoint
+        return STOPPED if received and status == 1 else status
     except (RuntimeError, ValueError) as error:
         raise InputError(f"the launcher of DeepSpeed cannot start the ranks: {error}") from error
     return 0
