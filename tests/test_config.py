@@ -74,7 +74,7 @@ def test_other_paths_are_relative_to_the_working_directory(tmp_path, monkeypatch
     recipe = load_recipe(file, ["data.shards=~/shards", "data.graph=graph", linking])
     assert (recipe.data.shards, str(recipe.data.graph)) == ("/home/somebody/shards", "graph")
     assert str(recipe.evaluation.linking.dictionary) == "d"
-    assert (str(recipe.runs), str(recipe.deepspeed)) == ("runs", "ds_configs/zero1.json")  # defaults
+    assert (str(recipe.runs), str(recipe.deepspeed)) == ("runs", "zero1")  # defaults
     assert recipe.text_encoder.path == "team/model"  # on the Hub, as there is no such directory
     (tmp_path / "recipes/metrics.jsonl").touch()
     assert str(load_recipe(file).data.graph) == "g"  # the record of a run

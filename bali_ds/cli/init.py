@@ -1,6 +1,7 @@
 """Command `init`: a commented recipe for the user's own data, and the commands that build the data."""
 
 import argparse
+import os
 import shlex
 import sys
 from itertools import islice
@@ -26,7 +27,7 @@ data:
   shards: {shards}
 
 text_encoder:
-  path: {encoder}
+  path: {encoder}{weights}
 
 # Alignment of text and graph is on by default, with weight 1. These two helped linking in the project's ablations.
 objective:
@@ -34,7 +35,7 @@ objective:
   synonym_alignment: {{weight: 1, pairs: mentions}}
 
 optimizer:
-  text_learning_rate: 5.0e-5  # of the pretrained encoder; 1e-3 if it has no weights yet
+  text_learning_rate: {rate}
   graph_learning_rate: 5.0e-4  # of everything that is new
 
 batch:
@@ -91,14 +92,17 @@ def _init(options: argparse.Namespace) -> None:
     first = [document for path in documents[:1] for document in islice(read_documents(form, path, ReadReport()), 20)]
     link = "" if any(document.mentions for document in first) else " --link dictionary"
     encoder = options.encoder or _ask("encoder to train, a directory or org/name on the Hub", "--encoder")
+    new = Path(encoder).is_dir() and not any(Path(encoder).glob("*.safetensors"))
     gpus = _gpus()
     built = Path("shards/built") / file.stem
     text = _RECIPE.format(
         name=file.stem,
         file=shlex.quote(str(file)),
-        graph=built / "graph",
-        shards=built / "shards",
-        encoder=encoder,
+        graph=_beside(file, built / "graph"),
+        shards=_beside(file, built / "shards"),
+        encoder=_beside(file, Path(encoder)) if Path(encoder).is_dir() else encoder,
+        weights="\n  weights: random  # there are none in this directory" if new else "",
+        rate="1.0e-3  # of new weights; 2e-5 to 5e-5 for a pretrained encoder" if new else "5.0e-5",
         build_graph=f"bali-ds graph build {reader} {shlex.quote(str(source))} --out {built}/graph",
         build_shards=f"bali-ds shards build --graph {built}/graph --corpus {shlex.quote(corpus)} "
         f"--tokenizer {shlex.quote(encoder)}{link} --validation 0.02 --out {built}/shards",
@@ -111,6 +115,11 @@ def _init(options: argparse.Namespace) -> None:
     with published_file(file, "w") as stream:
         stream.write(text)
     print("".join(line.removeprefix("#   ") + "\n" for line in text.splitlines() if line.startswith("#   ")), end="")
+
+
+def _beside(recipe: Path, path: Path) -> str:
+    """Return a path as a recipe names it: relative to the recipe's folder."""
+    return str(path) if path.is_absolute() else os.path.relpath(path, recipe.parent)
 
 
 def _source(options: argparse.Namespace) -> tuple[str, Path]:

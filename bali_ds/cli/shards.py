@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bali_ds.cli.common import add_json, add_overwrite, emit, seed
 from bali_ds.errors import InputError
-from bali_ds.terminal import message
+from bali_ds.terminal import message, print_progress
 
 if TYPE_CHECKING:
     from bali_ds.shards.build_settings import Corpus
@@ -180,13 +180,18 @@ def _neighbors(options: argparse.Namespace) -> "NeighborSettings":
 def _check_encoder(name: str) -> None:
     """Compare the tokenizer of an encoder with that of transformers and with the embeddings, as training does later.
 
-    A tokenizer by itself, without config.json, has nothing that it could be compared with.
+    A tokenizer by itself, without config.json, has nothing that it could be compared with. Without torch, which data
+    preparation does not need, training compares them.
     """
     path = Path(name)
     if path.is_file() or (path.is_dir() and not (path / "config.json").is_file()):
         return
-    from bali_ds.model.pretrained import shapes_of_encoder
-    from bali_ds.model.tokenizer_checks import matching_tokenizer
+    try:
+        from bali_ds.model.pretrained import shapes_of_encoder
+        from bali_ds.model.tokenizer_checks import matching_tokenizer
+    except ModuleNotFoundError as error:
+        print_progress(f"{error.name} is not installed: training will compare the tokenizer with the encoder")
+        return
 
     matching_tokenizer(name, shapes_of_encoder(name))
 

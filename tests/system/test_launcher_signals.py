@@ -1,4 +1,4 @@
-"""The command `train` with two ranks, stopped while it trains: a checkpoint, status 75, no traceback; then it resumes."""
+"""The command `train` with two ranks, stopped while it trains: a checkpoint, status 75, no traceback; it resumes."""
 
 import os
 import signal
