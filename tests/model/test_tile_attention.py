@@ -1,35 +1,18 @@
-"""Runs tile_attention_cases.py in a process of its own: on a GPU if there is one, else in Triton's interpreter.
-
-The interpreter has to be chosen before Triton is imported for the first time. Tiles themselves need no Triton.
-"""
-
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""Runs tile_attention_cases.py, and tests of tiles themselves, which need no Triton."""
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bali_ds.model.attention_tiles import LONGEST, tile_offsets, tiles_of_packs
 from tests.packs import random_pack
+from tests.triton_interpreter import needs_triton, run_cases
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@needs_triton
 def test_kernels():
-    cases = Path(__file__).with_name("tile_attention_cases.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", str(cases), "-p", "no:cacheprovider"],
-        env=os.environ | ({} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
+    run_cases(__file__, "tile_attention_cases.py")
 
 
 @settings(max_examples=100, deadline=None)
