@@ -14,7 +14,7 @@ from bali_ds.inference.concept_scorer import ConceptScorer, Scoring
 from bali_ds.inference.encoder import Encoder, load
 from bali_ds.inference.graph_views import open_graph_views
 from bali_ds.inference.linker import Candidate
-from bali_ds.inference.memory import Memory, build_memory
+from bali_ds.inference.mention_memory import Memory, build_memory
 from bali_ds.inference.spelling import SpellingIndex
 
 LinkedMentions = tuple[Sequence[str], Sequence[tuple[str, ...]], Sequence[tuple[str, int, int]]]

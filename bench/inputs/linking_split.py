@@ -106,7 +106,7 @@ def _mentions(file: Path) -> dict[str, Any]:
 
 
 def read_mentions(file: Path, graph: KnowledgeGraph) -> Mentions:
-    """Return the linked mentions of a part; those of concepts without a name in the graph are left out."""
+    """Return the linked mentions of a part; those of concepts without a name in the graph are dropped."""
     content = json.loads(gzip.decompress(file.read_bytes()))
     cuis = sorted({cui for gold in content["gold"] for cui in gold})
     ids = graph.lookup(cuis).tolist()

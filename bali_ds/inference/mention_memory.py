@@ -39,7 +39,7 @@ def build_memory(
     dictionary: ConceptDictionary,
     places: Sequence[tuple[str, int, int]] = (),
 ) -> Memory:
-    """Return the memory of linked mentions; concepts that the dictionary lacks are left out.
+    """Return the memory of linked mentions; concepts that the dictionary lacks are dropped.
 
     Args:
         encoder: the encoder of the queries.
