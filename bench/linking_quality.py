@@ -10,7 +10,8 @@ one part; two parts are held out. All concepts of the graph are candidates. Each
 model without training, and holds which mentions are right under each scoring; rows that are there are not computed
 again. `--jobs` trainings run at a time, each in a process of its own. With `--seconds`, no training starts after that
 time. On a GPU the host's launches bound the steps of so small an encoder: few jobs with large batches and fewer steps
-(`--jobs 4 --steps 62 --change batch.passages=256`) do more than many jobs with small ones. See bench/linking_variants.py for the variants, docs/results.md for the figures.
+(`--jobs 4 --steps 62 --change batch.passages=256`) do more than many jobs with small ones. See
+bench/linking_variants.py for the variants, docs/results.md for the figures.
 """
 
 import argparse
