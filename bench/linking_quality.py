@@ -9,7 +9,9 @@ MedMentions' training abstracts are split by document: models train on 17 of 20 
 one part; two parts are held out. All concepts of the graph are candidates. Each row of the JSON is one training or one
 model without training, and holds which mentions are right under each scoring; rows that are there are not computed
 again. `--jobs` trainings run at a time, each in a process of its own. With `--seconds`, no training starts after that
-time. See bench/linking_variants.py for the variants, docs/results.md for the figures.
+time. On a GPU the launches of the host bound the steps of so small an encoder; prefer few jobs, large batches and fewer
+steps, such as `--jobs 4 --steps 62 --change batch.passages=256`. See
+bench/linking_variants.py for the variants, docs/results.md for the figures.
 """
 
 import argparse

@@ -18,7 +18,7 @@ from bali_ds.inference.concept_dictionary import ConceptDictionary, graph_dictio
 from bali_ds.inference.concept_scorer import ConceptScorer, Scoring, mixed, with_graph
 from bali_ds.inference.encoder import Encoder
 from bali_ds.inference.graph_views import graph_view_table
-from bali_ds.inference.remembered_mentions import build_memory
+from bali_ds.inference.mention_memory import build_memory
 from bali_ds.inference.spelling import SpellingIndex
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.pretrained import load_tokenizer

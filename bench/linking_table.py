@@ -1,16 +1,18 @@
 """The table of the linking benchmark: weights chosen on one part, figures and intervals on the held-out part."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bali_ds.evaluation.bootstrap import LEVEL, RESAMPLES, document_sums, document_weights
+from bali_ds.inference.concept_scorer import Scoring
 from bench.inputs.linking_split import Mentions
-from bench.linking_scores import CONTEXT, GRAPH, MEMORY, Material, unpacked
+from bench.linking_scores import CONTEXT, GRAPH, MEMORY, SPELLING, Material, key, unpacked
 
 Flags = NDArray[np.bool_]
-RESAMPLES, LEVEL = 1000, 0.95
 STRATA = ("all", "exact", "not exact", "seen pair", "new pair", "unseen", "unseen, not exact", "ambiguous")
 
 
@@ -97,20 +99,18 @@ class Grid:
             seed: of the resampling.
         """
         kept = self.strata[stratum]
-        count = int(self.documents.max()) + 1
-        sizes = np.bincount(self.documents[kept], minlength=count)
-        random = np.random.default_rng(seed)
-        weights = random.multinomial(count, np.full(count, 1 / count), RESAMPLES)
-        value, spread = 0.0, np.zeros(RESAMPLES)
+        documents, random = self.documents[kept], np.random.default_rng(seed)
+        value, spread, weights = 0.0, np.zeros(RESAMPLES), None
         for sign, pair in ((1, first), (-1, second)):
             if pair is None:
                 continue
             variant, scoring = pair
-            hits = np.array([unpacked(row["hits"][scoring][self._part], self._count) for row in self._rows[variant]])
-            sums = np.stack([np.bincount(self.documents[kept], each[kept], count) for each in hits])
+            hits = [unpacked(row["hits"][scoring][self._part], self._count)[kept] for row in self._rows[variant]]
+            sums, sizes = document_sums(np.stack(hits, axis=1).astype(float), documents)
+            weights = document_weights(len(sizes), random) if weights is None else weights
             drawn = random.multinomial(len(hits), np.full(len(hits), 1 / len(hits)), RESAMPLES) / len(hits)
-            value += sign * float(sums.sum() / len(hits) / sizes.sum())
-            spread += sign * (drawn * (weights @ sums.T)).sum(axis=1) / np.maximum(weights @ sizes, 1)
+            value += sign * float(sums.mean(axis=1).sum() / sizes.sum())
+            spread += sign * (drawn * (weights @ sums)).sum(axis=1) / np.maximum(weights @ sizes, 1)
         low, high = np.quantile(spread, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return {"value": value, "low": float(low), "high": float(high)}
 
@@ -118,27 +118,29 @@ class Grid:
 def named_scorings() -> dict[str, Callable[[str], bool]]:
     """Return the families of scorings of the table; the best of each on the choice part is shown."""
 
-    def family(context: Sequence[float], graph: Sequence[float], memory: Sequence[float | None]) -> set[str]:
-        return {_key(each, share, bonus, 0) for each in context for share in graph for bonus in memory}
+    def family(
+        context: Sequence[float],
+        graph: Sequence[float] = (0.0,),
+        memory: Sequence[float | None] = (None,),
+        spelling: Sequence[float] = (0.0,),
+    ) -> set[str]:
+        return {key(Scoring(*weights)) for weights in itertools.product(context, graph, memory, spelling)}
 
     mixed = CONTEXT[1:-1]
     families = {
-        "alone → names": family((0.0,), (0.0,), (None,)),
-        "in context → names": family((1.0,), (0.0,), (None,)),
-        "both → names": family(mixed, (0.0,), (None,)),
-        "in context → graph views": family((1.0,), (1.0,), (None,)),
-        "both → names and graph views": family(mixed, GRAPH[1:-1], (None,)),
-        "alone → names, with memory": family((0.0,), (0.0,), MEMORY[1:]),
-        "both → names and graph views, with memory": family(mixed, GRAPH[:-1], MEMORY[1:]),
+        "spelling alone": family((0.0,), spelling=(np.inf,)),
+        "alone → names": family((0.0,)),
+        "in context → names": family((1.0,)),
+        "both → names": family(mixed),
+        "alone → names and spelling": family((0.0,), spelling=SPELLING),
+        "both → names and spelling": family(mixed, spelling=SPELLING),
+        "in context → graph views": family((1.0,), (1.0,)),
+        "both → names and graph views": family(mixed, GRAPH[1:-1]),
+        "alone → names, with memory": family((0.0,), memory=MEMORY[1:]),
+        "both → names, with memory": family(mixed, memory=MEMORY[1:]),
+        "both → names and graph views, with memory": family(mixed, GRAPH[1:-1], MEMORY[1:]),
     }
     return {name: keys.__contains__ for name, keys in families.items()}
-
-
-def _key(context: float, graph: float, memory: float | None, spelling: float) -> str:
-    from bali_ds.inference.concept_scorer import Scoring
-    from bench.linking_scores import key
-
-    return key(Scoring(context, graph, memory, spelling))
 
 
 def chosen(grid: Grid, variant: str, wanted: Callable[[str], bool]) -> str | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bali_ds.config import Recipe, load_recipe
 
-RECIPE = Path(__file__).parents[1] / "launch/recipes/medmentions.yaml"
+RECIPE = Path(__file__).parents[1] / "launch/recipes/medmentions_views.yaml"
 ALONE = ("objective.contrastive.further_views=[]", "objective.contrastive.other_concepts=0")
 BEFORE = (
     "objective.masked_language_model.weight=0.1", "objective.synonym_alignment.weight=1",
@@ -46,7 +46,7 @@ VARIANTS = {
     "names, quarter of the rate": Variant("pairs", QUARTER, seeds=1),
     "names and mentions, quarter of the rate": Variant("pairs", QUARTER, mentions=True, seeds=1),
     "four other concepts": Variant("recipe", ("objective.contrastive.other_concepts=4",), seeds=1),
-    "recipe before": Variant("recipe", (*ALONE, *BEFORE), seeds=1),
+    "medmentions.yaml": Variant("recipe", (*ALONE, *BEFORE), seeds=1),
 }
 """The most important first: a run that is cut off has these."""
 

@@ -36,7 +36,8 @@ def _add_linking(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         "linking",
         help="zero-shot entity linking: Acc@1, Acc@5, Acc@20 and MRR by subset",
         description="Link each mention to the concept with the most similar name in a dictionary, without fine-tuning. "
-        "Intervals are 95 % bootstrap intervals over the mentions.",
+        "Intervals are 95 % bootstrap intervals over the mentions, or over the documents of a corpus. With the options "
+        "below, mentions are also compared with more than names.",
     )
     linking.add_argument("--model", type=Path, required=True, metavar="DIR", help="exported or Hugging Face encoder")
     linking.add_argument(

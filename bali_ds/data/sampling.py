@@ -39,7 +39,7 @@ def open_source(shards: Mixture, graph: KnowledgeGraph, settings: StreamSettings
         relation_sequences(graph, settings.tokenizer) if writes_facts else NO_SEQUENCES,
         settings.graph_tokens,
         settings.fan_out,
-        NeighborSettings.described(shards.index.get("neighbours", {})).sampler(graph),
+        NeighborSettings.of_index(shards.index).sampler(graph),
     )
 
 

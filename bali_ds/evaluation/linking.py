@@ -32,14 +32,18 @@ def evaluate_linking(
 def summarize(
     ranks: NDArray[np.int64], dictionary: ConceptDictionary, queries: Queries, *, seed: int = 0
 ) -> dict[str, Any]:
-    """Return the result of `evaluate_linking` for the given rank of each query."""
+    """Return the result of `evaluate_linking` for the given rank of each query.
+
+    Where the queries have texts, intervals are over documents instead of mentions.
+    """
+    documents = _documents(queries)
     found = subsets(dictionary, queries)
-    return {name: summary(ranks[rows], seed) for name, rows in found.items() if len(rows)}
+    return {name: summary(ranks[rows], seed, _of(documents, rows)) for name, rows in found.items() if len(rows)}
 
 
-def summary(ranks: NDArray[np.int64], seed: int = 0) -> dict[str, Any]:
-    """Return the number of mentions and their measures with 95 % bootstrap intervals."""
-    return {"n": len(ranks), **intervals(measures(ranks), seed)}
+def summary(ranks: NDArray[np.int64], seed: int = 0, documents: NDArray[np.int64] | None = None) -> dict[str, Any]:
+    """Return the number of mentions and their measures with 95 % bootstrap intervals, over documents if given."""
+    return {"n": len(ranks), **intervals(measures(ranks), seed, documents)}
 
 
 def compare_linking(
@@ -47,11 +51,25 @@ def compare_linking(
 ) -> dict[str, Any]:
     """Return the difference `second - first` of two models' ranks by paired bootstrap, by subset and measure."""
     table: dict[str, Any] = {}
+    documents = _documents(queries)
     for name, rows in subsets(dictionary, queries).items():
         if len(rows):
             before, after = measures(first[rows]), measures(second[rows])
-            table[name] = {measure: paired_difference(before[measure], after[measure], seed) for measure in before}
+            table[name] = {
+                measure: paired_difference(before[measure], after[measure], seed, _of(documents, rows))
+                for measure in before
+            }
     return table
+
+
+def _documents(queries: Queries) -> NDArray[np.int64] | None:
+    """Return the document of each query, int64 [n]; None without texts."""
+    texts = {text: number for number, text in enumerate(dict.fromkeys(text for text, _, _ in queries.places))}
+    return np.array([texts[text] for text, _, _ in queries.places], np.int64) if texts else None
+
+
+def _of(documents: NDArray[np.int64] | None, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    return None if documents is None else documents[rows]
 
 
 def measures(ranks: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bali_ds.inference.concept_dictionary import ConceptDictionary
-from bali_ds.inference.remembered_mentions import Memory
+from bali_ds.inference.mention_memory import Memory
 from bali_ds.inference.spelling import SpellingIndex
 
 Vectors = NDArray[np.float32]

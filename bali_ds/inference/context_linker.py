@@ -14,13 +14,14 @@ from bali_ds.inference.concept_scorer import ConceptScorer, Scoring
 from bali_ds.inference.encoder import Encoder, load
 from bali_ds.inference.graph_views import open_graph_views
 from bali_ds.inference.linker import Candidate
-from bali_ds.inference.remembered_mentions import Memory, build_memory
+from bali_ds.inference.mention_memory import Memory, build_memory
 from bali_ds.inference.spelling import SpellingIndex
 
 LinkedMentions = tuple[Sequence[str], Sequence[tuple[str, ...]], Sequence[tuple[str, int, int]]]
 """Strings, their concept identifiers, and (text, start, end) of each; the last may be empty."""
 
-_AT_ONCE = 256
+_MOST_AT_ONCE = 256
+_SCORE_BYTES = 256 * 2**20
 
 
 class ContextLinker:
@@ -68,6 +69,7 @@ class ContextLinker:
         self.encoder: Encoder = load(path, device=device)
         self.dictionary, self.scoring = dictionary, scoring
         self._names = self.encoder.encode(dictionary.names, progress=progress)
+        self._by_concept = np.argsort(dictionary.concepts, kind="stable")
         self.scorer = ConceptScorer(
             dictionary,
             self._names,
@@ -111,15 +113,17 @@ class ContextLinker:
         share = self.scoring.context
         context = self.encoder.encode_mentions(places) if share else None
         vectors = alone if context is None else (1 - share) * alone + share * context
-        for begin in range(0, len(mentions), _AT_ONCE):
-            block = slice(begin, begin + _AT_ONCE)
+        at_once = max(1, min(_MOST_AT_ONCE, _SCORE_BYTES // (4 * len(self.dictionary.concepts))))
+        for begin in range(0, len(mentions), at_once):
+            block = slice(begin, begin + at_once)
             read = None if context is None else context[block]
             with torch.inference_mode():
                 scores = self.scorer.scores(alone[block], read, self.scoring, list(mentions[block]))
             yield vectors[block], scores
 
     def _nearest(self, concept: int, query: NDArray[np.float32]) -> str:
-        entries = np.flatnonzero(self.dictionary.concepts == concept)
+        sorter, concepts = self._by_concept, self.dictionary.concepts
+        entries = sorter[slice(*np.searchsorted(concepts, [concept, concept + 1], sorter=sorter))]
         names = np.searchsorted(self.dictionary.offsets, entries, side="right") - 1
         return self.dictionary.names[names[np.argmax(self._names[names] @ query)]]
 

@@ -30,8 +30,9 @@ class NeighborSettings:
         return {name: value for name, value in values.items() if value}
 
     @classmethod
-    def described(cls, values: dict[str, Any]) -> "NeighborSettings":
-        """Return the settings that `describe` described."""
+    def of_index(cls, index: dict[str, Any]) -> "NeighborSettings":
+        """Return the settings that a shard set was built with, from its index."""
+        values = index.get("neighbours", {})
         weights, sources = values.get("weights", {}), values.get("sources", ())
         return cls(tuple(weights.items()), tuple(sources), values.get("largest_degree", 0))
 

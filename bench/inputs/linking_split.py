@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForMaskedLM
 
 from bali_ds.files import numbered_lines, published_file, write_json
 from bali_ds.graph.columns import write_column
@@ -122,7 +124,7 @@ def read_mentions(file: Path, graph: KnowledgeGraph) -> Mentions:
 
 
 def half_precision(encoder: Path, out: Path) -> None:
-    """Copy an encoder with its weights rounded to half precision: every variant starts from these."""
+    """Copy an encoder with its weights, new ones if it has none, in half precision: every variant starts from these."""
     out.mkdir()
     for file in encoder.iterdir():
         if file.name in ("config.json", *TOKENIZER_FILES):
@@ -131,6 +133,9 @@ def half_precision(encoder: Path, out: Path) -> None:
         weights = load_file(encoder / "model.safetensors")
         half = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
         save_file(half, out / "model.safetensors", metadata={"format": "pt"})
+    else:  # the encoder of the sample data set
+        torch.manual_seed(0)
+        AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(encoder)).half().save_pretrained(out)
 
 
 def shuffle_facts(source: Path, out: Path, seed: int = 0) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from bali_ds.inference.concept_dictionary import ConceptDictionary
 from bali_ds.inference.concept_scorer import ConceptScorer, Scoring
-from bali_ds.inference.remembered_mentions import Memory, build_memory
+from bali_ds.inference.mention_memory import Memory, build_memory
 from bali_ds.inference.spelling import SpellingIndex
 
 NAMES = [("heart", ["C1"]), ("cardiac muscle", ["C1", "C2"]), ("infarct", ["C3"]), ("attack", ["C2"]), ("x", ["C4"])]

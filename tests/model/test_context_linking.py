@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForMaskedLM
 
 from bali_ds.cli import main
 from bali_ds.errors import InputError
@@ -110,8 +111,10 @@ def test_the_command_line_links_a_corpus_in_context_and_evaluates_it(run, export
 
 def test_an_export_is_averaged_with_the_start(run, exported, sample, tmp_path):
     recipe, _ = run
-    export_run(recipe.directory, tmp_path / "mean", "float32", start=str(sample.encoder))
-    start = load_text_encoder(str(sample.encoder), seed=recipe.seed).encoder.state_dict()
+    torch.manual_seed(1)
+    AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(sample.encoder)).save_pretrained(tmp_path / "start")
+    export_run(recipe.directory, tmp_path / "mean", "float32", start=str(tmp_path / "start"))
+    start = load_text_encoder(str(tmp_path / "start"), seed=0).encoder.state_dict()
     trained, mean = (load_file(path / "model.safetensors") for path in (exported, tmp_path / "mean"))
     for name, tensor in mean.items():
         own = name.removeprefix("bert.")
