@@ -44,12 +44,14 @@ class PartitionedValues:
 
     Attributes:
         rank_tensors: returns the flat tensors of a rank, whose concatenation holds its part.
+        ranks: how many there are.
         part: values of a rank, for which its file has room.
         offset: where the part begins in that concatenation.
         start: the first value of this tensor within the parts, counted over all ranks.
     """
 
     rank_tensors: Callable[[int], Sequence[torch.Tensor]]
+    ranks: int
     part: int
     offset: int = 0
     start: int = 0
@@ -62,7 +64,7 @@ class PartitionedValues:
     def read(self, start: int, length: int) -> Iterator[torch.Tensor]:
         """Yield the values from `start` on."""
         position, end = self.start + start, self.start + start + length
-        while position < end:
+        while position < min(end, self.ranks * self.part):
             rank, within = divmod(position, self.part)
             count = min(self.part - within, end - position)
             yield from stretch_of(self.rank_tensors(rank), self.offset + within, count)

@@ -118,7 +118,7 @@ class ZeroFiles:
             # all ranks have as many values as the first, save the last, whose padding is not stored
             part, start = max(1, first["single_partition_of_fp32_groups"][group].numel()), 0
             for (name, shape), padding in zip(shapes.items(), after, strict=True):
-                tensors[name] = LazyTensor(name, tuple(shape), PartitionedValues(read, part, start=start))
+                tensors[name] = LazyTensor(name, tuple(shape), PartitionedValues(read, self.ranks, part, start=start))
                 start += prod(shape) + padding
         return tensors
 
@@ -132,12 +132,14 @@ class ZeroFiles:
             }
             for name, shape in (model.get("frozen_param_shapes") or {}).items():
                 part = model["frozen_param_fragments"][name].numel()
-                tensors[name] = LazyTensor(name, tuple(shape), PartitionedValues(partial(self._frozen, name), part))
+                tensors[name] = LazyTensor(
+                    name, tuple(shape), PartitionedValues(partial(self._frozen, name), self.ranks, part)
+                )
         read, offset = self._flat("fp32_flat_groups", kind), 0
         for shapes in model["param_shapes"]:
             for name, shape in shapes.items():
                 part = -(-prod(shape) // self.ranks)
-                tensors[name] = LazyTensor(name, tuple(shape), PartitionedValues(read, part, offset))
+                tensors[name] = LazyTensor(name, tuple(shape), PartitionedValues(read, self.ranks, part, offset))
                 offset += part
         return tensors
 

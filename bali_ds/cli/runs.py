@@ -84,15 +84,19 @@ def _add_finalize(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         "evaluate it and write the report. One GPU or CPU suffices.",
     )
     finalize.add_argument("path", type=Path, metavar="RUN", help="run directory, runs/NAME")
+    finalize.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="changes of the run's recipe, such as where its data is now"
+    )
     finalize.set_defaults(run=_run_finalize)
 
 
 def _run_finalize(options: argparse.Namespace) -> None:
     with redirect_stdout(sys.stderr):
-        from bali_ds.config import recorded_recipe
+        from bali_ds.config import load_recipe
+        from bali_ds.config.reading import RECORD
         from bali_ds.export.finalize import finalize, results_table, trained_step
 
-        recipe = recorded_recipe(options.path)
+        recipe = load_recipe(options.path / RECORD, options.overrides)
         recipe = recipe.model_copy(update={"runs": options.path.parent, "name": options.path.resolve().name})
         finalize(recipe, trained_step(recipe))
     print(results_table(recipe))

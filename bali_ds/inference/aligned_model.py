@@ -46,7 +46,7 @@ def load_aligned(path: Path, device: str = "cpu", graph: KnowledgeGraph | None =
     description = read_description(path)
     recipe = parse_recipe(description.recipe, str(path / DESCRIPTION))
     # the encoder that training started from may be missing here; the exported directory has its tokenizer
-    own = recipe.text_encoder.model_copy(update={"path": str(path)})
+    own = recipe.text_encoder.model_copy(update={"path": str(path), "weights": "pretrained"})
     recipe = recipe.model_copy(update={"text_encoder": own})
     encoder = load(path)
     learned = recipe.graph_encoder.names == "learned"
@@ -67,7 +67,8 @@ def load_aligned(path: Path, device: str = "cpu", graph: KnowledgeGraph | None =
     if isinstance(graph_encoder, GraphEncoder):
         load_module_weights(graph_encoder, path / GRAPH_ENCODER_FILE)
     names = "learned" if learned else "gradient"
-    aligner = Aligner(TextEncoder(encoder.model, nn.Identity()), graph_encoder, recipe.objective, names=names)
+    text = TextEncoder(encoder.model, nn.Identity(), pooling=own.pooling)
+    aligner = Aligner(text, graph_encoder, recipe.objective, names=names)
     aligner.pooling = encoder.mention_pooling
     return aligner.to(device).eval(), recipe
 

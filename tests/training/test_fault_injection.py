@@ -164,7 +164,7 @@ class TestLastCheckpoint:
 
     @pytest.mark.parametrize("name", ["patient", "full", "one", "stopped"])
     def test_no_step_is_repeated(self, ended, name):
-        taken = [line.split("/")[0] for line in ended.output(name).splitlines() if re.match(r"step \d+/6 ", line)]
+        taken = [line.split("/")[0] for line in ended.output(name).splitlines() if re.match(r"step \d+/6  epoch", line)]
         assert taken == [f"step {number}" for number in range(1, 7)]
 
     def test_disk_space_for_one_checkpoint_is_not_enough_and_keeps_that_one(self, ended):

@@ -17,7 +17,7 @@ LARGE = {
 def recipe_of(sample, directory, runs):
     return sample.recipe(
         runs,
-        text_encoder={"path": str(directory), "pooling": "last"},
+        text_encoder={"path": str(directory), "weights": "pretrained", "pooling": "last"},
         objective={"masked_language_model": {"weight": 0.0}},
     )
 

@@ -45,7 +45,8 @@ def test_training_and_plan_alone_open_what_a_recipe_names():
         files = {path.relative_to(package).as_posix(): path.read_text() for path in package.rglob("*.py")}
         return {path for path, text in files.items() if any(name in text for name in names)}
 
-    assert callers("open_mixture", "open_shards") == {"planning/run_data.py", "data/mixture.py", "data/remote.py"}
+    openers = {"planning/run_data.py", "data/mixture.py", "data/remote.py", "export/finalize.py"}
+    assert callers("open_mixture", "open_shards") == openers
     assert callers("RunData.open(") == {"training/startup.py", "training/replay.py", "planning/run_plan.py"}
 
 
@@ -60,6 +61,8 @@ def test_replay_and_plan_refuse_the_command_of_a_run_directory(run, canary, caps
     assert main(["replay", str(run), "4"]) == 2
     refused_in_one_line(capsys)
     assert main(["plan", "--config", str(run / "recipe.yaml"), "seed=4"]) == 2
+    refused_in_one_line(capsys)
+    assert main(["finalize", str(run)]) == 2
     refused_in_one_line(capsys)
     assert not canary.exists()
 
