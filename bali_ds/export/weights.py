@@ -177,11 +177,12 @@ def average_with(
     Raises:
         InputError: the other model lacks a tensor, or has one of another shape.
     """
-    averaged = dict(tensors)
+    # by the tensor, since all names of a shared parameter have the same one: tied output weights follow the embeddings
+    means: dict[int, LazyTensor] = {}
     for name, tensor in tensors.items():
         own = name.removeprefix(prefix)
         if name.startswith(prefix) and tensor.dtype.is_floating_point:
             if own not in start or tuple(start[own].shape) != tensor.shape:
                 raise InputError(f"--average-with: has no tensor {own} of shape {list(tensor.shape)}; name the start")
-            averaged[name] = LazyTensor.whole(name, (tensor.tensor().float() + start[own].float()) / 2)
-    return averaged
+            means[id(tensor)] = LazyTensor.whole(name, (tensor.tensor().float() + start[own].float()) / 2)
+    return {name: means.get(id(tensor), tensor) for name, tensor in tensors.items()}
