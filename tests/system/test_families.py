@@ -88,9 +88,10 @@ def test_a_family_goes_the_whole_way(name, runs, tmp_path, capsys):
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_sentence_transformers_reads_the_same_tokens(name, runs):
-    """Its mean is over all tokens, special ones too."""
+def test_sentence_transformers_gives_the_same_vectors(name, runs):
     library = pytest.importorskip("sentence_transformers")
     encoder = load(runs / name / "export")
     found = library.SentenceTransformer(str(runs / name / "export"), device="cpu").encode(TEXTS)
-    np.testing.assert_allclose(found, encoder.encode(TEXTS, pooling="mean"), atol=2e-3)
+    np.testing.assert_allclose(
+        found, encoder.encode(TEXTS), atol=2e-3
+    )  # it computes in the half precision of the export
