@@ -99,6 +99,8 @@ class Grid:
             seed: of the resampling.
         """
         kept = self.strata[stratum]
+        if not kept.any():  # of a small corpus
+            return dict.fromkeys(("value", "low", "high"), np.nan)
         documents, random = self.documents[kept], np.random.default_rng(seed)
         value, spread, weights = 0.0, np.zeros(RESAMPLES), None
         for sign, pair in ((1, first), (-1, second)):
@@ -153,7 +155,8 @@ def chosen(grid: Grid, variant: str, wanted: Callable[[str], bool]) -> str | Non
 
 
 def _measure(grid: Grid, variant: str, scoring: str) -> float:
-    return sum(grid.accuracy(variant, scoring, stratum) for stratum in ("new pair", "unseen", "ambiguous"))
+    strata = [name for name in ("new pair", "unseen", "ambiguous") if grid.strata[name].any()]
+    return sum(grid.accuracy(variant, scoring, stratum) for stratum in strata)
 
 
 def table(results: dict[str, Any], material: Material) -> str:
