@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM
 
 from bali_ds.files import numbered_lines, published_file, write_json
 from bali_ds.graph.columns import write_column
@@ -24,6 +24,7 @@ from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.manifest import read_manifest, seal
 from bali_ds.graph.packed_adjacency import pack_adjacency
 from bali_ds.inference.exported_directory import TOKENIZER_FILES
+from bali_ds.model.pretrained import fresh_model, load_configuration
 from bench.inputs.medmentions import bali_ds
 
 PARTS = {"held_out": range(2), "choice": range(2, 3), "training": range(3, 20)}
@@ -135,7 +136,7 @@ def half_precision(encoder: Path, out: Path) -> None:
         save_file(half, out / "model.safetensors", metadata={"format": "pt"})
     else:  # the encoder of the sample data set
         torch.manual_seed(0)
-        AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(encoder)).half().save_pretrained(out)
+        fresh_model(AutoModelForMaskedLM, load_configuration(encoder), encoder).half().save_pretrained(out)
 
 
 def shuffle_facts(source: Path, out: Path, seed: int = 0) -> None:
