@@ -73,7 +73,7 @@ class ZeroFiles:
             )
 
     def _name(self, name: str) -> str | None:
-        """Return the name of a file, which begins with the precision at some stages; None if there is none."""
+        """Return the name of a file, which begins with the precision at some stages; None if it does not exist."""
         return next((each for each in (name, f"bf16_{name}", f"fp16_{name}") if (self._path / each).is_file()), None)
 
     def _load_model(self, rank: int) -> dict[str, Any]:

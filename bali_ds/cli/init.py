@@ -101,7 +101,7 @@ def _init(options: argparse.Namespace) -> None:
         graph=_beside(file, built / "graph"),
         shards=_beside(file, built / "shards"),
         encoder=_beside(file, Path(encoder)) if Path(encoder).is_dir() else encoder,
-        weights="\n  weights: random  # there are none in this directory" if new else "",
+        weights="\n  weights: random  # this directory has no weights" if new else "",
         rate="1.0e-3  # of new weights; 2e-5 to 5e-5 for a pretrained encoder" if new else "5.0e-5",
         build_graph=f"bali-ds graph build {reader} {shlex.quote(str(source))} --out {built}/graph",
         build_shards=f"bali-ds shards build --graph {built}/graph --corpus {shlex.quote(corpus)} "
@@ -133,7 +133,7 @@ def _ask(what: str, option: str) -> str:
     """Return an answer from the terminal.
 
     Raises:
-        InputError: there is no terminal, or the answer is empty.
+        InputError: standard input is not a terminal, or the answer is empty.
     """
     if not sys.stdin.isatty():
         raise InputError(f"{option}: is missing: {what}")

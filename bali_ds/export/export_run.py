@@ -187,7 +187,7 @@ def _description(recipe: Recipe, checkpoint: Path, tensors: Mapping[str, LazyTen
 
 
 def _with_axes(checkpoint: Path, tensors: Mapping[str, LazyTensor], name: str, axes: int) -> LazyTensor | None:
-    """Return a tensor of so many axes, none of them empty; None if there is none of that name."""
+    """Return a tensor, which must have this number of axes and be nonempty; None if the checkpoint lacks it."""
     tensor = tensors.get(name)
     if tensor and (len(tensor.shape) != axes or not tensor.size):
         raise InputError(f"{checkpoint}: {name} is {list(tensor.shape)}, which no model of this program has")

@@ -70,7 +70,7 @@ def compile_layers(text: TextEncoder) -> None:
         layer.compile(dynamic=True)
 
 
-def fuses_layers(recipe: Recipe, text: TextEncoder) -> bool:
+def try_to_fuse_layers(recipe: Recipe, text: TextEncoder) -> bool:
     """Fuse the transformer layers if the recipe leaves their code open and they can be; return whether they are."""
     if recipe.text_encoder.compile is not None or recipe.precision == "fp32" or text.first_position is None:
         return False

@@ -13,7 +13,7 @@ from bali_ds.data.mixture import Mixture
 from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config
 from bali_ds.losses.contrastive.workspace import DERIVATIVE_BYTES
 from bali_ds.model.aligner import Aligner
-from bali_ds.model.build_model import DTYPES, build_aligner, fuses_layers
+from bali_ds.model.build_model import DTYPES, build_aligner, try_to_fuse_layers
 from bali_ds.model.text_encoder import read_configuration
 from bali_ds.planning.activations import PassMemory, pass_memory
 from bali_ds.planning.batch_plan import BatchPlan, plan_batches
@@ -147,7 +147,7 @@ def _activations(
         return torch.stack([*(each.sum() for each in vectors), *totals]).sum()
 
     one = pass_memory(model, run, fused_attention=on_gpu)
-    if on_gpu and fuses_layers(recipe, model.text):  # below stage 3
+    if on_gpu and try_to_fuse_layers(recipe, model.text):  # below stage 3
         one = replace(one, with_gradients=pass_memory(model, run, fused_attention=True).with_gradients)
     # the contrastive loss holds both views of all ranks in fp32: normalized, gathered, and their gradients
     rows = 2 * batch.num_views * batch_plan.micro_batches * batch_plan.ranks

@@ -14,7 +14,7 @@ from bali_ds.config import OptimizerConfig, Recipe
 from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config
 from bali_ds.library_internals import parameter_shape
 from bali_ds.model.aligner import Aligner
-from bali_ds.model.build_model import compile_layers, fuses_layers
+from bali_ds.model.build_model import compile_layers, try_to_fuse_layers
 from bali_ds.model.text_encoder import TextEncoder
 from bali_ds.planning.batch_plan import BatchPlan
 
@@ -116,12 +116,10 @@ def accelerate(text: TextEncoder, recipe: Recipe, settings: dict[str, Any], devi
 
     Call this before `build_engine`.
     """
-    if recipe.text_encoder.compile:
-        compile_layers(text)
+    wanted = recipe.text_encoder.compile
     # stage 3 gathers weights in hooks of modules, which fused layers would skip and compiled code would be cut at
-    if device.type != "cuda" or settings.get("zero_optimization", {}).get("stage", 0) == 3:
-        return
-    if not fuses_layers(recipe, text) and recipe.text_encoder.compile is None:
+    fast = device.type == "cuda" and settings.get("zero_optimization", {}).get("stage", 0) < 3
+    if wanted or (wanted is None and fast and not try_to_fuse_layers(recipe, text)):
         compile_layers(text)
 
 
