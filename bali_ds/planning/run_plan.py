@@ -1,6 +1,7 @@
 """The plan of a run: batch sizes, steps, memory of a rank and traffic, computed without starting anything."""
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
@@ -84,16 +85,22 @@ def plan(recipe: Recipe, *, ranks: int, on_gpu: bool, samples_per_second: float 
     batch = _largest_batch(recipe, data, batch_plan)
     model = shapes_of_model(recipe, 2 * data.graph.num_relations, data.shards)
     model.text.for_gpu = on_gpu
-    inputs = MemoryInputs(
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        largest=max(parameter.numel() for parameter in model.parameters()),
-        weight_bytes=DTYPES[recipe.precision].itemsize,
-        ranks=ranks,
-        activations=_activations(recipe, model, batch, batch_plan, on_gpu=on_gpu),
-        on_gpu=on_gpu,
-        settings=settings,
-        names=model.table.vectors.nbytes if model.table else 0,
-    )
+    passes = _passes(recipe, model, batch, on_gpu=on_gpu)
+
+    def inputs_of(number: int) -> MemoryInputs:
+        loss = _loss_bytes(model, batch.num_views * batch_plan.micro_batches * number, on_gpu=on_gpu)
+        return MemoryInputs(
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            largest=max(parameter.numel() for parameter in model.parameters()),
+            weight_bytes=DTYPES[recipe.precision].itemsize,
+            ranks=number,
+            activations=PassMemory(passes.with_gradients + loss, passes.without_gradients + loss),
+            on_gpu=on_gpu,
+            settings=settings,
+            names=model.table.vectors.nbytes if model.table else 0,
+        )
+
+    inputs = inputs_of(ranks)
     passages = batch_plan.steps * batch_plan.passages_per_step
     stage = settings.get("zero_optimization", {}).get("stage", 0)
     return Plan(
@@ -104,17 +111,20 @@ def plan(recipe: Recipe, *, ranks: int, on_gpu: bool, samples_per_second: float 
         stage=stage,
         memory=tuple(rank_memory(inputs, stage) for stage in STAGES),
         bytes_sent=tuple(bytes_sent(inputs, stage) for stage in STAGES),
-        fewest_gpus=fewest_gpus(inputs, stage) if on_gpu else None,
+        fewest_gpus=fewest_gpus(inputs_of, stage) if on_gpu else None,
         seconds=passages / samples_per_second if samples_per_second else None,
     )
 
 
-def fewest_gpus(inputs: MemoryInputs, stage: int) -> int | None:
-    """Return the smallest power of two of GPUs on which a rank of a ZeRO stage fits, None if 4,096 are too few."""
+def fewest_gpus(inputs_of: Callable[[int], MemoryInputs], stage: int) -> int | None:
+    """Return the smallest power of two of GPUs on which a rank of a ZeRO stage fits, None if 4,096 are too few.
+
+    Args:
+        inputs_of: returns the sizes of a run on a number of ranks; the contrastive loss grows with that number.
+        stage: ZeRO stage.
+    """
     numbers = (2**exponent for exponent in range(13))
-    return next(
-        (ranks for ranks in numbers if rank_memory(replace(inputs, ranks=ranks), stage).peak < _GPU_BYTES), None
-    )
+    return next((ranks for ranks in numbers if rank_memory(inputs_of(ranks), stage).peak < _GPU_BYTES), None)
 
 
 def shapes_of_model(recipe: Recipe, num_relations: int, shards: Mixture | None = None) -> Aligner:
@@ -135,9 +145,7 @@ def shapes_of_model(recipe: Recipe, num_relations: int, shards: Mixture | None =
     return model.to(DTYPES[recipe.precision]).train()
 
 
-def _activations(
-    recipe: Recipe, model: Aligner, batch: Batch, batch_plan: BatchPlan, *, on_gpu: bool
-) -> PassMemory:  # fmt: skip
+def _passes(recipe: Recipe, model: Aligner, batch: Batch, *, on_gpu: bool) -> PassMemory:
     shapes = batch.to("meta")
 
     def run() -> torch.Tensor:
@@ -149,13 +157,17 @@ def _activations(
     one = pass_memory(model, run, fused_attention=on_gpu)
     if on_gpu and try_to_fuse_layers(recipe, model.text):  # below stage 3
         one = replace(one, with_gradients=pass_memory(model, run, fused_attention=True).with_gradients)
+    return one
+
+
+def _loss_bytes(model: Aligner, pairs: int, *, on_gpu: bool) -> int:
     # the contrastive loss holds both views of all ranks in fp32: normalized, gathered, and their gradients
-    rows = 2 * batch.num_views * batch_plan.micro_batches * batch_plan.ranks
+    rows = 2 * pairs
     features = 3 * 4 * rows * model.text.width
     if on_gpu and model.objective.contrastive.weight:
         # and the derivatives by the similarities of a stripe of views, in the dtype of the features
         features += min(DERIVATIVE_BYTES, rows * rows * next(model.parameters()).element_size())
-    return PassMemory(one.with_gradients + features, one.without_gradients + features)
+    return features
 
 
 def _largest_batch(recipe: Recipe, data: RunData, batch_plan: BatchPlan) -> Batch:

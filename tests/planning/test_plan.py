@@ -49,10 +49,25 @@ def test_plan_of_the_sample(recipe):
 def test_the_fewest_gpus_for_seven_billion_parameters():
     """At stage 3 a rank holds 16 bytes of state for each of its parameters, and half as many GPUs do not hold them."""
     inputs = MemoryInputs(7_000_000_000, 10**8, 2, 1, PassMemory(0, 0), True, {"zero_optimization": {"stage": 3}})
-    fewest = fewest_gpus(inputs, 3)
+
+    def inputs_of(ranks: int) -> MemoryInputs:
+        return replace(inputs, ranks=ranks)
+
+    fewest = fewest_gpus(inputs_of, 3)
     assert fewest == 2
-    assert rank_memory(replace(inputs, ranks=fewest), 3).peak < 76 * 2**30 < rank_memory(inputs, 3).peak
-    assert fewest_gpus(inputs, 0) is None
+    assert rank_memory(inputs_of(fewest), 3).peak < 76 * 2**30 < rank_memory(inputs, 3).peak
+    assert fewest_gpus(inputs_of, 0) is None
+
+
+def test_a_loss_that_grows_with_the_ranks_may_fit_nowhere():
+    """80 GiB of gathered views do not fit on one GPU, and on twice as many GPUs they are 160 GiB on each."""
+    inputs = MemoryInputs(10**8, 10**7, 2, 1, PassMemory(0, 0), True, {"zero_optimization": {"stage": 3}})
+
+    def inputs_of(ranks: int) -> MemoryInputs:
+        views = 80 * 2**30 * ranks
+        return replace(inputs, ranks=ranks, activations=PassMemory(views, views))
+
+    assert fewest_gpus(inputs_of, 3) is None
 
 
 def test_recomputed_attention_on_a_gpu_is_fused_too(recipe):
