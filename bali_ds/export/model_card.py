@@ -10,8 +10,8 @@ TAGS = ["bali-ds", "biomedical", "entity-linking", "knowledge-graph", "sentence-
 USE = """\
 ## Use
 
-The directory is an ordinary Hugging Face encoder; the graph is needed for training only. The vector of a mention or
-name is the mean of the last layer over its tokens, without [CLS] and [SEP]:
+The directory is an ordinary Hugging Face model; the graph is needed for training only. The vector of a mention or
+name is {vector}:
 
 ```python
 import torch
@@ -19,18 +19,34 @@ from transformers import AutoModel, AutoTokenizer
 
 texts = ["heart attack", "myocardial infarction"]
 tokenizer, model = AutoTokenizer.from_pretrained("DIR"), AutoModel.from_pretrained("DIR", dtype=torch.float32)
+{snippet}
+```
+
+`SentenceTransformer("DIR").encode(texts)` and `bali_ds.load("DIR").encode(texts)` return the same vectors, and so does
+the output `sentence_embedding` of `onnx/model.onnx`, if it was exported. {servers} The pooler, if the architecture has
+one, was not trained.
+"""
+MEAN = {
+    "vector": "the mean of the last layer over its tokens, without [CLS] and [SEP]",
+    "snippet": """\
 batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt", return_special_tokens_mask=True)
 weights = (1 - batch.pop("special_tokens_mask")).unsqueeze(-1)
 with torch.inference_mode():
     states = model(**batch).last_hidden_state
-vectors = torch.nn.functional.normalize((states * weights).sum(dim=1) / weights.sum(dim=1), dim=-1)
-```
-
-`SentenceTransformer("DIR").encode(texts)` and `bali_ds.load("DIR").encode(texts)` return the same vectors, and so does
-the output `sentence_embedding` of `onnx/model.onnx`, if it was exported. Servers that pool over all tokens, such as
-text-embeddings-inference, include [CLS] and [SEP], which costs accuracy. The pooler, if the architecture has one, was
-not trained.
-"""
+vectors = torch.nn.functional.normalize((states * weights).sum(dim=1) / weights.sum(dim=1), dim=-1)""",
+    "servers": "Servers that pool over all tokens,\n"
+    "such as text-embeddings-inference, include [CLS] and [SEP], which costs accuracy.",
+}
+LAST = {
+    "vector": "the last layer's state of its last token, which ends the text",
+    "snippet": """\
+batch = tokenizer(texts, padding=True, truncation=True, padding_side="right", return_tensors="pt")
+last = batch["attention_mask"].sum(dim=1) - 1
+with torch.inference_mode():
+    states = model(**batch).last_hidden_state
+vectors = torch.nn.functional.normalize(states[torch.arange(len(texts)), last], dim=-1)""",
+    "servers": "Servers must pool the last token.",
+}
 LICENSE = """\
 ## License
 
@@ -72,7 +88,7 @@ def model_card(description: dict[str, Any], figures: dict[str, Any]) -> str:
         "contrastive alignment of mentions in text with the neighborhoods of their concepts, after BALI\n"
         "(Sakhovskiy and Tutubalina, SIGIR 2025, doi 10.1145/3726302.3729901).\n",
         "\n".join(facts) + "\n",
-        USE,
+        USE.format(**(LAST if description.get("pooling") == "last" else MEAN)),
     ]
     if (pooling := description.get("mention_pooling", "mean")) != "mean":
         parts.append(

@@ -1,9 +1,7 @@
 """The vectors of an export are the same in bali_ds, sentence-transformers, plain transformers and onnxruntime."""
 
 import json
-import re
 import shutil
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -13,6 +11,7 @@ from transformers import AutoTokenizer
 import bali_ds
 from bali_ds.errors import InputError
 from bali_ds.export.export_run import export_run
+from tests.card_snippet import vectors_by_the_card
 from tests.export.conftest import write_run
 
 TEXTS = ["word1 word20 word3", "word7", "word4 word4 word9 word11 word2 word30", "word1 word2 word3 " * 20]
@@ -26,12 +25,7 @@ def exported(trained, encoder_directory, tmp_path_factory):
 
 
 def by_the_card(directory):
-    """Run the snippet of the model card."""
-    (snippet,) = re.findall(r"```python\n(.*?)```", (directory / "README.md").read_text(), re.DOTALL)
-    assert "bali_ds" not in snippet
-    values: dict[str, Any] = {"texts": TEXTS}
-    exec(re.sub(r"^texts = .*$", "", snippet.replace('"DIR"', repr(str(directory))), flags=re.MULTILINE), values)
-    return values["vectors"].detach().numpy()
+    return vectors_by_the_card(directory, TEXTS)
 
 
 def by_onnx(directory):

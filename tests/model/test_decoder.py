@@ -18,6 +18,7 @@ from bali_ds.inference.linker import Linker
 from bali_ds.model.build_model import build_aligner
 from bali_ds.model.pretrained import load_tokenizer
 from bali_ds.model.text_encoder import load_text_encoder
+from tests.card_snippet import vectors_by_the_card
 from tests.conftest import REPOSITORY, Sample, run_ranks
 from tests.model.decoders import FAMILIES, TOKENS, write_decoder
 from tests.packs import random_pack, states_one_by_one
@@ -156,6 +157,7 @@ def test_the_export_is_an_ordinary_directory_and_links(runs, tmp_path):
         for text, vector in zip(texts, encoder.encode(texts), strict=True):
             last = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0, -1]
             np.testing.assert_allclose(vector, torch.nn.functional.normalize(last, dim=0), atol=1e-5)
+    np.testing.assert_allclose(vectors_by_the_card(out, texts), encoder.encode(texts), atol=1e-5)
     dictionary = tmp_path / "dictionary.txt"
     dictionary.write_text("C1||renal failure\nC2||nausea\n")
     linker = Linker.build(encoder, read_dictionary(dictionary))
