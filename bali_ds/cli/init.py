@@ -31,7 +31,7 @@ text_encoder:
 
 # Alignment of text and graph is on by default, with weight 1. These two helped linking in the project's ablations.
 objective:
-  masked_language_model: {{weight: 0.1}}
+  masked_language_model: {{weight: {masked}
   synonym_alignment: {{weight: 1, pairs: mentions}}
 
 optimizer:
@@ -92,7 +92,7 @@ def _init(options: argparse.Namespace) -> None:
     first = [document for path in documents[:1] for document in islice(read_documents(form, path, ReadReport()), 20)]
     link = "" if any(document.mentions for document in first) else " --link dictionary"
     encoder = options.encoder or _ask("encoder to train, a directory or org/name on the Hub", "--encoder")
-    new = Path(encoder).is_dir() and not any(Path(encoder).glob("*.safetensors"))
+    new, decoder = _kind_of_encoder(Path(encoder)) if Path(encoder).is_dir() else (False, False)
     gpus = _gpus()
     built = Path("shards/built") / file.stem
     text = _RECIPE.format(
@@ -102,6 +102,7 @@ def _init(options: argparse.Namespace) -> None:
         shards=_beside(file, built / "shards"),
         encoder=_beside(file, Path(encoder)) if Path(encoder).is_dir() else encoder,
         weights="\n  weights: random  # this directory has no weights" if new else "",
+        masked="0}  # a decoder has no head for it" if decoder else "0.1}",
         rate="1.0e-3  # of new weights; 2e-5 to 5e-5 for a pretrained encoder" if new else "5.0e-5",
         build_graph=f"bali-ds graph build {reader} {shlex.quote(str(source))} --out {built}/graph",
         build_shards=f"bali-ds shards build --graph {built}/graph --corpus {shlex.quote(corpus)} "
@@ -115,6 +116,21 @@ def _init(options: argparse.Namespace) -> None:
     with published_file(file, "w") as stream:
         stream.write(text)
     print("".join(line.removeprefix("#   ") + "\n" for line in text.splitlines() if line.startswith("#   ")), end="")
+
+
+def _kind_of_encoder(directory: Path) -> tuple[bool, bool]:
+    """Return whether a model directory has no weights yet, and whether it is a decoder.
+
+    Raises:
+        InputError: its configuration or its weights cannot be read.
+    """
+    from bali_ds.model.decoder import is_decoder
+    from bali_ds.model.pretrained import check_weight_files, has_weights, load_configuration
+
+    new = not has_weights(directory)
+    if not new:
+        check_weight_files(directory)
+    return new, is_decoder(load_configuration(directory))
 
 
 def _beside(recipe: Path, path: Path) -> str:

@@ -71,11 +71,13 @@ def _frame(tokenizer: Any) -> None:
     tokenizer.padding_side = "right"
     end, begin = tokenizer.eos_token, tokenizer.bos_token or tokenizer.eos_token
     ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in dict.fromkeys((begin, end))]
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=[begin, "$A", end], special_tokens=ids)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=[begin, "$A", end], pair=[begin, "$A", end, "$B", end], special_tokens=ids
+    )
 
 
 def load_model(kind: Any, path: str | Path, **options: Any) -> tuple[Any, bool]:
-    """Return a model and whether its head is newly initialized, for lack of weights.
+    """Return a model, and whether its head is newly initialized because the checkpoint has no weights for it.
 
     Args:
         kind: an auto class of transformers, for example AutoModel.
@@ -130,7 +132,10 @@ def architecture_of(kind: Any, config: PretrainedConfig, path: str | Path) -> An
 
 
 def partitioned_model(kind: Any, config: PretrainedConfig) -> Any:
-    """Return a model that is built inside a context which partitions it, so its size does not matter here."""
+    """Return a model of a configuration, built inside a context that partitions its weights.
+
+    Its size is not compared with the memory of this machine.
+    """
     with _quiet():
         return kind.from_config(config, trust_remote_code=False)
 
@@ -142,6 +147,13 @@ def shapes_of_encoder(path: str | Path) -> Any:
         InputError: as `load_configuration` and `architecture_of`.
     """
     return architecture_of(AutoModel, load_configuration(path), path)
+
+
+def has_weights(directory: Path) -> bool:
+    """Return whether a model directory has weights, in a format that is read or in another."""
+    return any(directory.glob("*.safetensors")) or any(
+        (directory / name).is_file() for name in (*PICKLED_WEIGHTS, *_OTHER_WEIGHTS)
+    )
 
 
 def check_weight_files(path: str | Path) -> None:

@@ -4,12 +4,14 @@ import shlex
 from pathlib import Path
 
 import pytest
+from transformers import BertConfig, LlamaConfig
 
 from bali_ds.cli import main
 from bali_ds.config import load_recipe
 from tests.conftest import REPOSITORY
 
 SAMPLE = REPOSITORY / "shards/sample"
+TOLD = ("--rrf", str(SAMPLE), "--corpus", f"pubtator:{SAMPLE}/corpus.pubtator")
 
 
 @pytest.fixture(autouse=True)
@@ -18,8 +20,7 @@ def empty_folder(tmp_path, monkeypatch):
 
 
 def test_its_commands_build_what_its_recipe_names(capsys):
-    corpus = f"pubtator:{SAMPLE}/corpus.pubtator"
-    told = ["--rrf", str(SAMPLE), "--corpus", corpus, "--encoder", str(SAMPLE / "encoder")]
+    told = [*TOLD, "--encoder", str(SAMPLE / "encoder")]
     assert main(["init", "my run.yaml", *told]) == 2  # no name of a run may hold a space
     assert "name: String should match pattern" in capsys.readouterr().err
     assert not Path("my run.yaml").exists()
@@ -41,9 +42,12 @@ def test_its_commands_build_what_its_recipe_names(capsys):
         (["--rrf", str(SAMPLE)], "--corpus: is missing"),
         (["--rrf", str(SAMPLE), "--corpus", "pubtatr:x"], "pubtator"),
         ([], "--rrf: is missing"),
+        ([*TOLD, "--encoder", "pickled"], "pickled: has its weights as a pickle"),
     ],
 )
-def test_what_is_missing_without_a_terminal_is_one_line(told, message, capsys):
+def test_a_mistake_without_a_terminal_is_one_line(told, message, capsys):
+    Path("pickled").mkdir()
+    Path("pickled/pytorch_model.bin").write_bytes(b"")
     assert main(["init", "mine.yaml", *told]) == 2
     said = capsys.readouterr().err
     assert message in said
@@ -56,3 +60,13 @@ def test_a_terminal_is_asked(monkeypatch):
     monkeypatch.setattr("builtins.input", lambda _: next(answers))
     assert main(["init", "mine.yaml"]) == 0
     assert load_recipe("mine.yaml").text_encoder.path == "org/encoder"
+
+
+def test_a_decoder_is_not_asked_for_a_masked_language_model():
+    encoders = {"encoder": BertConfig(), "decoder": LlamaConfig()}
+    for name, config in encoders.items():
+        config.save_pretrained(name)
+        assert main(["init", f"{name}.yaml", *TOLD, "--encoder", name]) == 0
+    weights = {name: load_recipe(f"{name}.yaml").objective.masked_language_model.weight for name in encoders}
+    assert weights == {"encoder": 0.1, "decoder": 0}
+    assert load_recipe("decoder.yaml").text_encoder.weights == "random"
