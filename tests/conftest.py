@@ -162,6 +162,9 @@ def run_ranks(world_size: int, script: Path, *arguments: object, timeout: float 
     )
     try:
         said = job.communicate(timeout=TIMEOUT_FACTOR * timeout)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(job.pid, signal.SIGKILL)
+        pytest.fail(f"the ranks hang; they printed:\n{job.communicate()[0]}")
     finally:
         with suppress(ProcessLookupError):
             os.killpg(job.pid, signal.SIGKILL)

@@ -30,7 +30,8 @@ def main() -> None:
         partition = partition_of(recipe, settings)
         assert isinstance(partition, ZeroPartition)
         ranks.barrier()
-        before, peaks, ended = anonymous(), [0], threading.Event()
+        before, ended = anonymous(), threading.Event()
+        peaks = [before]
 
         def watch() -> None:
             while not ended.is_set():

@@ -33,8 +33,8 @@ def test_no_rank_ever_holds_half_of_a_decoder(sample, tmp_path, monkeypatch):
     assert len(grown) == RANKS
     for grew, size in grown:
         assert size > 200 << 20
-        assert grew < size / 2, f"{grew / 2**20:.0f} MiB of {size / 2**20:.0f}"
-    print(said)
+        # its quarter at least, so that the figure is of this load and not of nothing
+        assert size / 4 <= grew < size / 2, f"{grew / 2**20:.0f} MiB of {size / 2**20:.0f}"
 
 
 def test_only_decoders_at_stage_3_are_partitioned_while_they_are_loaded(sample, tmp_path):
