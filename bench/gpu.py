@@ -74,8 +74,10 @@ def main() -> int:
         bench = Bench(options.device, options.small, options.data, Path(folder))
 
         def run(name: str) -> None:
-            results["parts"][name] = _figures(name, bench)
-            write_json(options.out, results)
+            figures = _figures(name, bench)
+            with bench.lock:
+                results["parts"][name] = figures
+                write_json(options.out, results)
 
         chosen = [name for name in ALL_PARTS if name in options.parts]
         with ThreadPoolExecutor(len(RUNS) if options.device == "cuda" else 1) as pool:

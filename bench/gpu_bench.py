@@ -58,7 +58,7 @@ class Bench:
         small: shapes that take seconds on a CPU.
         data: directory with `graph` and `shards` of the sample data set.
         folder: temporary directory for encoders, recipes and runs.
-        lock: held while an encoder is written; parts may run in threads.
+        lock: held while an encoder or the figures are written; parts may run in threads.
     """
 
     device: str

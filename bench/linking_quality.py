@@ -153,7 +153,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA, help="directory of the real data")
     parser.add_argument("--encoder", type=Path, default=minilm())
-    parser.add_argument("--folder", type=Path, help="where everything is prepared (default: shards/built/linking)")
+    parser.add_argument(
+        "--folder", type=Path, help="directory of everything prepared (default: shards/built/linking_quality)"
+    )
     parser.add_argument("--sample", action="store_true", help="on the sample data set")
     parser.add_argument("--prepare", action="store_true", help="only prepare the folder")
     parser.add_argument("--table", action="store_true", help="only print the table")
@@ -164,11 +166,16 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no training after this time")
     parser.add_argument("--change", nargs="*", default=[], metavar="key=value", help="to the recipe of every variant")
-    parser.add_argument("--out", type=Path, help="JSON file (default: bench/results/linking_quality.json)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="JSON file (default: in bench/results, or in the folder for the sample)",
+    )
     options = parser.parse_args()
     kind = "sample" if options.sample else "linking"
     options.folder = options.folder or ROOT / "shards/built" / f"{kind}_quality"
-    options.out = options.out or ROOT / "bench/results/linking_quality.json"
+    recorded = options.folder / "results.json" if options.sample else ROOT / "bench/results/linking_quality.json"
+    options.out = options.out or recorded
     return options
 
 

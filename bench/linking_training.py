@@ -75,7 +75,7 @@ def _train(aligner: Aligner, recipe: Recipe, losses: Callable[[Aligner], Iterato
     dtype, steps = DTYPES[recipe.precision], recipe.steps or 1
     working = aligner if dtype == torch.float32 else copy.deepcopy(aligner).to(dtype)
     groups = parameter_groups(aligner, recipe.optimizer)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=aligner.device.type == "cuda")
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=True)
     own, used = (list(model.parameters()) for model in (aligner, working))
     tokens = 0
     warmup = round(recipe.optimizer.warmup * steps)

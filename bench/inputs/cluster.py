@@ -16,9 +16,9 @@ class Cluster:
     Attributes:
         wire: bytes per second that a GPU sends to another host (one port of 400 Gb/s at 80 %).
         message: seconds of a message between hosts.
-        loss_rate: FLOP/s of the contrastive loss: `clip` of 65,536 pairs of width 768 takes 70 ms (docs/gpu.md).
-        encoder_rate: FLOP/s of a training step of the text encoder: a third of the peak (docs/gpu.md measures 32 % for
-            the encoder of BERT-base alone).
+        loss_rate: FLOP/s of the contrastive loss: `clip` of 65,536 pairs of width 768 takes 51 ms (docs/gpu.md).
+        encoder_rate: FLOP/s of a training step of the text encoder: 39 % of the peak, that of BERT-base alone
+            (docs/gpu.md).
         disk_write: bytes per second that a rank writes to the page cache of its host at a checkpoint.
         storage: bytes per second that the file system writes for all ranks together.
         restart: seconds from a failure until ranks train again: requeue, start, load.
@@ -27,8 +27,8 @@ class Cluster:
 
     wire: float = 40e9
     message: float = 20e-6
-    loss_rate: float = 8 * 65_536**2 * 768 / 0.070
-    encoder_rate: float = 0.32 * 989e12
+    loss_rate: float = 8 * 65_536**2 * 768 / 0.051
+    encoder_rate: float = 0.39 * 989e12
     disk_write: float = 2e9
     storage: float = 50e9
     restart: float = 300.0
