@@ -5,6 +5,8 @@ needs neither torch nor transformers.
 """
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,7 +34,19 @@ def __getattr__(name: str) -> Any:
     """Import a public name at its first use."""
     if name not in _MODULES:
         raise AttributeError(f"module 'bali_ds' has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    with _packages_named():
+        return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+@contextmanager
+def _packages_named() -> Iterator[None]:
+    """Turn the lack of a package into an error that names the extra with it."""
+    from bali_ds.errors import missing_package
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise missing_package(error, "infer") from error
 
 
 def load(path: "Path | str", *, device: str = "cpu") -> "Encoder":
@@ -48,10 +62,6 @@ def load(path: "Path | str", *, device: str = "cpu") -> "Encoder":
     Raises:
         InputError: the directory cannot be used, or torch or transformers is not installed.
     """
-    from bali_ds.errors import missing_package
-
-    try:
+    with _packages_named():
         from bali_ds.inference.encoder import load as load_encoder
-    except ModuleNotFoundError as error:
-        raise missing_package(error, "infer") from error
     return load_encoder(path, device=device)

@@ -12,6 +12,7 @@ from bali_ds.errors import STOPPED, InputError
 from bali_ds.shipped_files import RECIPES, SAMPLE, find_recipe
 
 _RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK")
+COMPLETE = "complete.json"
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -26,7 +27,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "  bali-ds train sample\n"
         "  bali-ds train recipe.yaml batch.passages=512 --ranks 4\n"
         "  bali-ds train recipe.yaml --hostfile hosts --master-addr 10.0.0.1\n"
-        "Started by srun, mpirun or torchrun, the command is one of their ranks.",
+        "Started by torchrun, Open MPI's mpirun or launch/slurm.sbatch, the command is one of their ranks.",
     )
     add_recipe(train)
     add_resume(train)
@@ -55,23 +56,19 @@ def _train(options: argparse.Namespace) -> int:
     arguments = ["--config", path, "--resume", options.resume, *overrides]
     if any(name in os.environ for name in _RANK_VARIABLES):
         return _only_rank(arguments)
-    if find_recipe(path) == RECIPES / "sample.yaml":
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        raise InputError("several tasks of srun would start a job each; submit launch/slurm.sbatch instead")
+    if find_recipe(path).resolve() == (RECIPES / "sample.yaml").resolve():
         _build_sample(recipe.data.graph, recipe.data.shards)
-    gpus = _choose_device(options.device)
-    ranks = options.ranks or gpus or 1
-    if options.device == "cuda" and not gpus:
-        raise InputError("--device cuda: torch finds no GPU on this machine; run bali-ds doctor, or pass --device cpu")
-    if gpus and ranks > gpus:
-        raise InputError(f"--ranks {ranks}: this machine has {gpus} GPUs; pass at most {gpus}, or --device cpu")
     os.environ.setdefault("MASTER_PORT", str(_free_port()))
-    if options.hostfile is None and ranks == 1:
+    where = _on_hosts(options) if options.hostfile else _on_this_machine(options)
+    if where is None:
         return _only_rank(arguments)
-    if not gpus:
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
-    where = _on_hosts(options) if options.hostfile else ["--num_gpus", str(ranks)]
     status = _launch([*where, "--module", "bali_ds.cli.train", *arguments])
+    if status or recipe.evaluation.when != "after":
+        return status
     # the launcher can end with 0 when a rank was killed
-    return status or (0 if (recipe.directory / "complete.json").exists() else STOPPED)
+    return 0 if (recipe.directory / COMPLETE).exists() else STOPPED
 
 
 def _only_rank(arguments: list[str]) -> int:
@@ -110,9 +107,30 @@ def _choose_device(device: str) -> int:
     return gpus
 
 
+def _on_this_machine(options: argparse.Namespace) -> list[str] | None:
+    """Return the launcher's arguments for ranks on this machine; None for one rank, which needs no launcher."""
+    gpus = _choose_device(options.device)
+    ranks = options.ranks or gpus or 1
+    if options.device == "cuda" and not gpus:
+        raise InputError("--device cuda: torch finds no GPU on this machine; run bali-ds doctor, or pass --device cpu")
+    if gpus and ranks > gpus:
+        raise InputError(f"--ranks {ranks}: this machine has {gpus} GPUs; pass at most {gpus}, or --device cpu")
+    if ranks == 1:
+        return None
+    if not gpus:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+    if gpus and (visible := os.environ.get("CUDA_VISIBLE_DEVICES")):
+        # with --num_gpus the launcher would ignore the variable and take the first GPUs of the machine
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible.split(",")[:ranks])
+        return []
+    return ["--num_gpus", str(ranks)]
+
+
 def _on_hosts(options: argparse.Namespace) -> list[str]:
     from bali_ds.doctor.hostfile import read_hostfile
 
+    if options.device != "auto":
+        raise InputError("--device: hosts choose their device themselves; write DS_ACCELERATOR=cpu to .deepspeed_env")
     hosts = read_hostfile(options.hostfile)
     if len(hosts) > 1 and not options.master_addr:
         raise InputError(

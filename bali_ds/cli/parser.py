@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -29,7 +30,7 @@ class Parser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """Parse arguments as argparse does; unknown ones are an error of the command that they were given to."""
-        self._given = list(args or [])
+        self._given = list(sys.argv[1:] if args is None else args)
         options, extra = super().parse_known_args(args, namespace)
         if hasattr(options, "overrides"):
             options.overrides += [text for text in extra if not text.startswith("-")]

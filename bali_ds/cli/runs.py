@@ -96,8 +96,9 @@ def _run_finalize(options: argparse.Namespace) -> None:
         from bali_ds.config.reading import RECORD
         from bali_ds.export.finalize import finalize, results_table, trained_step
 
-        recipe = load_recipe(options.path / RECORD, options.overrides)
-        recipe = recipe.model_copy(update={"runs": options.path.parent, "name": options.path.resolve().name})
+        run = options.path.resolve()
+        recipe = load_recipe(run / RECORD, options.overrides)
+        recipe = recipe.model_copy(update={"runs": run.parent, "name": run.name})
         finalize(recipe, trained_step(recipe))
     print(results_table(recipe))
 

@@ -76,7 +76,7 @@ def export_run(
     encoder = architecture.rename(tensors)
     graph, pooling = _part("graph.", tensors), _part("pooling.", tensors)
     if not graph and recipe.graph_encoder.kind != "linearized":
-        raise InputError(f"{checkpoint}: has no graph encoder; was it written by launch/train.py?")
+        raise InputError(f"{checkpoint}: has no graph encoder; was it written by bali-ds train?")
     description = _description(recipe, checkpoint, tensors, dtype) | {"averaged_with": start and _public_name(start)}
     with published_directory(out, EXPORT, overwrite=overwrite) as working:
         verified = 0

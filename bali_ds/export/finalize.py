@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from bali_ds.checkpoint.marker import checkpoint_step, complete_checkpoints
-from bali_ds.config import LinkingConfig, Recipe, dump_recipe
+from bali_ds.config import LinkingConfig, Recipe, dump_recipe, recorded_recipe
 from bali_ds.data.mixture import open_mixture
 from bali_ds.errors import InputError
 from bali_ds.evaluation.embedding_map import describe_embedding
@@ -63,7 +63,8 @@ def finalize(recipe: Recipe, step: int) -> None:
         refresh_card(run, run / "export")
         print_progress("writing the report")
         write_report(run)
-        write_json(run / COMPLETE, {"recipe": dump_recipe(recipe)})
+        # what the run itself recorded: here paths and changes of the command line may differ
+        write_json(run / COMPLETE, {"recipe": dump_recipe(recorded_recipe(run))})
 
 
 def trained_step(recipe: Recipe) -> int:
@@ -77,8 +78,8 @@ def trained_step(recipe: Recipe) -> int:
     newest = next(map(checkpoint_step, complete_checkpoints(recipe.directory / "checkpoints")), 0)
     if newest < steps:
         raise InputError(
-            f"{recipe.directory}: is at step {newest:,} of {steps:,}; train it to its end first: deepspeed "
-            f"launch/train.py --config {recipe.directory / 'recipe.yaml'}"
+            f"{recipe.directory}: is at step {newest:,} of {steps:,}; train it to the end first: "
+            f"bali-ds train {recipe.directory / 'recipe.yaml'}"
         )
     return steps
 

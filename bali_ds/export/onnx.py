@@ -16,16 +16,21 @@ TOLERANCE = 1e-4
 class _Pooled(nn.Module):
     """The encoder with the same inputs and outputs for all architectures.
 
-    Token ids and mask in; last hidden state, and its mean over the tokens of the text as a unit vector out.
+    Token ids and mask in; last hidden state, and one unit vector of each text out: the mean over its own tokens, or the
+    state of its last token.
     """
 
-    def __init__(self, model: nn.Module, special_ids: list[int]) -> None:
+    def __init__(self, model: nn.Module, special_ids: list[int], pooling: str) -> None:
         super().__init__()
         self.model = model
         self.special_ids = special_ids
+        self.pooling = pooling
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         states: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        if self.pooling == "last":
+            last = attention_mask.sum(dim=1) - 1
+            return states, nn.functional.normalize(states[torch.arange(len(states)), last], dim=-1)
         own = attention_mask
         for number in self.special_ids:
             own = own * (input_ids != number)
@@ -55,7 +60,7 @@ def write_onnx(directory: Path) -> float:
     # fused attention branches on the values of the mask, which a graph cannot do
     encoder.model.set_attn_implementation("eager")
     special_ids = sorted(set(encoder.tokenizer("")["input_ids"]))
-    model, out = _Pooled(encoder.model, special_ids).eval(), directory / NAME
+    model, out = _Pooled(encoder.model, special_ids, encoder.pooling).eval(), directory / NAME
     out.parent.mkdir()
     vocabulary, longest = len(encoder.tokenizer), encoder.max_tokens
     dynamic = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}

@@ -48,6 +48,14 @@ def test_shipped_recipes_and_deepspeed_files_have_names(empty_folder):
         load_deepspeed_config(Path("zero3offload"))
 
 
+@pytest.mark.parametrize("file", sorted(RECIPES.rglob("*.yaml")), ids=lambda file: file.stem)
+def test_a_shipped_recipe_names_what_is_shipped_or_what_the_user_builds(file):
+    recipe = load_recipe(file)
+    load_deepspeed_config(recipe.deepspeed)
+    for built in (recipe.data.graph, Path(recipe.data.shards)):
+        assert built.resolve().is_relative_to(REPOSITORY / "shards/built")
+
+
 def test_the_sample_is_built_and_the_ranks_get_the_whole_command(empty_folder, launched, capsys):
     assert main(["train", "sample", "steps=4", "--ranks", "2", "name=own", "--resume", "never"]) == 75
     for part in ("graph/manifest.json", "shards/index.json"):
