@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
             names shards that are neither a directory nor a plain download, and no override replaces them.
     """
     file = find_recipe(path)
-    folder = file.parent if Path(path).exists() else file.parent.relative_to(SHIPPED)
+    # relative to the working directory, however the file is named: the values of a run may not depend on that
+    folder = Path(os.path.relpath(file.parent)) if file == Path(path) else file.parent.relative_to(SHIPPED)
     recorded = _is_record(file)
     recipe = _with_shipped_files(_validated(_read(file, overrides, Path() if recorded else folder), str(file)))
     if recorded and not any(override.startswith("data.shards=") for override in overrides):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bali_ds.errors import InputError
 from bali_ds.locations import COMMAND
 
 PATHS = (
@@ -34,6 +35,8 @@ def locate(values: dict[str, Any], folder: Path) -> None:
         value = section[key]
         if isinstance(value, dict):  # a mixture of shards
             section[key] = {_located(each, folder, path): proportion for each, proportion in value.items()}
+            if len(section[key]) < len(value):
+                raise InputError(f"{path}: two keys name the same location; give each once")
         else:
             section[key] = _located(value, folder, path)
 

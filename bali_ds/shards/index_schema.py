@@ -49,6 +49,12 @@ class _Tokenizer(_Schema):
         return self
 
 
+class _Neighbors(_Schema):
+    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
+    sources: list[str] = []
+    largest_degree: _Count = 0
+
+
 class DescriptionSchema(_Schema):
     """What a tar says of the shard set that it belongs to."""
 
@@ -58,6 +64,7 @@ class DescriptionSchema(_Schema):
     max_tokens: Annotated[int, Field(ge=2, le=2**16)]
     max_name_tokens: Annotated[int, Field(ge=1, le=2**16)]
     stored_fan_out: Annotated[int, Field(ge=0, le=2**16)]
+    neighbours: _Neighbors = _Neighbors()
 
 
 class _Shard(_Schema):
