@@ -82,6 +82,8 @@ def published_directory(target: Path, output: Output, *, overwrite: bool | None 
             check_replaceable(target, output, overwrite=overwrite)
             replace_directory(working, directory)
             sync(directory.parent)
+    except InputError:
+        raise  # it may quote an error of the system that has nothing to do with the target
     except Exception as error:
         if problem := system_error(error):
             raise InputError(f"{target}: cannot be written: {problem}") from error

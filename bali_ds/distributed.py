@@ -112,7 +112,7 @@ class Ranks:
         return values[0]
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """Return every rank's value, in rank order, on every rank: what grows with their number; prefer the others."""
+        """Return every rank's value, in rank order, on every rank; its cost grows with the number of ranks."""
         everyone: list[Any] = self.broadcast_object(self.gather_object(value))
         return everyone
 

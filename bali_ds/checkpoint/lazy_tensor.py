@@ -88,7 +88,7 @@ class LazyTensor:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype in the file."""
-        return self.values.dtype if self.size else torch.float32
+        return self.values.dtype
 
     @property
     def size(self) -> int:
@@ -103,7 +103,7 @@ class LazyTensor:
     def stretch(self, start: int, length: int) -> torch.Tensor:
         """Return the `length` values that begin at `start`, flat, as a copy in memory."""
         pieces = self._read(start, length)
-        return torch.cat(pieces) if pieces else torch.empty(0)
+        return torch.cat(pieces) if pieces else torch.empty(0, dtype=self.dtype)
 
     def tensor(self) -> torch.Tensor:
         """Return the whole tensor as a copy in memory."""

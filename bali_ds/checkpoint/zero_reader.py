@@ -56,6 +56,8 @@ class ZeroFiles:
         if self._name("zero_pp_rank_0_mp_rank_00_optim_states.pt"):
             counts = self.optimizer(0)["partition_count"]
             self.ranks = max(counts) if isinstance(counts, list) else int(counts)
+        elif self._sharded_models or any(path.glob("*_optim_states.pt")):
+            raise InputError(f"{path}: the optimizer states of rank 0 are missing; copy the files of all hosts into it")
 
     def check_all(self) -> None:
         """Check that the files of all ranks are there.

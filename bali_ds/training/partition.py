@@ -43,16 +43,17 @@ class ZeroPartition:
 def partition_of(recipe: Recipe, settings: dict[str, Any]) -> ZeroPartition | None:
     """Return how the weights of a decoder are partitioned while they are loaded at ZeRO stage 3, else None.
 
-    Other encoders are small, and are built on every rank before DeepSpeed partitions them.
+    Encoders that are not decoders, and decoders with new weights, are built on every rank before DeepSpeed partitions
+    them.
 
     Raises:
         InputError: weights are missing or of another shape.
     """
     encoder = recipe.text_encoder
-    config = read_configuration(encoder.path, layer=encoder.layer)
-    if settings.get("zero_optimization", {}).get("stage", 0) < 3 or not is_decoder(config):
+    if settings.get("zero_optimization", {}).get("stage", 0) < 3 or encoder.weights == "random":
         return None
-    if encoder.weights == "random":
+    config = read_configuration(encoder.path, layer=encoder.layer)
+    if not is_decoder(config):
         return None
     decoder_weights(encoder.path, config)
     return ZeroPartition(recipe, settings)

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Self
-from unittest import mock
 
 import deepspeed
 import torch
@@ -28,6 +27,8 @@ logger = logging.getLogger(__name__)
 EXITING = threading.Event()
 """Set once the main thread is about to exit with an error. The launcher sends SIGTERM to the ranks that still run, and
 other ranks post the errors that they exit with: neither may replace that error."""
+
+_LAZY = "TORCH_GLOO_LAZY_INIT"
 
 
 @contextmanager
@@ -68,8 +69,12 @@ def joined_ranks() -> Iterator[Ranks]:
             f"{first_line(error)}"
         ) from error
     try:
-        with mock.patch.dict(os.environ, TORCH_GLOO_LAZY_INIT="1"):
+        own = os.environ.get(_LAZY)
+        os.environ[_LAZY] = "1"  # read when a group is made; groups of DeepSpeed stay as they are
+        try:
             ranks = _host_ranks(device)
+        finally:
+            os.environ.pop(_LAZY) if own is None else os.environ.update({_LAZY: own})
         ranks.barrier()  # connects the ranks that exchange numbers while all of them are there
         yield ranks
     except Exception as error:

@@ -21,29 +21,32 @@ class TrainLog(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.setFormatter(PrintableFormatter())
-        self._waiting: list[str] = []
+        self._waiting: list[str] | None = []
         self._stream: IO[str] | None = None
 
     def open_in(self, run: Path) -> None:
         """Append to the log of a run directory from now on."""
+        waiting, self._waiting = self._waiting or [], None
         with suppress(OSError):
             self._stream = open(run / NAME, "a", buffering=1, encoding="utf-8", errors="replace")  # noqa: SIM115
-            self._stream.writelines(self._waiting)
-        self._waiting = []
+            self._stream.writelines(waiting)
 
     def write(self, text: str) -> None:
         """Write each line of a text with the local time."""
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         lines = [f"{now}  {line}\n" for line in text.split("\n") if line.strip()]
-        if self._stream is None:
+        if self._waiting is not None:
             self._waiting += lines
-            return
-        with suppress(OSError):
-            self._stream.writelines(lines)
+        elif self._stream is not None:
+            with suppress(OSError):
+                self._stream.writelines(lines)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a log record."""
-        self.write(self.format(record))
+        try:
+            self.write(self.format(record))
+        except Exception:  # a malformed record of some library ends nothing
+            self.handleError(record)
 
     @contextmanager
     def running(self) -> Iterator["TrainLog"]:

@@ -75,7 +75,7 @@ class Trainer:
         """Build model, engine and components, and load the newest checkpoint; every rank calls this."""
         self.recipe = recipe
         self.ranks, self.data, self.batch_plan, settings = inputs
-        model = recipe, 2 * self.data.graph.num_relations, self.data.shards
+        arguments = recipe, 2 * self.data.graph.num_relations, self.data.shards
         with raise_on_every_rank(self.ranks):
             if self.ranks.is_first:
                 if not resume:
@@ -85,9 +85,10 @@ class Trainer:
                     log.open_in(recipe.directory)
                 print_progress("building the model")
             partition = partition_of(recipe, settings)
-            aligner = None if partition else build_aligner(*model)
+            aligner = None if partition else build_aligner(*arguments)
         # outside of the block, since partitioned weights are sent from rank to rank
-        aligner = aligner or build_aligner(*model, partition=partition)
+        if aligner is None:
+            aligner = build_aligner(*arguments, partition=partition)
         flops = StepFlops.of(aligner)
         accelerate(aligner.text, recipe, settings, self.ranks.device)
         self.engine: deepspeed.DeepSpeedEngine = build_engine(aligner, recipe, settings)

@@ -29,7 +29,8 @@ class Validator:
     ) -> None:
         """Collate this rank's batches of the held-out passages, which are the same each time.
 
-        Every rank calls the model equally often: one that has no batch left encodes the last one again, for nothing.
+        Every rank calls the model equally often: one that has no batch left encodes the last one again, and that
+        output is dropped.
 
         Args:
             engine: the engine whose model is evaluated.
