@@ -27,11 +27,11 @@ def export_graph(graph: KnowledgeGraph, format: str, out: Path, *, overwrite: bo
         overwrite: whether files of these names are replaced.
 
     Raises:
-        InputError: a file is there already, or cannot be written.
+        InputError: a file already exists, or cannot be written.
     """
     written = [out / name for name in FORMATS[format]]
     if not overwrite and (present := [path for path in written if path.exists()]):
-        raise InputError(f"{present[0]}: is there already; pass --overwrite to replace it, or another --out")
+        raise InputError(f"{present[0]}: already exists; pass --overwrite to replace it, or another --out")
     for path, write in zip(written, FORMATS[format].values(), strict=True):
         with published_file(path, "w") as stream:
             write(graph, stream)

@@ -2,6 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,11 @@ class KnowledgeGraph:
                 if sha256_file(path / f"{name}.npy") != digest:
                     raise InputError(f"{path / name}.npy: differs from its SHA-256 in the manifest; build it again")
         return graph
+
+    @cached_property
+    def named_concepts(self) -> NDArray[np.int64]:
+        """The concepts that have names, int64, ascending."""
+        return np.flatnonzero(np.diff(self.name_offsets))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self).open, (self.path,))

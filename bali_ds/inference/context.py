@@ -28,7 +28,7 @@ FACTS_A_RELATION = 5
 LONGEST_PHRASE = 4
 """Words of a phrase that is linked by its vector."""
 MOST_NAMES = 100_000
-"""Names whose vectors are computed for one question, in about a minute on a CPU."""
+"""Most names whose vectors are computed for one question."""
 LOWEST_LINK = 0.6
 """Cosine below which such a phrase is not a mention."""
 

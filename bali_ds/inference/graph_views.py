@@ -22,10 +22,10 @@ from bali_ds.npy import open_npy
 from bali_ds.randomness import derive
 
 # A concept's view is the mean over several samples of its neighbors; each was one view in training.
-_DRAWS = 4
+_SAMPLES = 4
 _CONCEPTS_AT_ONCE = 4096
 GRAPH_VIEWS = Output(
-    "the graph views of concepts", "index.json", ("graph", "model", "fan_out", "draws"), ("vectors.npy",)
+    "the graph views of concepts", "index.json", ("graph", "model", "fan_out", "samples"), ("vectors.npy",)
 )
 
 
@@ -47,13 +47,13 @@ def graph_view_table(
     if not isinstance(graph_encoder, GraphEncoder):
         raise InputError("graph views need a model with a graph encoder; this one reads neighborhoods as text")
     preferred = [graph.preferred_name(concept) for concept in range(graph.num_concepts)]
-    names = torch.from_numpy(encoder.encode(preferred, normalize=False, pooling="mean_tokens", progress=progress))
+    names = torch.from_numpy(encoder.encode(preferred, normalize=False, progress=progress))
     names = names.to(encoder.device)
     table = np.zeros((graph.num_concepts, encoder.width), np.float32)
     with torch.inference_mode():
         for begin in range(0, graph.num_concepts, _CONCEPTS_AT_ONCE):
             concept_ids = np.arange(begin, min(begin + _CONCEPTS_AT_ONCE, graph.num_concepts))
-            views = sum(_views(graph_encoder, graph, names, concept_ids, fan_out, draw) for draw in range(_DRAWS))
+            views = sum(_views(graph_encoder, graph, names, concept_ids, fan_out, sample) for sample in range(_SAMPLES))
             table[concept_ids] = torch.nn.functional.normalize(views, dim=1).cpu().numpy()  # type: ignore[arg-type]
     return table
 
@@ -90,7 +90,7 @@ def open_graph_views(
             np.save(working / "vectors.npy", table)
             write_json(working / "index.json", identity)
     if read_json(index / "index.json") != identity:
-        raise InputError(f"{index}: holds the graph views of another graph or model; remove it or name another --index")
+        raise InputError(f"{index}: holds the graph views of another graph or model; remove it or name another")
     shape = (graph.num_concepts, encoder.width)
     return open_npy(index / "vectors.npy", np.float32, shape, f"remove {index} and run the command again")
 
@@ -99,7 +99,7 @@ def _identity(encoder: Encoder, graph_encoder: torch.nn.Module, graph: Knowledge
     digest = hashlib.sha256()
     for parameter in (next(iter(encoder.model.parameters())), *graph_encoder.parameters()):
         digest.update(parameter.detach().float().cpu().numpy().tobytes())
-    return {"graph": graph.fingerprint, "model": digest.hexdigest(), "fan_out": fan_out, "draws": _DRAWS}
+    return {"graph": graph.fingerprint, "model": digest.hexdigest(), "fan_out": fan_out, "samples": _SAMPLES}
 
 
 def _views(
@@ -108,10 +108,10 @@ def _views(
     names: torch.Tensor,
     concept_ids: NDArray[np.int64],
     fan_out: int,
-    draw: int,
+    sample: int,
 ) -> torch.Tensor:
     """Return unit vectors of neighborhoods, float32 [n, d]."""
-    keys = derive(draw, concept_ids)
+    keys = derive(sample, concept_ids)
     neighbors, relations = sample_neighbors(graph, concept_ids, fan_out, keys)
     stored = neighbors >= 0
     degrees = stored.sum(axis=1)

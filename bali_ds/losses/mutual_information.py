@@ -1,5 +1,7 @@
 """Mutual information between text and graph: InfoNCE's lower bound, and the duality gap of the dual objective."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -33,9 +35,8 @@ def info_nce_bound(queries: Tensor, keys: Tensor, own: Tensor, logit_scale: Tens
         return queries.new_zeros(3, dtype=torch.float32)
     scale, asked = logit_scale.float().reshape(()), torch.nn.functional.normalize(queries.float(), dim=1)
     loss = (scale * (asked @ candidates.T)).logsumexp(dim=1) - scale * (asked * unit[own]).sum(dim=1)
-    maximum = loss.new_tensor(float(len(candidates))).log()
-    count = loss.new_tensor(float(len(queries)))
-    return torch.stack([count * maximum - loss.sum(), count * maximum, count])
+    count, maximum = len(queries), math.log(len(candidates))
+    return torch.stack([count * maximum - loss.sum(), loss.new_full((), count * maximum), loss.new_full((), count)])
 
 
 def duality_gap(text: Tensor, graph: Tensor, graph_given_text: Tensor, text_given_graph: Tensor) -> Tensor:

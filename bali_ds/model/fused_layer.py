@@ -173,8 +173,8 @@ class _FusedLayer(torch.autograd.Function):
 def fuse_layers(layers: nn.ModuleList) -> bool:
     """Let the layers read packed sequences in half precision as one operation each; return whether they can.
 
-    Other calls take the layers' own code. Every parameter must be at hand when a layer is called, so that ZeRO stage 3,
-    which gathers them module by module, does not go with it.
+    Other calls take the layers' own code. ZeRO stage 3 gathers parameters module by module and cannot be combined with
+    it.
     """
     if not all(_can_be_fused(layer) for layer in layers):
         return False

@@ -13,7 +13,7 @@ from bali_ds.errors import InputError, first_line
 from bali_ds.model.decoder import WeightPartition, decoder_weights, is_decoder, load_partitioned
 from bali_ds.model.packed_encoder import encode_in_buckets, encode_packed, first_position, position_embeddings
 from bali_ds.model.pooling import pool_sequences
-from bali_ds.model.pretrained import check_weight_files, fresh_model, load_configuration, load_model
+from bali_ds.model.pretrained import fresh_model, load_configuration, load_model
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,6 @@ def _decoder(path: str, config: PretrainedConfig, weights: str, partition: Weigh
     if weights == "random":
         model = fresh_model(AutoModel, config, path)
     elif partition is not None:
-        check_weight_files(path)
         model = load_partitioned(config, decoder_weights(path, config), partition)
     else:
         model, _ = load_model(AutoModel, path, config=config, dtype=torch.float32)

@@ -42,7 +42,7 @@ class OtherConcepts(NamedTuple):
 
     Attributes:
         concept_ids: int64 [O].
-        name_ids: int64 [O], one name of each; -1 for a concept without names.
+        name_ids: int64 [O], one name of each.
         ego_graphs: their neighborhoods.
         node_names: int64 [N], the sampled name of each node.
         masks: int64 [N], how many masks stand for the name of a node; 0 where the name is shown.
@@ -134,7 +134,7 @@ class AlignmentViewsPart(BatchPart):
 
 
 def sample_other_concepts(view_keys: Keys, count: int, source: SampleSource) -> OtherConcepts:
-    """Draw concepts of the graph with a name, a neighborhood and its names, a function of the keys alone.
+    """Draw concepts of the graph that have names, each with a name, a neighborhood and its names, by the keys alone.
 
     Args:
         view_keys: uint64 [V], the key of each view of a passage.
@@ -143,7 +143,8 @@ def sample_other_concepts(view_keys: Keys, count: int, source: SampleSource) -> 
     """
     graph, table = source.graph, source.shards.names
     keys = derive(view_keys[:, None], "other concept", np.arange(count)).ravel()
-    concept_ids = below(derive(keys, "concept"), np.full(keys.size, graph.num_concepts))
+    named = graph.named_concepts
+    concept_ids = named[below(derive(keys, "concept"), np.full(keys.size, named.size))]
     neighbors, relations = source.neighbors(concept_ids, source.fan_out, derive(keys, "facts"))
     stored = neighbors >= 0
     degrees = stored.sum(axis=1)
@@ -158,5 +159,5 @@ def sample_other_concepts(view_keys: Keys, count: int, source: SampleSource) -> 
     masks = np.where(hidden, np.maximum(np.where(node_names < 0, 1, sizes), 1), 0)
     begins = graph.name_offsets[concept_ids].astype(np.int64)
     counts = graph.name_offsets[concept_ids + 1].astype(np.int64) - begins
-    name_ids = np.where(counts > 0, begins + below(derive(keys, "name"), counts), -1)
+    name_ids = begins + below(derive(keys, "name"), counts)
     return OtherConcepts(concept_ids, name_ids, ego_graphs, node_names, masks)
