@@ -22,8 +22,9 @@ _REACH = 60
 """Characters before and after a mention that are looked at."""
 _PRODUCTS = SEMANTIC_TYPES["gene"] | {"T116", "T123", "T125", "T126", "T129", "T192"}
 """Genes, proteins, enzymes, receptors, hormones and other biologically active substances."""
+_NO_ENZYME = "disease|case|phase|phrase|base|database|release|(?:in|de)crease|purchase|bias|[a-z]*stases\\b"
 _PRODUCT_NAME = re.compile(
-    r"\b(?:genes?|proteins?|receptors?|factors?|enzymes?|(?!disease|case|phase|base|release|increase)[a-z]{2,}ases?)\b",
+    rf"\b(?:genes?|proteins?|receptors?|factors?|enzymes?|(?!{_NO_ENZYME})[a-z]{{2,}}ases?)\b",
     re.IGNORECASE,
 )
 
@@ -39,7 +40,7 @@ class GeneContext:
         self._products: dict[int, bool] = {}
 
     def candidates(self, text: str, start: int, end: int, candidates: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the candidates of a mention; of a symbol among words about genes, those alone that may be genes.
+        """Return the candidates of a mention; for a symbol in the context of a gene, only those that may be genes.
 
         Args:
             text: the text.
@@ -51,7 +52,7 @@ class GeneContext:
         if len(products) == len(candidates) or not is_symbol(split_words(text[start:end]).texts):
             return candidates
         after = _AFTER.match(text, end, min(len(text), end + _REACH))
-        found = after or _BEFORE.search(text[max(0, start - _REACH) : start])
+        found = after or _BEFORE.search(text, max(0, start - _REACH), start)
         return products if found else candidates
 
     def may_be_product(self, concept_id: int) -> bool:

@@ -33,13 +33,13 @@ def special_tokens(tokenizer: tokenizers.Tokenizer, settings: Mapping[str, Any],
     The post-processor, which adds them, decides what begins and ends a text. The settings name the other tokens, and
     all tokens of a tokenizer without a post-processor. Common names are the last resort.
 
+    The tokenizer of a decoder has neither a mask token nor a token that begins a text for classification. Its end token
+    then also begins texts, and pads if there is no token for that; the padding token stands for masks.
+
     Args:
         tokenizer: the tokenizer, with the padding of its file.
         settings: content of special_tokens_map.json and tokenizer_config.json; empty without these files.
         name: of the tokenizer, for messages.
-
-    The tokenizer of a decoder names neither a mask token nor one that begins a text for classification. There the token
-    that ends a text also begins it and pads, if these have no token of their own, and padding stands for masks.
 
     Raises:
         InputError: no token has a role, or two common names are in the vocabulary. Without an unknown token the
@@ -54,7 +54,7 @@ def special_tokens(tokenizer: tokenizers.Tokenizer, settings: Mapping[str, Any],
     added = [number for number, seen in zip(empty.ids, empty.attention_mask, strict=True) if seen]
     first, last = (added[0], added[-1]) if len(added) > 1 else (None, None)
     unknown = getattr(tokenizer.model, "unk_token", None)
-    end = [] if settings.keys() & {"mask_token", "cls_token"} else named("eos_token")
+    end = [] if named("mask_token", "cls_token") else named("eos_token")
     candidates = {
         "cls": [first, *named("cls_token", "bos_token"), *end],
         "sep": [last, *named("sep_token", "eos_token")],
