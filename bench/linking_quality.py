@@ -8,13 +8,16 @@
 MedMentions' training abstracts are split by document: models train on 17 of 20 parts; weights of scores are chosen on
 one part; two parts are held out. All concepts of the graph are candidates. Each row of the JSON is one training or one
 model without training, and holds which mentions are right under each scoring; rows that are there are not computed
-again. `--jobs` trainings run at a time, each in a process of its own. With `--seconds`, no training starts after that
-time. On a GPU the launches of the host bound the steps of so small an encoder; prefer few jobs, large batches and fewer
-steps, such as `--jobs 4 --steps 62 --change batch.passages=256`. See
-bench/linking_variants.py for the variants, docs/results.md for the figures.
+again, and `--table` shows those that the other options ask for. `--jobs` trainings run at a time, each in a process of
+its own. With `--seconds`, no training starts after that time. On a GPU the launches of the host bound the steps of so
+small an encoder; prefer few jobs, large batches and fewer steps, such as `--jobs 4 --steps 62 --change
+batch.passages=256`. See bench/linking_variants.py for the variants, docs/results.md for the figures.
 """
 
 import argparse
+import copy
+import hashlib
+import json
 import multiprocessing
 import os
 import platform
@@ -30,14 +33,20 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+from safetensors import safe_open  # noqa: E402
+from safetensors.torch import load_model, save_model  # noqa: E402
 
 from bali_ds.files import read_json, write_json  # noqa: E402
+from bali_ds.model.aligner import Aligner  # noqa: E402
+from bali_ds.model.build_model import build_aligner  # noqa: E402
 from bench.inputs.linking_split import CORPUS, prepare  # noqa: E402
 from bench.inputs.medmentions import DATA, FAST, minilm  # noqa: E402
 from bench.linking_scores import Material, averaged, hits, model_of  # noqa: E402
+from bench.linking_table import table  # noqa: E402
 from bench.linking_variants import VARIANTS, Setting  # noqa: E402
 
 STEPS = 500
+AVERAGED = ", averaged"
 SAMPLE = ROOT / "shards/sample"
 # The small encoder of the sample has no weights of its own.
 SAMPLE_CHANGES = ("optimizer.text_learning_rate=1.0e-3", "optimizer.graph_learning_rate=1.0e-3", "batch.passages=16")
@@ -46,8 +55,14 @@ SAMPLE_CHANGES = ("optimizer.text_learning_rate=1.0e-3", "optimizer.graph_learni
 def main() -> int:
     """Prepare, train, score, write rows, print the table; return 1 if a row failed."""
     options = _options()
+    changes = SAMPLE_CHANGES if options.sample else tuple(FAST)
+    setting = Setting(options.folder, options.device, options.steps, (*changes, *options.change))
+    wanted = [(name, seed) for seed in range(options.seeds) for name in options.variants if seed < VARIANTS[name].seeds]
+    results = read_json(options.out) if options.out.exists() else {"rows": []}
     if options.table:
-        print(_table(options))
+        identities = [setting.identity(*task) for task in wanted]
+        rows = [row for row in results["rows"] if _identity(row) in identities]
+        print(table(rows, Material.open(options.folder)))
         return 0
     if options.sample:
         prepare(SAMPLE / "corpus.pubtator", SAMPLE, SAMPLE / "encoder", options.folder)
@@ -56,13 +71,8 @@ def main() -> int:
     if options.prepare:
         return 0
     begin = time.monotonic()
-    results = read_json(options.out) if options.out.exists() else {"rows": []}
-    results |= {"machine": _machine(options.device)}
-    there = {(row["variant"], row["seed"]) for row in results["rows"]}
-    wanted = [(name, seed) for seed in range(options.seeds) for name in options.variants if seed < VARIANTS[name].seeds]
-    tasks = [task for task in wanted if task not in there]
-    changes = SAMPLE_CHANGES if options.sample else tuple(FAST)
-    setting = Setting(options.folder, options.device, options.steps, (*changes, *options.change))
+    there = [_identity(row) for row in results["rows"]]
+    tasks = [task for task in wanted if setting.identity(*task) not in there]
     failed = 0
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("spawn")
@@ -86,44 +96,61 @@ def main() -> int:
 def run(setting: Setting, name: str, seed: int, deadline: float) -> list[dict[str, Any]]:
     """Train a variant and score it, and the mean of its weights and those at the start; no rows after the deadline."""
     from bali_ds.graph.knowledge_graph import KnowledgeGraph
-    from bali_ds.model.build_model import build_aligner
-    from bench.linking_training import Trained, train_pairs, train_recipe
 
     if time.time() > deadline:
         return []
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("high")
-    variant, begin = VARIANTS[name], time.monotonic()
-    recipe = setting.recipe(variant, seed)
+    recipe, with_graph = setting.recipe(VARIANTS[name], seed), VARIANTS[name].kind == "recipe"
     graph, material = KnowledgeGraph.open(recipe.data.graph), _material(setting.folder)
-    start = build_aligner(recipe, 2 * graph.num_relations)
-    if variant.kind == "untrained":
-        trained = Trained(start.to(setting.device), 0)
-    elif variant.kind == "recipe":
-        trained = train_recipe(recipe, setting.device)
-    else:
-        trained = train_pairs(recipe, setting.device, material.training if variant.mentions else None)
+    start = build_aligner(recipe, 2 * graph.num_relations).to(setting.device)
+    aligner, figures = _trained(setting, name, seed, start)
     if setting.device == "cuda":
         torch.cuda.empty_cache()  # other trainings share the memory
-    seconds = time.monotonic() - begin
-    with_graph = variant.kind == "recipe"
-    models = {name: trained.aligner}
-    if variant.kind == "recipe":
-        models[f"{name}, averaged"] = averaged(trained.aligner, start)
+    models = {name: aligner}
+    if with_graph:
+        models[name + AVERAGED] = averaged(aligner, start)
     rows = []
-    for label, aligner in models.items():
+    for label, each in models.items():
         begin = time.monotonic()
         torch.set_float32_matmul_precision("high")
-        model = model_of(aligner, str(setting.folder / "encoder"), with_graph=with_graph, fan_out=recipe.data.fan_out)
+        model = model_of(each, str(setting.folder / "encoder"), with_graph=with_graph, fan_out=recipe.data.fan_out)
         found = hits(model, material, graph)
-        rows.append(
-            {
-                "variant": label, "seed": seed, "steps": recipe.steps if trained.tokens else 0,
-                "tokens": trained.tokens, "train_seconds": seconds, "score_seconds": time.monotonic() - begin,
-                "changes": [*setting.changes, *variant.changes], "hits": found,
-            }
-        )  # fmt: skip
+        times = {**figures, "score_seconds": time.monotonic() - begin}
+        rows.append({**setting.identity(name, seed), "variant": label, **times, "hits": found})
     return rows
+
+
+def _trained(setting: Setting, name: str, seed: int, start: Aligner) -> tuple[Aligner, dict[str, Any]]:
+    """Return a trained model, in half precision as exports are, and figures of its training.
+
+    Models are kept in the folder, so that they can be scored again without training.
+    """
+    from bench.linking_training import train_pairs, train_recipe
+
+    variant, recipe = VARIANTS[name], setting.recipe(VARIANTS[name], seed)
+    identity = setting.identity(name, seed)
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    file = setting.folder / "trained" / f"{digest}.safetensors"
+    if variant.kind == "untrained":
+        return start, {"tokens": 0, "train_seconds": 0.0}
+    if not file.exists():
+        begin = time.monotonic()
+        if variant.kind == "recipe":
+            trained = train_recipe(recipe, setting.device)
+        else:
+            mentions = _material(setting.folder).training if variant.mentions else None
+            trained = train_pairs(recipe, setting.device, mentions)
+        figures = {"tokens": trained.tokens, "train_seconds": time.monotonic() - begin, **_machine(setting.device)}
+        file.parent.mkdir(exist_ok=True)
+        partial = file.with_suffix(".partial")
+        save_model(trained.aligner.half(), str(partial), {"figures": json.dumps(identity | figures)})
+        partial.rename(file)
+    aligner = copy.deepcopy(start)
+    load_model(aligner, file)
+    with safe_open(file, "pt") as stored:
+        figures = json.loads(stored.metadata()["figures"])
+    return aligner, {key: figures[key] for key in ("tokens", "train_seconds", "device", "torch")}
 
 
 @cache
@@ -138,10 +165,10 @@ def _told(rows: list[dict[str, Any]]) -> str:
     return f"{row['train_seconds']:.1f} s training, {row['tokens']:,} tokens, {row['score_seconds']:.1f} s scoring"
 
 
-def _table(options: argparse.Namespace) -> str:
-    from bench.linking_table import table
-
-    return table(read_json(options.out), Material.open(options.folder))
+def _identity(row: dict[str, Any]) -> dict[str, Any]:
+    """Return what a row was made with, as `Setting.identity` does; averaged weights belong to their training."""
+    variant = row["variant"].removesuffix(AVERAGED)
+    return {"variant": variant, **{key: row[key] for key in ("seed", "steps", "changes")}}
 
 
 def _machine(device: str) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import base64
 import copy
-import itertools
+import lzma
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -103,8 +103,8 @@ def averaged(aligner: Aligner, start: Aligner) -> Aligner:
     return result
 
 
-def hits(model: Model, material: Material, graph: KnowledgeGraph) -> dict[str, dict[str, str]]:
-    """Return for each scoring, under its `key`, and each part which mentions are right, as `packed` bits.
+def hits(model: Model, material: Material, graph: KnowledgeGraph) -> dict[str, Any]:
+    """Return the `key` of each scoring under "scorings", and under each part which mentions are right, `packed`.
 
     Args:
         model: the model.
@@ -123,11 +123,11 @@ def hits(model: Model, material: Material, graph: KnowledgeGraph) -> dict[str, d
     scorer = ConceptScorer(
         dictionary, names, graph_views=table, memory=memory, spelling=material.spelling, device=device
     )
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, Any] = {}
     index = {cui: number for number, cui in enumerate(dictionary.cuis)}
     for part, queries in material.parts.items():
-        strings = list(dict.fromkeys(queries.mentions))
-        alone = encoder.encode(strings)[[dict(zip(strings, itertools.count()))[each] for each in queries.mentions]]
+        row = {string: number for number, string in enumerate(dict.fromkeys(queries.mentions))}
+        alone = encoder.encode(list(row))[[row[string] for string in queries.mentions]]
         context = encoder.encode_mentions(queries.places)
         gold = _padded([[index[cui] for cui in each] for each in queries.gold])
         right: dict[str, list[Hits]] = {}
@@ -137,8 +137,8 @@ def hits(model: Model, material: Material, graph: KnowledgeGraph) -> dict[str, d
             block = _Block(scorer, alone[rows], context[rows], list(queries.mentions[rows]), table is not None)
             for scoring, best in block.best():
                 right.setdefault(key(scoring), []).append((best[:, None] == wanted).any(dim=1))
-        for name, blocks in right.items():
-            found.setdefault(name, {})[part] = packed(torch.cat(blocks).cpu().numpy())
+        found["scorings"] = list(right)
+        found[part] = packed(torch.stack([torch.cat(blocks) for blocks in right.values()]).cpu().numpy())
     return found
 
 
@@ -194,13 +194,14 @@ def key(scoring: Scoring) -> str:
 
 
 def packed(right: Hits) -> str:
-    """Return bits as text."""
-    return base64.b64encode(np.packbits(right).tobytes()).decode()
+    """Return bits, bool [scorings, mentions], as compressed text."""
+    return base64.b64encode(lzma.compress(np.packbits(right, axis=1).tobytes())).decode()
 
 
-def unpacked(text: str, count: int) -> Hits:
+def unpacked(text: str, scorings: int, mentions: int) -> Hits:
     """Return the bits that `packed` packed."""
-    return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=count).astype(bool)
+    content = np.frombuffer(lzma.decompress(base64.b64decode(text)), np.uint8)
+    return np.unpackbits(content.reshape(scorings, -1), axis=1, count=mentions).astype(bool)
 
 
 def _padded(rows: list[list[int]]) -> NDArray[np.int64]:

@@ -15,6 +15,20 @@ from bench.linking_scores import CONTEXT, GRAPH, MEMORY, SPELLING, Material, key
 Flags = NDArray[np.bool_]
 STRATA = ("all", "exact", "not exact", "seen pair", "new pair", "unseen", "unseen, not exact", "ambiguous")
 
+WITHOUT_MEMORY, WITH_MEMORY = "any, without memory", "any, with memory"
+_BOTH = "both → names and graph views"
+COMPARISONS = (
+    *((("recipe", WITHOUT_MEMORY), ("untrained", family)) for family in ("alone → names", "in context → names")),
+    (("recipe", WITHOUT_MEMORY), ("recipe", "alone → names")),
+    (("recipe", _BOTH), ("recipe", "both → names")),
+    *((("recipe", WITHOUT_MEMORY), (other, WITHOUT_MEMORY)) for other in (
+        "untrained", "no neighbors", "shuffled facts", "no other concepts", "names", "names and mentions",
+        "text and graph views alone", "medmentions.yaml", "recipe, averaged",
+    )),
+    *((("recipe", WITH_MEMORY), (other, WITH_MEMORY)) for other in ("untrained", "no neighbors", "names and mentions")),
+)  # fmt: skip
+"""Pairs of variant and family of scorings whose difference the table shows."""
+
 
 def strata(mentions: Mentions, material: Material) -> dict[str, Flags]:
     """Return which mentions belong to each stratum, bool [n].
@@ -58,32 +72,28 @@ class Grid:
         mentions = material.parts[part]
         self.strata = strata(mentions, material)
         self.documents = np.unique([text for text, _, _ in mentions.places], return_inverse=True)[1]
-        self._rows: dict[str, list[dict[str, Any]]] = {}
-        self._part, self._count = part, len(mentions.mentions)
+        self._hits: dict[str, list[dict[str, Flags]]] = {}
         for row in sorted(rows, key=lambda row: int(row["seed"])):
-            self._rows.setdefault(row["variant"], []).append(row)
+            scorings = row["hits"]["scorings"]
+            right = unpacked(row["hits"][part], len(scorings), len(mentions.mentions))
+            self._hits.setdefault(row["variant"], []).append(dict(zip(scorings, right, strict=True)))
 
     @property
     def variants(self) -> list[str]:
         """The variants with rows."""
-        return list(self._rows)
+        return list(self._hits)
 
     def scorings(self, variant: str) -> list[str]:
-        """Return the scorings that all rows of a variant have."""
-        return list(self._rows[variant][0]["hits"])
-
-    def right(self, variant: str, scoring: str) -> NDArray[np.float64]:
-        """Return for each mention the part of the seeds that link it rightly, float64 [n] in 0..1."""
-        hits = [unpacked(row["hits"][scoring][self._part], self._count) for row in self._rows[variant]]
-        return np.mean(hits, axis=0)
+        """Return the scorings of a variant."""
+        return list(self._hits[variant][0])
 
     def seeds(self, variant: str) -> int:
         """Return how many seeds a variant has."""
-        return len(self._rows[variant])
+        return len(self._hits[variant])
 
     def accuracy(self, variant: str, scoring: str, stratum: str) -> float:
-        """Return the accuracy of a variant under a scoring, in 0..1."""
-        return float(self.right(variant, scoring)[self.strata[stratum]].mean())
+        """Return the mean accuracy of the seeds of a variant under a scoring, in 0..1."""
+        return float(np.mean([hits[scoring][self.strata[stratum]] for hits in self._hits[variant]]))
 
     def interval(
         self, stratum: str, first: tuple[str, str], second: tuple[str, str] | None = None, seed: int = 0
@@ -107,7 +117,7 @@ class Grid:
             if pair is None:
                 continue
             variant, scoring = pair
-            hits = [unpacked(row["hits"][scoring][self._part], self._count)[kept] for row in self._rows[variant]]
+            hits = [each[scoring][kept] for each in self._hits[variant]]
             sums, sizes = document_sums(np.stack(hits, axis=1).astype(float), documents)
             weights = document_weights(len(sizes), random) if weights is None else weights
             drawn = random.multinomial(len(hits), np.full(len(hits), 1 / len(hits)), RESAMPLES) / len(hits)
@@ -141,6 +151,8 @@ def named_scorings() -> dict[str, Callable[[str], bool]]:
         "alone → names, with memory": family((0.0,), memory=MEMORY[1:]),
         "both → names, with memory": family(mixed, memory=MEMORY[1:]),
         "both → names and graph views, with memory": family(mixed, GRAPH[1:-1], MEMORY[1:]),
+        WITHOUT_MEMORY: family(CONTEXT, GRAPH) | family(CONTEXT, GRAPH[:4], spelling=SPELLING),
+        WITH_MEMORY: family(CONTEXT, GRAPH, MEMORY[1:]),
     }
     return {name: keys.__contains__ for name, keys in families.items()}
 
@@ -159,9 +171,8 @@ def _measure(grid: Grid, variant: str, scoring: str) -> float:
     return sum(grid.accuracy(variant, scoring, stratum) for stratum in strata)
 
 
-def table(results: dict[str, Any], material: Material) -> str:
-    """Return the figures of all variants, in per cent, with the weights that were chosen."""
-    rows = results["rows"]
+def table(rows: Sequence[dict[str, Any]], material: Material) -> str:
+    """Return the figures of all variants, in per cent, with the weights that were chosen, and differences."""
     choice, held_out = Grid(rows, material, "choice"), Grid(rows, material, "held_out")
     sizes = "  ".join(f"{name} {int(held_out.strata[name].sum()):,}" for name in STRATA)
     lines = [f"held-out mentions: {sizes}; {held_out.documents.max() + 1} documents"]
@@ -175,7 +186,20 @@ def table(results: dict[str, Any], material: Material) -> str:
             cells = [held_out.interval(stratum, (variant, scoring)) for stratum in STRATA]
             text = "".join(f"{_interval(cell):>20}" for cell in cells)
             lines.append(f"  {variant:<42}{held_out.seeds(variant):>6}{text}  {scoring}")
-    return "\n".join(lines)
+    return "\n".join([*lines, "differences, of the same mentions", *_differences(choice, held_out)])
+
+
+def _differences(choice: Grid, held_out: Grid) -> list[str]:
+    lines = []
+    for first, second in COMPARISONS:
+        pairs = [(variant, chosen(choice, variant, named_scorings()[family])) for variant, family in (first, second)
+                 if variant in choice.variants]  # fmt: skip
+        if len(pairs) < 2 or None in (scoring for _, scoring in pairs):
+            continue
+        cells = [held_out.interval(stratum, *pairs) for stratum in STRATA]
+        text = "".join(f"{_interval(cell):>20}" for cell in cells)
+        lines += [f"  {', '.join(first)}", f"    - {', '.join(second):<44}{text}"]
+    return lines
 
 
 def _interval(cell: dict[str, float]) -> str:

@@ -12,13 +12,13 @@ from bali_ds.config import Recipe
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.data.name_codes import name_tokens
 from bali_ds.data.packing import pack
-from bali_ds.data.sequences import TokenSequences, Vocabulary, starts, within
+from bali_ds.data.sequences import TokenSequences, Vocabulary, ranges, starts, within
 from bali_ds.losses.contrastive import contrastive_loss
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.build_model import DTYPES, build_aligner
 from bali_ds.objectives.synonym_alignment import SAPBERT_SCALE
+from bali_ds.planning.run_data import RunData
 from bali_ds.training.engine import learning_rate_factor, parameter_groups
-from bali_ds.training.run_directory import RunData
 from bench.inputs.linking_split import Mentions
 
 PAIRS = 800  # of a step: as many tokens as a step of the recipe has
@@ -60,9 +60,11 @@ def train_pairs(recipe: Recipe, device: str, mentions: Mentions | None) -> Train
     def losses(working: Aligner) -> Iterator[tuple[torch.Tensor, int]]:
         while True:
             first, second, concepts = pairs.draw(PAIRS)
-            packed = [pack(*each).packed.map(torch.from_numpy).to(working.device) for each in (first, second)]
-            rows = [torch.from_numpy(pack(*each).rows).to(working.device) for each in (first, second)]
-            vectors = [working.text.name_vectors(each)[row] for each, row in zip(packed, rows, strict=True)]
+            vectors = []
+            for sequences in (first, second):
+                packing = pack(*sequences)
+                packed = packing.packed.map(torch.from_numpy).to(working.device)
+                vectors.append(working.text.name_vectors(packed)[torch.from_numpy(packing.rows).to(working.device)])
             ids = torch.from_numpy(concepts).to(working.device)
             loss = contrastive_loss(*vectors, SAPBERT_SCALE, query_concept_ids=ids, key_concept_ids=ids, kind="sapbert")
             yield loss, first.tokens.size + second.tokens.size
@@ -146,6 +148,6 @@ class _Pairs:
         return self._taken(first), self._taken(second), concepts
 
     def _taken(self, rows: np.ndarray) -> TokenSequences:
-        parts = [self._sequences.tokens[self._begins[row] : self._begins[row] + self._sequences.lengths[row]]
-                 for row in rows.tolist()]  # fmt: skip
-        return TokenSequences(np.concatenate(parts), self._sequences.lengths[rows]).framed(*self._frame)
+        lengths = self._sequences.lengths[rows]
+        tokens = self._sequences.tokens[ranges(self._begins[rows], lengths)]
+        return TokenSequences(tokens, lengths).framed(*self._frame)

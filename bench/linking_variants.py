@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bali_ds.config import Recipe, load_recipe
 
@@ -77,3 +78,10 @@ class Setting:
             *(change.format(folder=folder) for change in variant.changes),
         ]  # fmt: skip
         return load_recipe(RECIPE, overrides)
+
+    def identity(self, name: str, seed: int) -> dict[str, Any]:
+        """Return what a row of results is made with."""
+        if VARIANTS[name].kind == "untrained":
+            return {"variant": name, "seed": seed, "steps": 0, "changes": []}
+        changes = [*self.changes, *VARIANTS[name].changes]
+        return {"variant": name, "seed": seed, "steps": self.steps, "changes": changes}

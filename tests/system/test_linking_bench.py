@@ -29,9 +29,12 @@ def test_rows_are_complete_and_kept(tmp_path):
     rows = json.loads(out.read_text())["rows"]
     assert [row["variant"] for row in rows] == ["untrained", "recipe", "recipe, averaged", "names and mentions"]
     assert all(row["tokens"] > 0 for row in rows[1:])
-    exact = unpacked(rows[0]["hits"]["context=0 graph=0 memory=none spelling=0"]["held_out"], 1390)
-    remembered = unpacked(rows[0]["hits"]["context=0 graph=0 memory=0.1 spelling=0"]["held_out"], 1390)
+    hits = rows[0]["hits"]
+    right = dict(zip(hits["scorings"], unpacked(hits["held_out"], len(hits["scorings"]), 1390), strict=True))
+    exact, remembered = (right[f"context=0 graph=0 memory={memory} spelling=0"] for memory in ("none", "0.1"))
     assert 0.25 < exact.mean() < remembered.mean()
-    table = run("--variants", "untrained", "--table")
+    table = run("--variants", "untrained", "recipe", "--table")
     assert "alone → names" in table
+    assert "    - untrained, alone → names" in table
+    assert "names and mentions " not in table
     assert json.loads(out.read_text())["rows"] == rows
