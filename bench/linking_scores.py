@@ -4,7 +4,7 @@ import base64
 import copy
 import lzma
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.inference.concept_dictionary import ConceptDictionary, graph_dictionary
-from bali_ds.inference.concept_scorer import ConceptScorer, Scoring, mixed, with_graph
+from bali_ds.inference.concept_scorer import ConceptScorer, Scoring
 from bali_ds.inference.encoder import Encoder
 from bali_ds.inference.graph_views import graph_view_table
 from bali_ds.inference.mention_memory import build_memory
+from bali_ds.inference.scoring_grid import ScoringGrid, best_concepts
 from bali_ds.inference.spelling import SpellingIndex
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.pretrained import load_tokenizer
@@ -123,6 +124,8 @@ def hits(model: Model, material: Material, graph: KnowledgeGraph) -> dict[str, A
     scorer = ConceptScorer(
         dictionary, names, graph_views=table, memory=memory, spelling=material.spelling, device=device
     )
+    shares = GRAPH if table is not None else (0.0,)
+    grids = ScoringGrid(CONTEXT, shares, MEMORY), ScoringGrid(CONTEXT, shares[:4], spelling=SPELLING)
     found: dict[str, Any] = {}
     index = {cui: number for number, cui in enumerate(dictionary.cuis)}
     for part, queries in material.parts.items():
@@ -134,57 +137,23 @@ def hits(model: Model, material: Material, graph: KnowledgeGraph) -> dict[str, A
         for begin in range(0, len(queries.mentions), _AT_ONCE):
             rows = slice(begin, begin + _AT_ONCE)
             wanted = torch.from_numpy(gold[rows]).to(device)
-            block = _Block(scorer, alone[rows], context[rows], list(queries.mentions[rows]), table is not None)
-            for scoring, best in block.best():
-                right.setdefault(key(scoring), []).append((best[:, None] == wanted).any(dim=1))
+            strings = list(queries.mentions[rows])
+            vectors = [torch.from_numpy(each[rows]).to(device) for each in (alone, context)]
+            for name, best in _best(scorer, *vectors, strings, grids):
+                right.setdefault(name, []).append((best[:, None] == wanted).any(dim=1))
         found["scorings"] = list(right)
         found[part] = packed(torch.stack([torch.cat(blocks) for blocks in right.values()]).cpu().numpy())
     return found
 
 
-class _Block:
-    """Some mentions, scored under all weights; what weights share is computed once."""
-
-    def __init__(
-        self,
-        scorer: ConceptScorer,
-        alone: NDArray[np.float32],
-        context: NDArray[np.float32],
-        strings: list[str],
-        with_graph: bool,
-    ) -> None:
-        self.scorer, self.strings, self.with_graph = scorer, strings, with_graph
-        self.alone, self.context = (torch.from_numpy(each).to(scorer.device) for each in (alone, context))
-
-    def best(self) -> Iterator[tuple[Scoring, torch.Tensor]]:
-        """Yield every scoring and the best concept of each mention, int64 [n]; of equal ones the first."""
-        scorer, shares = self.scorer, GRAPH if self.with_graph else (0.0,)
-        with torch.inference_mode():
-            spelled = scorer.by_spelling(self.strings)
-            yield Scoring(spelling=np.inf), scorer.largest_of_names(spelled).argmax(dim=1)
-            for context in CONTEXT:
-                query = mixed(self.alone, self.context, context)
-                similarity = scorer.similarity(query)
-                views = scorer.by_graph(query) if self.with_graph else None
-                own = scorer.largest_of_names(similarity)
-                for spelling in SPELLING:
-                    both = scorer.largest_of_names(similarity + spelling * spelled)
-                    yield from _with_graph(Scoring(context, spelling=spelling), both, views, shares[:4])
-                for bonus in MEMORY:
-                    found = own
-                    if bonus is not None:
-                        remembered = scorer.by_memory(self.alone, self.context, context, bonus)
-                        found = torch.maximum(own, remembered)
-                    yield from _with_graph(Scoring(context, memory=bonus), found, views, shares)
-
-
-def _with_graph(
-    scoring: Scoring, found: torch.Tensor, views: torch.Tensor | None, shares: Sequence[float]
-) -> Iterator[tuple[Scoring, torch.Tensor]]:
-    """Yield a scoring with several shares of the graph views, and the best concepts."""
-    for share in shares:
-        scores = with_graph(found, views, share) if share and views is not None else found
-        yield replace(scoring, graph=share), scores.argmax(dim=1)
+def _best(
+    scorer: ConceptScorer, alone: torch.Tensor, context: torch.Tensor, strings: list[str], grids: Sequence[ScoringGrid]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the key of each scoring of some grids, and of spelling alone, and the best concepts of the mentions."""
+    with torch.inference_mode():
+        yield key(Scoring(spelling=np.inf)), scorer.largest_of_names(scorer.by_spelling(strings)).argmax(dim=1)
+        for grid in grids:
+            yield from zip(map(key, grid.scorings()), best_concepts(scorer, alone, context, strings, grid), strict=True)
 
 
 def key(scoring: Scoring) -> str:

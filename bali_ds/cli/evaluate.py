@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bali_ds.cli.common import add_device, add_json, emit, interval, seed
-from bali_ds.cli.scoring import add_scoring, open_linker, scoring_of
+from bali_ds.cli.scoring import add_scoring, flags_of, open_linker, scoring_of
 from bali_ds.errors import InputError
 
 HOPS = (1, 2, 3)
@@ -54,6 +54,11 @@ def _add_linking(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     )
     linking.add_argument("--against", type=Path, metavar="DIR", help="compare with this model by a paired bootstrap")
     add_scoring(linking)
+    linking.add_argument(
+        "--choose-on", metavar="FILE",
+        help="choose the weights of all of these, and of spelling, instead of taking given ones: those with the "
+        "highest Acc@1 on the mentions of this file, which should be others than those of --queries",
+    )  # fmt: skip
     _add_common(linking)
     linking.set_defaults(run=_run_linking)
 
@@ -63,22 +68,33 @@ def _run_linking(options: argparse.Namespace) -> None:
     from bali_ds.evaluation.gold_coverage import gold_coverage
     from bali_ds.evaluation.linking import biosyn_ranks, compare_linking, rank_queries, summarize, summary
     from bali_ds.evaluation.linking_data import read_queries
+    from bali_ds.evaluation.scoring_choice import choose_scoring
     from bali_ds.inference.concept_dictionary import read_dictionary
     from bali_ds.inference.concept_scorer import Scoring
     from bali_ds.inference.encoder import load
 
     dictionary = read_dictionary(options.dictionary)
     queries = read_queries(options.queries)
+    others = read_queries(options.choose_on) if options.choose_on else None
     coverage = gold_coverage(dictionary, queries)
-    by_names_alone = scoring_of(options) == Scoring()
-    if options.in_context and not queries.places:
-        raise InputError("--in-context: the queries have no texts; pass a corpus, for example pubtator:FILE")
+    by_names_alone = scoring_of(options) == Scoring() and not others
+    for name, each in (("--queries", queries), ("--choose-on", others)):
+        if options.in_context and each and not each.places:
+            raise InputError(
+                f"--in-context: the mentions of {name} have no texts; pass a corpus, such as pubtator:FILE"
+            )
     if options.pooling and not by_names_alone:
         raise InputError("--pooling: only for mentions compared with names alone; leave it out")
 
     def ranks(path: Path) -> Any:
         if not by_names_alone:
-            return rank_by_scores(open_linker(path, dictionary, options), queries), None
+            linker = open_linker(path, dictionary, options)
+            if others:
+                linker.scoring, accuracy = choose_scoring(linker, others)
+                print(
+                    f"{path}: {flags_of(linker.scoring)}: Acc@1 {accuracy:.1%} on {options.choose_on}", file=sys.stderr
+                )
+            return rank_by_scores(linker, queries), None
         encoder = load(path, device=options.device)
         encoder.pooling = options.pooling or encoder.pooling
         names = encoder.encode(list(dictionary.names), progress=True)

@@ -62,6 +62,16 @@ def scoring_of(options: argparse.Namespace) -> "Scoring":
     )
 
 
+def flags_of(scoring: "Scoring") -> str:
+    """Return the options that ask for weights."""
+    weights = {
+        "context-share": scoring.context, "graph-share": scoring.graph, "memory-bonus": scoring.memory,
+        "spelling": scoring.spelling,
+    }  # fmt: skip
+    given = {name: value for name, value in weights.items() if value or (name == "memory-bonus" and value is not None)}
+    return " ".join(f"--{name} {value:g}" for name, value in given.items()) or "names alone"
+
+
 def open_linker(model: Path, dictionary: "ConceptDictionary", options: argparse.Namespace) -> "ContextLinker":
     """Return the linker that the options describe.
 
@@ -69,10 +79,13 @@ def open_linker(model: Path, dictionary: "ConceptDictionary", options: argparse.
         InputError: the model, the graph or the corpus cannot be used.
     """
     from bali_ds.evaluation.linking_data import read_queries
+    from bali_ds.evaluation.scoring_choice import parts_to_choose
     from bali_ds.graph.knowledge_graph import KnowledgeGraph
     from bali_ds.inference.context_linker import ContextLinker
 
-    memory = None
+    scoring, memory = scoring_of(options), None
+    if getattr(options, "choose_on", None):
+        scoring = parts_to_choose(scoring)
     if options.memory:
         queries = read_queries(options.memory)
         if options.in_context and not queries.places:
@@ -81,7 +94,7 @@ def open_linker(model: Path, dictionary: "ConceptDictionary", options: argparse.
     return ContextLinker(
         model,
         dictionary,
-        scoring_of(options),
+        scoring,
         graph=KnowledgeGraph.open(options.with_graph) if options.with_graph else None,
         memory=memory,
         index=options.graph_index,

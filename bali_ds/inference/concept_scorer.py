@@ -68,7 +68,7 @@ class ConceptScorer:
             self._alone = self._tensor(memory.alone)
             self._context = None if memory.context is None else self._tensor(memory.context)
 
-    def scores(self, alone: Vectors, context: Vectors | None, scoring: Scoring, strings: list[str]) -> Tensor:
+    def scores(self, alone: Tensor, context: Tensor | None, scoring: Scoring, strings: list[str]) -> Tensor:
         """Return the score of each concept for n queries, float32 [n, C].
 
         Args:
@@ -77,11 +77,10 @@ class ConceptScorer:
             scoring: the weights.
             strings: the n mentions, for their spelling.
         """
-        own, read = self._tensor(alone), None if context is None else self._tensor(context)
-        query = mixed(own, read, scoring.context)
+        query = mixed(alone, context, scoring.context)
         found = self.by_names(query, scoring.spelling, strings)
         if scoring.memory is not None:
-            found = torch.maximum(found, self.by_memory(own, read, scoring.context, scoring.memory))
+            found = torch.maximum(found, self.by_memory(alone, context, scoring.context, scoring.memory))
         return with_graph(found, self.by_graph(query), scoring.graph) if scoring.graph else found
 
     def by_names(self, query: Tensor, spelling: float, strings: list[str]) -> Tensor:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from bali_ds.errors import InputError
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.inference.concept_dictionary import ConceptDictionary
-from bali_ds.inference.concept_scorer import ConceptScorer, Scoring
+from bali_ds.inference.concept_scorer import ConceptScorer, Scoring, mixed
 from bali_ds.inference.encoder import Encoder, load
 from bali_ds.inference.graph_views import open_graph_views
 from bali_ds.inference.linker import Candidate
@@ -108,18 +108,27 @@ class ContextLinker:
             mentions: strings; each distinct one is encoded once.
             places: (text, start, end) of each, as in `link`.
         """
+        for rows, alone, context in self.vectors(mentions, places):
+            with torch.inference_mode():
+                scores = self.scorer.scores(alone, context, self.scoring, list(mentions[rows]))
+            yield mixed(alone, context, self.scoring.context).cpu().numpy(), scores
+
+    def vectors(
+        self, mentions: Sequence[str], places: Sequence[tuple[str, int, int]]
+    ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor | None]]:
+        """Yield which mentions come next, as many as are scored at once, and their vectors, float32 [n, d].
+
+        The vectors are those of the mentions by themselves, and in their texts if the scoring has a share of context.
+        """
         rows = {string: row for row, string in enumerate(dict.fromkeys(mentions))}
         alone = self.encoder.encode(list(rows))[[rows[string] for string in mentions]]
-        share = self.scoring.context
-        context = self.encoder.encode_mentions(places) if share else None
-        vectors = alone if context is None else (1 - share) * alone + share * context
+        context = self.encoder.encode_mentions(places) if self.scoring.context else None
         at_once = max(1, min(_MOST_AT_ONCE, _SCORE_BYTES // (4 * len(self.dictionary.concepts))))
+        device = self.scorer.device
         for begin in range(0, len(mentions), at_once):
             block = slice(begin, begin + at_once)
-            read = None if context is None else context[block]
-            with torch.inference_mode():
-                scores = self.scorer.scores(alone[block], read, self.scoring, list(mentions[block]))
-            yield vectors[block], scores
+            read = None if context is None else torch.from_numpy(context[block]).to(device)
+            yield block, torch.from_numpy(alone[block]).to(device), read
 
     def _nearest(self, concept: int, query: NDArray[np.float32]) -> str:
         sorter, concepts = self._by_concept, self.dictionary.concepts

@@ -2,13 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
 
 from bali_ds.inference.concept_dictionary import ConceptDictionary
 from bali_ds.inference.concept_scorer import ConceptScorer, Scoring
 from bali_ds.inference.mention_memory import Memory, build_memory
+from bali_ds.inference.scoring_grid import ScoringGrid, best_concepts
 from bali_ds.inference.spelling import SpellingIndex
 
 NAMES = [("heart", ["C1"]), ("cardiac muscle", ["C1", "C2"]), ("infarct", ["C3"]), ("attack", ["C2"]), ("x", ["C4"])]
+
+STRINGS = ["heart", "hart", "attack", "in", "q", "muscle"]
 
 
 def unit(draw, *shape):
@@ -36,10 +40,10 @@ def test_scores_equal_the_plain_loop(scoring):
     own, read = unit(draw, 3, 4), unit(draw, 3, 4)
     memory = Memory(["a", "b", "c"], np.array([2, 0, 2]), np.array([0.5, 1, 0.25], np.float32), own, read)
     spelling = SpellingIndex(dictionary.names)
-    alone, context, strings = unit(draw, 6, 4), unit(draw, 6, 4), ["heart", "hart", "attack", "in", "q", "muscle"]
+    alone, context = unit(draw, 6, 4), unit(draw, 6, 4)
     scorer = ConceptScorer(dictionary, names, graph_views=views, memory=memory, spelling=spelling)
-    found = scorer.scores(alone, context, scoring, strings).numpy()
-    spelled = spelling.cosines(strings, scorer.device).numpy()
+    found = scorer.scores(*map(torch.from_numpy, (alone, context)), scoring, STRINGS).numpy()
+    spelled = spelling.cosines(STRINGS, scorer.device).numpy()
     share = scoring.context
     for row in range(6):
         query = (1 - share) * alone[row] + share * context[row]
@@ -53,6 +57,24 @@ def test_scores_equal_the_plain_loop(scoring):
             if concept != 3:
                 best = (1 - scoring.graph) * best + scoring.graph * (query @ views[concept])
             assert found[row, concept] == pytest.approx(best, abs=1e-5)
+
+
+def test_a_grid_has_the_best_concepts_of_each_scoring():
+    draw = np.random.default_rng(2)
+    dictionary = ConceptDictionary.of(NAMES)
+    memory = Memory(["a", "b"], np.array([2, 0]), np.array([0.5, 1], np.float32), unit(draw, 2, 4), unit(draw, 2, 4))
+    scorer = ConceptScorer(
+        dictionary, unit(draw, 5, 4), graph_views=unit(draw, 4, 4), memory=memory,
+        spelling=SpellingIndex(dictionary.names),
+    )  # fmt: skip
+    grid = ScoringGrid((0.0, 0.4, 1.0), (0.0, 0.5), (None, 0.0, 0.2), (0.0, 0.3))
+    vectors = torch.from_numpy(unit(draw, 6, 4)), torch.from_numpy(unit(draw, 6, 4))
+    found = list(best_concepts(scorer, *vectors, STRINGS, grid))
+    scorings = grid.scorings()
+    assert len(found) == len(set(scorings)) == 36
+    for best, scoring in zip(found, scorings, strict=True):
+        assert best.tolist() == scorer.scores(*vectors, scoring, STRINGS).argmax(dim=1).tolist()
+    assert len({tuple(best.tolist()) for best in found}) > 10
 
 
 class Lookup:

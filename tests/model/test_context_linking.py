@@ -10,6 +10,9 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 
 from bali_ds.cli import main
 from bali_ds.errors import InputError
+from bali_ds.evaluation.concept_ranking import rank_by_scores
+from bali_ds.evaluation.linking_data import Queries
+from bali_ds.evaluation.scoring_choice import CONTEXT, GRAPH, SPELLING, choose_scoring, parts_to_choose
 from bali_ds.export.export_run import export_run
 from bali_ds.inference.aligned_model import load_aligned
 from bali_ds.inference.concept_dictionary import graph_dictionary
@@ -17,6 +20,7 @@ from bali_ds.inference.concept_scorer import Scoring
 from bali_ds.inference.context_linker import ContextLinker
 from bali_ds.inference.encoder import load
 from bali_ds.inference.graph_views import open_graph_views
+from bali_ds.inference.scoring_grid import ScoringGrid
 from bali_ds.model.build_model import build_aligner
 from bali_ds.model.text_encoder import load_text_encoder
 from bali_ds.training.run_directory import RunData
@@ -88,6 +92,25 @@ def test_a_remembered_mention_is_linked_to_its_concept(run, exported):
         ContextLinker(exported, dictionary, Scoring(graph=0.2))
 
 
+def test_the_weights_with_the_most_right_links_are_chosen(run, exported):
+    _, graph = run
+    dictionary, random = graph_dictionary(graph), np.random.default_rng(0)
+    concepts = random.choice(graph.num_concepts, 24, replace=False).tolist()
+    mentions = [graph.preferred_name(concept)[::2] for concept in concepts]
+    gold = [(graph.cui(concept),) for concept in concepts]
+    gold[0] = ("UNKNOWN:1",)
+    places = [(f"about {mention} here", 6, 6 + len(mention)) for mention in mentions]
+    queries = Queries(mentions, gold, {}, places)
+    linker = ContextLinker(exported, dictionary, parts_to_choose(Scoring(context=0.5, graph=0.2)), graph=graph)
+    chosen, accuracy = choose_scoring(linker, queries)
+    counts = {}
+    for scoring in ScoringGrid(CONTEXT, GRAPH, spelling=SPELLING).scorings():
+        linker.scoring = scoring
+        counts[scoring] = int((rank_by_scores(linker, queries) == 1).sum())
+    assert len(set(counts.values())) > 3
+    assert counts[chosen] == max(counts.values()) == round(accuracy * 24)
+
+
 def test_the_command_line_links_a_corpus_in_context_and_evaluates_it(run, exported, tmp_path, capsys):
     _, graph = run
     corpus, dictionary = tmp_path / "corpus.txt", tmp_path / "names.txt"
@@ -105,6 +128,13 @@ def test_the_command_line_links_a_corpus_in_context_and_evaluates_it(run, export
     assert len(first["candidates"]) == 3
     assert main(["evaluate", "linking", *common, "--queries", f"pubtator:{corpus}"]) == 0
     assert json.loads(capsys.readouterr().out)["all"]["acc@1"]["value"] == 1.0
+    without_texts = tmp_path / "mentions.tsv"
+    without_texts.write_text(f"mention\tcui\nNausea\t{names[3][0]}\n")
+    chosen = ["--queries", f"pubtator:{corpus}", "--choose-on"]
+    assert main(["evaluate", "linking", *common, *chosen, str(without_texts)]) == 2
+    assert "the mentions of --choose-on have no texts" in capsys.readouterr().err
+    assert main(["evaluate", "linking", *common, *chosen, f"pubtator:{corpus}"]) == 0
+    assert f"{exported}: --memory-bonus 0: Acc@1 100.0% on pubtator:{corpus}" in capsys.readouterr().err
     assert main(["link", *common, str(corpus)]) == 2
     assert "pass a corpus as FORMAT:PATH" in capsys.readouterr().err
 
