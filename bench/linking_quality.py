@@ -39,7 +39,7 @@ from safetensors.torch import load_model, save_model  # noqa: E402
 from bali_ds.files import read_json, write_json  # noqa: E402
 from bali_ds.model.aligner import Aligner  # noqa: E402
 from bali_ds.model.build_model import build_aligner  # noqa: E402
-from bench.inputs.linking_split import CORPUS, prepare  # noqa: E402
+from bench.inputs.linking_split import CORPUS, other_corpora, prepare  # noqa: E402
 from bench.inputs.medmentions import DATA, FAST, minilm  # noqa: E402
 from bench.linking_scores import Material, averaged, hits, model_of  # noqa: E402
 from bench.linking_table import table  # noqa: E402
@@ -67,6 +67,7 @@ def main() -> int:
     if options.sample:
         prepare(SAMPLE / "corpus.pubtator", SAMPLE, SAMPLE / "encoder", options.folder)
     elif not (options.folder / "shuffled_shards/index.json").exists():
+        other_corpora(options.data, options.folder)
         prepare(options.data / CORPUS, options.data / "kg/kg_ext_umls_rrf", options.encoder, options.folder)
     if options.prepare:
         return 0

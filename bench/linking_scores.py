@@ -23,7 +23,7 @@ from bali_ds.inference.scoring_grid import ScoringGrid, best_concepts
 from bali_ds.inference.spelling import SpellingIndex
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.pretrained import load_tokenizer
-from bench.inputs.linking_split import Mentions, read_mentions
+from bench.inputs.linking_split import OTHER_CORPORA, Mentions, read_mentions
 
 CONTEXT = (0.0, 0.3, 0.5, 0.7, 1.0)
 GRAPH = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0)
@@ -46,9 +46,9 @@ class Material:
     def open(cls, folder: Path) -> "Material":
         """Read a folder of `bench.inputs.linking_split`."""
         graph = KnowledgeGraph.open(folder / "graph")
-        parts = ("held_out", "choice", "training")
-        held_out, choice, training = (read_mentions(folder / f"{part}.json.gz", graph) for part in parts)
-        return cls(graph, {"held_out": held_out, "choice": choice}, training)
+        files = {part: folder / f"{part}.json.gz" for part in ("held_out", "choice", *OTHER_CORPORA)}
+        parts = {part: read_mentions(file, graph) for part, file in files.items() if file.exists()}
+        return cls(graph, parts, read_mentions(folder / "training.json.gz", graph))
 
     @cached_property
     def dictionary(self) -> ConceptDictionary:

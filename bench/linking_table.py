@@ -1,4 +1,4 @@
-"""The table of the linking benchmark: weights chosen on one part, figures and intervals on the held-out part."""
+"""The table of the linking benchmark: weights chosen on one part, figures and intervals on all others."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -65,11 +65,11 @@ class Grid:
     Args:
         rows: rows of the JSON.
         material: the mentions.
-        part: "choice" or "held_out".
+        part: a key of the material's parts.
     """
 
     def __init__(self, rows: Sequence[dict[str, Any]], material: Material, part: str) -> None:
-        mentions = material.parts[part]
+        mentions, self.part = material.parts[part], part
         self.strata = strata(mentions, material)
         self.documents = np.unique([text for text, _, _ in mentions.places], return_inverse=True)[1]
         self._hits: dict[str, list[dict[str, Flags]]] = {}
@@ -173,9 +173,18 @@ def _measure(grid: Grid, variant: str, scoring: str) -> float:
 
 def table(rows: Sequence[dict[str, Any]], material: Material) -> str:
     """Return the figures of all variants, in per cent, with the weights that were chosen, and differences."""
-    choice, held_out = Grid(rows, material, "choice"), Grid(rows, material, "held_out")
+    choice = Grid(rows, material, "choice")
+    return "\n".join(
+        line
+        for part in material.parts
+        if part != "choice" and all(part in row["hits"] for row in rows)
+        for line in _part_table(choice, Grid(rows, material, part))
+    )
+
+
+def _part_table(choice: Grid, held_out: Grid) -> list[str]:
     sizes = "  ".join(f"{name} {int(held_out.strata[name].sum()):,}" for name in STRATA)
-    lines = [f"held-out mentions: {sizes}; {held_out.documents.max() + 1} documents"]
+    lines = [f"{held_out.part}, mentions: {sizes}; {held_out.documents.max() + 1} documents"]
     lines.append(f"{'variant':<44}{'seeds':>6}" + "".join(f"{name:>20}" for name in STRATA))
     for family, wanted in named_scorings().items():
         lines.append(family)
@@ -186,7 +195,7 @@ def table(rows: Sequence[dict[str, Any]], material: Material) -> str:
             cells = [held_out.interval(stratum, (variant, scoring)) for stratum in STRATA]
             text = "".join(f"{_interval(cell):>20}" for cell in cells)
             lines.append(f"  {variant:<42}{held_out.seeds(variant):>6}{text}  {scoring}")
-    return "\n".join([*lines, "differences, of the same mentions", *_differences(choice, held_out)])
+    return [*lines, "differences, of the same mentions", *_differences(choice, held_out), ""]
 
 
 def _differences(choice: Grid, held_out: Grid) -> list[str]:

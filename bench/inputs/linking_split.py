@@ -30,6 +30,11 @@ from bench.inputs.medmentions import bali_ds
 PARTS = {"held_out": range(2), "choice": range(2, 3), "training": range(3, 20)}
 """Twentieths of the documents by a hash of their id."""
 CORPUS = "corpora/medmentions_st21pv_train.pubtator.txt.gz"
+OTHER_CORPORA = {
+    "ncbi_disease": "corpora/ncbi_disease/cui_dev.pubtator.txt.gz",
+    "bc5cdr": "corpora/bc5cdr/cui_dev.pubtator.txt.gz",
+}
+"""Development documents of other corpora, with UMLS identifiers as gold."""
 
 
 def prepare(source: Path, graph_source: Path, encoder: Path, folder: Path) -> None:
@@ -84,6 +89,13 @@ def split_documents(source: Path, folder: Path) -> None:
         with published_file(folder / f"{part}.json.gz") as stream:
             mentions = _mentions(folder / f"{part}.pubtator.gz")
             stream.write(gzip.compress(json.dumps(mentions).encode(), mtime=0))
+
+
+def other_corpora(data: Path, folder: Path) -> None:
+    """Write the linked mentions of the development documents of other corpora as JSON."""
+    for part, file in OTHER_CORPORA.items():
+        with published_file(folder / f"{part}.json.gz") as stream:
+            stream.write(gzip.compress(json.dumps(_mentions(data / file)).encode(), mtime=0))
 
 
 def _blocks(source: Path) -> Iterator[str]:
