@@ -95,7 +95,10 @@ def main() -> int:
 
 
 def run(setting: Setting, name: str, seed: int, deadline: float) -> list[dict[str, Any]]:
-    """Train a variant and score it, and the mean of its weights and those at the start; no rows after the deadline."""
+    """Train a variant and score it; the recipe also with the mean of its weights and those at the start.
+
+    No rows are returned after the deadline.
+    """
     from bali_ds.graph.knowledge_graph import KnowledgeGraph
 
     if time.time() > deadline:
@@ -109,7 +112,7 @@ def run(setting: Setting, name: str, seed: int, deadline: float) -> list[dict[st
     if setting.device == "cuda":
         torch.cuda.empty_cache()  # other trainings share the memory
     models = {name: aligner}
-    if with_graph:
+    if name == "recipe":
         models[name + AVERAGED] = averaged(aligner, start)
     rows = []
     for label, each in models.items():

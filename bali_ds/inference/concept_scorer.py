@@ -54,19 +54,20 @@ class ConceptScorer:
         spelling: SpellingIndex | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.device, self.num_concepts = torch.device(device), len(dictionary.cuis)
+        self.device = torch.device(device)
         name_of = np.repeat(np.arange(len(dictionary.names)), np.diff(dictionary.offsets))
         self._names = self._tensor(names)
-        self._name_of, self._concept_of = self._tensor(name_of), self._tensor(dictionary.concepts)
+        order, self._names_of = self._by_concept(dictionary.concepts, len(dictionary.cuis))
+        self._name_of = self._tensor(name_of[order])
         if graph_views is not None:
             self._graph_views = self._tensor(graph_views)
             self._unknown = torch.where(self._graph_views.any(dim=1), 0.0, torch.nan)
         self._memory, self._spelling = memory, spelling
         if memory is not None:
-            self._remembered = self._tensor(memory.concepts)
-            self._shares = self._tensor(memory.shares)
-            self._alone = self._tensor(memory.alone)
-            self._context = None if memory.context is None else self._tensor(memory.context)
+            order, self._mentions_of = self._by_concept(memory.concepts, len(dictionary.cuis))
+            self._shares = self._tensor(memory.shares[order, None])
+            self._alone = self._tensor(memory.alone[order])
+            self._context = None if memory.context is None else self._tensor(memory.context[order])
 
     def scores(self, alone: Tensor, context: Tensor | None, scoring: Scoring, strings: list[str]) -> Tensor:
         """Return the score of each concept for n queries, float32 [n, C].
@@ -91,36 +92,50 @@ class ConceptScorer:
         return self.largest_of_names(similarity)
 
     def similarity(self, query: Tensor) -> Tensor:
-        """Return the inner product of each query with each name, float32 [n, names]."""
-        return query @ self._names.T
+        """Return the inner product of each name with each query, float32 [names, n]."""
+        return self._names @ query.T
 
     def by_spelling(self, strings: list[str]) -> Tensor:
-        """Return the similarity in spelling of each string to each name, float32 [n, names]."""
+        """Return the similarity in spelling of each name to each string, float32 [names, n]."""
         assert self._spelling is not None
-        return self._spelling.cosines(strings, self.device)
+        return self._spelling.cosines(strings, self.device).T
 
     def largest_of_names(self, similarity: Tensor) -> Tensor:
-        """Return the largest value among the names of each concept, float32 [n, C]."""
-        return self._largest(similarity[:, self._name_of], self._concept_of)
+        """Return the largest value among the names of each concept, float32 [n, C], from values [names, n]."""
+        return _largest(similarity.index_select(0, self._name_of), self._names_of)
 
     def by_memory(self, alone: Tensor, context: Tensor | None, share: float, bonus: float) -> Tensor:
         """Return the score of each concept's most similar remembered mention, float32 [n, C]; -inf without any."""
         assert self._memory is not None
-        similarity = alone @ self._alone.T
+        similarity = self._alone @ alone.T
         if context is not None and self._context is not None:
-            similarity = (1 - share) * similarity + share * (context @ self._context.T)
-        return self._largest(similarity + bonus * self._shares, self._remembered)
+            similarity = (1 - share) * similarity + share * (self._context @ context.T)
+        return _largest(similarity + bonus * self._shares, self._mentions_of)
 
     def by_graph(self, query: Tensor) -> Tensor:
         """Return the inner product of each query with each graph view, float32 [n, C]; NaN for a concept without."""
         return query @ self._graph_views.T + self._unknown
 
-    def _largest(self, values: Tensor, concepts: Tensor) -> Tensor:
-        largest = torch.full((len(values), self.num_concepts), -torch.inf, device=self.device)
-        return largest.scatter_reduce(1, concepts.expand(len(values), -1), values, "amax")
+    def _by_concept(self, concepts: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], Tensor]:
+        """Return the order of rows by their concepts, and how many each concept has."""
+        return np.argsort(concepts, kind="stable"), self._tensor(np.bincount(concepts, minlength=count))
 
     def _tensor(self, values: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+
+
+def _largest(values: Tensor, counts: Tensor) -> Tensor:
+    """Return the largest of consecutive rows, `counts` of them for each of C concepts, -inf for none.
+
+    Args:
+        values: float32 [rows, n]; along rows, reducing is an order of magnitude faster than along columns.
+        counts: int64 [C].
+
+    Returns:
+        float32 [n, C].
+    """
+    largest = torch.segment_reduce(values, "max", lengths=counts, axis=0, unsafe=True, initial=-torch.inf)
+    return largest.T.contiguous()
 
 
 def mixed(alone: Tensor, context: Tensor | None, share: float) -> Tensor:
@@ -134,7 +149,16 @@ def with_graph(found: Tensor, views: Tensor, share: float) -> Tensor:
     Args:
         found: float32 [n, C], the scores without.
         views: float32 [n, C], those of the graph views; where they are NaN, the other scores stay.
-        share: above 0; at 1 the other scores do not count.
+        share: in 0..1; at 1 the other scores do not count.
     """
-    mixed_scores = torch.lerp(found, views, share) if share < 1 else views
-    return torch.where(views.isnan(), found, mixed_scores)
+    return torch.add(found, graph_gain(found, views), alpha=share)
+
+
+def graph_gain(found: Tensor, views: Tensor) -> Tensor:
+    """Return what is added to scores if graph views have a share of 1, float32 [n, C]; 0 where they are NaN.
+
+    Args:
+        found: float32 [n, C], the scores without.
+        views: float32 [n, C], those of the graph views.
+    """
+    return torch.where(views.isnan(), 0.0, views - found)
