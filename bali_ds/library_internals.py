@@ -20,7 +20,7 @@ DEEPSPEED_NAMES = {
     "deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine.TorchCheckpointEngine": ("save",),
     "deepspeed.runtime.fp16.fused_optimizer.FP16_Optimizer": ("fp16_groups", "loss_scale_config"),
     "deepspeed.runtime.zero.stage_1_and_2.DeepSpeedZeroOptimizer": (
-        "bit16_groups", "single_partition_of_fp32_groups", "update_lp_params",
+        "bit16_groups", "check_grad_overflow", "single_partition_of_fp32_groups", "update_lp_params",
     ),
     "deepspeed.runtime.zero.stage3.DeepSpeedZeroOptimizer_Stage3": (
         "checkpoint_event_epilogue", "fp16_groups", "fp16_partitioned_groups", "fp16_partitioned_groups_flat",
@@ -170,6 +170,23 @@ def wrapped_checkpoint_writes(
         yield
     finally:
         writer.save = save
+
+
+@contextmanager
+def gradients_checked(engine: deepspeed.DeepSpeedEngine) -> Iterator[None]:
+    """Let the update skip non-finite gradients inside the block, also where the settings spare it the check.
+
+    Only stages 1 and 2 have such a setting; the others always check.
+    """
+    if engine.zero_optimization_stage() not in (1, 2):
+        yield
+        return
+    optimizer = engine.optimizer
+    before, optimizer.check_grad_overflow = optimizer.check_grad_overflow, True
+    try:
+        yield
+    finally:
+        optimizer.check_grad_overflow = before
 
 
 def checkpoint_classes() -> list[Any]:

@@ -11,7 +11,7 @@ import torch
 from bali_ds.config import Recipe
 from bali_ds.data.batch import Batch
 from bali_ds.data.mixture import Mixture
-from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config
+from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config, without_buckets
 from bali_ds.losses.contrastive.workspace import DERIVATIVE_BYTES
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.build_model import DTYPES, build_aligner, try_to_fuse_layers
@@ -96,7 +96,7 @@ def plan(recipe: Recipe, *, ranks: int, on_gpu: bool, samples_per_second: float 
             ranks=number,
             activations=PassMemory(passes.with_gradients + loss, passes.without_gradients + loss),
             on_gpu=on_gpu,
-            settings=settings,
+            settings=without_buckets(settings, ranks=number),
             names=model.table.vectors.nbytes if model.table else 0,
         )
 
