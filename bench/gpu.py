@@ -50,7 +50,7 @@ GROUPS: tuple[Parts, ...] = (
     {"attention": attention},
     {"stages": stages, "repeats": repeats, "sanitizer": sanitizer},
 )
-"""The parts in their order; on a GPU those of a group, which measure no time, run at the same time."""
+"""The parts in their order. On a GPU those that share a group run at the same time; none of them measures time."""
 NAMED: tuple[Parts, ...] = ({"loss_blocks": loss_blocks},)
 """Parts that run only if they are named."""
 PARTS: Parts = {name: part for group in (*GROUPS, *NAMED) for name, part in group.items()}
@@ -83,7 +83,7 @@ def main() -> int:
         with ThreadPoolExecutor(max(map(len, GROUPS)) if options.device == "cuda" else 1) as pool:
             for group in (*GROUPS, *NAMED):
                 names = [name for name in group if name in options.parts]
-                list((pool.map if len(names) > 1 else map)(run, names))
+                list(pool.map(run, names) if len(names) > 1 else map(run, names))
     return int(not all(part["passed"] for part in results["parts"].values()))
 
 

@@ -218,7 +218,7 @@ class _Worker:
             while not self._closing.is_set():
                 try:
                     arrays = receive_step(stream, self._parts)
-                    step = arrays and _step(arrays, pin_memory=self._pin_memory)
+                    step = None if arrays is None else _step(arrays, pin_memory=self._pin_memory)
                 except Exception as error:
                     self._ready.put(error)
                     return
