@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from bali_ds.config import Recipe
 from bali_ds.data.batch import Batch
@@ -148,11 +149,19 @@ def shapes_of_model(recipe: Recipe, num_relations: int, shards: Mixture | None =
 def _passes(recipe: Recipe, model: Aligner, batch: Batch, *, on_gpu: bool) -> PassMemory:
     shapes = batch.to("meta")
 
-    def run() -> torch.Tensor:
+    def encode() -> torch.Tensor:
         views = model.encode(shapes)
         vectors = (views.text, views.graph, *(vectors for vectors, _ in views.kept.values()))
         totals = [total for name, (total, _) in views.sums.items() if model.weights[name]]
         return torch.stack([*(each.sum() for each in vectors), *totals]).sum()
+
+    def run() -> torch.Tensor:
+        if recipe.batch.micro_batches == 1:
+            return encode()
+        # autograd keeps the gradients of one micro-batch until those of all others are added: two take as much as many
+        first, second = (checkpoint(encode, use_reentrant=False) for _ in range(2))
+        total: torch.Tensor = first + second
+        return total
 
     one = pass_memory(model, run, fused_attention=on_gpu)
     if on_gpu and try_to_fuse_layers(recipe, model.text):  # below stage 3
