@@ -7,6 +7,7 @@ and `DEEPSPEED_NAMES` lists what it relies on; a test compares both with what is
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -20,7 +21,7 @@ DEEPSPEED_NAMES = {
     "deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine.TorchCheckpointEngine": ("save",),
     "deepspeed.runtime.fp16.fused_optimizer.FP16_Optimizer": ("fp16_groups", "loss_scale_config"),
     "deepspeed.runtime.zero.stage_1_and_2.DeepSpeedZeroOptimizer": (
-        "bit16_groups", "single_partition_of_fp32_groups", "update_lp_params",
+        "bit16_groups", "check_grad_overflow", "single_partition_of_fp32_groups", "update_lp_params",
     ),
     "deepspeed.runtime.zero.stage3.DeepSpeedZeroOptimizer_Stage3": (
         "checkpoint_event_epilogue", "fp16_groups", "fp16_partitioned_groups", "fp16_partitioned_groups_flat",
@@ -151,25 +152,53 @@ def broadcast_master_weights(engine: deepspeed.DeepSpeedEngine) -> None:
             optimizer.checkpoint_event_epilogue()
 
 
-@contextmanager
-def wrapped_checkpoint_writes(
-    engine: deepspeed.DeepSpeedEngine, wrap: Callable[[Callable[..., None]], Callable[..., None]]
-) -> Iterator[None]:
-    """Let `engine.save_checkpoint` write its files, and nothing else, through a wrapper.
+def checkpoint_files(
+    engine: deepspeed.DeepSpeedEngine, directory: Path, client_state: dict[str, Any]
+) -> tuple[dict[Path, Any], Callable[[Any, str], None]]:
+    """Return what this rank writes into a checkpoint, unwritten, and DeepSpeed's writer; every rank calls this.
+
+    DeepSpeed would write first and then let the ranks meet on the device, where none may wait long for another's disk.
 
     Args:
-        engine: of the run.
-        wrap: gets DeepSpeed's `save(state_dict, path)` and returns what is called in its place.
+        engine: of the run; nothing may change its tensors before they are written.
+        directory: of the checkpoint.
+        client_state: what is written beside DeepSpeed's own state.
+
+    Returns:
+        The contents of each file, and a function that writes contents to a path.
     """
+    contents: dict[Path, Any] = {}
+
+    def collect(state_dict: Any, path: str) -> None:
+        contents[Path(path)] = state_dict
+
     # it also copies scripts that consolidate the weights, which `bali-ds export` does
     engine._copy_recovery_script = lambda _save_path: None
     writer = engine.checkpoint_engine
-    save = writer.save
-    writer.save = wrap(save)
+    write = writer.save
+    writer.save = collect
+    try:
+        engine.save_checkpoint(str(directory.parent), tag=directory.name, client_state=client_state, save_latest=False)
+    finally:
+        writer.save = write
+    return contents, write
+
+
+@contextmanager
+def gradients_checked(engine: deepspeed.DeepSpeedEngine) -> Iterator[None]:
+    """Let the update skip non-finite gradients inside the block, also where the settings spare it the check.
+
+    Only stages 1 and 2 have such a setting; the others always check.
+    """
+    if engine.zero_optimization_stage() not in (1, 2):
+        yield
+        return
+    optimizer = engine.optimizer
+    before, optimizer.check_grad_overflow = optimizer.check_grad_overflow, True
     try:
         yield
     finally:
-        writer.save = save
+        optimizer.check_grad_overflow = before
 
 
 def checkpoint_classes() -> list[Any]:

@@ -18,12 +18,12 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from bali_ds.cli import main as bali_ds
+from bali_ds.doctor.machine import package_versions
 from bali_ds.files import write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the parts, and the oracles of the tests that they use
@@ -37,24 +37,24 @@ from bench.gpu_runs import repeats, stages, training
 from bench.gpu_step import random_state, step
 
 Parts = dict[str, Callable[[Bench], Figures]]
-TIMED: Parts = {
-    "random_state": random_state,
-    "loss_oracle": loss_oracle,
-    "layer": layer,
-    "loss_speed": loss_speed,
-    "step": step,
-    "attention": attention,
-    "encoder": encoder,
-    "engine": engine,
-}
-"""Parts that have the machine for themselves."""
-RUNS: Parts = {"training": training, "stages": stages, "repeats": repeats, "ranks": ranks}
-"""Parts that wait for runs in processes of their own; on a GPU all at the same time."""
-LAST: Parts = {"inference": inference}
-"""Parts that need what runs leave."""
-PARTS = TIMED | RUNS | LAST
-ALL_PARTS = PARTS | {"loss_blocks": loss_blocks, "sanitizer": sanitizer}
-"""With those that run only if they are named."""
+GROUPS: tuple[Parts, ...] = (
+    {"engine": engine},
+    {"training": training, "ranks": ranks},
+    {"inference": inference},  # of what training has exported
+    {"step": step},
+    {"loss_speed": loss_speed},
+    {"encoder": encoder},
+    {"random_state": random_state},
+    {"loss_oracle": loss_oracle},
+    {"layer": layer},
+    {"attention": attention},
+    {"stages": stages, "repeats": repeats, "sanitizer": sanitizer},
+)
+"""The parts in their order. On a GPU those that share a group run at the same time; none of them measures time."""
+NAMED: tuple[Parts, ...] = ({"loss_blocks": loss_blocks},)
+"""Parts that run only if they are named."""
+PARTS: Parts = {name: part for group in (*GROUPS, *NAMED) for name, part in group.items()}
+DEFAULT = [name for group in GROUPS for name in group]
 
 
 def main() -> int:
@@ -62,16 +62,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--small", action="store_true", help="shapes that take seconds on a CPU")
-    parser.add_argument("--parts", nargs="+", choices=ALL_PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=DEFAULT)
     parser.add_argument(
         "--data", type=Path, default=ROOT / "shards/built/sample", help="graph and shards of the sample"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results/gpu.json")
     options = parser.parse_args()
-    _build(options.data)
+    data = options.data.resolve()  # recipes are in another folder
+    _build(data)
     results: Figures = {"machine": _machine(options.device), "parts": {}}
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(options.device, options.small, options.data, Path(folder))
+        bench = Bench(options.device, options.small, data, Path(folder))
 
         def run(name: str) -> None:
             figures = _figures(name, bench)
@@ -79,20 +80,17 @@ def main() -> int:
                 results["parts"][name] = figures
                 write_json(options.out, results)
 
-        chosen = [name for name in ALL_PARTS if name in options.parts]
-        with ThreadPoolExecutor(len(RUNS) if options.device == "cuda" else 1) as pool:
-            for name in chosen:
-                if name not in RUNS | LAST:
-                    run(name)
-            list(pool.map(run, [name for name in chosen if name in RUNS]))
-            list(map(run, [name for name in chosen if name in LAST]))
+        with ThreadPoolExecutor(max(map(len, GROUPS)) if options.device == "cuda" else 1) as pool:
+            for group in (*GROUPS, *NAMED):
+                names = [name for name in group if name in options.parts]
+                list(pool.map(run, names) if len(names) > 1 else map(run, names))
     return int(not all(part["passed"] for part in results["parts"].values()))
 
 
 def _figures(name: str, bench: Bench) -> Figures:
     begin = time.perf_counter()
     try:
-        figures = {"passed": True, **ALL_PARTS[name](bench)}
+        figures = {"passed": True, **PARTS[name](bench)}
     except Exception as error:
         traceback.print_exc()
         figures = {"passed": False, "error": f"{type(error).__name__}: {error}"[:2000]}
@@ -112,8 +110,7 @@ def _build(data: Path) -> None:
 
 def _machine(device: str) -> Figures:
     card = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    packages = {name: version(name) for name in ("torch", "deepspeed", "transformers")}
-    return {"device": card, "date": date.today().isoformat(), "cuda": torch.version.cuda, **packages}
+    return {"device": card, "date": date.today().isoformat(), "cuda": torch.version.cuda, **package_versions()}
 
 
 if __name__ == "__main__":

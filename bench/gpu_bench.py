@@ -22,6 +22,7 @@ from bali_ds.model.aligner import Aligner
 from bali_ds.model.build_model import build_aligner, compile_layers, transformer_layers
 from bali_ds.model.fused_layer import fuse_layers
 from bali_ds.model.text_encoder import TextEncoder
+from bali_ds.planning.flops import peak_of
 from bali_ds.planning.run_data import RunData
 from tests.ports import free_port
 
@@ -47,6 +48,23 @@ from bali_ds.config import load_recipe
 from bali_ds.training.trainer import train
 train(load_recipe(Path(sys.argv[1])), resume=False)
 """
+
+
+def profiled(work: Callable[[], Any], *, repeats: int = 1, longest: int = 0) -> Figures:
+    """Return seconds and number of the kernels of some work on a GPU, and the count and milliseconds of the longest."""
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(repeats):
+            work()
+        torch.cuda.synchronize()
+    kernels = [each for each in profile.key_averages() if not each.key.startswith("cuda")]
+    kernels.sort(key=lambda each: -each.device_time_total)
+    rows = {each.key[:80]: [each.count / repeats, each.device_time_total / 1e3 / repeats] for each in kernels[:longest]}
+    return {
+        "kernel_seconds": sum(each.device_time_total for each in kernels) / 1e6 / repeats,
+        "kernels": sum(each.count for each in kernels) / repeats,
+        **({"longest": rows} if longest else {}),
+    }
 
 
 @dataclass
@@ -144,13 +162,14 @@ class Bench:
     def kernel_seconds(self, work: Callable[[], Any]) -> float:
         """Return the time that the kernels of some work take on a GPU, without the gaps between them."""
         work()
-        torch.cuda.synchronize()
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            for _ in range(KERNEL_REPEATS):
-                work()
-            torch.cuda.synchronize()
-        kernels = [each for each in profile.key_averages() if not each.key.startswith("cuda")]
-        return sum(each.device_time_total for each in kernels) / 1e6 / KERNEL_REPEATS
+        seconds: float = profiled(work, repeats=KERNEL_REPEATS)["kernel_seconds"]
+        return seconds
+
+    def utilization(self, operations: float, seconds: float) -> Figures:
+        """Return the rate of some work, and its share of the card's peak (`mfu`) where that is known."""
+        rate = operations / seconds
+        peak = peak_of(torch.cuda.get_device_name()) if self.device == "cuda" else None
+        return {"teraflops": rate / 1e12, **({"mfu": rate / peak} if peak else {})}
 
     def seconds(self, work: Callable[[], Any], repeats: int = 5) -> float:
         """Return the median seconds of some work, after one warm-up; the device's own clock on a GPU."""

@@ -14,7 +14,7 @@ from bali_ds.inference.encoder import load
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.fused_layer import PackedAttention, fused_states
 from bali_ds.model.packed_attention import attention_arguments, packed_attention
-from bali_ds.planning.flops import StepFlops, peak_of
+from bali_ds.planning.flops import StepFlops
 from bench.gpu_bench import BERT_BASE, LAYER_CODE, TINY, Bench, Figures
 from tests.packs import random_pack
 
@@ -105,9 +105,7 @@ def encoder(bench: Bench) -> Figures:
             aligner.zero_grad(set_to_none=True)
 
         seconds = bench.seconds(work)
-        figures[code] = {"seconds": seconds, "teraflops": operations / seconds / 1e12}
-        if bench.device == "cuda" and (peak := peak_of(torch.cuda.get_device_name())):
-            figures[code]["mfu"] = operations / seconds / peak
+        figures[code] = {"seconds": seconds, **bench.utilization(operations, seconds)}
     return figures
 
 

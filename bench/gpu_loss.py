@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bali_ds.losses.contrastive import contrastive_loss
-from bench.gpu_bench import Bench, Figures
+from bench.gpu_bench import Bench, Figures, profiled
 from tests.losses.dense_contrastive import dense_loss, views
 
 KINDS = ("ntxent", "clip", "supcon", "marginal", "multi_similarity", "sigmoid")
@@ -149,15 +149,7 @@ def _measure(bench: Bench, loss: Callable[[], Tensor]) -> Figures:
     for _ in range(10):
         work()
     figures["host_seconds"] = (time.perf_counter() - begin) / 10
-    torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        work()
-        torch.cuda.synchronize()
-    events = sorted(profile.key_averages(), key=lambda each: -each.device_time_total)
-    figures["kernels"] = sum(each.count for each in events if not each.key.startswith("cuda"))
-    figures["kernel_seconds"] = sum(each.device_time_total for each in events) / 1e6
-    figures["longest"] = {each.key[:50]: [each.count, each.device_time_total / 1e6] for each in events[:9]}
-    return figures
+    return figures | profiled(work, longest=9)
 
 
 def _dense_clip(queries: Tensor, keys: Tensor, scale: Tensor) -> Tensor:

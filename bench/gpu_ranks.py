@@ -88,7 +88,7 @@ def sanitizer(bench: Bench) -> Figures:
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [checker, "--tool", "memcheck", sys.executable, "-c", CHECKED],
-        env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False, timeout=300,
+        env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False, timeout=150,
     )  # fmt: skip
     errors = re.search(r"ERROR SUMMARY: (\d+) error", done.stdout)
     assert errors is not None, (done.stdout + done.stderr)[-2000:]

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bali_ds.data.batch import Batch, PackedSequences
-from bali_ds.planning.flops import StepFlops, peak_of
-from bench.gpu_bench import BERT_BASE, LAYER_CODE, TINY, Bench, Figures
+from bali_ds.planning.flops import StepFlops
+from bench.gpu_bench import BERT_BASE, LAYER_CODE, TINY, Bench, Figures, profiled
 
 _PACKAGE_FILE = re.compile(r".*/((?:bali_ds|deepspeed)/.*)")
 
@@ -82,11 +82,9 @@ def _step(bench: Bench, shape: dict[str, int], passages: int, tokens: int | None
     seconds = bench.seconds(work) / len(steps)
     tokens_read, operations = (sum(column) / len(steps) for column in zip(*counted, strict=True))
     figures: Figures = {"passages": passages, "tokens": tokens_read, "seconds": seconds, "first_seconds": first}
-    figures["teraflops"] = operations / seconds / 1e12
+    figures |= bench.utilization(operations, seconds)
     if bench.device == "cuda":
         figures["peak bytes"] = torch.cuda.max_memory_allocated()
-        if peak := peak_of(torch.cuda.get_device_name()):
-            figures["mfu"] = operations / seconds / peak
         figures |= _profiled(work, len(steps)) | {"synchronizations": _synchronizations(work)}
     return figures
 
@@ -112,18 +110,9 @@ def _profiled(work: Callable[[], None], steps: int) -> Figures:
     begin = time.perf_counter()
     work()
     host = time.perf_counter() - begin
-    torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        work()
-        torch.cuda.synchronize()
-    kernels = [each for each in profile.key_averages() if not each.key.startswith("cuda")]
-    kernels.sort(key=lambda each: -each.device_time_total)
-    return {
-        "host_seconds": host / steps,
-        "kernel_seconds": sum(each.device_time_total for each in kernels) / 1e6 / steps,
-        "kernels": sum(each.count for each in kernels) / steps,
-        "longest": {each.key[:80]: [each.count / steps, each.device_time_total / 1e3 / steps] for each in kernels[:24]},
-    }
+    figures = profiled(work, longest=24)
+    rows = {name: [each / steps for each in row] for name, row in figures.pop("longest").items()}
+    return {"host_seconds": host / steps, **{name: value / steps for name, value in figures.items()}, "longest": rows}
 
 
 def _synchronizations(work: Callable[[], None]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ import deepspeed
 
 from bali_ds.errors import InputError, first_line
 from bali_ds.files import sha256_file, sync
-from bali_ds.library_internals import wrapped_checkpoint_writes
+from bali_ds.library_internals import checkpoint_files
 
 
 class AsynchronousSave:
     """This rank's part in saving one checkpoint.
 
-    DeepSpeed hands its files to the operating system before the next step changes the tensors. A thread then syncs
-    them to disk and hashes them while training continues. DeepSpeed's own asynchronous writer is not used: failures in
+    The files are handed to the operating system before the next step changes the tensors. A thread then syncs them to
+    disk and hashes them while training continues. DeepSpeed's own asynchronous writer is not used: failures in
     its process are not reported, and its format can be read by pickle alone.
 
     Attributes:
@@ -50,25 +50,19 @@ class AsynchronousSave:
             self.directory.mkdir(parents=True)
 
     def write(self, engine: deepspeed.DeepSpeedEngine, client_state: dict[str, Any]) -> None:
-        """Let DeepSpeed write its files; every rank calls this."""
-        with wrapped_checkpoint_writes(engine, self._recorded_write):
-            parent, tag = str(self.directory.parent), self.directory.name
-            engine.save_checkpoint(parent, tag=tag, client_state=client_state, save_latest=False)
-
-    def _recorded_write(self, write: Callable[..., None]) -> Callable[..., None]:
-        def save(state_dict: dict[str, Any], path: str) -> None:
+        """Write DeepSpeed's files of this rank; every rank calls this."""
+        contents, write = checkpoint_files(engine, self.directory, client_state)
+        for path, state in contents.items():
             with self.recorded_fault():
                 try:
-                    write(state_dict, path)
+                    write(state, str(path))
                 except RuntimeError as error:
                     # torch's writer does not say why the system took only a part of the bytes
                     free = shutil.disk_usage(self.directory).free / 2**20
                     raise RuntimeError(
-                        f"{Path(path).name} cannot be written, its disk has {free:,.1f} MiB left: {first_line(error)}"
+                        f"{path.name} cannot be written, its disk has {free:,.1f} MiB left: {first_line(error)}"
                     ) from error
-                self._written.append(Path(path))
-
-        return save
+                self._written.append(path)
 
     def start_flush(self) -> None:
         """Start to sync and hash the written files in the background."""
@@ -85,7 +79,7 @@ class AsynchronousSave:
         """Whether the thread is still running."""
         return self._thread.is_alive()
 
-    def wait(self) -> None:
-        """Return when the thread has ended."""
+    def wait(self, seconds: float) -> None:
+        """Return when the thread has ended, or after some seconds."""
         if self.is_flushing:
-            self._thread.join()
+            self._thread.join(seconds)

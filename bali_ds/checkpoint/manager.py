@@ -31,6 +31,7 @@ from bali_ds.terminal import print_progress
 logger = logging.getLogger(__name__)
 
 _LAYOUT = ("world size", "ZeRO stage")
+_SECONDS_BETWEEN_COMPARISONS = 1.0
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,9 @@ class CheckpointManager:
         """
         if self._pending:
             (progress, save), self._pending = self._pending, None
-            save.wait()
+            # in short turns: a rank whose disk is fast does not wait for the others in one collective call
+            while self.ranks.all_reduce_max(int(save.is_flushing)):
+                save.wait(_SECONDS_BETWEEN_COMPARISONS)
             fault = self._finished(progress, save)
             before, self._failed = self._failed, (progress.step, fault) if fault else None
             self._saved = None if fault else progress

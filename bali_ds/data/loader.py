@@ -94,15 +94,14 @@ class Loader:
     ) -> None:
         own, start = RankSlice(global_batch, micro_batches, rank, world_size), start or Position()
         mixture = Mixture.of(shards)
-        self._pin_memory = pin_memory
         self._quarantine = Quarantine(mixture, quarantine, settings.bad_samples)
         self._next = 0
         self._steps = BatchSampler(mixture, graph, settings, own, start)
         self._workers = [
-            _Worker(description(mixture, graph, settings, own, start, number, workers), settings.parts)
+            _Worker(description(mixture, graph, settings, own, start, number, workers), settings.parts, pin_memory)
             for number in range(workers)
         ]
-        self._sources: list[_Worker | _InProcess] = [*self._workers] or [_InProcess(self._steps.run())]
+        self._sources: list[_Worker | _InProcess] = [*self._workers] or [_InProcess(self._steps.run(), pin_memory)]
         self.steps_per_epoch = self._steps.schedule.steps_per_epoch
 
     def __iter__(self) -> Iterator[Step]:
@@ -122,14 +121,11 @@ class Loader:
         return self._source.ready(seconds)
 
     def __next__(self) -> Step:
-        arrays = self._source.take()
+        step = self._source.take()
         number, self._next = self._next, self._next + 1
-        micro_batches = tuple(as_tensors(micro_batch) for micro_batch in arrays.micro_batches)
-        samples = sum(batch.sample_rows.shape[0] for batch in micro_batches)
-        self._quarantine.record(number, samples, arrays.replaced)
-        if self._pin_memory:
-            micro_batches = tuple(batch.pin_memory() for batch in micro_batches)
-        return Step(arrays.position_after, micro_batches, arrays.replaced)
+        samples = sum(batch.sample_rows.shape[0] for batch in step.micro_batches)
+        self._quarantine.record(number, samples, step.replaced)
+        return step
 
     def close(self) -> None:
         """End the worker processes."""
@@ -147,10 +143,17 @@ class Loader:
         self.close()
 
 
-class _Worker:
-    """A worker process, and the thread that reads its pipe ahead of time."""
+def _step(arrays: StepArrays, *, pin_memory: bool) -> Step:
+    micro_batches = tuple(as_tensors(micro_batch) for micro_batch in arrays.micro_batches)
+    if pin_memory:
+        micro_batches = tuple(batch.pin_memory() for batch in micro_batches)
+    return Step(arrays.position_after, micro_batches, arrays.replaced)
 
-    def __init__(self, work: str, parts: tuple[BatchPart, ...]) -> None:
+
+class _Worker:
+    """A worker process, and the thread that reads its pipe and pins its batches ahead of time."""
+
+    def __init__(self, work: str, parts: tuple[BatchPart, ...], pin_memory: bool) -> None:
         package = str(Path(__file__).parents[2])
         environment = os.environ | {
             "OMP_NUM_THREADS": "1",
@@ -168,9 +171,9 @@ class _Worker:
         assert self._process.stdin is not None
         with self._process.stdin as stream:
             stream.write(work.encode() + b"\n")
-        self._parts = parts
-        self._ready: queue.Queue[StepArrays | Exception] = queue.Queue(_PREFETCHED_STEPS)
-        self._item: StepArrays | Exception | None = None
+        self._parts, self._pin_memory = parts, pin_memory
+        self._ready: queue.Queue[Step | Exception] = queue.Queue(_PREFETCHED_STEPS)
+        self._item: Step | Exception | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._receive, name="bali-ds stream", daemon=True)
         self._thread.start()
@@ -185,7 +188,7 @@ class _Worker:
                 self._item = self._ready.get(timeout=seconds)
         return self._item is not None
 
-    def take(self) -> StepArrays:
+    def take(self) -> Step:
         """Return the worker's next step; raise the error that ended the worker."""
         self.ready(None)
         item = self._item
@@ -214,7 +217,8 @@ class _Worker:
         with self._process.stdout as stream:
             while not self._closing.is_set():
                 try:
-                    step = receive_step(stream, self._parts)
+                    arrays = receive_step(stream, self._parts)
+                    step = None if arrays is None else _step(arrays, pin_memory=self._pin_memory)
                 except Exception as error:
                     self._ready.put(error)
                     return
@@ -227,10 +231,10 @@ class _Worker:
 class _InProcess:
     """The steps of a loader without workers. Only a wait with a time limit needs a thread, one for each step."""
 
-    def __init__(self, steps: Iterator[StepArrays]) -> None:
-        self._steps = steps
+    def __init__(self, steps: Iterator[StepArrays], pin_memory: bool) -> None:
+        self._steps = (_step(arrays, pin_memory=pin_memory) for arrays in steps)
         self._thread: threading.Thread | None = None
-        self._item: StepArrays | Exception | None = None
+        self._item: Step | Exception | None = None
 
     def __str__(self) -> str:
         return "the loader in the training process"
@@ -243,7 +247,7 @@ class _InProcess:
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
-    def take(self) -> StepArrays:
+    def take(self) -> Step:
         """Return the next step; raise the error met while making it."""
         if self._thread is None:
             return next(self._steps)

@@ -77,6 +77,18 @@ def check_recipe(values: Mapping[str, Any], recipe: Recipe) -> None:
         )
 
 
+def without_buckets(values: Mapping[str, Any], *, ranks: int) -> dict[str, Any]:
+    """Return a DeepSpeed configuration for a number of ranks: one rank has nobody to send gradients to.
+
+    At stages 1 and 2 DeepSpeed copies every gradient into the buckets that it sends and waits for the device at the end
+    of the backward pass. For one rank both are switched off, whatever the file says.
+    """
+    zero = values.get("zero_optimization", {})
+    if ranks > 1 or zero.get("stage", 0) not in (1, 2):
+        return dict(values)
+    return {**values, "zero_optimization": {**zero, "overlap_comm": False, "contiguous_gradients": False}}
+
+
 def _check(where: str, key: str, value: object, known: Mapping[str, Kind]) -> None:
     if key not in known:
         nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.6)

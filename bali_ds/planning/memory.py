@@ -103,15 +103,22 @@ def _sharded(inputs: MemoryInputs, stage: int) -> RankMemory:
     zero = _zero(inputs)
     weights, master, optimizer = b * size, MASTER_BYTES * shard, ADAM_BYTES * shard
     bucket = b * int(zero.get("reduce_bucket_size", 5e8))
-    # on a CPU, reserved pages that are never written take no memory
-    reserved = bucket * (2 if zero.get("overlap_comm") else 1) if inputs.on_gpu else 0
     used = min(bucket, b * size)
-    end_of_backward = max(b * size, reserved or used) + max(used, b * shard)
+    if zero.get("contiguous_gradients", True):
+        # on a CPU, reserved pages that are never written take no memory
+        reserved = bucket * (2 if zero.get("overlap_comm") else 1) if inputs.on_gpu else 0
+        during_backward, end_of_backward = reserved, max(b * size, reserved or used) + max(used, b * shard)
+    else:
+        # gradients stay where they are; as many as a bucket holds are copied, and once more in another dtype to send
+        communicated = _communication_bytes(inputs)
+        reserved, sent = 0, used + (used // b * communicated if communicated != b else 0)
+        # stage 1 reduces after the backward pass, stage 2 in it
+        during_backward, end_of_backward = sent if stage == 2 else 0, b * size + sent
     offloads = _offloads(zero, "offload_optimizer")
     offloaded = (master + optimizer + MASTER_BYTES * shard) if offloads else 0
     during_step = 0 if offloads else _sharded_step(inputs)
     between = weights + (0 if offloads else master + optimizer)
-    peak = between + max(inputs.activations.with_gradients + reserved, end_of_backward, during_step)
+    peak = between + max(inputs.activations.with_gradients + during_backward, end_of_backward, during_step)
     gradients = b * size if stage == 1 else b * shard
     return RankMemory(
         stage,
@@ -173,6 +180,12 @@ def _offloads(zero: Mapping[str, Any], key: str) -> bool:
     return zero.get(key, {}).get("device", "none") != "none"
 
 
+def _communication_bytes(inputs: MemoryInputs) -> int:
+    """Return the bytes of a gradient that is sent."""
+    dtype = DTYPES.get(inputs.settings.get("communication_data_type", ""))
+    return dtype.itemsize if dtype else inputs.weight_bytes
+
+
 def bytes_sent(inputs: MemoryInputs, stage: int) -> int:
     """Return the bytes of weights and gradients that a rank sends in one step.
 
@@ -181,9 +194,7 @@ def bytes_sent(inputs: MemoryInputs, stage: int) -> int:
     unless `stage3_max_live_parameters` lets all of them stay.
     """
     zero = _zero(inputs)
-    communication = DTYPES.get(inputs.settings.get("communication_data_type", ""))
-    gradient_bytes = communication.itemsize if communication else inputs.weight_bytes
-    weights, gradients = inputs.weight_bytes * inputs.parameters, gradient_bytes * inputs.parameters
+    weights, gradients = (each * inputs.parameters for each in (inputs.weight_bytes, _communication_bytes(inputs)))
     stays = inputs.parameters <= int(zero.get("stage3_max_live_parameters", 1e9))
     volume = {
         0: 2 * gradients,

@@ -7,11 +7,12 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from bali_ds.config import Recipe
 from bali_ds.data.batch import Batch
 from bali_ds.data.mixture import Mixture
-from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config
+from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config, without_buckets
 from bali_ds.losses.contrastive.workspace import DERIVATIVE_BYTES
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.build_model import DTYPES, build_aligner, try_to_fuse_layers
@@ -96,7 +97,7 @@ def plan(recipe: Recipe, *, ranks: int, on_gpu: bool, samples_per_second: float 
             ranks=number,
             activations=PassMemory(passes.with_gradients + loss, passes.without_gradients + loss),
             on_gpu=on_gpu,
-            settings=settings,
+            settings=without_buckets(settings, ranks=number),
             names=model.table.vectors.nbytes if model.table else 0,
         )
 
@@ -148,11 +149,19 @@ def shapes_of_model(recipe: Recipe, num_relations: int, shards: Mixture | None =
 def _passes(recipe: Recipe, model: Aligner, batch: Batch, *, on_gpu: bool) -> PassMemory:
     shapes = batch.to("meta")
 
-    def run() -> torch.Tensor:
+    def encode() -> torch.Tensor:
         views = model.encode(shapes)
         vectors = (views.text, views.graph, *(vectors for vectors, _ in views.kept.values()))
         totals = [total for name, (total, _) in views.sums.items() if model.weights[name]]
         return torch.stack([*(each.sum() for each in vectors), *totals]).sum()
+
+    def run() -> torch.Tensor:
+        if recipe.batch.micro_batches == 1:
+            return encode()
+        # autograd keeps the gradients of one micro-batch until those of all others are added: two take as much as many
+        first, second = (checkpoint(encode, use_reentrant=False) for _ in range(2))
+        total: torch.Tensor = first + second
+        return total
 
     one = pass_memory(model, run, fused_attention=on_gpu)
     if on_gpu and try_to_fuse_layers(recipe, model.text):  # below stage 3

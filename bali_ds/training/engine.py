@@ -11,8 +11,8 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from bali_ds.config import OptimizerConfig, Recipe
-from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config
-from bali_ds.library_internals import parameter_shape
+from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config, without_buckets
+from bali_ds.library_internals import gradients_checked, parameter_shape
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.build_model import compile_layers, try_to_fuse_layers
 from bali_ds.model.text_encoder import TextEncoder
@@ -44,7 +44,7 @@ def deepspeed_settings(recipe: Recipe, batch_plan: BatchPlan) -> dict[str, Any]:
     Raises:
         InputError: the JSON is unusable, or contradicts the recipe.
     """
-    settings = load_deepspeed_config(recipe.deepspeed)
+    settings = without_buckets(load_deepspeed_config(recipe.deepspeed), ranks=batch_plan.ranks)
     check_recipe(settings, recipe)
     settings["train_batch_size"] = batch_plan.passages_per_step
     settings["train_micro_batch_size_per_gpu"] = batch_plan.passages_per_rank
@@ -53,6 +53,9 @@ def deepspeed_settings(recipe: Recipe, batch_plan: BatchPlan) -> dict[str, Any]:
     settings["gradient_clipping"] = recipe.optimizer.gradient_clipping
     if recipe.precision != "fp32":
         settings[recipe.precision] = {"enabled": True}
+    if recipe.precision == "bf16":
+        # the stability checks have seen every gradient; DeepSpeed would start 13 kernels for each to see it again
+        settings["bf16"]["check_grad_overflow"] = False
     return settings
 
 
@@ -132,7 +135,8 @@ def set_learning_rates(engine: Any, factor: float) -> None:
 def discard_gradients(engine: Any) -> None:
     """Drop the gradients of a step whose loss is non-finite; weights and optimizer state do not change."""
     if engine.zero_optimization_stage() or engine.fp16_enabled() or engine.bfloat16_enabled():
-        # DeepSpeed's own optimizers skip a step whose gradients are non-finite
-        engine.step()
+        # DeepSpeed's own optimizers skip a step whose gradients they find to be non-finite
+        with gradients_checked(engine):
+            engine.step()
     else:
         engine.optimizer.zero_grad(set_to_none=True)

@@ -29,6 +29,7 @@ EXITING = threading.Event()
 other ranks post the errors that they exit with: neither may replace that error."""
 
 _LAZY = "TORCH_GLOO_LAZY_INIT"
+_ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 @contextmanager
@@ -48,6 +49,7 @@ def joined_ranks() -> Iterator[Ranks]:
     accelerator = get_accelerator()
     device = torch.device("cpu")
     if accelerator.device_name() != "cpu":
+        _let_segments_grow()
         accelerator.set_device(int(os.environ["LOCAL_RANK"]))
         device = torch.device(accelerator.current_device_name())
     else:
@@ -84,6 +86,15 @@ def joined_ranks() -> Iterator[Ranks]:
     finally:
         # Without this a rank aborts at exit and a finished run looks like a failed one.
         dist.destroy_process_group()
+
+
+def _let_segments_grow() -> None:
+    """Let torch extend segments of memory unless the user has settings of their own; CUDA reads them as it starts.
+
+    Batches differ in length: segments of fixed sizes would keep memory that no tensor fits into.
+    """
+    if not any(name in os.environ for name in _ALLOCATOR_SETTINGS):
+        os.environ[_ALLOCATOR_SETTINGS[0]] = "expandable_segments:True"
 
 
 def _host_ranks(device: torch.device) -> Ranks:

@@ -3,7 +3,6 @@
 import os
 import platform
 import socket
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from bali_ds.checkpoint.manager import RunProgress
 from bali_ds.config import Recipe, dump_recipe, recorded_recipe
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.directories import Output, published_directory
+from bali_ds.doctor.machine import package_versions
 from bali_ds.errors import InputError
 from bali_ds.files import published_file
 from bali_ds.inference.exported_directory import EXPORT, TOKENIZER_FILES
@@ -134,6 +134,5 @@ def machine(device: torch.device) -> str:
 
 def versions() -> str:
     """Return the versions of bali-ds and of the packages that a run depends on most."""
-    packages = ("torch", "deepspeed", "transformers")
     own = f"bali-ds {bali_ds.__version__}, Python {platform.python_version()}"
-    return ", ".join([own, *(f"{name} {version(name)}" for name in packages)])
+    return ", ".join([own, *(f"{name} {version}" for name, version in package_versions().items())])

@@ -5,12 +5,13 @@ import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
+import bali_ds
 from bali_ds.config import Recipe
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.distributed import Ranks
+from bali_ds.doctor.machine import package_versions
 from bali_ds.errors import InputError
 from bali_ds.evaluation.gold_coverage import check_evaluation_files
 from bali_ds.model.text_encoder import read_configuration
@@ -20,8 +21,6 @@ from bali_ds.terminal import print_progress
 from bali_ds.training.engine import deepspeed_settings
 from bali_ds.training.heartbeat import Heartbeat
 from bali_ds.training.process_group import EXITING, joined_ranks, raise_on_every_rank
-
-_PACKAGES = ("bali-ds", "torch", "deepspeed", "transformers")
 
 
 class RunInputs(NamedTuple):
@@ -61,9 +60,10 @@ def started_run(recipe: Recipe) -> Iterator[RunInputs]:
 
 def input_values(recipe: Recipe, data: RunData, settings: dict[str, Any]) -> dict[str, str]:
     """Return what must be equal on every rank, by its name in error messages; package versions come first."""
+    packages = {"bali-ds": bali_ds.__version__, **package_versions()}
     encoder = read_configuration(recipe.text_encoder.path).to_json_string(use_diff=False)
     return {
-        **{f"{package}: version": _version(package) for package in _PACKAGES},
+        **{f"{package}: version": version for package, version in packages.items()},
         **dict(_flattened(recipe.model_dump(mode="json"))),
         "deepspeed: settings with hash": _digest(json.dumps(settings, sort_keys=True, default=str)),
         "data.graph: fingerprint": data.graph.fingerprint[:12],
@@ -104,13 +104,6 @@ def _flattened(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _flattened(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}:", str(value)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # a checkout that is on the path and not installed
-        return "unknown"
 
 
 def _digest(text: str) -> str:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
-from bali_ds.checkpoint import asynchronous_save
+from bali_ds.checkpoint import asynchronous_save, manager
 from bali_ds.checkpoint.manager import CheckpointManager, RunProgress
 from bali_ds.checkpoint.marker import MARKER, checkpoint_step, complete_checkpoints
 from bali_ds.config import CheckpointConfig
@@ -100,7 +100,7 @@ def test_training_continues_while_the_disk_is_slow(checkpoints, disk):
 def test_a_step_boundary_publishes_a_flushed_checkpoint(checkpoints, disk):
     disk.ready.set()
     checkpoints.save(Engine(), at(20))
-    checkpoints._pending[1].wait()
+    checkpoints._pending[1].wait(60)
     checkpoints.publish_if_flushed()
     assert steps_of(checkpoints) == [20]
 
@@ -112,6 +112,35 @@ def test_the_next_call_waits_for_the_flush(checkpoints, disk):
     assert 20 in steps_of(checkpoints)
     assert checkpoints.any_complete()
     assert steps_of(checkpoints) == [20, 40]
+
+
+def test_ranks_wait_for_a_disk_in_short_collective_calls(checkpoints, disk, monkeypatch):
+    flushing = []
+
+    def all_reduce_max(value):
+        flushing.append(value)
+        return value
+
+    monkeypatch.setattr(manager, "_SECONDS_BETWEEN_COMPARISONS", 0.01)
+    checkpoints.save(Engine(), at(20))
+    monkeypatch.setattr(checkpoints.ranks, "all_reduce_max", all_reduce_max)
+    threading.Timer(0.2, disk.ready.set).start()
+    assert checkpoints.finish()
+    assert flushing[:3] == [1, 1, 1]
+    assert flushing[-1] == 0
+
+
+def test_nothing_is_written_before_the_ranks_have_met_on_the_device(checkpoints, disk):
+    class Meeting(Engine):
+        def save_checkpoint(self, directory, **options):
+            super().save_checkpoint(directory, **options)
+            assert not list(Path(directory).rglob("*.pt"))  # here DeepSpeed calls a barrier
+
+    disk.ready.set()
+    checkpoints.save(Meeting(), at(20))
+    assert checkpoints.finish()
+    (path,) = complete_checkpoints(checkpoints.directory)
+    assert len(list(path.glob("*.pt"))) == 1
 
 
 def test_the_same_step_is_not_saved_twice(checkpoints, disk):

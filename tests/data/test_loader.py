@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bali_ds.data import reader
+from bali_ds.data.batch import Batch
 from bali_ds.data.batch_sampler import BatchSampler
 from bali_ds.data.loader import Loader, WorkerKilledError
 from bali_ds.data.sampler import Position
@@ -50,6 +51,19 @@ def same(first, second):
     if isinstance(first, dict):
         return first.keys() == second.keys() and all(same(value, second[name]) for name, value in first.items())
     return all(same(value, getattr(second, name)) for name, value in vars(first).items())
+
+
+def test_batches_are_pinned_by_the_thread_that_receives_them(data, monkeypatch):
+    threads = []
+
+    def pin_memory(batch):
+        threads.append(threading.current_thread())
+        return batch
+
+    monkeypatch.setattr(Batch, "pin_memory", pin_memory)
+    steps(data, 2, global_batch=12, micro_batches=2, workers=1, pin_memory=True)
+    assert len(threads) >= 4
+    assert threading.main_thread() not in threads
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from bali_ds.config import Recipe
-from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config
+from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config, without_buckets
 from bali_ds.doctor.deepspeed_keys import FROM_RECIPE, KNOWN, QUANTIZED, REMOVED, REMOVED_ZERO, UNSUPPORTED, ZERO
 from bali_ds.errors import InputError
 
@@ -82,6 +82,17 @@ def test_presets_pass_the_lint_and_deepspeed(path, precision):
     for key, value in values["zero_optimization"].items():
         if not isinstance(value, dict):
             assert getattr(config.zero_config, key.removeprefix("stage3_")) == value
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_one_rank_sends_no_gradients_and_copies_none_at_stages_1_and_2(name):
+    values = load_deepspeed_config(Path(name))
+    zero, alone = values["zero_optimization"], without_buckets(values, ranks=1)["zero_optimization"]
+    assert without_buckets(values, ranks=2) == values
+    if zero["stage"] in (1, 2):
+        assert alone == zero | {"overlap_comm": False, "contiguous_gradients": False}
+    else:
+        assert alone == zero
 
 
 def test_tables_are_deepspeeds_own_keys():

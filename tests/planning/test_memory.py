@@ -32,6 +32,17 @@ def test_peaks_are_sums_that_exist_at_one_time():
     assert third.peak == 4000 + 500 * 2 + 9 * 10**5 + 2000
 
 
+def test_without_buckets_gradients_are_copied_a_bucket_at_a_time():
+    zero = {"reduce_bucket_size": 500, "contiguous_gradients": False}
+    alone = replace(RUN, ranks=1, settings={"zero_optimization": zero, "communication_data_type": "fp32"})
+    first, second = (rank_memory(alone, stage) for stage in (1, 2))
+    assert first.peak == 2000 + 12_000 + 10**6
+    assert second.peak == first.peak + 500 * (2 + 4)
+    quiet = replace(alone, activations=PassMemory(0, 0), parameters=400)
+    # gradients 2 and copies 2 + 4; the step's fp32 gradients, 4, and averaged ones, 2, are as many
+    assert rank_memory(quiet, 1).peak == 400 * (2 + 12) + 400 * (2 + 2 + 4)
+
+
 def test_the_optimizer_step_decides_where_activations_are_few():
     quiet = replace(RUN, activations=PassMemory(0, 0), on_gpu=False, weight_bytes=4)
     # between steps 4 + 8; during it gradients 4 and AdamW's two temporaries of the largest parameter

@@ -14,7 +14,8 @@ from bali_ds.model.build_model import build_aligner
 from bali_ds.objectives.registry import stream_settings
 from bali_ds.planning.activations import PassMemory
 from bali_ds.planning.memory import MemoryInputs, rank_memory
-from bali_ds.planning.run_plan import fewest_gpus, plan, shapes_of_model
+from bali_ds.planning.run_data import RunData
+from bali_ds.planning.run_plan import _passes, fewest_gpus, plan, shapes_of_model
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -44,6 +45,18 @@ def test_plan_of_the_sample(recipe):
     )
     assert halves.memory[0].activations < 0.6 * two.memory[0].activations
     assert halves.seconds is None
+
+
+def test_the_gradients_of_a_micro_batch_are_kept_until_those_of_the_others_are_added(recipe):
+    """Even at stage 3, which reduces a gradient once it is complete."""
+    loader = RunData.open(recipe).loader(recipe, rank=0, world_size=1)
+    batch, model = next(loader).micro_batches[0], shapes_of_model(recipe, 10)
+    micro_batches = recipe.batch.model_copy(update={"micro_batches": 3})
+    several = recipe.model_copy(update={"batch": micro_batches})
+    one, many = (_passes(each, model, batch, on_gpu=False) for each in (recipe, several))
+    gradients = sum(4 * parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert many.without_gradients - one.without_gradients == pytest.approx(gradients, rel=0.2)
+    assert many.with_gradients >= many.without_gradients
 
 
 def test_the_fewest_gpus_for_seven_billion_parameters():

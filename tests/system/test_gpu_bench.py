@@ -26,6 +26,6 @@ def test_every_part_passes_on_small_shapes(sample, tmp_path):
     parts = json.loads(out.read_text())["parts"]
     assert set(parts) == {
         "random_state", "loss_oracle", "training", "loss_speed", "step", "attention", "encoder", "stages", "repeats",
-        "engine", "layer", "ranks", "inference",
+        "engine", "layer", "ranks", "inference", "sanitizer",
     }  # fmt: skip
     assert all(part["passed"] for part in parts.values())

@@ -100,7 +100,7 @@ def non_finite(runs: Runs) -> None:
     skip_one = {"skip_non_finite": 1}
     for stage in STAGES:
         runs.run(f"skip{stage}", nan, stage=stage, fault_tolerance=skip_one)
-    runs.run("skip-bf16", nan, stage=0, precision="bf16", fault_tolerance=skip_one)
+        runs.run(f"skip{stage}-bf16", nan, stage=stage, precision="bf16", fault_tolerance=skip_one)
 
     # resumed from a checkpoint before the skipped batch
     run = runs.directory("skip1")

@@ -1,10 +1,14 @@
-"""Errors that a rank reports to the others."""
+"""Errors that a rank reports to the others, and what is set before a rank starts its device."""
+
+import os
+from types import SimpleNamespace
 
 import pytest
 
 from bali_ds.checkpoint.asynchronous_save import AsynchronousSave
 from bali_ds.errors import InputError
-from bali_ds.training.process_group import RankError
+from bali_ds.training import process_group
+from bali_ds.training.process_group import RankError, joined_ranks
 
 
 @pytest.mark.parametrize(
@@ -29,3 +33,33 @@ def test_a_save_that_fails_without_a_message_is_a_fault(tmp_path):
     with save.recorded_fault():
         raise OSError
     assert save.fault == "OSError"
+
+
+class DeviceStartedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, None),
+    ],
+)
+def test_the_allocator_is_configured_before_the_device_starts_unless_the_user_did(monkeypatch, own, expected):
+    seen = []
+
+    def set_device(_rank):
+        seen.append(os.environ.get("PYTORCH_ALLOC_CONF"))
+        raise DeviceStartedError
+
+    accelerator = SimpleNamespace(device_name=lambda: "cuda", set_device=set_device)
+    monkeypatch.setattr(process_group, "get_accelerator", lambda: accelerator)
+    monkeypatch.setattr(os, "environ", {**os.environ})
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        os.environ.pop(name, None)
+    os.environ.update(own)
+    with pytest.raises(DeviceStartedError), joined_ranks():
+        pass
+    assert seen == [expected]

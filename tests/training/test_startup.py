@@ -66,6 +66,7 @@ def test_packages_and_fingerprints_are_compared(values_of):
     for name in (
         "data.graph: fingerprint", "data.shards: fingerprint", "text_encoder.path: tokenizer fingerprint",
         "bali-ds: version", "torch: version", "deepspeed: version", "transformers: version",
+        "torch-geometric: version",
     ):  # fmt: skip
         assert refused(own, own | {name: "9"}).startswith(
             f"rank 1 on host {socket.gethostname()}: {name} 9 differs from rank 0's {own[name]}"
