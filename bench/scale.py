@@ -74,7 +74,7 @@ def main() -> None:
             column_owner(views, ranks, network)
             for network in (CLUSTER.rates.between_nodes, 1.25e9)
             for views in (512, 2560, 16_384)
-            for ranks in options.ranks
+            for ranks in (2, *options.ranks)
         ],
         "files": [files(ranks) for ranks in options.ranks],
         "failures": [row for ranks in options.ranks for row in failures(ranks)],

@@ -242,6 +242,8 @@ def test_number_of_launches(kind, most):
 
 
 WAYS = ("gather", "ring", "hierarchical")
+
+
 def test_views_are_numbered_as_on_the_host():
     """The same layout from ids that stay on the device as from ids that are sorted on the host."""
     counts = [5, 0, 7, 4]
