@@ -4,8 +4,11 @@ Numbers and objects of the host travel in messages whose number grows with the l
 through small groups, objects along trees. By itself gloo sends everything around a ring of all ranks.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import hashlib
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -56,6 +59,7 @@ class Ranks:
         device: the device of this process.
         host: a gloo group of the same ranks, whose calls do not wait for the device; None for the same group.
         stages: groups on the host as `reduction_groups` lists them, for reductions; empty if the host group reduces.
+        node: the ranks of this rank's node, numbered from 0; None if that is unknown, or nodes are not alike.
         bytes_sent: bytes that the tensor collectives of this rank have sent, each counted as its ring algorithm sends.
     """
 
@@ -65,6 +69,7 @@ class Ranks:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     host: dist.ProcessGroup | None = None
     stages: tuple[Any, ...] = ()
+    node: "Ranks | None" = None
     bytes_sent: int = 0
 
     @classmethod
@@ -73,6 +78,28 @@ class Ranks:
         if not (dist.is_available() and dist.is_initialized()):
             return cls(0, 1)
         return cls(dist.get_rank(group), dist.get_world_size(group), group)
+
+    def with_node(self, name: str, device: torch.device) -> "Ranks":
+        """Return these ranks with their `node`, whose group its members make; a collective call over the group.
+
+        The ranks of a node must have made equally many process groups before: torch derives the name of a group that
+        its members make from that number.
+
+        Args:
+            name: of this rank's node, for instance its host name.
+            device: on which the group communicates.
+        """
+        digest = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7])
+        size = ranks_per_node([only for (only,) in self.all_gather_counts(digest, device=device)])
+        if size is None:
+            return replace(self, node=None)
+        number, group = self.rank % size, self.group
+        if 1 < size < self.world_size:
+            whole, first = self.group or dist.group.WORLD, self.rank - number
+            assert whole is not None
+            members = [dist.get_global_rank(whole, rank) for rank in range(first, first + size)]
+            group = dist.new_group(members, use_local_synchronization=True)
+        return replace(self, node=Ranks(number, size, group, node=Ranks(number, size, group)))
 
     @property
     def is_first(self) -> bool:
@@ -168,22 +195,34 @@ class Ranks:
             rows: [counts[rank], ...] of this rank.
             counts: rows of each rank.
         """
+        return self.start_all_gather_rows(rows, counts)()
+
+    def start_all_gather_rows(self, rows: Tensor, counts: list[int]) -> Callable[[], Tensor]:
+        """Start `all_gather_rows`; the returned function waits for it and returns its result."""
         if self.world_size == 1:
-            return rows
+            return lambda: rows
         longest = max(counts)
         padded = rows
         if len(rows) < longest:
             padded = rows.new_zeros((longest, *rows.shape[1:]))
             padded[: len(rows)] = rows
+        padded = padded.contiguous()
         everyone = rows.new_empty((self.world_size * longest, *rows.shape[1:]))
+        work = None
         if longest:
             self.bytes_sent += (self.world_size - 1) * padded.numel() * padded.element_size()
-            dist.all_gather_into_tensor(everyone, padded.contiguous(), group=self.group)
-        if min(counts) == longest:
-            return everyone
-        # one selection instead of a slice for each rank
-        places = np.flatnonzero(np.arange(longest) < np.array(counts)[:, None])
-        return everyone.index_select(0, torch.from_numpy(places).to(rows.device, non_blocking=True))
+            work = dist.all_gather_into_tensor(everyone, padded, group=self.group, async_op=True)
+
+        def wait() -> Tensor:
+            if work is not None:
+                work.wait()
+            if min(counts) == longest:
+                return everyone
+            # one selection instead of a slice for each rank
+            places = np.flatnonzero(np.arange(longest) < np.array(counts)[:, None])
+            return everyone.index_select(0, torch.from_numpy(places).to(rows.device, non_blocking=True))
+
+        return wait
 
     def all_reduce_sum(self, value: Tensor) -> Tensor:
         """Return the sum of `value` over the ranks, without gradients."""
@@ -193,26 +232,26 @@ class Ranks:
             dist.all_reduce(value, group=self.group)
         return value
 
-    def all_to_all(self, outgoing: list[Tensor | None], like: Tensor, senders: list[int]) -> list[Tensor]:
-        """Send a tensor to some ranks and return the received tensors in the order of `senders`.
+    def start_all_to_all_rows(self, rows: Tensor, sent: list[int], received: list[int]) -> Callable[[], Tensor]:
+        """Start sending consecutive rows to each rank; the returned function waits for what all ranks sent here.
 
         Args:
-            outgoing: for each rank the tensor to send to it, or None.
-            like: a tensor with the shape and dtype of every received one.
-            senders: the ranks that send to this one.
+            rows: [sum(sent), ...], in the order of the ranks that they go to.
+            sent: rows for each rank.
+            received: rows from each rank; they are returned in rank order, [sum(received), ...].
         """
-        given = [tensor for tensor in outgoing if tensor is not None]
-        self.bytes_sent += sum(tensor.numel() * tensor.element_size() for tensor in given)
-        incoming = like.new_empty(len(senders) * like.numel())
-        dist.all_to_all_single(
-            incoming,
-            torch.cat([tensor.reshape(-1) for tensor in given]),
-            (like.numel() * np.bincount(senders, minlength=self.world_size)).tolist(),
-            [0 if tensor is None else tensor.numel() for tensor in outgoing],
-            group=self.group,
-        )
-        parts = dict(zip(sorted(senders), incoming.view(len(senders), *like.shape), strict=True))
-        return [parts[rank] for rank in senders]
+        if self.world_size == 1:
+            return lambda: rows
+        rows = rows.contiguous()
+        incoming = rows.new_empty((sum(received), *rows.shape[1:]))
+        self.bytes_sent += (len(rows) - sent[self.rank]) * rows[:1].numel() * rows.element_size()
+        work = dist.all_to_all_single(incoming, rows, received, sent, group=self.group, async_op=True)
+
+        def wait() -> Tensor:
+            work.wait()
+            return incoming
+
+        return wait
 
     def start_send_receive(self, tensor: Tensor, to: int, into: Tensor, sender: int) -> Callable[[], Tensor]:
         """Start sending `tensor` and receiving `into`; the returned function waits for both and returns `into`."""
@@ -231,3 +270,26 @@ class Ranks:
             return into
 
         return wait
+
+
+def ranks_per_node(names: Sequence[object]) -> int | None:
+    """Return how many ranks every node has, or None if that differs or ranks are not numbered node by node.
+
+    Args:
+        names: the node of each rank.
+    """
+    size = len(names) // len(set(names))
+    alike = size * len(set(names)) == len(names)
+    return size if alike and all(name == names[rank - rank % size] for rank, name in enumerate(names)) else None
+
+
+def all_ranks(device: torch.device) -> Ranks:
+    """Return all ranks of the job with those of this rank's host as `node`; the first call is collective."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return Ranks(0, 1, node=Ranks(0, 1))
+    return _ranks_with_hosts(dist.group.WORLD, device)
+
+
+@lru_cache(maxsize=1)  # a job has one default group and its ranks one device
+def _ranks_with_hosts(_group: dist.ProcessGroup | None, device: torch.device) -> Ranks:
+    return Ranks.of(None).with_node(socket.gethostname(), device)

@@ -51,7 +51,7 @@ def main() -> None:
                 for data in options.data:
                     rows += measure(pairs, width, scale, data, options)
     for ranks in options.ranks:
-        rows += [measure_ranks(ranks, 4096, options.width[0], each) for each in ("gather", "ring", "column")]
+        rows += [measure_ranks(ranks, 4096, options.width[0], each) for each in ("gather", "ring")]
     rows += [measure_products(width, options) for width in options.width if options.pairs]
     rows += [measure_many(pairs) for pairs in options.many]
     out = Path(__file__).parent / "results" / "contrastive.json"

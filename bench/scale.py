@@ -12,8 +12,8 @@ import os
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -34,6 +34,14 @@ from bali_ds.config import CheckpointConfig, load_recipe
 from bali_ds.data.sampler import EpochOrder, Position, Schedule, rank_offsets
 from bali_ds.files import sha256_file, write_json
 from bali_ds.losses.contrastive.communication import Exchange
+from bali_ds.losses.contrastive.communication_cost import (
+    SCHEDULES,
+    LossSizes,
+    auto_cost,
+    choose_schedule,
+    schedule_cost,
+    units,
+)
 from bali_ds.losses.contrastive.sorted_views import ViewLayout
 from bali_ds.planning.run_data import RunData
 from bali_ds.training.startup import check_equal_inputs, input_values
@@ -62,6 +70,12 @@ def main() -> None:
         "exchanges": [row for ranks in options.ranks for row in exchanges(ranks)],
         "order": [order(ranks) for ranks in options.ranks],
         "loss": [row for ranks in options.ranks for row in loss_schedules(ranks)],
+        "column-owner": [
+            column_owner(views, ranks, network)
+            for network in (CLUSTER.rates.between_nodes, 1.25e9)
+            for views in (512, 2560, 16_384)
+            for ranks in (2, *options.ranks)
+        ],
         "files": [files(ranks) for ranks in options.ranks],
         "failures": [row for ranks in options.ranks for row in failures(ranks)],
         "stragglers": [
@@ -187,47 +201,80 @@ def order(ranks: int) -> dict[str, Any]:
 
 
 def loss_schedules(ranks: int) -> list[dict[str, Any]]:
-    """Count what every algorithm of the loss sends, and predict the seconds of a step on the assumed cluster."""
+    """Count what every schedule of the loss sends, and predict its seconds on the assumed cluster."""
+    sizes = loss_sizes(ranks, VIEWS, WIDTH)
     rows = []
-    pairs = Counter[tuple[int, int]]()
-    for way in ("gather", "ring", "column"):
-        exchange = exchange_of(ranks, 0, way)
+    for name, unit in units(sizes).items():
+        exchange = exchange_of(ranks, unit)
         begin = time.process_time()
         blocks = passes(exchange)
         seconds = time.process_time() - begin
-        own = exchange.ranks
+        own, node = exchange.ranks, exchange.unit
         assert isinstance(own, CountingRanks)
-        operations = 6 * VIEWS * VIEWS * ranks * WIDTH * (2 if way == "column" else 1)
+        assert isinstance(node, CountingRanks)
+        in_node = node if node is not own else CountingRanks(0, 1)
+        cost = schedule_cost(sizes, CLUSTER.rates, unit)
         rows.append(
             {
-                "algorithm": way,
+                "schedule": name + (" (auto)" if choose_schedule(sizes, CLUSTER.rates) == name else ""),
                 "ranks": ranks,
                 "blocks": blocks,
-                "messages": own.messages,
+                "messages": own.messages + in_node.messages,
                 "GB sent": own.bytes_sent / 1e9,
-                "GiB held": held_bytes(ranks, way) / 2**30,
+                "GB in the node": in_node.bytes_sent / 1e9,
                 "Python ms": 1e3 * seconds,
-                "products s": operations / CLUSTER.loss_rate,
-                "wire s": own.bytes_sent / CLUSTER.wire + own.messages * CLUSTER.message,
+                "GiB held": cost.held / 2**30,
+                "computing ms": 1e3 * cost.computing,
+                "waiting ms": 1e3 * cost.waiting,
             }
         )
-    for rank in range(ranks):
-        for step in exchange_of(ranks, rank, "ring")._schedule():
-            # two ranks that meet at half the ring process half of their pairs each
-            half = (step.rows, step.columns) != (slice(0, None), slice(0, None))
-            pairs[min(rank, step.owner), max(rank, step.owner)] += 1 if half else 2
-    assert set(pairs.values()) == {2}
-    assert len(pairs) == ranks * (ranks - 1) // 2
     return rows
 
 
-def exchange_of(ranks: int, rank: int, way: str) -> Exchange:
-    """Return the exchange of one rank, whose features exist in shape alone."""
+def column_owner(views: int, ranks: int, network: float) -> dict[str, Any]:
+    """Compare the schedules with one that was left out: every rank computes all of its own views' gradients.
+
+    It gathers the features once and sends nothing back, for 12 instead of 8 operations a pair of views and feature.
+    """
+    sizes, rates = loss_sizes(ranks, views, WIDTH), replace(CLUSTER.rates, between_nodes=network)
+    block = views * WIDTH * sizes.itemsize
+    node = sizes.ranks_per_node
+    gathered = max((ranks - 1) * block / rates.within_node, (ranks - node) * block / node / network)
+    computing = sum(
+        max(share * 6 * views * views * WIDTH * ranks / rates.products, calls * rates.call)
+        for share, calls in ((1 / 3, ranks), (0, ranks), (2 / 3, ranks))
+    )
+    costs = {name: schedule_cost(sizes, rates, unit) for name, unit in units(sizes).items()}
+    held = ranks * block
+    return {
+        "ranks": ranks,
+        "views": views,
+        "GB/s between nodes": network / 1e9,
+        **{
+            f"{name} ms": _if_it_fits(1e3 * costs[name].seconds, costs[name].held) if name in costs else ""
+            for name in SCHEDULES
+        },
+        "column-owner ms": _if_it_fits(1e3 * (gathered + computing), held),
+    }
+
+
+def _if_it_fits(milliseconds: float, held: int) -> float | str:
+    return milliseconds if held <= CLUSTER.rates.memory else "does not fit"
+
+
+def loss_sizes(ranks: int, views: int, width: int) -> LossSizes:
+    """Return the sizes of `ntxent` on GPUs, with features in bf16."""
+    node = min(CLUSTER.node, ranks)
+    return LossSizes(ranks, node, rows=views, columns=views, width=width, itemsize=2, joint=True, passes=3)
+
+
+def exchange_of(ranks: int, unit: int) -> Exchange:
+    """Return the exchange of the first rank, whose features exist in shape alone."""
     ids = torch.empty(ranks * VIEWS, dtype=torch.int64, device="meta")
-    offsets = tuple(range(0, ranks * VIEWS + 1, VIEWS))
-    layout = ViewLayout(0, ids, (), offsets)
+    layout = ViewLayout(0, ids, ids, tuple(range(0, ranks * VIEWS + 1, VIEWS)))
     features = torch.empty(VIEWS, WIDTH, dtype=torch.bfloat16, device="meta")
-    return Exchange(CountingRanks(rank, ranks), [layout], [features], way)
+    everyone = CountingRanks(0, ranks)
+    return Exchange(everyone, [layout], [features], everyone if unit == ranks else CountingRanks(0, unit))
 
 
 def passes(exchange: Exchange) -> int:
@@ -239,15 +286,9 @@ def passes(exchange: Exchange) -> int:
         blocks += 1
 
     exchange.accumulate(count, (), torch.float64)
-    exchange.accumulate(count, (2,), torch.float64, features=exchange.algorithm != "ring")
+    exchange.accumulate(count, (2,), torch.float64)
     exchange.accumulate(count, (WIDTH,), torch.float32)
     return blocks // 3
-
-
-def held_bytes(ranks: int, way: str) -> int:
-    """Return the bytes of features and accumulators of other ranks that a rank holds at a time."""
-    block = VIEWS * WIDTH * (2 + 4)
-    return {"gather": ranks * block, "ring": 4 * block, "column": ranks * VIEWS * WIDTH * 2}[way]
 
 
 def files(ranks: int) -> dict[str, Any]:
@@ -342,10 +383,10 @@ def pubmed(model: str, ranks: int) -> dict[str, Any]:
     steps = ABSTRACTS / (passages * ranks)
     encoder = passages * operations / CLUSTER.encoder_rate
     views = 2 * passages * ABSTRACT_VIEWS
-    loss = 6 * views * views * ranks * width / CLUSTER.loss_rate
+    loss_cost = auto_cost(loss_sizes(ranks, views, width), CLUSTER.rates)
     volume = 4 * 2 * PARAMETERS[model] if ranks > 1 else 0  # bf16 weights and gradients of ZeRO
-    wire = volume / CLUSTER.wire + (8 * views * ranks * width / CLUSTER.wire if ranks > 1 else 0)
-    step = encoder + loss + max(0.0, wire - encoder / 2)  # half of the passes hide the wire
+    wire = volume / CLUSTER.rates.between_nodes
+    step = encoder + loss_cost.seconds + max(0.0, wire - encoder / 2)  # half of the passes hide the wire
     hours = steps * step / 3600
     return {
         "tower": model,
@@ -354,7 +395,7 @@ def pubmed(model: str, ranks: int) -> dict[str, Any]:
         "state GB a GPU": 16 * PARAMETERS[model] / ranks / 1e9,
         "step s": step,
         "encoder %": 100 * encoder / step,
-        "loss %": 100 * loss / step,
+        "loss %": 100 * loss_cost.seconds / step,
         "wire s": wire,
         "hours": hours,
         "GPU-hours": hours * ranks,

@@ -44,8 +44,12 @@ class ContrastiveConfig(ObjectiveSection):
     other_concepts: int = Field(default=0, ge=0, le=64)
     """Concepts drawn from the whole graph for each concept of a passage. A name and the graph view of each are views
     in the joint loss; half of these graph views have their own name masked."""
-    negatives: Literal["all", "rank"] = "all"
-    """Views of all ranks, or of each rank alone, so that the loss depends on the number of ranks."""
+    negatives: Literal["all", "node", "rank"] = "all"
+    """Views of all ranks; of the ranks of each host, or of each rank alone, so that the loss depends on their number.
+    `node` needs equally many ranks on every host."""
+    communication: Literal["auto", "gather", "ring", "hierarchical"] = "auto"
+    """How views travel between ranks; the loss is the same. auto: the fastest for the sizes of the step; the others are
+    for measurements. `hierarchical` needs equally many ranks on every host."""
     communication_dtype: Literal["fp32", "bf16"] | None = None
     """Precision in which views are compared and sent between ranks; bf16 rounds them first, which halves the traffic
     and takes one product of tensor cores instead of three. null: bf16 on GPUs if `precision` is bf16, else fp32."""
@@ -68,6 +72,11 @@ class ContrastiveConfig(ObjectiveSection):
         if (self.further_views or self.other_concepts) and self.kind not in ("ntxent", "multi_similarity"):
             raise ValueError(f"further_views and other_concepts need kind ntxent or multi_similarity, not {self.kind}")
         return self
+
+    @property
+    def needs_nodes(self) -> bool:
+        """Whether every host must have as many ranks as the others."""
+        return bool(self.weight) and (self.negatives == "node" or self.communication == "hierarchical")
 
     @property
     def reads_names(self) -> bool:

@@ -72,10 +72,11 @@ class ContrastiveAlignment(Objective):
             key_concept_ids=torch.cat([concatenated(encoded, "concept_ids"), *(ids for _, ids in further)]),
             kind=self.settings.kind,
             logit_bias=logit_bias,
-            group=self._negatives,
+            group=self._compared(text.device),
+            communication=self.settings.communication,
             communication_dtype=self.communication_dtype(text.device),
         )
-        return loss if self._negatives is None else mean_over_ranks(loss, 1)
+        return loss if self.settings.negatives == "all" else mean_over_ranks(loss, 1)
 
     def communication_dtype(self, device: "torch.device") -> "torch.dtype | None":
         """Return the dtype in which views on a device are held and sent; None for their own."""
@@ -87,9 +88,14 @@ class ContrastiveAlignment(Objective):
             in_bf16 = device.type == "cuda" and self._encoder.dtype == torch.bfloat16
         return torch.bfloat16 if in_bf16 else None
 
-    @property
-    def _negatives(self) -> "Ranks | None":
-        """The ranks that negatives come from: all (None), or this rank alone, which needs no process group."""
-        from bali_ds.distributed import Ranks
+    def _compared(self, device: "torch.device") -> "Ranks":
+        """Return the ranks whose views are compared: all, those of this node, or this rank, which needs no group."""
+        from bali_ds.distributed import Ranks, all_ranks
 
-        return None if self.settings.negatives == "all" else Ranks(0, 1)
+        if self.settings.negatives == "rank":
+            return Ranks(0, 1)
+        ranks = all_ranks(device)
+        if self.settings.negatives == "all":
+            return ranks
+        assert ranks.node is not None  # a run with hosts of different sizes is refused at its start
+        return ranks.node

@@ -160,6 +160,7 @@ class SynonymAlignment(Objective):
         """Return the loss over all pairs of the step."""
         import torch
 
+        from bali_ds.distributed import all_ranks
         from bali_ds.losses.contrastive import contrastive_loss
 
         sapbert = self.settings.kind == "multi_similarity"
@@ -168,5 +169,6 @@ class SynonymAlignment(Objective):
         scale = SAPBERT_SCALE if sapbert else 1.0 / self.objective.contrastive.temperature
         kind = "sapbert" if sapbert else "ntxent"
         return contrastive_loss(
-            first, second, scale, query_concept_ids=concept_ids, key_concept_ids=concept_ids, kind=kind
-        )
+            first, second, scale, query_concept_ids=concept_ids, key_concept_ids=concept_ids, kind=kind,
+            group=all_ranks(first.device),
+        )  # fmt: skip

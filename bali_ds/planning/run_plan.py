@@ -13,6 +13,7 @@ from bali_ds.config import Recipe
 from bali_ds.data.batch import Batch
 from bali_ds.data.mixture import Mixture
 from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config, without_buckets
+from bali_ds.losses.contrastive.communication_cost import CPU, H100, LossSizes, auto_cost
 from bali_ds.losses.contrastive.workspace import DERIVATIVE_BYTES
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.build_model import DTYPES, build_aligner, try_to_fuse_layers
@@ -89,7 +90,7 @@ def plan(recipe: Recipe, *, ranks: int, on_gpu: bool, samples_per_second: float 
     passes = _passes(recipe, model, batch, on_gpu=on_gpu)
 
     def inputs_of(number: int) -> MemoryInputs:
-        loss = _loss_bytes(model, batch.num_views * batch_plan.micro_batches * number, on_gpu=on_gpu)
+        loss = _loss_bytes(model, batch.num_views * batch_plan.micro_batches, number, on_gpu=on_gpu)
         return MemoryInputs(
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             largest=max(parameter.numel() for parameter in model.parameters()),
@@ -169,14 +170,17 @@ def _passes(recipe: Recipe, model: Aligner, batch: Batch, *, on_gpu: bool) -> Pa
     return one
 
 
-def _loss_bytes(model: Aligner, pairs: int, *, on_gpu: bool) -> int:
-    # the contrastive loss holds both views of all ranks in fp32: normalized, gathered, and their gradients
+def _loss_bytes(model: Aligner, pairs: int, ranks: int, *, on_gpu: bool) -> int:
+    # the contrastive loss holds both views of this rank in fp32: normalized, in another order, and their gradients
     rows = 2 * pairs
-    features = 3 * 4 * rows * model.text.width
+    held = 3 * 4 * rows * model.text.width
+    # and of other ranks what its schedule has under way, as on hosts of eight
+    sizes = LossSizes(ranks, min(ranks, 8), rows, rows, model.text.width, itemsize=4, joint=True)
+    held += auto_cost(sizes, H100 if on_gpu else CPU).held
     if on_gpu and model.objective.contrastive.weight:
         # and the derivatives by the similarities of a stripe of views, in the dtype of the features
-        features += min(DERIVATIVE_BYTES, rows * rows * next(model.parameters()).element_size())
-    return features
+        held += min(DERIVATIVE_BYTES, (rows * ranks) ** 2 * next(model.parameters()).element_size())
+    return held
 
 
 def _largest_batch(recipe: Recipe, data: RunData, batch_plan: BatchPlan) -> Batch:

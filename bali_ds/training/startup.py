@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import bali_ds
 from bali_ds.config import Recipe
 from bali_ds.corpus.tokenizer import Tokenizer
-from bali_ds.distributed import Ranks
+from bali_ds.distributed import Ranks, all_ranks
 from bali_ds.doctor.machine import package_versions
 from bali_ds.errors import InputError
 from bali_ds.evaluation.gold_coverage import check_evaluation_files
@@ -54,6 +54,7 @@ def started_run(recipe: Recipe) -> Iterator[RunInputs]:
             settings = deepspeed_settings(recipe, batch_plan)
             inputs = input_values(recipe, data, settings)
         check_equal_inputs(ranks, inputs)
+        check_nodes(recipe, ranks)
         with Heartbeat(ranks, 60 * recipe.fault_tolerance.host_minutes).running():
             yield RunInputs(ranks, data, batch_plan, settings)
 
@@ -86,6 +87,21 @@ def check_equal_inputs(ranks: Ranks, inputs: dict[str, str]) -> None:
         own = difference and f"rank {ranks.rank} on host {socket.gethostname()}: {difference}"
         line = next(filter(None, ranks.all_gather_object(own)))
         raise InputError(f"{line}; all hosts need the same recipe, packages, graph, shards and encoder")
+
+
+def check_nodes(recipe: Recipe, ranks: Ranks) -> None:
+    """Find out which ranks share a host; a collective call.
+
+    Raises:
+        InputError: on every rank, if the recipe compares the views of hosts and these have different numbers of ranks.
+    """
+    alike = all_ranks(ranks.device).node is not None
+    if recipe.objective.contrastive.needs_nodes and not alike:
+        EXITING.set()
+        raise InputError(
+            "objective.contrastive: negatives: node and communication: hierarchical need as many ranks on every host, "
+            "numbered host by host; use negatives: all or rank, and communication: auto"
+        )
 
 
 def _difference(found: dict[str, str], expected: dict[str, str]) -> str | None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bali_ds.losses.contrastive.communication_cost import H100, HardwareRates
+
 # 419 unexpected interruptions in 54 days of 16,384 GPUs (Dubey et al., "The Llama 3 Herd of Models", 2024, 3.3.4).
 FAILURES_PER_GPU_HOUR = 419 / (54 * 24 * 16_384)
 
@@ -14,9 +16,8 @@ class Cluster:
     """Rates of hosts of eight H100; all assumed, except those with a source.
 
     Attributes:
-        wire: bytes per second that a GPU sends to another host (one port of 400 Gb/s at 80 %).
-        message: seconds of a message between hosts.
-        loss_rate: FLOP/s of the contrastive loss: `clip` of 65,536 pairs of width 768 takes 51 ms (docs/gpu.md).
+        rates: of the GPUs and what connects them, measured or cited.
+        node: GPUs of a host.
         encoder_rate: FLOP/s of a training step of the text encoder: 39 % of the peak, that of BERT-base alone
             (docs/gpu.md).
         disk_write: bytes per second that a rank writes to the page cache of its host at a checkpoint.
@@ -25,9 +26,8 @@ class Cluster:
         price: dollars for a GPU-hour.
     """
 
-    wire: float = 40e9
-    message: float = 20e-6
-    loss_rate: float = 8 * 65_536**2 * 768 / 0.051
+    rates: HardwareRates = H100
+    node: int = 8
     encoder_rate: float = 0.39 * 989e12
     disk_write: float = 2e9
     storage: float = 50e9

@@ -15,6 +15,7 @@ from tests.leaving import leave
 from tests.losses import dense_contrastive as dense
 
 PROCESSES = 4
+NODE = 2  # ranks of a node
 SPLITS = {  # rows of queries and keys on each rank
     "one": ((30,), (26,)),
     "two": ((15, 15), (13, 13)),
@@ -49,20 +50,28 @@ class Case:
         return dense.views(len(self.split), sum(queries), sum(keys), 12, concepts=25)
 
 
-WAYS = ("gather", "ring", "column")
+WAYS = ("gather", "ring", "hierarchical")
 CASES = [
-    *(Case(kind, split, way) for kind, split, way in product(("ntxent", "sigmoid"), SPLITS, WAYS)),
-    *(
-        Case(kind, split, way)
-        for kind, split, way in product(
-            ("clip", "supcon", "marginal", "multi_similarity"), ("uneven", "three-empty", "four"), WAYS
-        )
-    ),
-    *(Case(kind, "four", way, communication_dtype=torch.bfloat16) for kind, way in product(("ntxent", "clip"), WAYS)),
+    case
+    for case in (
+        *(Case(kind, split, way) for kind, split, way in product(("ntxent", "sigmoid"), SPLITS, WAYS)),
+        *(
+            Case(kind, split, way)
+            for kind, split, way in product(
+                ("clip", "supcon", "marginal", "multi_similarity"), ("uneven", "three-empty", "four"), WAYS
+            )
+        ),
+        *(
+            Case(kind, "four", way, communication_dtype=torch.bfloat16)
+            for kind, way in product(("ntxent", "clip"), WAYS)
+        ),
+    )
+    if case.communication != "hierarchical" or len(SPLITS[case.split][0]) % NODE == 0
 ]
 
 
-def evaluate(case: Case, group, rank: int, kernels: str) -> dict:
+def evaluate(case: Case, ranks: Ranks, kernels: str) -> dict:
+    rank, before = ranks.rank, bytes_sent(ranks)
     queries, keys, query_ids, key_ids = case.data()
     split = SPLITS[case.split]
     own = [
@@ -70,14 +79,21 @@ def evaluate(case: Case, group, rank: int, kernels: str) -> dict:
     ]
     scale, bias = (torch.tensor([value], requires_grad=True) for value in (SCALE, BIAS))
     leaves = [own[0].clone().requires_grad_(), own[1].clone().requires_grad_(), scale, bias]
-    ranks = Ranks.of(group)
     loss = contrastive_loss(
         leaves[0], leaves[1], scale, query_concept_ids=own[2], key_concept_ids=own[3], kind=case.kind, logit_bias=bias,
         group=ranks, communication=case.communication, communication_dtype=case.communication_dtype, tile_size=5,
         kernels=kernels,
     )  # fmt: skip
     loss.backward()
-    return {"loss": loss.detach(), "gradients": [leaf.grad for leaf in leaves], "bytes_sent": ranks.bytes_sent}
+    return {
+        "loss": loss.detach(),
+        "gradients": [leaf.grad for leaf in leaves],
+        "bytes_sent": bytes_sent(ranks) - before,
+    }
+
+
+def bytes_sent(ranks: Ranks) -> int:
+    return ranks.bytes_sent + (ranks.node.bytes_sent if ranks.node else 0)
 
 
 def masked_language_model(group, rank: int) -> dict:
@@ -91,12 +107,16 @@ def masked_language_model(group, rank: int) -> dict:
 
 def run(rank: int, cases: list[Case], store: str, out: str, kernels: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=PROCESSES)
-    groups = {size: dist.new_group(list(range(size))) for size in range(1, PROCESSES + 1)}
+    ranks, groups = {}, {}
+    for size in range(PROCESSES, 0, -1):  # that of all ranks first: a node makes its group when its ranks have as many
+        groups[size] = dist.new_group(list(range(size)))
+        if rank < size:
+            ranks[size] = Ranks.of(groups[size]).with_node(f"node {rank // NODE}", torch.device("cpu"))
     results = {}
     for case in cases:
         size = len(SPLITS[case.split][0])
         if rank < size:
-            results[case.name] = [evaluate(case, groups[size], rank, kernels) for _ in range(2 if case.repeated else 1)]
+            results[case.name] = [evaluate(case, ranks[size], kernels) for _ in range(2 if case.repeated else 1)]
     if rank < 3:
         results["masked language model"] = masked_language_model(groups[3], rank)
     torch.save(results, Path(out) / f"{rank}.pt")

@@ -11,12 +11,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bali_ds.distributed import Ranks
-from bali_ds.losses.contrastive.communication import Exchange, choose_algorithm
+from bali_ds.losses.contrastive.communication import Exchange
+from bali_ds.losses.contrastive.communication_cost import CPU, H100, SCHEDULES, LossSizes, choose_schedule
 from bali_ds.losses.contrastive.computation import LossComputation, LossResult
 from bali_ds.losses.contrastive.formulas import FORMULAS, LossFormula
 from bali_ds.losses.contrastive.sorted_views import ViewLayout, gather_layout, normalize_rows, normalize_rows_backward
 from bali_ds.losses.contrastive.tiled_computation import TiledComputation
 
+COMMUNICATIONS = ("auto", *SCHEDULES)
 KERNELS = ("auto", "torch", "native", "triton")
 _TILE_SIZE = 512  # a tile fits a CPU's second-level cache
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -56,8 +58,9 @@ def contrastive_loss(
             sources.
         logit_bias: added to similarities, for "sigmoid" alone; a tensor of one element gets a gradient.
         group: the ranks that share the loss; None for the default group. A `Ranks` counts the bytes that are sent.
-        communication: "gather", "ring" or "column", see `bali_ds.losses.contrastive.communication`; "auto" gathers
-            if that takes at most 1 GiB, else it takes the ring.
+        communication: "gather", "ring" or "hierarchical" (which needs `Ranks` with a `node`), see
+            `bali_ds.losses.contrastive.communication`; "auto" is the fastest that fits into memory by
+            `bali_ds.losses.contrastive.communication_cost`.
         communication_dtype: dtype in which normalized features are held and sent, for instance torch.bfloat16; the
             loss is that of the rounded features. None: float64 for float64 features; bfloat16 if both are bfloat16
             and Triton kernels compute; else float32.
@@ -75,6 +78,8 @@ def contrastive_loss(
     """
     if kind not in FORMULAS:
         raise ValueError(f"kind: {kind!r} is not one of {', '.join(FORMULAS)}")
+    if communication not in COMMUNICATIONS:
+        raise ValueError(f"communication: {communication!r} is not one of {', '.join(COMMUNICATIONS)}")
     if kernels not in KERNELS:
         raise ValueError(f"kernels: {kernels!r} is not one of {', '.join(KERNELS)}")
     for name, views, ids in (("queries", queries, query_concept_ids), ("keys", keys, key_concept_ids)):
@@ -156,6 +161,7 @@ class _Steps(NamedTuple):
     normalize_backward: Callable[..., tuple[tuple[Tensor, ...], Tensor]]
     computation: Callable[[Exchange], LossComputation]
     dtype: torch.dtype  # in which unit features are held
+    passes: int  # in which features are read
 
 
 def _tiled_steps(formula: LossFormula, scale: Tensor, settings: _Settings, dtype: torch.dtype) -> _Steps:
@@ -163,8 +169,9 @@ def _tiled_steps(formula: LossFormula, scale: Tensor, settings: _Settings, dtype
         return TiledComputation(formula, scale, exchange, settings.tile_size or _TILE_SIZE, settings.kernels, dtype)
 
     return _Steps(
-        gather_layout, normalize_rows, normalize_rows_backward, computation, settings.communication_dtype or dtype
-    )
+        gather_layout, normalize_rows, normalize_rows_backward, computation, settings.communication_dtype or dtype,
+        passes=2,
+    )  # fmt: skip
 
 
 def _triton_steps(
@@ -180,7 +187,31 @@ def _triton_steps(
     def computation(exchange: Exchange) -> LossComputation:
         return TritonComputation(formula, scale, bias, exchange, settings.tile_size)
 
-    return _Steps(sort_views, normalize, normalize_backward, computation, held)
+    return _Steps(sort_views, normalize, normalize_backward, computation, held, passes=3)
+
+
+def _choose_unit(settings: _Settings, layouts: list[ViewLayout], features: Tensor, passes: int) -> Ranks:
+    """Return the ranks that gather blocks together, the same choice on every rank; see `Exchange`."""
+    ranks, schedule = settings.ranks, settings.communication
+    if ranks.world_size > 1 and schedule == "auto":
+        sizes = LossSizes(
+            ranks=ranks.world_size,
+            ranks_per_node=ranks.node.world_size if ranks.node else 1,
+            rows=max(layouts[0].counts),
+            columns=max(layouts[-1].counts),
+            width=features.shape[1],
+            itemsize=features.element_size(),
+            joint=len(layouts) == 1,
+            passes=passes,
+        )
+        schedule = choose_schedule(sizes, CPU if features.device.type == "cpu" else H100)
+    if ranks.world_size == 1 or schedule == "gather":
+        return ranks
+    if schedule == "ring":
+        return Ranks(0, 1)
+    if ranks.node is None:
+        raise ValueError("communication: hierarchical needs Ranks with a node, see Ranks.with_node")
+    return ranks.node
 
 
 def _evaluate(
@@ -194,13 +225,11 @@ def _evaluate(
     else:
         sides = [(rows,) for rows in views]
         layouts = [steps.gather_layout(side, ids[side], [count[side] for count in counts], ranks) for side in (0, 1)]
-    orders = [layout.orders[ranks.rank] for layout in layouts]
+    orders = [layout.order(ranks.rank) for layout in layouts]
     units = [steps.normalize(tensors, order, steps.dtype) for tensors, order in zip(sides, orders, strict=True)]
     features, inverse = ([each[part] for each in units] for part in (0, 1))
     units.clear()
-    exchange = Exchange(
-        ranks, layouts, features, choose_algorithm(settings.communication, ranks, layouts, features[0].shape[1])
-    )
+    exchange = Exchange(ranks, layouts, features, _choose_unit(settings, layouts, features[0], steps.passes))
     result = steps.computation(exchange).run(any(wanted for _, _, wanted in counts))
     factor = result.factor if ranks.world_size == 1 else result.factor * ranks.world_size
     gradients: list[Tensor] = []

@@ -1,41 +1,39 @@
 """Exchange of view blocks between ranks, so that every pair of views is processed once.
 
-A pass processes every pair of views and accumulates a value for each view: a sum, a maximum or a gradient. A rank
-always processes its own block against itself. What else it processes depends on the algorithm:
+A pass processes every pair of views and accumulates a value for each view: a sum, a maximum or a gradient. The ranks
+form units, see `BlockSchedule`. The blocks of a unit are gathered on each of its ranks. They travel from unit to unit:
+each rank sends its own part to the rank of its number in the next unit. What the ranks of a unit accumulate for its
+columns is added up within the unit and travels behind them, and at last back to the rank that owns them.
 
-- "gather": all blocks are gathered on every rank. Each pair of ranks is processed by one of the two, which sends
-  the other's accumulator back at the end.
-- "ring": blocks travel from rank to rank, and the accumulator of a block travels with it. A rank holds two blocks of
-  other ranks at a time.
-- "column": every rank processes its own block against all blocks and sends nothing back. As similarities are
-  symmetric, that is twice the arithmetic for the least traffic.
+- "gather": all ranks are one unit. Nothing travels; every rank holds the blocks of all ranks.
+- "ring": each rank is a unit of its own, and holds three blocks of other ranks at a time.
+- "hierarchical": each node is a unit, so that a block enters a node once, and not once for each of its ranks.
 
-The order is fixed, so results repeat bit for bit.
+While columns are processed, the next ones are gathered, those after them are in transfer, and what was accumulated for
+the last ones is on its way. The order is fixed, so results repeat bit for bit.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bali_ds.distributed import Ranks
+from bali_ds.losses.contrastive.block_schedule import BlockSchedule
 from bali_ds.losses.contrastive.sorted_views import BlockPair, ViewBlock, ViewLayout
-
-ALGORITHMS = ("auto", "gather", "ring", "column")
-GATHERED_BYTES = 1 << 30  # "auto" gathers if features and gradients of all ranks take at most this
 
 BlockFunction = Callable[[BlockPair], None]
 """Processes all pairs of views of two blocks and updates their accumulators in place."""
 
 
-class ScheduleStep(NamedTuple):
-    """One step of a rank: whose block it processes, and which rows of its own and columns of that block."""
+class _Values(NamedTuple):
+    """How the values of a pass are made for a number of views, and how partial values of one view are combined."""
 
-    owner: int
-    rows: slice
-    columns: slice
+    new: Callable[[int], Tensor]
+    combine: Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -46,14 +44,25 @@ class Exchange:
         ranks: all of them run the same passes.
         layouts: one if all views are compared with each other, two if queries are compared with keys.
         features: for each side float [n, d] of this rank, at unit length; they are sent in their dtype.
-        algorithm: "gather", "ring" or "column".
+        unit: the ranks of this rank's unit: `ranks` itself, this rank alone, or those of its node.
+        own_columns: float [columns of the unit, d], gathered in the first pass.
     """
 
     ranks: Ranks
     layouts: list[ViewLayout]
     features: list[Tensor]
-    algorithm: str
-    _gathered: list[list[Tensor]] = field(default_factory=list)
+    unit: Ranks
+    own_columns: Tensor | None = None
+
+    @property
+    def schedule(self) -> BlockSchedule:
+        """The blocks that this rank processes."""
+        return BlockSchedule(self.ranks.rank, self.ranks.world_size, self.unit.world_size, len(self.layouts) == 1)
+
+    @property
+    def resident(self) -> bool:
+        """Whether the features of all ranks are on this rank in every pass."""
+        return self.unit.world_size == self.ranks.world_size
 
     def accumulate(
         self,
@@ -81,143 +90,130 @@ class Exchange:
             for each side `dtype` [n, *shape].
         """
 
-        def new_accumulator(count: int) -> Tensor:
+        def new(count: int) -> Tensor:
             return torch.full((count, *shape), start, dtype=dtype, device=self.features[0].device)
 
         own = [layout.block(self.ranks.rank, each) for layout, each in zip(self.layouts, self.features, strict=True)]
-        accumulators = [new_accumulator(len(block)) for block in own] if into is None else list(into)
-        if self.algorithm == "column" and self.ranks.world_size > 1:
-            for owner in range(self.ranks.world_size):
-                for side, rows in enumerate(own):
-                    columns = self._gathered_block(len(own) - 1 - side, owner, features)
-                    function(BlockPair(rows, columns, accumulators[side], None))
-            return accumulators
+        accumulators = [new(len(block)) for block in own] if into is None else list(into)
+        others = self.ranks.world_size > 1
+        arrivals = _ColumnArrivals(self) if features and others else None
         function(BlockPair(own[0], own[-1], accumulators[0], accumulators[-1], symmetric=len(own) == 1))
-        if self.ranks.world_size > 1:
-            algorithm = self._ring if self.algorithm == "ring" else self._gather
-            for returned in algorithm(function, own[0], accumulators[0], new_accumulator, combine, features):
+        if others:
+            returns = _ColumnReturns(self, _Values(new, combine))
+            for hop in range(self.schedule.last_hop + 1):
+                columns = arrivals.next_unit() if arrivals else None
+                returns.start(hop, self._process(function, hop, columns, own[0], accumulators[0], new))
+            for returned in returns.wait():
                 accumulators[-1] = combine(accumulators[-1], returned)
         return accumulators
-
-    def _schedule(self) -> Iterator[ScheduleStep]:
-        """Yield the blocks that this rank processes; every pair of ranks once, or both ways if there are two sides."""
-        size, rank, joint = self.ranks.world_size, self.ranks.rank, len(self.layouts) == 1
-        everything = slice(0, None)
-        for hop in range(1, self._last_hop() + 1):
-            owner = (rank - hop) % size
-            if joint and 2 * hop == size:
-                # Both ranks have each other's block here, so each takes one half of the lower rank's views.
-                offsets = self.layouts[0].offsets
-                half = (offsets[min(rank, owner) + 1] - offsets[min(rank, owner)]) // 2
-                if rank < owner:
-                    yield ScheduleStep(owner, slice(0, half), everything)
-                else:
-                    yield ScheduleStep(owner, everything, slice(half, None))
-            else:
-                yield ScheduleStep(owner, everything, everything)
-
-    def _last_hop(self) -> int:
-        return self.ranks.world_size // 2 if len(self.layouts) == 1 else self.ranks.world_size - 1
-
-    def _destinations(self) -> list[int]:
-        """Return the ranks that process this rank's block, in the order of the hops."""
-        return [(self.ranks.rank + hop) % self.ranks.world_size for hop in range(1, self._last_hop() + 1)]
-
-    def _count(self, owner: int) -> int:
-        return self.layouts[-1].counts[owner]
 
     def _process(
         self,
         function: BlockFunction,
-        step: ScheduleStep,
-        rows: ViewBlock,
-        columns: ViewBlock,
-        row_accumulator: Tensor,
-        column_accumulator: Tensor,
-    ) -> None:
-        first, last, _ = step.rows.indices(len(rows))
-        left, right, _ = step.columns.indices(len(columns))
-        accumulators = row_accumulator[first:last], column_accumulator[left:right]
-        function(BlockPair(rows.part(first, last), columns.part(left, right), *accumulators))
-
-    def _gathered_block(self, side: int, owner: int, features: bool) -> ViewBlock:
-        if not self._gathered and features:
-            for layout, own in zip(self.layouts, self.features, strict=True):
-                self._gathered.append(list(self.ranks.all_gather_rows(own, layout.counts).split(layout.counts)))
-        return self.layouts[side].block(owner, self._gathered[side][owner] if self._gathered else None)
-
-    def _gather(
-        self,
-        function: BlockFunction,
+        hop: int,
+        columns: Tensor | None,
         rows: ViewBlock,
         row_accumulator: Tensor,
-        new_accumulator: Callable[[int], Tensor],
-        _combine: Callable[[Tensor, Tensor], Tensor],
-        features: bool,
-    ) -> list[Tensor]:
-        """Process this rank's steps and return what other ranks accumulated for this rank's columns."""
-        outgoing: list[Tensor | None] = [None] * self.ranks.world_size
-        for step in self._schedule():
-            columns = self._gathered_block(len(self.layouts) - 1, step.owner, features)
-            outgoing[step.owner] = column_accumulator = new_accumulator(len(columns))
-            self._process(function, step, rows, columns, row_accumulator, column_accumulator)
-        like = new_accumulator(self._count(self.ranks.rank))
-        return self.ranks.all_to_all(outgoing, like, self._destinations())
+        new: Callable[[int], Tensor],
+    ) -> Tensor:
+        """Process the steps of a hop; return what is accumulated for the columns of one step after the other."""
+        layout, first = self.layouts[-1], self.schedule.members(hop)[0]
+        steps = list(self.schedule.steps(hop))
+        sums = new(sum(layout.counts[step.owner] for step in steps))
+        done = 0
+        for step in steps:
+            begin, end = (layout.offsets[owner] - layout.offsets[first] for owner in (step.owner, step.owner + 1))
+            block = layout.block(step.owner, None if columns is None else columns[begin:end])
+            accumulator = sums[done : done + len(block)]
+            done += len(block)
+            half = self.layouts[0].counts[min(self.ranks.rank, step.owner)] // 2
+            top = half if step.half == "rows" else len(rows)
+            left = half if step.half == "columns" else 0
+            function(
+                BlockPair(rows.part(0, top), block.part(left, len(block)), row_accumulator[:top], accumulator[left:])
+            )
+        return sums
 
-    def _ring(
-        self,
-        function: BlockFunction,
-        rows: ViewBlock,
-        row_accumulator: Tensor,
-        new_accumulator: Callable[[int], Tensor],
-        combine: Callable[[Tensor, Tensor], Tensor],
-        features: bool,
-    ) -> list[Tensor]:
-        """The same, with the next block in transfer while one is processed, and accumulators behind their blocks."""
-        ranks, layout = self.ranks, self.layouts[-1]
-        previous, following = (ranks.rank - 1) % ranks.world_size, (ranks.rank + 1) % ranks.world_size
-        steps = list(self._schedule())
-        block: Tensor | None = None
-        arriving_block = (
-            ranks.start_send_receive(self.features[-1], following, self._receive_buffer(steps[0].owner), previous)
-            if features
-            else None
+
+class _ColumnArrivals:
+    """The features of the columns of one unit after the other, with those of the next in transfer."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange, self.schedule, self.hop = exchange, exchange.schedule, 0
+        mine = exchange.features[-1]
+        if self.schedule.last_hop:
+            self.part = self._start_transfer(mine, 1)
+        gathered = exchange.own_columns
+        self.gathered = self._start_gathering(mine) if gathered is None else lambda: gathered
+
+    def next_unit(self) -> Tensor:
+        """Return the features of a unit's columns, and start the transfers that the next hops wait for."""
+        columns = self.gathered()
+        if self.hop == 0 and self.exchange.unit.world_size > 1:
+            self.exchange.own_columns = columns
+        self.hop += 1
+        if self.hop <= self.schedule.last_hop:
+            part = self.part()
+            self.gathered = self._start_gathering(part)
+            if self.hop < self.schedule.last_hop:
+                self.part = self._start_transfer(part, self.hop + 1)
+        return columns
+
+    def _start_gathering(self, part: Tensor) -> Callable[[], Tensor]:
+        members = self.schedule.members(self.hop)
+        counts = self.exchange.layouts[-1].counts[members.start : members.stop]
+        return self.exchange.unit.start_all_gather_rows(part, counts)
+
+    def _start_transfer(self, part: Tensor, hop: int) -> Callable[[], Tensor]:
+        count = self.exchange.layouts[-1].counts[self.schedule.column_owner(hop)]
+        buffer = part.new_empty((count, part.shape[1]))
+        return self.exchange.ranks.start_send_receive(
+            part, self.schedule.neighbor(1), buffer, self.schedule.neighbor(-1)
         )
-        arriving_accumulator = None
-        for number, step in enumerate(steps):
-            next_owner = steps[number + 1].owner if number + 1 < len(steps) else None
-            if arriving_block is not None:
-                block = arriving_block()
-                arriving_block = (
-                    None
-                    if next_owner is None
-                    else ranks.start_send_receive(block, following, self._receive_buffer(next_owner), previous)
-                )
-            columns = layout.block(step.owner, block)
-            accumulator = new_accumulator(len(columns))
-            self._process(function, step, rows, columns, row_accumulator, accumulator)
-            if arriving_accumulator is not None:
-                accumulator = combine(arriving_accumulator(), accumulator)
-            if next_owner is not None:
-                arriving_accumulator = ranks.start_send_receive(
-                    accumulator, following, new_accumulator(self._count(next_owner)), previous
-                )
-        own = new_accumulator(self._count(ranks.rank))
-        return [ranks.start_send_receive(accumulator, steps[-1].owner, own, self._destinations()[-1])()]
-
-    def _receive_buffer(self, owner: int) -> Tensor:
-        return self.features[-1].new_empty((self._count(owner), self.features[-1].shape[1]))
 
 
-def choose_algorithm(communication: str, ranks: Ranks, layouts: list[ViewLayout], width: int) -> str:
-    """Return the algorithm of an `Exchange`: the given one, or for "auto" by the memory that gathering takes.
+class _ColumnReturns:
+    """What is accumulated for columns, on its way to the ranks that own them."""
 
-    Raises:
-        ValueError: `communication` is not in `ALGORITHMS`.
-    """
-    if communication not in ALGORITHMS:
-        raise ValueError(f"communication: {communication!r} is not one of {', '.join(ALGORITHMS)}")
-    if communication != "auto":
-        return communication
-    gathered = layouts[-1].num_views * width * 4 * 2
-    return "gather" if ranks.world_size == 1 or gathered <= GATHERED_BYTES else "ring"
+    def __init__(self, exchange: Exchange, values: _Values) -> None:
+        self.exchange, self.schedule, self.values = exchange, exchange.schedule, values
+        self.counts = exchange.layouts[-1].counts
+        self.in_unit: tuple[int, Callable[[], Tensor]] | None = None
+        self.travelling: Callable[[], Tensor] | None = None
+        self.returned: list[Tensor] = []
+
+    def start(self, hop: int, sums: Tensor) -> None:
+        """Start adding up within the unit what its ranks accumulated at a hop, and send on what was before it."""
+        self._send_on()
+        owners = {step.owner for step in self.schedule.steps(hop)}
+        sent = [self.counts[member] * (member in owners) for member in self.schedule.members(hop)]
+        mine = self.counts[self.schedule.column_owner(hop)]
+        received = [mine * processed for processed in self.schedule.processed_by(hop)]
+        self.in_unit = hop, self.exchange.unit.start_all_to_all_rows(sums, sent, received)
+
+    def wait(self) -> list[Tensor]:
+        """Return the values of this rank's columns that other ranks accumulated."""
+        self._send_on()
+        return self.returned if self.travelling is None else [*self.returned, self.travelling()]
+
+    def _send_on(self) -> None:
+        """Combine what the unit accumulated with what the units before it did, and send it to the next unit."""
+        if self.in_unit is None:
+            return
+        hop, arrived = self.in_unit
+        rows, number = arrived(), sum(self.schedule.processed_by(hop))
+        if number == 0:  # a unit of one rank has nothing at its own hop
+            return
+        total = reduce(self.values.combine, rows.view(number, len(rows) // number, *rows.shape[1:]).unbind())
+        if hop == 0:
+            self.returned.append(total)
+            return
+        if self.travelling is not None:
+            total = self.values.combine(self.travelling(), total)
+        last = hop == self.schedule.last_hop
+        to, sender = (self.schedule.neighbor(-hop), self.schedule.neighbor(hop)) if last else (
+            self.schedule.neighbor(1), self.schedule.neighbor(-1)
+        )  # fmt: skip
+        coming = self.exchange.ranks.rank if last else self.schedule.column_owner(hop + 1)
+        into = self.values.new(self.counts[coming])
+        self.travelling = self.exchange.ranks.start_send_receive(total, to, into, sender)

@@ -29,13 +29,13 @@ class ViewLayout:
         side: 0 for queries or for both together, 1 for keys.
         concept_ids: int64 [num_views], of all ranks, in this numbering; on the host, or on the device if all that
             reads them is there.
-        orders: for each rank int64 [views of the rank], the position in that rank's input of each of its views.
+        positions: int64 [num_views], the position of each in the concatenated inputs of all ranks.
         offsets: int [world_size + 1], the number of each rank's first view; the last is `num_views`.
     """
 
     side: int
     concept_ids: Tensor
-    orders: tuple[Tensor, ...]
+    positions: Tensor
     offsets: tuple[int, ...]
 
     @property
@@ -48,11 +48,11 @@ class ViewLayout:
         """Number of views on each rank."""
         return [last - first for first, last in pairwise(self.offsets)]
 
-    def input_positions(self) -> Tensor:
-        """Return int64 [num_views], the position of each view in the concatenated inputs of all ranks."""
-        if len(self.orders) == 1:
-            return self.orders[0]
-        return torch.cat([order + first for order, first in zip(self.orders, self.offsets, strict=False)])
+    def order(self, rank: int) -> Tensor:
+        """Return int64 [views of the rank], the position in the rank's input of each of its views."""
+        first = self.offsets[rank]
+        positions = self.positions[first : self.offsets[rank + 1]]
+        return positions - first if first else positions
 
     def block(self, rank: int, features: Tensor | None) -> "ViewBlock":
         """Return the views of one rank."""
@@ -123,7 +123,7 @@ class BlockPair(NamedTuple):
 
 
 def gather_layout(side: int, concept_ids: Tensor, counts: list[int], ranks: Ranks) -> ViewLayout:
-    """Sort this rank's concept ids on the host and gather those of all ranks with their order, 16 bytes a view.
+    """Sort this rank's concept ids on the host and gather those of all ranks with their positions, 16 bytes a view.
 
     Args:
         side: 0 or 1, see `ViewLayout`.
@@ -131,10 +131,11 @@ def gather_layout(side: int, concept_ids: Tensor, counts: list[int], ranks: Rank
         counts: number of views on each rank.
         ranks: all of them call this.
     """
+    offsets = (0, *accumulate(counts))
     own, order = concept_ids.cpu().sort(stable=True)
-    everyone = ranks.all_gather_rows(torch.stack([own, order], dim=1).to(concept_ids.device), counts).cpu()
-    ids, orders = everyone.T.contiguous()
-    return ViewLayout(side, ids, orders.split(counts), (0, *accumulate(counts)))
+    mine = torch.stack([own, order + offsets[ranks.rank]], dim=1)
+    ids, positions = ranks.all_gather_rows(mine.to(concept_ids.device), counts).cpu().T.contiguous()
+    return ViewLayout(side, ids, positions, offsets)
 
 
 def find_partners(layouts: list[ViewLayout]) -> list[NDArray[np.int64]]:
@@ -148,13 +149,13 @@ def find_partners(layouts: list[ViewLayout]) -> list[NDArray[np.int64]]:
         other = layouts[-1 - layout.side]
         own_ids, other_ids = layout.concept_ids.numpy(), other.concept_ids.numpy()
         # the other side's numbers by input position
-        numbers = np.append(np.argsort(other.input_positions().numpy()), -1)
+        numbers = np.append(np.argsort(other.positions.numpy()), -1)
         ids, firsts = np.unique(other_ids[numbers[:-1]], return_index=True)
         at = np.searchsorted(ids, own_ids)
         known = np.append(ids, 0)[at] == own_ids
         known &= at < len(ids)
         first = np.where(known, numbers[np.append(firsts, -1)[at]], -1)
-        same_position = numbers[layout.input_positions().numpy().clip(max=other.num_views)]
+        same_position = numbers[layout.positions.numpy().clip(max=other.num_views)]
         agrees = (same_position >= 0) & (np.append(other_ids, 0)[same_position] == own_ids)
         partners.append(np.where(agrees, same_position, first))
     return partners

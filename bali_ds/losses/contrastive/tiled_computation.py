@@ -45,7 +45,7 @@ class TiledComputation(LossComputation):
         self.dtype, self.device = dtype, exchange.features[0].device
         layouts = exchange.layouts
         partners = find_partners(layouts) if formula.partner_only else None
-        self.positives = Positives(formula.joint, partners, self.device, resident=exchange.algorithm != "ring")
+        self.positives = Positives(formula.joint, partners, self.device, resident=exchange.resident)
         self.has_negatives: list[Tensor] = []
         for layout in layouts:
             other = layouts[-1 - layout.side]

@@ -136,13 +136,12 @@ def sort_views(side: int, concept_ids: Tensor, counts: list[int], ranks: Ranks) 
     everyone = ranks.all_gather_rows(concept_ids, counts)
     sorted_ids, by_id = everyone.sort(stable=True)
     if ranks.world_size == 1:
-        return IndexedLayout(side, sorted_ids, (by_id,), offsets, sorted_ids, by_id, None)
-    owners = torch.cat([by_id.new_full((count,), rank) for rank, count in enumerate(counts)])
-    by_rank = owners[by_id].sort(stable=True).indices
+        return IndexedLayout(side, sorted_ids, by_id, offsets, sorted_ids, by_id, None)
+    ends = torch.tensor(offsets[1:], device=by_id.device)
+    by_rank = torch.bucketize(by_id, ends, right=True).sort(stable=True).indices
     positions = by_id[by_rank]
     numbers = torch.empty_like(by_rank).scatter_(0, by_rank, torch.arange(len(by_rank), device=by_rank.device))
-    orders = tuple(each - first for each, first in zip(positions.split(counts), offsets, strict=False))
-    return IndexedLayout(side, everyone[positions], orders, offsets, sorted_ids, by_id, numbers)
+    return IndexedLayout(side, everyone[positions], positions, offsets, sorted_ids, by_id, numbers)
 
 
 def find_occurrences(layout: IndexedLayout, other: IndexedLayout, lengths: Tensor, *, partners: bool) -> Runs:
@@ -157,7 +156,7 @@ def find_occurrences(layout: IndexedLayout, other: IndexedLayout, lengths: Tenso
     Returns:
         Runs within `other.sorted_ids`; `partners` are numbers of views.
     """
-    positions = layout.input_positions() if partners else None
+    positions = layout.positions if partners else None
     runs = find_runs(layout.concept_ids, other.sorted_ids, 0, positions, other.sorted_positions, lengths)
     if runs.partners is None or other.sorted_numbers is None or not other.num_views:
         return runs
