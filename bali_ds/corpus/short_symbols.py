@@ -1,4 +1,4 @@
-"""Short symbols of diseases that the text does not speak of: "ALT" is no liposarcoma where no such tumor is named."""
+"""Short symbols of diseases that the text does not speak of: "ALT" where nothing else says liposarcoma."""
 
 from collections.abc import Iterable, Set
 
