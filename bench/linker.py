@@ -4,18 +4,29 @@
 
 Gold mentions whose concept is not in the graph are excluded. Corpora annotate only some semantic types, so precision
 is also given for the predictions that overlap a gold mention. Rows by semantic group compare the gold and the found
-mentions of its concepts; those of symbols, the mentions that are written as symbols. The genes of tmVar's abstracts
-have gold mentions without concepts of the graph: a link of such a mention is right if its concept may be a gene or what
-a gene codes for, with and without a look at the words around symbols. The published figures are for other systems, with
+mentions of its concepts; those of symbols, the mentions that are written as symbols.
+
+The curated genes of tmVar's 500 abstracts are identifiers of NCBI Gene, which the graph lacks: the link of a span that
+is a gene there counts as right if its concept may be a gene or what a gene codes for, whichever that is. Spans that
+tmVar does not annotate as genes do not count. The halves are documents by the hash of their id. BERN2's genes in the
+abstracts of MedMentions are a tagger's, found again by their strings. "Without context" is the linker without its rules
+about symbols of genes and short symbols.
+
+The published figures are for other systems, with
 the whole UMLS or MeSH as dictionary, on other splits: they give the order of magnitude, not a comparison. Writes
 bench/results/linker.json.
 """
 
 import argparse
+import csv
+import gzip
+import hashlib
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,6 +40,7 @@ from bali_ds.corpus.gene_context import GeneContext
 from bali_ds.corpus.name_index import open_dictionary
 from bali_ds.corpus.normalization import split_words
 from bali_ds.corpus.readers import read_documents
+from bali_ds.corpus.short_symbols import ShortSymbols
 from bali_ds.corpus.stopwords import is_symbol
 from bali_ds.files import write_json
 from bali_ds.graph.builder import build_graph
@@ -63,6 +75,7 @@ CORPORA = {
     "NCBI Disease train": "corpora/ncbi_disease/cui_train.pubtator.txt.gz",
 }
 GENES = "annotation_formats/tmvar_500docs/goldstandard.txt.gz"
+TAGGED_GENES = "annotation_formats/bern2_medmentions_train.tsv.gz"
 Link = tuple[int, int, int]
 Linker = Callable[[Sequence[Document]], list[set[Link]]]
 
@@ -154,30 +167,66 @@ def of_symbols(links: Sequence[set[Link]], documents: Sequence[Document]) -> lis
     ]
 
 
-def gene_rows(graph: KnowledgeGraph, linker: DictionaryLinker, file: Path) -> list[dict[str, Any]]:
-    """Return the precision of links of gold gene mentions, of symbols and of other words."""
-    documents = list(read_documents("pubtator", file, ReadReport()))
-    bare = [Document(document.id, document.text) for document in documents]
-    genes = [{(m.start, m.end) for m in document.mentions if m.type == "Gene"} for document in documents]
-    resolver, judge = ConceptResolver(graph), GeneContext(graph)
+def gene_rows(graph: KnowledgeGraph, linker: DictionaryLinker, data: Path) -> list[dict[str, Any]]:
+    """Return the precision of links of gene mentions, of symbols and of other words."""
+    curated = list(read_documents("pubtator", data / GENES, ReadReport()))
+    spans = [{(m.start, m.end) for m in document.mentions if m.type == "Gene"} for document in curated]
+    abstracts = list(read_documents("pubtator", data / CORPORA["MedMentions ST21pv train"], ReadReport()))
+    tagged = _tagged_genes(data / TAGGED_GENES, abstracts)
     rows = []
-    for system, change in (("bali-ds, without context", _keep_all), ("bali-ds", GeneContext.candidates)):
-        with patch.object(GeneContext, "candidates", change):
-            found = [_links(document, resolver) for document in linker.link(bare)]
-        own = [{link for link in links if link[:2] in spans} for links, spans in zip(found, genes, strict=True)]
-        symbols = of_symbols(own, bare)
-        words = [links - chosen for links, chosen in zip(own, symbols, strict=True)]
-        for kind, links in (("gene symbols", symbols), ("gene names", words)):
-            right = [judge.may_be_product(concept) for each in links for *_, concept in each]
-            rows.append(
-                {"corpus": f"tmVar, {kind}", "linker": system, "gold": sum(map(len, genes)), "found": len(right)}
-            )
-            rows[-1]["precision"] = sum(right) / max(len(right), 1)
+    for system, changes in (("bali-ds, without context", True), ("bali-ds", False)):
+        with ExitStack() as stack:
+            if changes:
+                stack.enter_context(patch.object(GeneContext, "gene_symbols", lambda *_: set()))
+                stack.enter_context(patch.object(ShortSymbols, "needs_evidence", lambda *_: False))
+            for half, name in ((None, "tmVar"), (0, "tmVar, half 0"), (1, "tmVar, half 1")):
+                chosen = [n for n, document in enumerate(curated) if half is None or _half(document.id) == half]
+                own = [curated[n] for n in chosen], [spans[n] for n in chosen]
+                rows += _gene_precision(graph, linker, name, system, *own)
+            rows += _gene_precision(graph, linker, "MedMentions, by BERN2", system, abstracts, tagged)
     return rows
 
 
-def _keep_all(_: GeneContext, __: str, ___: int, ____: int, candidates: tuple[int, ...]) -> tuple[int, ...]:
-    return candidates
+def _gene_precision(
+    graph: KnowledgeGraph,
+    linker: DictionaryLinker,
+    corpus: str,
+    system: str,
+    documents: Sequence[Document],
+    genes: Sequence[set[tuple[int, int]]],
+) -> list[dict[str, Any]]:
+    bare = [Document(document.id, document.text) for document in documents]
+    found = dictionary_linker(linker, ConceptResolver(graph))(bare)
+    own = [{link for link in links if link[:2] in spans} for links, spans in zip(found, genes, strict=True)]
+    symbols = of_symbols(own, bare)
+    words = [links - chosen for links, chosen in zip(own, symbols, strict=True)]
+    judge, rows = GeneContext(graph), []
+    for kind, links in (("gene symbols", symbols), ("gene names", words)):
+        right = [judge.may_be_product(concept) for each in links for *_, concept in each]
+        row = {"corpus": f"{corpus}, {kind}", "linker": system, "gold": sum(map(len, genes)), "found": len(right)}
+        rows.append({**row, "precision": sum(right) / max(len(right), 1)})
+    return rows
+
+
+def _half(document_id: str) -> int:
+    return hashlib.blake2b(document_id.encode(), digest_size=1).digest()[0] % 2
+
+
+def _tagged_genes(file: Path, documents: Sequence[Document]) -> list[set[tuple[int, int]]]:
+    """Return where each document has a string that BERN2 tagged as a gene in the original text (other offsets)."""
+    strings: dict[str, set[str]] = {}
+    with gzip.open(file, "rt", encoding="utf-8", newline="") as lines:
+        for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE):
+            if row["type"] == "gene":
+                strings.setdefault(row["pmid"], set()).add(row["mention"])
+    return [
+        {
+            match.span()
+            for string in strings.get(document.id, ())
+            for match in re.finditer(rf"(?<!\w){re.escape(string)}(?!\w)", document.text)
+        }
+        for document in documents
+    ]
 
 
 def ambiguous_right(
@@ -260,7 +309,7 @@ def measure(graph: KnowledgeGraph, linker: DictionaryLinker, data: Path) -> list
                 rows.append({"corpus": name, "linker": "bali-ds", **score(*pair)})
         pair = of_symbols(gold, bare), of_symbols(found, bare)
         rows.append({"corpus": f"{corpus.partition(' ST21pv')[0]}, symbols", "linker": "bali-ds", **score(*pair)})
-    return [*rows, *gene_rows(graph, linker, data / GENES)]
+    return [*rows, *gene_rows(graph, linker, data)]
 
 
 if __name__ == "__main__":

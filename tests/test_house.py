@@ -220,9 +220,11 @@ KEPT_WORDS = {
     "bali_ds/data/sampling.py": "neighbours",
     "bali_ds/shards/index_schema.py": "neighbours",
     "bali_ds/shards/build.py": "neighbours",
+    "bali_ds/shards/index_schema.py": "neighbours",
     "bali_ds/shards/lint.py": "neighbours",
     "bali_ds/shards/neighbor_settings.py": "neighbours",
     "shards/README.md": "neighbours",
+    "tests/data/test_mixture.py": "neighbours",
     "tests/shards/test_shard_tools.py": "neighbours",
     # words of the sample's passages, of PubMed and of a mistake that a test makes
     "shards/sample/passages.py": "neighbour",

@@ -197,16 +197,13 @@ def _stats(options: argparse.Namespace) -> None:
     report = graph_statistics(graph)
     if options.corpus:
         from bali_ds.corpus.concept_resolver import ConceptResolver
-        from bali_ds.corpus.corpus_files import corpus_files
-        from bali_ds.corpus.document import ReadReport
-        from bali_ds.corpus.readers import read_documents
+        from bali_ds.corpus.corpus_files import corpus_documents
 
         resolve = ConceptResolver(graph).resolve
         documents = (
             [resolve(mention) for mention in document.mentions]
-            for format_name, paths in map(corpus_files, options.corpus)
-            for path in paths
-            for document in read_documents(format_name, path, ReadReport())
+            for entry in options.corpus
+            for document in corpus_documents(entry)
         )
         report["corpus"] = coverage(graph, documents)
     emit(report, options.json, statistics_text)

@@ -15,7 +15,6 @@ from bali_ds.files import lines_of, numbered_lines
 from bali_ds.terminal import json_line, printable
 
 if TYPE_CHECKING:
-    from bali_ds.corpus.document import Document
     from bali_ds.inference.linker import Candidate
 
 LINES_AT_ONCE = 16_384
@@ -122,6 +121,7 @@ def _encode(options: argparse.Namespace) -> None:
 
 
 def _link(options: argparse.Namespace) -> None:
+    from bali_ds.corpus.corpus_files import corpus_documents
     from bali_ds.graph.knowledge_graph import KnowledgeGraph
     from bali_ds.inference.concept_dictionary import graph_dictionary, read_dictionary
     from bali_ds.inference.concept_scorer import Scoring
@@ -147,7 +147,7 @@ def _link(options: argparse.Namespace) -> None:
         for mentions in _batches_of_lines(options.file):
             _print_candidates([{"mention": each} for each in mentions], scored.link(mentions, top=options.top), options)
         return
-    for document in _documents(options.file):
+    for document in corpus_documents(options.file):
         places = [(document.text, mention.start, mention.end) for mention in document.mentions]
         strings = [text[start:end] for text, start, end in places]
         labels = [
@@ -156,16 +156,6 @@ def _link(options: argparse.Namespace) -> None:
         ]
         if places:
             _print_candidates(labels, scored.link(strings, places, top=options.top), options)
-
-
-def _documents(corpus: str) -> "Iterator[Document]":
-    from bali_ds.corpus.document import ReadReport
-    from bali_ds.corpus.readers import READERS, read_documents
-
-    form, colon, path = corpus.partition(":")
-    if not colon or form not in READERS:
-        raise InputError(f"{corpus}: with --in-context, pass a corpus as FORMAT:PATH; formats are {', '.join(READERS)}")
-    return read_documents(form, Path(path), ReadReport())
 
 
 def _print_candidates(

@@ -1,9 +1,11 @@
 """Input files of a corpus, named one by one, by a pattern or by their folder."""
 
+from collections.abc import Iterator
 from glob import has_magic
 from pathlib import Path
 
-from bali_ds.corpus.readers import READERS
+from bali_ds.corpus.document import Document, ReadReport
+from bali_ds.corpus.readers import READERS, read_documents
 from bali_ds.errors import InputError, suggestion
 
 _XML, _JSON, _TEXT = (".xml", ".nxml"), (".json", ".jsonl"), (".txt", ".tsv", ".pubtator")
@@ -46,6 +48,12 @@ def corpus_files(entry: str) -> tuple[str, list[Path]]:
         ends = ", ".join(SUFFIXES[name])
         raise InputError(f"{entry}: no file is there; a folder needs files that end in {ends}, or these and .gz")
     return name, sorted(found)
+
+
+def corpus_documents(entry: str) -> Iterator[Document]:
+    """Yield the documents of all files of `FORMAT:PATH`, see `corpus_files`; what is skipped is not counted."""
+    name, paths = corpus_files(entry)
+    return (document for path in paths for document in read_documents(name, path, ReadReport()))
 
 
 def _is_of_format(file: Path, folder: Path, name: str) -> bool:

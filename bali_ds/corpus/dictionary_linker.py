@@ -2,19 +2,20 @@
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bali_ds.corpus.abbreviations import find_abbreviations
+from bali_ds.corpus.abbreviations import Abbreviation, find_abbreviations
 from bali_ds.corpus.disambiguation import Candidates, Disambiguator
 from bali_ds.corpus.document import Document, Mention
 from bali_ds.corpus.gene_context import GeneContext
 from bali_ds.corpus.name_index import NameIndex, symbol_spelling
-from bali_ds.corpus.normalization import WordHasher, normalize_word, split_words
+from bali_ds.corpus.normalization import WordHasher, long_words, split_words
+from bali_ds.corpus.short_symbols import ShortSymbols
 from bali_ds.corpus.word_cache import WordCache
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 
@@ -61,6 +62,7 @@ class DictionaryLinker:
         self._word_cache = WordCache(self._hash_words)
         self._disambiguator = Disambiguator(name_index, graph)
         self._genes = GeneContext(graph)
+        self._short_symbols = ShortSymbols(graph, self._genes)
         self._labels: dict[int, tuple[str, tuple[str, ...]]] = {}
 
     def link(self, documents: Sequence[Document]) -> list[Document]:
@@ -72,8 +74,7 @@ class DictionaryLinker:
         linked = []
         for number, document in enumerate(documents):
             own = range(matches.documents[number], matches.documents[number + 1])
-            hits = self._in_context(document.text, self._hits(document.text, matches, own))
-            hits = _define_abbreviations(document.text, hits, self._graph.names)
+            hits = self._in_context(document.text, list(self._hits(document.text, matches, own)))
             concept_ids = self._disambiguator.choose([hit.candidates for hit in hits])
             mentions = [
                 Mention(start, end, document.text[start:end], *self._label(concept_id))
@@ -117,13 +118,54 @@ class DictionaryLinker:
                 yield _Hit(start, end, candidates)
                 last_end = end
 
-    def _in_context(self, text: str, hits: Iterator[_Hit]) -> list[_Hit]:
-        """Return the hits without concepts that the words around a symbol rule out, and without hits that lose all."""
+    def _in_context(self, text: str, hits: list[_Hit]) -> list[_Hit]:
+        """Return the hits with the concepts that the text leaves possible, and without hits that lose all of them."""
+        definitions = list(find_abbreviations(text)) if "(" in text else []
+        named = {(hit.start, hit.end): hit.candidates for hit in hits}
+        hits = _define_abbreviations(text, hits, definitions, self._graph.names)
+        hits = self._with_genes(text, hits, definitions, named)
+        return self._with_evidence(text, hits, {short for short, *_ in definitions})
+
+    def _with_genes(
+        self,
+        text: str,
+        hits: list[_Hit],
+        definitions: Sequence[Abbreviation],
+        named: Mapping[tuple[int, int], Candidates],
+    ) -> list[_Hit]:
+        """Return the hits with genes and their products where symbols name genes.
+
+        Args:
+            text: the text.
+            hits: the hits in the text, in its order.
+            definitions: the abbreviations that the text defines.
+            named: the concepts with the name of each span, whatever the text defines.
+        """
+        others = [(start, end) for start, end, concept_ids in hits if self._genes.products(concept_ids) != concept_ids]
+        genes = self._genes.gene_symbols(text, others, definitions)
+        if not genes:
+            return hits
         kept = []
         for hit in hits:
-            candidates = self._genes.candidates(text, *hit)
+            span = hit.start, hit.end
+            if span not in genes:
+                kept.append(hit)
+            elif candidates := self._genes.products(hit.candidates) or self._genes.products(named.get(span, ())):
+                kept.append(hit._replace(candidates=candidates))
+        return kept
+
+    def _with_evidence(self, text: str, hits: list[_Hit], defined: set[str]) -> list[_Hit]:
+        """Return the hits without diseases that only a short symbol speaks of."""
+        symbols = self._short_symbols
+        short = {hit.start for hit in hits if symbols.needs_evidence(text[hit.start : hit.end], defined)}
+        if not short:
+            return hits
+        words = long_words(text)
+        kept = []
+        for hit in hits:
+            candidates = symbols.supported(hit.candidates, words) if hit.start in short else hit.candidates
             if candidates:
-                kept.append(hit if candidates is hit.candidates else hit._replace(candidates=candidates))
+                kept.append(hit._replace(candidates=candidates))
         return kept
 
     def _hash_words(self, text: str) -> NDArray[np.int64]:
@@ -140,7 +182,9 @@ class DictionaryLinker:
         return self._labels[concept_id]
 
 
-def _define_abbreviations(text: str, hits: list[_Hit], names: Callable[[int], list[str]]) -> list[_Hit]:
+def _define_abbreviations(
+    text: str, hits: list[_Hit], definitions: Sequence[Abbreviation], names: Callable[[int], list[str]]
+) -> list[_Hit]:
     """Return the hits with each occurrence of an abbreviation linked to the concept of its long form in the text.
 
     An abbreviation whose long form is not a name of the graph keeps the candidates that have a word in common with it.
@@ -148,15 +192,15 @@ def _define_abbreviations(text: str, hits: list[_Hit], names: Callable[[int], li
     Args:
         text: the text.
         hits: the hits in the text, in its order.
+        definitions: the abbreviations that the text defines.
         names: returns the names of a concept id.
     """
-    definitions = list(find_abbreviations(text)) if "(" in text else []
     if not definitions:
         return hits
     long_forms = {(hit.start, hit.end): hit.candidates for hit in hits}
     meanings: dict[str, tuple[Candidates, set[str]]] = {}
     for short, start, end in definitions:
-        meanings.setdefault(short, (long_forms.get((start, end), ()), _long_words(text[start:end])))
+        meanings.setdefault(short, (long_forms.get((start, end), ()), long_words(text[start:end])))
     shorts = "|".join(re.escape(short) for short in sorted(meanings, key=len, reverse=True))
     starts, ends = [hit.start for hit in hits], [hit.end for hit in hits]
     defined: list[_Hit] = []
@@ -169,15 +213,11 @@ def _define_abbreviations(text: str, hits: list[_Hit], names: Callable[[int], li
         candidates, words = meanings[match[0]]
         if not candidates:
             own = (each for hit in overlapping if (hit.start, hit.end) == (start, end) for each in hit.candidates)
-            candidates = tuple(each for each in own if any(words & _long_words(name) for name in names(each)))
+            candidates = tuple(each for each in own if any(words & long_words(name) for name in names(each)))
         replaced.update(hit.start for hit in overlapping)
         if candidates:
             defined.append(_Hit(start, end, candidates))
     return sorted([hit for hit in hits if hit.start not in replaced] + defined)
-
-
-def _long_words(text: str) -> set[str]:
-    return {normalize_word(word) for word in split_words(text).texts if len(word) > 2}
 
 
 def _contains(hit: _Hit, start: int, end: int) -> bool:

@@ -26,7 +26,7 @@ FORMAT_VERSION = 3
 LONGEST_NAME = 12
 """Words of a name; longer names are not indexed."""
 
-_TOKEN_START = re.compile(r"([^\W_]+)[-\u2010\u2011]\Z")
+_TOKEN_START = re.compile(r"([^\W_]+)[-\u2010\u2011(]\Z")
 _TOKEN_REST = re.compile(r"[-\u2010\u2011]([^\W_]+)")
 _SHORTEST_MODIFIER = 3
 
@@ -179,7 +179,8 @@ def _columns(graph: KnowledgeGraph) -> dict[str, NDArray[Any]]:
 def symbol_spelling(text: str, start: int, end: int) -> int:
     """Return the hash of a span if it may be a symbol there, else 0.
 
-    A symbol is a whole token: "TNF" in "anti-TNF" and "TNF-mediated", but not in "TNF-2" or "p-TNF".
+    A symbol is a whole token: "TNF" in "anti-TNF" and "TNF-mediated", but not in "TNF-2" or "p-TNF", nor "ARF" in
+    "p14(ARF)".
     """
     before, after = _TOKEN_START.search(text, max(0, start - 32), start), _TOKEN_REST.match(text, end)
     is_whole = all(part is None or _is_modifier(part[1]) for part in (before, after))

@@ -43,6 +43,11 @@ def normalize_word(word: str) -> str:
     return word
 
 
+def long_words(text: str) -> set[str]:
+    """Return the normalized words of a text that have at least three letters or digits."""
+    return {normalize_word(word) for word in split_words(text).texts if len(word) > 2}
+
+
 def _singular(word: str) -> str:
     if word.endswith("ies") and len(word) > 4:
         return word[:-3] + "y"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from bali_ds.data.remote import open_shards
 from bali_ds.data.sequences import Ints
 from bali_ds.errors import InputError
+from bali_ds.shards.neighbor_settings import NeighborSettings
 from bali_ds.shards.shard_set import Names, Shard, ShardSet, ShardSource
 
 # The order of samples repeats in rounds of the sum of the proportions; finer ones would make no visible difference.
@@ -34,7 +35,7 @@ class Mixture:
         starts: int64 [sets + 1], the first sample row of each set.
 
     Raises:
-        InputError: the sets were built from different graphs or with different tokenizers.
+        InputError: the sets were built from different graphs, with different tokenizers or with other facts.
     """
 
     def __init__(self, sets: Sequence[ShardSet], proportions: Sequence[int] = (1,)) -> None:
@@ -158,6 +159,11 @@ def _check_proportions(proportions: tuple[int, ...]) -> None:
         )
 
 
+def _neighbors(shards: ShardSet) -> str:
+    """Which facts are stored, and sampled for concepts that no passage mentions, by the options of `shards build`."""
+    return str(NeighborSettings.of_index(shards.index).describe() or "default")
+
+
 def _check_alike(sets: tuple[ShardSet, ...]) -> None:
     first = sets[0]
     for other in sets[1:]:
@@ -165,6 +171,7 @@ def _check_alike(sets: tuple[ShardSet, ...]) -> None:
             ("the graph", first.index["graph_fingerprint"], other.index["graph_fingerprint"]),
             ("tokenizer", first.index["tokenizer"]["fingerprint"], other.index["tokenizer"]["fingerprint"]),
             ("--max-name-tokens", first.index["max_name_tokens"], other.index["max_name_tokens"]),
+            ("neighbors of the settings", _neighbors(first), _neighbors(other)),
         ):
             if ours != theirs:
                 raise InputError(

@@ -18,13 +18,23 @@ def rank_by_scores(linker: ContextLinker, queries: Queries) -> NDArray[np.int64]
     """
     index = {cui: number for number, cui in enumerate(linker.dictionary.cuis)}
     gold = [[index[cui] for cui in cuis if cui in index] for cuis in queries.gold]
-    scores = (row for _, block in linker.scores(queries.mentions, queries.places) for row in block)
-    ranks = [_rank(row, own) if own else NOT_FOUND for row, own in zip(scores, gold, strict=True)]
-    return np.array(ranks, np.int64)
+    ranks = np.full(len(gold), NOT_FOUND, np.int64)
+    begin = 0
+    for vectors, scores in linker.scores(queries.mentions, queries.places):
+        known = [row for row, own in enumerate(gold[begin : begin + len(vectors)]) if own]
+        if known:
+            ranks[[begin + row for row in known]] = _ranks(scores[known], [gold[begin + row] for row in known])
+        begin += len(vectors)
+    return ranks
 
 
-def _rank(scores: torch.Tensor, gold: Sequence[int]) -> int:
-    best = scores[list(gold)].max()
-    first = min(concept for concept in gold if scores[concept] == best)
-    before = int((scores > best).sum()) + int((scores[:first] == best).sum())
-    return 1 + before
+def _ranks(scores: torch.Tensor, gold: Sequence[list[int]]) -> NDArray[np.int64]:
+    """Return the rank of the best of the gold concepts of each row of scores [n, C], in one wait for the device."""
+    longest = max(map(len, gold))
+    padded = torch.tensor([[*own, *own[:1] * (longest - len(own))] for own in gold], device=scores.device)
+    of_gold = scores.gather(1, padded)
+    best = of_gold.amax(1, keepdim=True)
+    first = padded.masked_fill(of_gold < best, scores.shape[1]).amin(1, keepdim=True)
+    earlier = torch.arange(scores.shape[1], device=scores.device) < first
+    before = (scores > best) | ((scores == best) & earlier)
+    return 1 + before.sum(1).cpu().numpy()

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bali_ds.corpus.document import ReadReport
-from bali_ds.corpus.readers import READERS, read_documents
+from bali_ds.corpus.corpus_files import corpus_documents
+from bali_ds.corpus.readers import READERS
 from bali_ds.errors import InputError
 from bali_ds.files import nonempty_lines
 from bali_ds.inference.concept_dictionary import split_identifiers
@@ -42,15 +42,16 @@ def read_queries(source: str | Path) -> Queries:
 
     Args:
         source: a TSV file with a header (columns `mention`, `cui` and any of `FLAGS`), a BioSyn `.concept` file or a
-            directory of them, or a corpus as FORMAT:PATH, whose linked mentions are read with their texts.
+            directory of them, or a corpus as FORMAT:PATH (a file, a folder or a pattern), whose linked mentions are
+            read with their texts.
 
     Raises:
         InputError: a column is missing, a row is malformed, or there are no rows.
     """
-    form, colon, rest = str(source).partition(":")
+    form, colon, _ = str(source).partition(":")
     path = Path(source)
     if colon and form in READERS:
-        queries = _read_corpus(form, Path(rest))
+        queries = _read_corpus(str(source))
     elif path.is_dir() or path.suffix == ".concept":
         queries = _read_concepts(path)
     else:
@@ -60,13 +61,10 @@ def read_queries(source: str | Path) -> Queries:
     return queries
 
 
-def _read_corpus(form: str, path: Path) -> Queries:
+def _read_corpus(entry: str) -> Queries:
     """Read the linked mentions of a corpus."""
     found = [
-        (mention, document.text)
-        for document in read_documents(form, path, ReadReport())
-        for mention in document.mentions
-        if mention.ids
+        (mention, document.text) for document in corpus_documents(entry) for mention in document.mentions if mention.ids
     ]
     return Queries(
         mentions=[text[mention.start : mention.end] for mention, text in found],

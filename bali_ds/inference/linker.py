@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from bali_ds.directories import Output, published_directory
 from bali_ds.errors import InputError
 from bali_ds.files import read_json
-from bali_ds.graph.knowledge_graph import KnowledgeGraph
-from bali_ds.inference.concept_dictionary import ConceptDictionary, graph_dictionary, read_dictionary
+from bali_ds.inference.concept_dictionary import ConceptDictionary, read_dictionary
 from bali_ds.inference.encoder import Encoder, load
 from bali_ds.inference.search import InvertedFile, nearest
 from bali_ds.npy import open_npy
@@ -76,8 +75,7 @@ class Linker:
             InputError: model, names or index cannot be used.
         """
         encoder = load(model, device=device)
-        is_graph = Path(names).is_dir()
-        dictionary = graph_dictionary(KnowledgeGraph.open(names)) if is_graph else read_dictionary(Path(names))
+        dictionary = read_dictionary(Path(names))
         return cls.build(encoder, dictionary, index=Path(index) if index else None, approximate=approximate)
 
     @classmethod

@@ -104,10 +104,11 @@ def symbol_linker(tmp_path_factory):
         ("IgM was high, and the gene IGM", [("IGM", "G1")]),
         ("GAD-7 and GAD, not GADS", [("GADS", "G2")]),
         ("SKN-1, ICD-10, p-TNF, TNF-2 and HLA-SKN", []),
-        ("TNF-mediated, anti-TNF, TNF", [("TNF", "G8"), ("TNF", "G8"), ("TNF", "G8")]),
+        ("p14(SKN) and (SKN)", [("SKN", "G3")]),
+        ("TNF-mediated, anti-TNF, TNF; tumor necrosis", [("TNF", "G8"), ("TNF", "G8"), ("TNF", "G8")]),
         ("the era of ERA", [("ERA", "G4")]),
         ("Cardioderma cor and cors", []),
-        ("SNPs of the SNP; snp", [("SNPs", "G7"), ("SNP", "G7")]),
+        ("nucleotide SNPs, SNP; snp", [("nucleotide", "G7"), ("SNPs", "G7"), ("SNP", "G7")]),
         ("Tnf alpha", [("Tnf alpha", "G8")]),
         ("sensitivity 81 %, hypersensitivity", [("hypersensitivity", "G9")]),
         ("cancers", [("cancers", "H1")]),
@@ -123,6 +124,11 @@ GENE_NODES = [
     ("P1", "Epidermal growth factor receptor", "EGFR", "T116"),
     ("P2", "GTPase Nras", "NRAS", ""),
     ("D3", "Fanconi anemia group A", "FANCA", ""),
+    ("D4", "Wiskott-Aldrich Syndrome", "WAS", "T047"),
+    ("D5", "Neurofibromatosis 2", "NF2", "T191"),
+    ("P5", "Genes, Neurofibromatosis 2", "NF2", ""),
+    ("D6", "Lactase deficiency", "LAC1", ""),
+    ("D7", "Muscular dystrophy, Duchenne", "DMD", "T047"),
 ]
 
 
@@ -143,15 +149,45 @@ def gene_linker(tmp_path_factory):
         ("MEN1 is rare.", [("MEN1", "D1")]),
         ("mutations of the MEN1 tumor suppressor gene", []),
         ("exon 10 of MEN1 and the X-linked gene MEN1", []),
-        ("a PKU mutation in patients with PKU", [("PKU", "D2")]),
-        ("FANCA deletions; FANCA patients", [("FANCA", "D3")]),
+        ("FANCA deletions; the loss of FANCA", []),
+        ("deletions in FANCA", []),
+        ("FANCA patients", [("FANCA", "D3")]),
+        ("the LAC1 gene", []),
         ("the EGFR gene, EGFR mutations", [("EGFR", "P1"), ("EGFR", "P1")]),
         ("NRAS G12D mutation", [("NRAS", "P2")]),
         ("phenylketonuria gene, phenylketonuria mutations", [("phenylketonuria", "D2"), ("phenylketonuria", "D2")]),
-        ("phenylketonuria (PKU) and the PKU gene", [("phenylketonuria", "D2"), ("PKU", "D2"), ("PKU", "D2")]),
     ],
 )
-def test_a_symbol_among_words_about_genes_is_no_disease_unless_the_text_defines_it(gene_linker, text, expected):
+def test_a_symbol_among_words_about_genes_is_not_a_disease(gene_linker, text, expected):
+    assert links(gene_linker, text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("(MEN1) is rare: MEN1 patients, the MEN1 gene", [("MEN1", "D1"), ("MEN1", "D1")]),
+        ("(PKU), the PKU gene", [("PKU", "D2"), ("PKU", "D2")]),
+        ("(WAS) and deletions in the gene WAS; WAS patients", [("WAS", "D4"), ("WAS", "D4")]),
+        ("(WAS) tumor suppressor; loss of WAS", []),
+        ("(NF2); NF2 exons", [("NF2", "D5"), ("NF2", "P5")]),
+    ],
+)
+def test_a_defined_symbol_is_a_gene_where_words_beside_it_say_so(gene_linker, text, expected):
+    name = {"M": "Multiple endocrine neoplasia type 1", "P": "Phenylketonuria", "W": "Wiskott-Aldrich syndrome"}
+    long_form = name.get(text[1], "Neurofibromatosis 2")
+    assert links(gene_linker, f"{long_form} {text}")[1:] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("PKU and DNA", []),
+        ("PKU mutations in phenylketonuria", [("PKU", "D2"), ("phenylketonuria", "D2")]),
+        ("muscular pain in DMD", []),
+        ("Duchenne's dystrophy; DMD mutations", [("DMD", "D7")]),
+    ],
+)
+def test_a_short_symbol_is_a_disease_only_where_the_text_speaks_of_it(gene_linker, text, expected):
     assert links(gene_linker, text) == expected
 
 

@@ -1,5 +1,6 @@
 """Mixtures of shard sets and sampling weights: pure functions of fingerprints, proportions, seed and epoch."""
 
+import copy
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -191,6 +192,10 @@ def test_sets_that_do_not_go_together_are_refused(data, sets, tmp_path):
     strange = write_shards(tmp_path / "strange", other)
     with pytest.raises(InputError, match="was built with the graph"):
         open_mixture({str(sets[0].path): 1, str(strange.path): 1})
+    weighted = copy.copy(sets[1])
+    weighted.index = {**weighted.index, "neighbours": {"largest_degree": 5}}
+    with pytest.raises(InputError, match=r"neighbors of the settings \{'largest_degree': 5\}, but .* with default"):
+        Mixture([sets[0], weighted], [1, 1])
     with pytest.raises(InputError, match="whole numbers"):
         Mixture(sets[:2], [0, 1])
     empty = write_shards(tmp_path / "empty", data[1], train=0, validation=4)

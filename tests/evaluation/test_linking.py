@@ -2,9 +2,11 @@
 
 import gzip
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from bali_ds.cli import main
 from bali_ds.errors import InputError
@@ -250,6 +252,37 @@ def test_queries_without_flags(tmp_path):
     (tmp_path / "queries.tsv").write_text("cui\tmention\nC1\tFever\n")
     queries = read_queries(tmp_path / "queries.tsv")
     assert queries == Queries(["Fever"], [("C1",)], {})
+
+
+def test_queries_are_read_from_all_files_of_a_folder(tmp_path):
+    for number in (2, 1):
+        text = f"{number}|t|name {number}\n{number}|a|\n{number}\t0\t6\tname {number}\tX\tC{number}\n"
+        (tmp_path / f"{number}.txt").write_text(text)
+    for entry in (f"pubtator:{tmp_path}", f"pubtator:{tmp_path}/*.txt"):
+        assert read_queries(entry).gold == [("C1",), ("C2",)]
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 7])
+def test_ranks_under_scores_count_concepts_of_higher_scores_and_earlier_equal_ones(at_once):
+    random = np.random.default_rng(at_once)
+    scores = random.integers(0, 4, (7, 6)).astype(np.float32)
+    cuis = [f"C{number}" for number in range(6)]
+    gold = [("C5",), ("X",), ("C1", "C4", "X"), ("C0",), (), ("C3", "C2"), ("C4",)]
+
+    class Scored:
+        dictionary = SimpleNamespace(cuis=cuis)
+
+        def scores(self, *_):
+            for begin in range(0, 7, at_once):
+                block = scores[begin : begin + at_once]
+                yield block, torch.from_numpy(block)
+
+    expected = []
+    for row, own in zip(scores, gold, strict=True):
+        order = sorted(range(6), key=lambda number: (-row[number], number))
+        ranked = [cuis[number] for number in order]
+        expected.append(min((ranked.index(cui) + 1 for cui in own if cui in ranked), default=NOT_FOUND))
+    assert rank_by_scores(Scored(), Queries(["x"] * 7, gold, {})).tolist() == expected
 
 
 def test_a_corpus_is_asked_with_and_without_its_texts(tiny_encoder, tmp_path, capsys):

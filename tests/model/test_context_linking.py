@@ -136,7 +136,7 @@ def test_the_command_line_links_a_corpus_in_context_and_evaluates_it(run, export
     assert main(["evaluate", "linking", *common, *chosen, f"pubtator:{corpus}"]) == 0
     assert f"{exported}: --memory-bonus 0: Acc@1 100.0% on pubtator:{corpus}" in capsys.readouterr().err
     assert main(["link", *common, str(corpus)]) == 2
-    assert "pass a corpus as FORMAT:PATH" in capsys.readouterr().err
+    assert "write FORMAT:PATH" in capsys.readouterr().err
 
 
 def test_an_export_is_averaged_with_the_start(run, exported, sample, tmp_path):
