@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+from bali_ds.errors import system_error
+
 logger = logging.getLogger(__name__)
 
 # C0, C1, delete, line separators, half surrogate pairs, and the characters that reorder a line (Unicode TR 36, 2.10).
@@ -61,7 +63,7 @@ def print_progress(text: str) -> None:
     try:
         print(*lines, sep="\n", flush=True)
     except OSError as error:
-        _warn_once(f"standard output cannot be written, the run continues without it: {error.strerror or error}")
+        _warn_once(f"standard output cannot be written, the run continues without it: {system_error(error)}")
 
 
 @cache

@@ -11,7 +11,7 @@ import bali_ds
 from bali_ds.bus_errors import handle_bus_errors
 from bali_ds.cli import evaluate, graph, inference, init, launcher, plan_and_doctor, runs, shards
 from bali_ds.cli.parser import Parser
-from bali_ds.errors import InputError, missing_package
+from bali_ds.errors import InputError, missing_package, system_error
 from bali_ds.terminal import PrintableFormatter, message
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is not None or error.errno not in _FULL:
             raise
-        print(f"bali-ds: standard output cannot be written: {error.strerror}", file=sys.stderr)
+        print(f"bali-ds: standard output cannot be written: {system_error(error)}", file=sys.stderr)
         with suppress(OSError):
             sys.stdout.close()
         return 2

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from bali_ds.errors import InputError, first_line
+from bali_ds.errors import InputError, first_line, system_error
 from bali_ds.files import nonempty_lines, published_file
 from bali_ds.parsing import parse_json
 
@@ -38,7 +38,7 @@ class MetricsLog:
             self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 (`close` closes it)
             self._board = SummaryWriter(str(self._board_path), purge_step=first_step)
         except OSError as error:
-            raise InputError(f"{error.filename or run}: cannot be written: {error.strerror or error}") from error
+            raise InputError(f"{error.filename or run}: cannot be written: {system_error(error)}") from error
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append the values of a step."""
@@ -65,7 +65,7 @@ class MetricsLog:
     def _warn(self, path: Path, error: Exception) -> None:
         if path not in self._warned:
             self._warned.add(path)
-            reason = getattr(error, "strerror", None) or first_line(error)
+            reason = system_error(error) or first_line(error)
             logger.warning("%s: metrics are dropped while it cannot be written: %s", path, reason)
 
     def close(self) -> None:
