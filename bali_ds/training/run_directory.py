@@ -91,8 +91,11 @@ def discard_run(directory: Path) -> None:
 
 
 def _compare(before: Recipe, recipe: Recipe, written: Path) -> None:
-    given = before.model_dump(mode="json")  # with defaults of keys that are newer than the run
-    for key, value in recipe.model_dump(mode="json").items():
+    # with defaults of keys that are newer than the run
+    given, wanted = (each.model_dump(mode="json") for each in (before, recipe))
+    for values in (given, wanted):  # earlier versions recorded ./models/mine as models/mine
+        values["text_encoder"]["path"] = os.path.normpath(values["text_encoder"]["path"])
+    for key, value in wanted.items():
         if given[key] == value:
             continue
         if key in CHANGEABLE_KEYS:
