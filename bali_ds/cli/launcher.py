@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import socket
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -144,15 +145,18 @@ def _launch(arguments: list[str]) -> int:
     """Run DeepSpeed's launcher with its arguments and return its exit status.
 
     Its child, which starts the ranks, is in the process group of the terminal and answers Ctrl-C itself; SIGTERM is
-    passed on to it.
+    passed on to it. For several hosts the launcher has handlers of its own, which end it with status 1; so the signals
+    that arrive are read from where Python writes their numbers, whoever handles them.
     """
     import psutil
     from deepspeed.launcher import runner
 
-    received = []
+    arrived, numbers = socket.socketpair()
+    for each in (arrived, numbers):
+        each.setblocking(False)
+    signal.set_wakeup_fd(numbers.fileno(), warn_on_full_buffer=False)
 
     def stop(number: int, _: FrameType | None) -> None:
-        received.append(number)
         if number == signal.SIGTERM:
             for child in psutil.Process().children():
                 child.send_signal(number)
@@ -164,10 +168,21 @@ def _launch(arguments: list[str]) -> int:
     except SystemExit as exiting:
         status = int(exiting.code or 0)
         # the launcher ends with 1 after a signal, whatever the status of the ranks, which saved a checkpoint
-        return STOPPED if received and status == 1 else status
+        return STOPPED if status == 1 and _was_stopped(arrived) else status
     except (RuntimeError, ValueError) as error:
         raise InputError(f"the launcher of DeepSpeed cannot start the ranks: {error}") from error
+    finally:
+        signal.set_wakeup_fd(-1)
+        arrived.close()
+        numbers.close()
     return 0
+
+
+def _was_stopped(arrived: socket.socket) -> bool:
+    """Return whether one of the signals that arrived asks to stop."""
+    with suppress(BlockingIOError):
+        return not {signal.SIGINT, signal.SIGTERM}.isdisjoint(arrived.recv(4096))
+    return False
 
 
 def _free_port() -> int:

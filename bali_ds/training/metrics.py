@@ -14,6 +14,7 @@ from bali_ds.distributed import Ranks
 from bali_ds.evaluation.retrieval import recall_at_1
 from bali_ds.planning.batch_plan import BatchPlan
 from bali_ds.planning.flops import StepFlops, peak_of
+from bali_ds.progress_bar import duration
 from bali_ds.terminal import print_progress
 from bali_ds.training.metrics_log import MetricsLog
 from bali_ds.training.stability import GradientNorms
@@ -202,16 +203,6 @@ class MetricsLogger:
         """Flush and close the files."""
         if self._log:
             self._log.close()
-
-
-def duration(seconds: float) -> str:
-    """Return a time as M:SS, H:MM:SS, or with days."""
-    minutes, second = divmod(int(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    if days:
-        return f"{days}d {hour}:{minute:02d}:{second:02d}"
-    return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
 
 
 def _state(values: dict[str, float]) -> str:

@@ -21,6 +21,7 @@ from bali_ds.model.aligner import Aligner
 from bali_ds.model.pretrained import load_tokenizer
 from bali_ds.model.text_encoder import read_configuration
 from bali_ds.model.tokenizer_checks import check_same_tokens
+from bali_ds.parsing import flattened
 from bali_ds.planning.batch_plan import BatchPlan
 from bali_ds.planning.run_data import RunData
 from bali_ds.terminal import print_progress
@@ -95,16 +96,16 @@ def _compare(before: Recipe, recipe: Recipe, written: Path) -> None:
     given, wanted = (each.model_dump(mode="json") for each in (before, recipe))
     for values in (given, wanted):  # earlier versions recorded ./models/mine as models/mine
         values["text_encoder"]["path"] = os.path.normpath(values["text_encoder"]["path"])
-    for key, value in wanted.items():
-        if given[key] == value:
-            continue
-        if key in CHANGEABLE_KEYS:
-            print_progress(f"{key}: {given[key]} before, {value} now")
-        else:
+    old, new = dict(flattened(given)), dict(flattened(wanted))
+    differing = [key for key in {**new, **old} if old.get(key) != new.get(key)]
+    for key in differing:
+        if key.partition(".")[0] not in CHANGEABLE_KEYS:
             raise InputError(
-                f"{written}: the run was started with {key}: {given[key]}, now it is {value}; "
+                f"{written}: the run was started with {key}: {old.get(key)}, now it is {new.get(key)}; "
                 "give the run another name, or start it afresh with --resume never"
             )
+    for key in differing:
+        print_progress(f"{key}: {old.get(key)} before, {new.get(key)} now")
 
 
 def announcement(recipe: Recipe, data: RunData, aligner: Aligner, batch_plan: BatchPlan, progress: RunProgress) -> str:

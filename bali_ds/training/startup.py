@@ -14,6 +14,7 @@ from bali_ds.distributed import Ranks
 from bali_ds.errors import InputError
 from bali_ds.evaluation.gold_coverage import check_evaluation_files
 from bali_ds.model.text_encoder import read_configuration
+from bali_ds.parsing import flattened
 from bali_ds.planning.batch_plan import BatchPlan, plan_batches
 from bali_ds.planning.run_data import RunData
 from bali_ds.terminal import print_progress
@@ -64,7 +65,7 @@ def input_values(recipe: Recipe, data: RunData, settings: dict[str, Any]) -> dic
     encoder = read_configuration(recipe.text_encoder.path).to_json_string(use_diff=False)
     return {
         **{f"{package}: version": _version(package) for package in _PACKAGES},
-        **dict(_flattened(recipe.model_dump(mode="json"))),
+        **{f"{key}:": str(value) for key, value in flattened(recipe.model_dump(mode="json"))},
         "deepspeed: settings with hash": _digest(json.dumps(settings, sort_keys=True, default=str)),
         "data.graph: fingerprint": data.graph.fingerprint[:12],
         "data.shards: fingerprint": data.shards.fingerprint[:12],
@@ -95,15 +96,6 @@ def _difference(found: dict[str, str], expected: dict[str, str]) -> str | None:
         if own != first:
             return f"{name} {own} differs from rank 0's {first}"
     return None
-
-
-def _flattened(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the keys of a recipe as written on the command line, each followed by a colon, with their values."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flattened(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}:", str(value)
 
 
 def _version(package: str) -> str:

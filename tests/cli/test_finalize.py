@@ -52,4 +52,4 @@ def test_a_run_that_is_not_trained_to_its_end_is_refused(trained, capsys):
     longer = recipe.model_copy(update={"steps": 5})
     (recipe.directory / "recipe.yaml").write_text(dump_recipe(longer))
     assert main(["finalize", str(recipe.directory)]) == 2
-    assert "is at step 2 of 5; train it to its end first" in capsys.readouterr().err
+    assert "is at step 2 of 5; train it to the end first" in capsys.readouterr().err
