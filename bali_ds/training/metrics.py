@@ -20,6 +20,7 @@ from bali_ds.training.metrics_log import MetricsLog
 from bali_ds.training.stability import GradientNorms
 from bali_ds.training.step import StepResult
 from bali_ds.training.timers import CommunicationTimer, StragglerTimer
+from bali_ds.training.trackers import open_trackers
 
 _MOST_VIEWS = 1024
 
@@ -135,7 +136,10 @@ class MetricsLogger:
         self._losses: list[dict[str, torch.Tensor]] = []
         self._waited = self._last_wait = 0.0
         self._started = self._reported = time.monotonic()
-        self._log = MetricsLog(recipe.directory, first_step) if ranks.is_first else None
+        self._step = first_step
+        self._log: MetricsLog | None = None
+        if ranks.is_first:
+            self._log = MetricsLog(recipe.directory, first_step, open_trackers(recipe, first_step))
 
     @contextmanager
     def data_wait(self) -> Iterator[None]:
@@ -152,7 +156,7 @@ class MetricsLogger:
             batch: this rank's samples.
             learning_rate_factor: of the schedule.
         """
-        step = result.progress.step
+        self._step = step = result.progress.step
         self._losses.append({name: value for name, value in result.outputs.items() if value.numel() == 1})
         self._waited += self._last_wait
         self._performance.count(batch)
@@ -183,7 +187,7 @@ class MetricsLogger:
             print_progress(self._line(step, values, list(means)))
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Write values to metrics.jsonl and TensorBoard, and print those of a validation, on rank 0."""
+        """Write values to metrics.jsonl and the trackers, and print those of a validation, on rank 0."""
         if self._log:
             self._log.write(step, values)
             if line := _validation_line(values):
@@ -202,7 +206,7 @@ class MetricsLogger:
     def close(self) -> None:
         """Flush and close the files."""
         if self._log:
-            self._log.close()
+            self._log.close(complete=self._step == self._steps)
 
 
 def _state(values: dict[str, float]) -> str:

@@ -25,6 +25,7 @@ from bali_ds.parsing import flattened
 from bali_ds.planning.batch_plan import BatchPlan
 from bali_ds.planning.run_data import RunData
 from bali_ds.terminal import print_progress
+from bali_ds.training.trackers import RUN_IDS
 
 # Recipe keys that may change when a run is resumed: they do not change what was learned so far.
 CHANGEABLE_KEYS = {
@@ -38,6 +39,7 @@ CHANGEABLE_KEYS = {
     "evaluation",
     "fault_tolerance",
     "log_every",
+    "trackers",
 }
 ENCODER = Output("the encoder of a run", "config.json", ("model_type",), TOKENIZER_FILES)
 RUN = Output(
@@ -46,8 +48,8 @@ RUN = Output(
     ("name", "runs", "text_encoder"),
     (
         "stop", "metrics.jsonl", "train.log", "left_out.jsonl", "quarantine-*.jsonl", "generated.json",
-        "evaluation.json", "linking.json", "report.html", "complete.json", "checkpoints/**", "tensorboard/**",
-        "stacks/*", "failures/*", "encoder/*", *(f"export/{name}" for name in (EXPORT.marker, *EXPORT.files)),
+        "evaluation.json", "linking.json", "report.html", "complete.json", "checkpoints/**", RUN_IDS, "tensorboard/**",
+        "wandb/**", "stacks/*", "failures/*", "encoder/*", *(f"export/{name}" for name in (EXPORT.marker, *EXPORT.files)),
     ),
     read=lambda path: recorded_recipe(path.parent).model_dump(),
 )  # fmt: skip

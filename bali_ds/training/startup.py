@@ -21,6 +21,7 @@ from bali_ds.terminal import print_progress
 from bali_ds.training.engine import deepspeed_settings
 from bali_ds.training.heartbeat import Heartbeat
 from bali_ds.training.process_group import EXITING, joined_ranks, raise_on_every_rank
+from bali_ds.training.trackers import check_trackers
 
 _PACKAGES = ("bali-ds", "torch", "deepspeed", "transformers")
 
@@ -52,6 +53,7 @@ def started_run(recipe: Recipe) -> Iterator[RunInputs]:
             data = RunData.open(recipe)
             if ranks.is_first:
                 check_evaluation_files(recipe)
+                check_trackers(recipe)
             batch_plan = plan_batches(recipe, ranks.world_size, len(data.shards.split("train")))
             settings = deepspeed_settings(recipe, batch_plan)
             inputs = input_values(recipe, data, settings)
