@@ -86,6 +86,7 @@ setup(
         "psutil>=6,<8",
         "pydantic>=2.12,<3",
         "pyyaml>=6,<7",
+        "shtab>=1.7,<2",
         "tokenizers>=0.22,<1",
         "tqdm>=4.67,<5",
     ],

@@ -6,6 +6,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from bali_ds.terminal import verbosity
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -28,11 +30,11 @@ def progress_bar(what: str, total: int | None, unit: str, *, shown: bool = True,
         what: the work.
         total: units of the whole work; None if unknown.
         unit: name of a unit.
-        shown: whether to show anything.
+        shown: whether to show anything; a quiet process shows nothing.
         options: for tqdm.
     """
     options |= {"desc": what, "total": total, "unit": f" {unit}", "file": sys.stderr}
-    if not shown:
+    if not shown or verbosity() == "quiet":
         return tqdm(disable=True, **options)
     if sys.stderr.isatty():
         return tqdm(dynamic_ncols=True, **options)

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "bali_ds"
 FLOORS = {
     "errors": -6, "terminal": -5, "parsing": -4, "working_directory": -3, "files": -2, "npy": -1, "directories": -1,
     "locations": -1, "shipped_files": -1, "randomness": -1, "distributed": -1, "network_interface": -1,
-    "bounded_reader": -3, "xml_elements": -1, "bus_errors": -3, "progress_bar": -5,
+    "bounded_reader": -3, "xml_elements": -1, "bus_errors": -3, "progress_bar": -4,
     "graph": 0, "losses": 0, "config": 0,
     "corpus": 1,
     "shards": 2,

@@ -2,25 +2,25 @@
 
 import argparse
 import errno
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import bali_ds
 from bali_ds.bus_errors import handle_bus_errors
-from bali_ds.cli import evaluate, graph, inference, init, launcher, plan_and_doctor, runs, shards
+from bali_ds.cli import completion, evaluate, graph, inference, init, launcher, plan_and_doctor, runs, shards
 from bali_ds.cli.parser import Parser
+from bali_ds.cli.verbosity import start_output
 from bali_ds.errors import InputError, missing_package, system_error
-from bali_ds.terminal import PrintableFormatter, message
+from bali_ds.terminal import message
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 EXTRAS = {
-    "evaluate": "eval", "graph": "data", "inference": "infer", "init": "data", "launcher": "train",
-    "plan_and_doctor": "train", "runs": "train", "shards": "data",
+    "completion": "data", "evaluate": "eval", "graph": "data", "inference": "infer", "init": "data",
+    "launcher": "train", "plan_and_doctor": "train", "runs": "train", "shards": "data",
 }  # fmt: skip
 """Group of commands, and the extra in setup.py with the packages that it needs."""
-GROUPS = (init, graph, shards, plan_and_doctor, launcher, runs, evaluate, inference)
+GROUPS = (init, graph, shards, plan_and_doctor, launcher, runs, evaluate, inference, completion)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,8 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 for success, 1 for failed checks, 2 for invalid input."""
     handle_bus_errors()
     options = parser().parse_args(arguments)
-    if logging.lastResort:  # the handler of warnings where, as here, none is configured
-        logging.lastResort.setFormatter(PrintableFormatter())
+    start_output(options)
     run: Callable[[argparse.Namespace], int | None] = options.run
     try:
         status = run(options) or 0

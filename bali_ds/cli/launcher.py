@@ -11,6 +11,7 @@ from types import FrameType
 from bali_ds.cli.common import add_recipe, add_resume, positive, recipe_of
 from bali_ds.errors import STOPPED, InputError
 from bali_ds.shipped_files import RECIPES, SAMPLE, find_recipe
+from bali_ds.terminal import print_progress, verbosity
 
 _RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK")
 COMPLETE = "complete.json"
@@ -55,6 +56,7 @@ def _train(options: argparse.Namespace) -> int:
     recipe = load_recipe(path, overrides)
     load_deepspeed_config(recipe.deepspeed)  # a mistake in it is found before anything is built or started
     arguments = ["--config", path, "--resume", options.resume, *overrides]
+    arguments += _verbosity_option()
     if any(name in os.environ for name in _RANK_VARIABLES):
         return _only_rank(arguments)
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
@@ -90,9 +92,13 @@ def _build_sample(graph: Path, shards: object) -> None:
     }  # fmt: skip
     for out, command in commands.items():
         if not Path(out).exists():
-            print("bali-ds", *command, flush=True)
-            if main(command):
+            print_progress(" ".join(["bali-ds", *command]))
+            if main([*command, *_verbosity_option()]):
                 raise InputError(f"{out}: the sample could not be built")
+
+
+def _verbosity_option() -> list[str]:
+    return [] if verbosity() == "normal" else [f"--{verbosity()}"]
 
 
 def _choose_device(device: str) -> int:

@@ -48,8 +48,9 @@ RUN = Output(
     ("name", "runs", "text_encoder"),
     (
         "stop", "metrics.jsonl", "train.log", "left_out.jsonl", "quarantine-*.jsonl", "generated.json",
-        "evaluation.json", "linking.json", "report.html", "complete.json", "checkpoints/**", RUN_IDS, "tensorboard/**",
-        "wandb/**", "stacks/*", "failures/*", "encoder/*", *(f"export/{name}" for name in (EXPORT.marker, *EXPORT.files)),
+        "evaluation.json", "linking.json", "report.html", "complete.json", RUN_IDS, "checkpoints/**",
+        "tensorboard/**", "wandb/**", "stacks/*", "failures/*", "encoder/*",
+        *(f"export/{name}" for name in (EXPORT.marker, *EXPORT.files)),
     ),
     read=lambda path: recorded_recipe(path.parent).model_dump(),
 )  # fmt: skip
