@@ -9,6 +9,7 @@ from contextlib import suppress
 import bali_ds
 from bali_ds.bus_errors import handle_bus_errors
 from bali_ds.cli import completion, evaluate, graph, inference, init, launcher, plan_and_doctor, runs, shards
+from bali_ds.cli.common import note
 from bali_ds.cli.parser import Parser
 from bali_ds.cli.verbosity import start_output
 from bali_ds.errors import InputError, missing_package, system_error
@@ -42,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     start_output(options)
     run: Callable[[argparse.Namespace], int | None] = options.run
+    group = run.__module__.rpartition(".")[2]
+    if EXTRAS[group] != "data" and group != "launcher":
+        note("loading torch")
     try:
         status = run(options) or 0
         if sys.stdout:  # None where it was closed before the start
@@ -50,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bali-ds: {message(error)}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        lacking = missing_package(error, EXTRAS[run.__module__.rpartition(".")[2]])
+        lacking = missing_package(error, EXTRAS[group])
         print(f"bali-ds: {message(lacking)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

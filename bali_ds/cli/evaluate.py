@@ -6,7 +6,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from bali_ds.cli.common import add_device, add_json, emit, interval, seed
+from bali_ds.cli.common import add_device, add_json, emit, interval, note, seed
 from bali_ds.cli.scoring import add_scoring, open_linker, scoring_of
 from bali_ds.errors import InputError
 
@@ -67,6 +67,7 @@ def _run_linking(options: argparse.Namespace) -> None:
     from bali_ds.inference.concept_scorer import Scoring
     from bali_ds.inference.encoder import load
 
+    note("reading dictionary and mentions")
     dictionary = read_dictionary(options.dictionary)
     queries = read_queries(options.queries)
     coverage = gold_coverage(dictionary, queries)

@@ -69,3 +69,10 @@ def test_the_completion_script_knows_commands_and_options(shell, capsys):
         assert done.stdout.split() == ["linking"]
     elif shutil.which(shell):
         subprocess.run([shell, "-n"], input=script, text=True, check=True)
+
+
+@pytest.mark.parametrize(("terminal", "chosen", "said"), [(True, [], True), (True, ["-q"], False), (False, [], False)])
+def test_a_terminal_is_told_what_takes_seconds(terminal, chosen, said, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    assert main(["report", str(tmp_path), *chosen]) == 2
+    assert ("bali-ds: loading torch" in capsys.readouterr().err) == said
