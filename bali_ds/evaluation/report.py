@@ -171,10 +171,11 @@ def _evaluation(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _embedding(embedding: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for model, points in embedding["maps"].items():
+    models = [model for model in ("untrained", "trained") if model in embedding["maps"]]  # files sort their keys
+    for model in models:
+        points = embedding["maps"][model]
         label = f"t-SNE of {len(points):,} concept names, by semantic group"
         yield f"Concept names, {model}", scatter_chart(points, embedding["groups"], embedding["names"], label=label)
-    models = list(embedding["maps"])
     head = "".join(f"<th>{escape(model)}</th>" for model in models)
     rows = "".join(
         f"<tr><th>{escape(example['name'])}</th>"
