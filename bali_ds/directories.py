@@ -8,8 +8,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from bali_ds.errors import InputError
-from bali_ds.files import read_json, resolved, sync, system_error
+from bali_ds.errors import InputError, system_error
+from bali_ds.files import read_json, resolved, sync
 from bali_ds.working_directory import PREFIX, replace_directory, workspace
 
 
@@ -104,7 +104,7 @@ def check_replaceable(target: Path, output: Output, *, overwrite: bool | None = 
             raise InputError(f"{target}: is a file; pass a directory")
         foreign = None if overwrite else output.foreign_file(directory)
     except OSError as error:
-        raise InputError(f"{target}: cannot be read: {error.strerror}") from error
+        raise InputError(f"{target}: cannot be read: {system_error(error)}") from error
     if foreign is not None:
         remedy = "move it away" if overwrite is None else "name another --out, or replace everything with --overwrite"
         raise InputError(f"{target}: holds {foreign}, which is not part of {output.name} by bali-ds; {remedy}")

@@ -1,7 +1,11 @@
 """Exceptions that end a command or a run, their exit statuses, and one-line messages."""
 
 import difflib
+import os
+import re
 from collections.abc import Iterable
+
+_OS_ERROR_IN_RUST = re.compile(r"\(os error ([0-9]{1,4})\)")
 
 
 class InputError(ValueError):
@@ -61,6 +65,17 @@ def first_line(error: BaseException, message: str | None = None) -> str:
     """
     lines = (str(error) if message is None else message).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def system_error(error: Exception) -> str | None:
+    """Return the message of the operating system where it caused an exception, also one of a library in Rust.
+
+    The errors of libraries may be OSErrors without a number; then it is the first line of their own message.
+    """
+    if isinstance(error, OSError):
+        return error.strerror or first_line(error)
+    found = _OS_ERROR_IN_RUST.search(str(error))
+    return os.strerror(int(found[1])) if found else None
 
 
 def nearest(wrong: str, known: Iterable[str]) -> str | None:

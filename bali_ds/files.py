@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import os
-import re
 import stat
 import zlib
 from collections.abc import Iterable, Iterator
@@ -14,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from bali_ds.errors import InputError
+from bali_ds.errors import InputError, system_error
 from bali_ds.parsing import MOST_VALUES, parse_json, parse_yaml
 from bali_ds.working_directory import temporary_name
 
@@ -58,17 +57,6 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
         logger.warning("%s: cannot be written, the run continues without it: %s", path, system_error(error))
 
 
-_OS_ERROR_IN_RUST = re.compile(r"\(os error ([0-9]{1,4})\)")
-
-
-def system_error(error: Exception) -> str | None:
-    """Return the message of the operating system where it caused an exception, also one of a library in Rust."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    found = _OS_ERROR_IN_RUST.search(str(error))
-    return os.strerror(int(found[1])) if found else None
-
-
 def resolved(target: Path) -> Path:
     """Return the absolute path with symbolic links resolved, including dangling links."""
     return Path(os.path.realpath(target))
@@ -96,7 +84,7 @@ def open_regular(path: Path) -> BinaryIO:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        raise InputError(f"{path}: cannot be read: {system_error(error)}") from error
     except ValueError as error:  # a zero byte in the path
         raise InputError(f"{path}: cannot be read: {error}") from error
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -115,7 +103,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
         try:
             content = stream.read(limit + 1)
         except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+            raise InputError(f"{path}: cannot be read: {system_error(error)}") from error
     if len(content) > limit:
         raise InputError(f"{path}: has more than {limit:,} bytes; check that it is the right file")
     return content
@@ -228,7 +216,7 @@ def lines_of(stream: IO[str], name: str) -> Iterator[tuple[int, str]]:
             f"{name}: the compressed data is truncated or damaged after line {number}; download the file again"
         ) from error
     except OSError as error:
-        raise InputError(f"{name}: cannot be read: {error.strerror or error}") from error
+        raise InputError(f"{name}: cannot be read: {system_error(error)}") from error
 
 
 MOST_EMPTY_LINES = 1 << 20

@@ -1,16 +1,26 @@
-"""Locations of shards (directory, URL or command), and which of them an untrusted recipe may name.
+"""Locations: names of models on the Hugging Face Hub; directory, URL or command of shards, and which are trusted.
 
 A recipe that the user passes may name any location. The recipe recorded in a run directory may come from someone else:
 opening its locations must not run a command or do more than a plain download.
 """
 
+import re
 from collections.abc import Iterable
 
 from bali_ds.errors import InputError
 
+_ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 COMMAND = "pipe:"
 # other fsspec protocols read local files, chain caches and archives, or expand templates
 PLAIN_PROTOCOLS = ("https", "http", "s3", "gs", "hf")
+
+
+def is_hub_name(name: str) -> bool:
+    """Return whether a model is named as on the Hugging Face Hub: `org/name` or `org/name@revision`.
+
+    A relative directory can look the same. Whoever knows that it is one writes `./org/name`, as recipes do.
+    """
+    return _ON_HUB.fullmatch(name) is not None
 
 
 def is_remote(location: str) -> bool:

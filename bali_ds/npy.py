@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from bali_ds.errors import InputError
+from bali_ds.errors import InputError, system_error
 from bali_ds.files import open_regular
 
 _LONGEST_HEADER = 1 << 12
@@ -70,7 +70,7 @@ def _mapped(path: Path, stream: BinaryIO, dtype: np.dtype[Any], shape: tuple[int
     try:
         return np.asarray(np.memmap(stream, dtype, "r", offset, shape))
     except (OSError, ValueError) as error:  # no memory is left, or the file system cannot map files
-        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise InputError(f"{path}: cannot be read: {system_error(error) or error}") from error
 
 
 def _read_header(head: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

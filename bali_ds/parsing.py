@@ -5,7 +5,7 @@ All JSON and YAML from outside is parsed here. What a value may be is the schema
 
 import json
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
@@ -153,6 +153,15 @@ def _children(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return [*value, *value.values()]
     return value if isinstance(value, list) else []
+
+
+def flattened(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and the value of every leaf of nested mappings."""
+    if isinstance(values, dict) and values:
+        for key, value in values.items():
+            yield from flattened(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, values
 
 
 def validated(schema: type[Schema], value: Any, where: str, remedy: str = "") -> Schema:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+from bali_ds.errors import system_error
+
 logger = logging.getLogger(__name__)
 
 # C0, C1, delete, line separators, half surrogate pairs, and the characters that reorder a line (Unicode TR 36, 2.10).
@@ -53,15 +55,40 @@ def copied_progress(write: Callable[[str], None]) -> Iterator[None]:
         _COPIES.remove(write)
 
 
+_VERBOSITY = ["normal"]
+
+
+def set_verbosity(chosen: str) -> None:
+    """Set how much this process prints: "quiet", "normal" or "verbose"."""
+    _VERBOSITY[0] = chosen
+
+
+def verbosity() -> str:
+    """Return how much this process prints: "quiet" is only results and errors, "verbose" also logs of libraries."""
+    return _VERBOSITY[0]
+
+
 def print_progress(text: str) -> None:
-    """Print progress on standard output; one that cannot be written, on a full disk, does not end a run."""
+    """Print progress on standard output, unless this process is quiet; copies are written all the same."""
+    _print(text, shown=verbosity() != "quiet")
+
+
+def print_result(text: str) -> None:
+    """Print the result of a run on standard output, also in a quiet process."""
+    _print(text, shown=True)
+
+
+def _print(text: str, *, shown: bool) -> None:
+    """Print text; on a full disk that is a warning, and does not end a run."""
     lines = [printable(line) for line in text.split("\n")]
     for copy in _COPIES:
         copy("\n".join(lines))
+    if not shown:
+        return
     try:
         print(*lines, sep="\n", flush=True)
     except OSError as error:
-        _warn_once(f"standard output cannot be written, the run continues without it: {error.strerror or error}")
+        _warn_once(f"standard output cannot be written, the run continues without it: {system_error(error)}")
 
 
 @cache

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bali_ds.bounded_reader import BoundedReader
-from bali_ds.errors import InputError, first_line
+from bali_ds.errors import InputError, first_line, system_error
 from bali_ds.files import open_regular
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def elements(path: Path, counts: "Counter[str]", *tags: str) -> "Iterator[etree.
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: the compressed data is truncated or damaged; download the file again") from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise InputError(f"{path}: cannot be read: {system_error(error)}") from error
 
 
 def plain_text(element: "etree._Element | None") -> str:

@@ -76,6 +76,11 @@ def test_other_paths_are_relative_to_the_working_directory(tmp_path, monkeypatch
     assert str(recipe.evaluation.linking.dictionary) == "d"
     assert (str(recipe.runs), str(recipe.deepspeed)) == ("runs", "zero1")  # defaults
     assert recipe.text_encoder.path == "team/model"  # on the Hub, as there is no such directory
+    (tmp_path / "recipes/team/model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe(file).text_encoder.path == "recipes/team/model"
+    (tmp_path / "team/model").mkdir(parents=True)
+    assert load_recipe(file, ["text_encoder.path=team/model"]).text_encoder.path == "./team/model"  # not on the Hub
     (tmp_path / "recipes/metrics.jsonl").touch()
     assert str(load_recipe(file).data.graph) == "g"  # the record of a run
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from bali_ds import progress_bar as module
-from bali_ds.progress_bar import progress_bar
+from bali_ds.progress_bar import duration, progress_bar
 
 
 @pytest.mark.parametrize("seconds", [0.0, 10.0])
@@ -24,3 +24,10 @@ def test_a_terminal_gets_a_bar(capsys, monkeypatch):
     with progress_bar("encode", 3, "texts") as bar:
         bar.update(3)
     assert "\rencode: 100%" in capsys.readouterr().err
+
+
+def test_times_have_the_two_units_that_matter():
+    seconds = (5.4, 59.6, 65, 3600, 3 * 3600 + 245, 90061)
+    assert [duration(each) for each in seconds] == [
+        "5 s", "1 min 00 s", "1 min 05 s", "1 h 00 min", "3 h 04 min", "1 d 1 h",
+    ]  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bali_ds.data.sampler import Position
-from bali_ds.errors import InputError
+from bali_ds.errors import InputError, system_error
 from bali_ds.files import read_json, sha256_file, write_json
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class StoredFile(_Strict):
             if hashed and sha256_file(file) != self.sha256:
                 return f"{file.name} is damaged"
         except OSError as error:
-            return f"{file.name} cannot be read: {error.strerror}"
+            return f"{file.name} cannot be read: {system_error(error)}"
         return None
 
 

@@ -1,16 +1,23 @@
 """Options and output that several groups of commands share."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from bali_ds.errors import InputError
-from bali_ds.terminal import json_line, printable_values
+from bali_ds.terminal import json_line, printable_values, verbosity
 
 
 def emit(value: Any, as_json: bool, readable: Callable[[Any], str]) -> None:
     """Print `value` as JSON, or the text that `readable` makes of it; strings in it are made printable first."""
     print(json_line(value) if as_json else readable(printable_values(value)))
+
+
+def note(text: str) -> None:
+    """Say on a terminal what takes seconds from now on; a redirected stream holds errors alone, a quiet one too."""
+    if sys.stderr and sys.stderr.isatty() and verbosity() != "quiet":
+        print(f"bali-ds: {text}", file=sys.stderr, flush=True)
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:

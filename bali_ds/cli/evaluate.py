@@ -6,7 +6,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from bali_ds.cli.common import add_device, add_json, emit, interval, seed
+from bali_ds.cli.common import add_device, add_json, emit, interval, note, seed
 from bali_ds.cli.scoring import add_scoring, flags_of, open_linker, scoring_of
 from bali_ds.errors import InputError
 
@@ -73,6 +73,7 @@ def _run_linking(options: argparse.Namespace) -> None:
     from bali_ds.inference.concept_scorer import Scoring
     from bali_ds.inference.encoder import load
 
+    note("reading dictionary and mentions")
     dictionary = read_dictionary(options.dictionary)
     queries = read_queries(options.queries)
     others = read_queries(options.choose_on) if options.choose_on else None

@@ -4,12 +4,14 @@ import argparse
 import os
 import signal
 import socket
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 from bali_ds.cli.common import add_recipe, add_resume, positive, recipe_of
 from bali_ds.errors import STOPPED, InputError
 from bali_ds.shipped_files import RECIPES, SAMPLE, find_recipe
+from bali_ds.terminal import print_progress, verbosity
 
 _RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK")
 COMPLETE = "complete.json"
@@ -54,6 +56,7 @@ def _train(options: argparse.Namespace) -> int:
     recipe = load_recipe(path, overrides)
     load_deepspeed_config(recipe.deepspeed)  # a mistake in it is found before anything is built or started
     arguments = ["--config", path, "--resume", options.resume, *overrides]
+    arguments += _verbosity_option()
     if any(name in os.environ for name in _RANK_VARIABLES):
         return _only_rank(arguments)
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
@@ -89,9 +92,13 @@ def _build_sample(graph: Path, shards: object) -> None:
     }  # fmt: skip
     for out, command in commands.items():
         if not Path(out).exists():
-            print("bali-ds", *command, flush=True)
-            if main(command):
+            print_progress(" ".join(["bali-ds", *command]))
+            if main([*command, *_verbosity_option()]):
                 raise InputError(f"{out}: the sample could not be built")
+
+
+def _verbosity_option() -> list[str]:
+    return [] if verbosity() == "normal" else [f"--{verbosity()}"]
 
 
 def _choose_device(device: str) -> int:
@@ -144,15 +151,18 @@ def _launch(arguments: list[str]) -> int:
     """Run DeepSpeed's launcher with its arguments and return its exit status.
 
     Its child, which starts the ranks, is in the process group of the terminal and answers Ctrl-C itself; SIGTERM is
-    passed on to it.
+    passed on to it. For several hosts the launcher has handlers of its own, which end it with status 1; so the signals
+    that arrive are read from where Python writes their numbers, whoever handles them.
     """
     import psutil
     from deepspeed.launcher import runner
 
-    received = []
+    arrived, numbers = socket.socketpair()
+    for each in (arrived, numbers):
+        each.setblocking(False)
+    signal.set_wakeup_fd(numbers.fileno(), warn_on_full_buffer=False)
 
     def stop(number: int, _: FrameType | None) -> None:
-        received.append(number)
         if number == signal.SIGTERM:
             for child in psutil.Process().children():
                 child.send_signal(number)
@@ -164,10 +174,21 @@ def _launch(arguments: list[str]) -> int:
     except SystemExit as exiting:
         status = int(exiting.code or 0)
         # the launcher ends with 1 after a signal, whatever the status of the ranks, which saved a checkpoint
-        return STOPPED if received and status == 1 else status
+        return STOPPED if status == 1 and _was_stopped(arrived) else status
     except (RuntimeError, ValueError) as error:
         raise InputError(f"the launcher of DeepSpeed cannot start the ranks: {error}") from error
+    finally:
+        signal.set_wakeup_fd(-1)
+        arrived.close()
+        numbers.close()
     return 0
+
+
+def _was_stopped(arrived: socket.socket) -> bool:
+    """Return whether one of the signals that arrived asks to stop."""
+    with suppress(BlockingIOError):
+        return not {signal.SIGINT, signal.SIGTERM}.isdisjoint(arrived.recv(4096))
+    return False
 
 
 def _free_port() -> int:

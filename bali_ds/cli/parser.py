@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from bali_ds.cli.verbosity import add_verbosity
 from bali_ds.errors import nearest, suggestion
 from bali_ds.terminal import printable
 
@@ -24,6 +25,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **options)
+        add_verbosity(self)
         self._given: list[str] = []
 
     def parse_known_args(  # type: ignore[override]

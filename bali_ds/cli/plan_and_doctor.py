@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from bali_ds.cli.common import add_json, add_recipe, emit, positive, recipe_of
+from bali_ds.cli.common import add_json, add_recipe, emit, note, positive, recipe_of
 from bali_ds.errors import InputError
 
 
@@ -58,6 +58,7 @@ def _plan(options: argparse.Namespace) -> None:
     rate = options.samples_per_second
     if rate is not None and not rate > 0:
         raise InputError(f"--samples-per-second {rate}: must be positive")
+    note("reading graph and shards, then measuring the largest batch")
     check_evaluation_files(recipe)
     ranks = sum(host.slots for host in read_hostfile(options.hostfile)) if options.hostfile else options.ranks
     on_gpu = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"

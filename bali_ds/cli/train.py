@@ -15,12 +15,11 @@ from typing import NoReturn
 from bali_ds.bus_errors import handle_bus_errors
 from bali_ds.cli.common import add_recipe, add_resume, recipe_of
 from bali_ds.cli.parser import Parser
+from bali_ds.cli.verbosity import start_output
 from bali_ds.config import load_recipe
 from bali_ds.errors import InputError, LostRank, RunEnded, exit_status, missing_package
-from bali_ds.terminal import PrintableFormatter, message, print_progress
+from bali_ds.terminal import message, print_progress, print_result
 from bali_ds.training.train_log import TrainLog
-
-_QUIET_LIBRARIES = ("httpx", "httpcore", "urllib3", "DeepSpeed", "transformers", "matplotlib")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,11 +50,7 @@ def run_train(options: argparse.Namespace) -> int:
     """
     handle_bus_errors()
     is_first = _environment("RANK", "OMPI_COMM_WORLD_RANK", "0") == "0"
-    logging.basicConfig(level=logging.INFO if is_first else logging.WARNING, force=True)
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(PrintableFormatter())
-    for library in _QUIET_LIBRARIES:
-        logging.getLogger(library).setLevel(logging.WARNING)
+    start_output(options, logging.INFO if is_first else logging.WARNING)
     log = TrainLog()
     with log.running() if is_first else nullcontext():
         try:
@@ -103,7 +98,7 @@ def _run_job(options: argparse.Namespace, log: TrainLog | None) -> None:
     if log and recipe.evaluation.when == "separate":
         print_progress(f"trained; export and evaluate on one machine: bali-ds finalize {recipe.directory}\n")
     elif log and recipe.evaluation.when == "after":
-        print_progress(results_table(recipe))
+        print_result(results_table(recipe))
 
 
 def _stop_on_signals() -> None:

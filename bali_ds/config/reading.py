@@ -58,8 +58,9 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
 def _with_shipped_files(recipe: Recipe) -> Recipe:
     """Return the recipe with the paths of shipped files where these are not in the current folder."""
-    encoder = recipe.text_encoder.model_copy(update={"path": str(shipped_path(recipe.text_encoder.path))})
-    evaluation = recipe.evaluation
+    encoder, evaluation = recipe.text_encoder, recipe.evaluation
+    if (found := shipped_path(encoder.path)) != Path(encoder.path):
+        encoder = encoder.model_copy(update={"path": str(found)})
     if linking := evaluation.linking:
         files = {"dictionary": shipped_path(linking.dictionary), "queries": shipped_path(linking.queries)}
         evaluation = evaluation.model_copy(update={"linking": linking.model_copy(update=files)})

@@ -219,6 +219,10 @@ class Recipe(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     log_every: int = Field(default=10, ge=1)
     """Optimizer steps between progress lines."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """Where metrics are shown beside metrics.jsonl, as a list: `tensorboard` writes event files into the run directory,
+    `wandb` (Weights & Biases) and `mlflow` read their own environment variables, such as WANDB_PROJECT and
+    MLFLOW_TRACKING_URI. A resumed run continues the same run there."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bali_ds.errors import InputError
-from bali_ds.locations import COMMAND
+from bali_ds.locations import COMMAND, is_hub_name
 
 PATHS = (
     "runs",
@@ -25,7 +25,8 @@ _CORPUS = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*:")
 def locate(values: dict[str, Any], folder: Path) -> None:
     """Make the paths in the values of a recipe relative to the working directory, in place; `~` is expanded.
 
-    URLs, commands, names on the Hugging Face Hub and values of another type stay as they are.
+    URLs, commands, names on the Hugging Face Hub and values of another type stay as they are. An encoder's directory
+    that looks like a name on the Hub gets a `./`, so that later nobody has to guess.
 
     Args:
         values: nested mappings as read from YAML.
@@ -62,4 +63,7 @@ def _located(value: Any, folder: Path, path: str) -> Any:
         return value  # a name on the Hub
     if path == "deepspeed" and "/" not in name and not Path(name).suffix:
         return value  # a name of a file that ships with the package
-    return prefix + os.path.normpath(folder / name)
+    found = os.path.normpath(folder / name)
+    if path == "text_encoder.path" and is_hub_name(found):
+        return f"./{found}"
+    return prefix + found

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bali_ds.data.remote_io import address, open_remote
-from bali_ds.errors import InputError
+from bali_ds.errors import InputError, system_error
 from bali_ds.files import read_json, sha256_file
 from bali_ds.locations import is_remote
 from bali_ds.shards.shard_index import largest_tables, read_index
@@ -140,7 +140,7 @@ class Mirror:
                 part.write_bytes(b"")
                 os.truncate(part, shard.bytes)
             except OSError as error:
-                raise InputError(f"{part}: cannot be written: {error.strerror}; free disk space") from error
+                raise InputError(f"{part}: cannot be written: {system_error(error)}; free disk space") from error
             return True
 
     def _downloads(self) -> Iterator[Path]:
@@ -169,7 +169,8 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         stream = open(path, "w")  # noqa: SIM115
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be written: {error.strerror}; free disk space, or choose another cache with BALI_DS_CACHE"
+            f"{path}: cannot be written: {system_error(error)}; free disk space, or choose another cache with "
+            "BALI_DS_CACHE"
         ) from error
     with stream:
         fcntl.flock(stream, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

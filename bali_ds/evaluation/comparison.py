@@ -1,17 +1,16 @@
 """Comparison of runs on one HTML page: curves, linking, and the keys of the recipe in which they differ."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from bali_ds.errors import InputError
 from bali_ds.evaluation.charts import forest_chart, line_chart
 from bali_ds.evaluation.page import page
 from bali_ds.evaluation.report import SUBSETS, linking_table, series_of
 from bali_ds.evaluation.run_results import read_evaluation, read_metrics
-from bali_ds.files import published_file, read_text
-from bali_ds.parsing import parse_yaml
+from bali_ds.files import published_file, read_yaml
+from bali_ds.parsing import flattened
 
 COMPARED = {
     "Loss": "loss",
@@ -38,7 +37,8 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
         name = run.resolve().name if run.resolve().name not in names else str(run)
         names.append(name)
         metrics[name], evaluations[name] = read_metrics(run / "metrics.jsonl"), read_evaluation(run)
-        recipes[name] = dict(_flattened(parse_yaml(read_text(run / "recipe.yaml"), str(run / "recipe.yaml"))))
+        recipe = read_yaml(run / "recipe.yaml")
+        recipes[name] = {key: str(value) for key, value in flattened(recipe)}
     sections = []
     for title, key in COMPARED.items():
         series = {name: series_of(rows, key) for name, rows in metrics.items()}
@@ -66,12 +66,3 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
     with published_file(out, "w") as stream:
         stream.write(page(" and ".join(names), [], sections))
     return out
-
-
-def _flattened(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the dotted key and the text of every value of nested mappings."""
-    if isinstance(values, dict):
-        for key, value in values.items():
-            yield from _flattened(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, str(values)

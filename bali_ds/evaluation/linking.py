@@ -10,6 +10,7 @@ from bali_ds.evaluation.bootstrap import intervals, paired_difference
 from bali_ds.evaluation.linking_data import Queries
 from bali_ds.inference.concept_dictionary import ConceptDictionary
 from bali_ds.inference.encoder import EncoderLike
+from bali_ds.progress_bar import progress_bar
 
 SCORE_BYTES = 256 * 2**20
 NOT_FOUND = np.iinfo(np.int64).max
@@ -100,7 +101,7 @@ def rank_queries(
     vectors = encoder.encode([*known, *distinct], progress=progress)
     rows = np.array([distinct[mention] for mention in queries.mentions])
     names = vectors[: len(known)] if names is None else names
-    return concept_ranks(vectors[len(known) :], rows, names, dictionary, queries.gold)
+    return concept_ranks(vectors[len(known) :], rows, names, dictionary, queries.gold, progress=progress)
 
 
 def biosyn_ranks(
@@ -133,6 +134,7 @@ def concept_ranks(
     gold: Any,
     *,
     of_names: bool = False,
+    progress: bool = False,
 ) -> NDArray[np.int64]:
     """Return the exact rank of the best gold concept of each query, computed in bounded memory.
 
@@ -146,6 +148,7 @@ def concept_ranks(
         dictionary: names and their concepts.
         gold: n tuples of concept identifiers.
         of_names: rank names instead of concepts: 1 plus the number of names before the gold concept's best name.
+        progress: show a progress bar.
 
     Returns:
         int64 [n], NOT_FOUND if the dictionary has no gold concept of the query.
@@ -155,6 +158,7 @@ def concept_ranks(
     ranks = np.full(len(rows), NOT_FOUND)
     order = np.argsort(rows, kind="stable")
     block = max(1, SCORE_BYTES // (4 * len(names)))
+    bar = progress_bar("rank", len(mentions), "mentions", shown=progress)
     for start in range(0, len(mentions), block):
         scores = mentions[start : start + block] @ names.T
         first, last = np.searchsorted(rows[order], [start, start + block])
@@ -164,6 +168,8 @@ def concept_ranks(
                 own = np.concatenate([names_of[concept] for concept in known])
                 before = _names_before(scores[rows[query] - start], own)
                 ranks[query] = 1 + (len(before) if of_names else _concepts_before(before, known, dictionary))
+        bar.update(len(scores))
+    bar.close()
     return ranks
 
 

@@ -22,7 +22,7 @@ h2 { font-size: 1.05rem; margin: 0 0 12px; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(132px, 1fr)); gap: 12px; margin: 0 0 24px; }
 .cards div { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 12px 14px; }
 .cards dt { color: var(--quiet); font-size: .82rem; }
-.cards dd { margin: 0; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
+.cards dd { margin: 0; font-size: 1.2rem; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .sections { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 16px; }
 section { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 18px; min-width: 0; }
 section.full { grid-column: 1 / -1; }
@@ -61,7 +61,9 @@ pre { margin: 0; overflow-x: auto; }
   .cards { grid-template-columns: repeat(2, 1fr); }
   .tick { font-size: 20px; }
   .name { font-size: 22px; }
-  .interval { display: block; margin-left: 0; }
+  .wide table { font-size: .84rem; }
+  .wide th, .wide td { padding-right: 8px; }
+  .interval { display: block; margin-left: 0; font-size: .72rem; }
   .words table { table-layout: fixed; font-size: .8rem; }
   .words th, .words td { overflow-wrap: anywhere; hyphens: auto; }
   .facts th, .facts td { display: block; padding-right: 0; }

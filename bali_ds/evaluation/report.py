@@ -15,6 +15,7 @@ from bali_ds.evaluation.run_results import read_evaluation, read_generated, read
 from bali_ds.files import published_file, read_text
 from bali_ds.inference.exported_directory import ExportDescription, read_description
 from bali_ds.parsing import parse_yaml
+from bali_ds.progress_bar import duration
 
 SUBSETS = {
     "all": "all mentions",
@@ -80,13 +81,12 @@ def _summary(metrics: list[dict[str, float]], evaluation: dict[str, Any]) -> lis
     steps = [row for row in metrics if "loss" in row]
     if steps:
         last = steps[-1]
-        minutes = last["seconds"] / 60
         cards = [
             ("steps", number(last["step"])),
             ("epochs", number(round(last["epoch"], 2))),
             ("last loss", number(last["loss"])),
             ("samples a second", number(_median([row["samples_per_second"] for row in steps]))),
-            ("time", f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.1f} min"),
+            ("time", duration(last["seconds"])),
         ]
     linking = evaluation.get("linking") or {}
     for model in ("untrained", "trained"):
@@ -157,7 +157,10 @@ def _evaluation(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
             title: {model: values[subset]["acc@1"] for model, values in models.items()}
             for subset, title in groups.items()
         }
-        note = "95 % bootstrap intervals over the mentions. Concepts are ranked by their most similar name."
+        note = (
+            "95 % bootstrap intervals over the mentions, or over the documents of a corpus with mentions. "
+            "Concepts are ranked by their most similar name."
+        )
         chart = forest_chart(rows, label="Acc@1 in percent")
         yield (
             "Zero-shot linking",
@@ -168,10 +171,11 @@ def _evaluation(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _embedding(embedding: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for model, points in embedding["maps"].items():
+    models = [model for model in ("untrained", "trained") if model in embedding["maps"]]  # files sort their keys
+    for model in models:
+        points = embedding["maps"][model]
         label = f"t-SNE of {len(points):,} concept names, by semantic group"
         yield f"Concept names, {model}", scatter_chart(points, embedding["groups"], embedding["names"], label=label)
-    models = list(embedding["maps"])
     head = "".join(f"<th>{escape(model)}</th>" for model in models)
     rows = "".join(
         f"<tr><th>{escape(example['name'])}</th>"

@@ -10,6 +10,8 @@ from bali_ds.evaluation.generated_text import FILE
 from bali_ds.files import nonempty_lines, read_json
 from bali_ds.parsing import parse_json, validated, validated_list
 
+EVALUATION = "evaluation.json"
+"""Name of the file of a run directory with the results of the final evaluation."""
 _WITH_LOSS = {"epoch", "seconds", "samples_per_second"}
 
 
@@ -114,6 +116,7 @@ class _Evaluation(_Schema):
     linking: _Linking | None = None
     retrieval: dict[str, float] = {}
     embedding: _Embedding | None = None
+    made_from: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _both_directions(self) -> Self:
@@ -128,7 +131,7 @@ def read_evaluation(run: Path) -> dict[str, Any]:
     Raises:
         InputError: it lacks a key, or has a value of another type or out of range.
     """
-    path = run / "evaluation.json"
+    path = run / EVALUATION
     if not path.is_file():
         return {}
     content: dict[str, Any] = read_json(path, non_finite=True)

@@ -16,10 +16,11 @@ from bali_ds.evaluation.run_results import read_evaluation
 from bali_ds.export.architecture import ExportArchitecture
 from bali_ds.export.model_card import model_card
 from bali_ds.export.onnx import write_onnx
-from bali_ds.export.public_recipe import is_hub_name, public_recipe
+from bali_ds.export.public_recipe import public_recipe
 from bali_ds.export.weights import SHARD_BYTES, average_with, merge_lora, verify_weights, write_weights
 from bali_ds.files import published_file, read_json, write_json
 from bali_ds.inference.exported_directory import DESCRIPTION, EXPORT, GRAPH_ENCODER_FILE, POOLING_FILE
+from bali_ds.locations import is_hub_name
 from bali_ds.model.text_encoder import load_text_encoder
 from bali_ds.shards.shard_index import read_index
 
@@ -106,7 +107,7 @@ def export_run(
 
 def _public_name(model: str) -> str:
     """Return what an export may say of another model: its name on the Hub, or that of its directory alone."""
-    return model if is_hub_name(model) else Path(model).name
+    return model if is_hub_name(model) and not Path(model).exists() else Path(model).name
 
 
 def push(directory: Path, repository: str) -> str:

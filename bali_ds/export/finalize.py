@@ -1,22 +1,25 @@
 """The steps after training: export, evaluation before and after training, and the report."""
 
 import os
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bali_ds.checkpoint.marker import checkpoint_step, complete_checkpoints
+import bali_ds
+from bali_ds.checkpoint.marker import MARKER, checkpoint_step, complete_checkpoints, step_name
 from bali_ds.config import LinkingConfig, Recipe, dump_recipe, recorded_recipe
 from bali_ds.data.mixture import open_mixture
 from bali_ds.errors import InputError
 from bali_ds.evaluation.embedding_map import describe_embedding
+from bali_ds.evaluation.evaluation_parts import EvaluationParts
 from bali_ds.evaluation.linking import compare_linking, rank_queries, summarize
 from bali_ds.evaluation.linking_data import read_queries
 from bali_ds.evaluation.report import write_report
 from bali_ds.evaluation.run_results import read_evaluation, read_metrics
 from bali_ds.export.export_run import export_run, refresh_card
-from bali_ds.files import read_json, write_json
+from bali_ds.files import read_json, sha256_file, write_json
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.inference.concept_dictionary import read_dictionary
 from bali_ds.inference.encoder import Encoder, load
@@ -51,15 +54,17 @@ def finalize(recipe: Recipe, step: int) -> None:
     with RunLock(run):
         print_progress("exporting fp16 weights, each tensor compared with the checkpoint")
         export_run(run, run / "export", step=step)
-        figures: dict[str, Any] = {"retrieval": _last_validation(run)}
+        parts = EvaluationParts(run, _evaluated(recipe, step))
+        parts.figures["retrieval"] = _last_validation(run)
         # the other ranks have exited, so this process may use all cores
         torch.set_num_threads(len(os.sched_getaffinity(0)))
-        encoders = _encoders(recipe)
-        if recipe.evaluation.linking:
-            figures["linking"] = _linking(encoders, recipe.evaluation.linking)
-        print_progress("drawing the map of names")
-        figures["embedding"] = describe_embedding(encoders, KnowledgeGraph.open(recipe.data.graph), recipe.seed)
-        write_json(run / "evaluation.json", figures)
+        encoders = cache(partial(_encoders, recipe))
+        if linking := recipe.evaluation.linking:
+            files = {name: _content(path) for name, path in linking}
+            parts.add("linking", files, lambda: _linking(encoders(), linking))
+        graph = KnowledgeGraph.open(recipe.data.graph)
+        parts.add("embedding", {"graph": graph.fingerprint}, lambda: _embedding(encoders(), graph, recipe.seed))
+        parts.finish()
         refresh_card(run, run / "export")
         print_progress("writing the report")
         write_report(run)
@@ -122,11 +127,33 @@ def _linking(encoders: dict[str, Encoder], data: LinkingConfig) -> dict[str, Any
         print_progress(f"linking {len(queries.mentions):,} mentions to {len(dictionary.names):,} names, {name} encoder")
         ranks.append(rank_queries(encoder, dictionary, queries, progress=True))
     before, after = ranks
+    print_progress("computing the bootstrap intervals")
     return {
         "untrained": summarize(before, dictionary, queries),
         "trained": summarize(after, dictionary, queries),
         "difference": compare_linking(before, after, dictionary, queries),
     }
+
+
+def _embedding(encoders: dict[str, Encoder], graph: KnowledgeGraph, seed: int) -> dict[str, Any]:
+    print_progress("drawing the map of names")
+    return describe_embedding(encoders, graph, seed)
+
+
+def _evaluated(recipe: Recipe, step: int) -> dict[str, Any]:
+    """Return what tells apart the encoders that are compared: the hash of the checkpoint, and the untrained encoder."""
+    return {
+        "bali-ds": bali_ds.__version__,
+        "checkpoint": sha256_file(recipe.directory / "checkpoints" / step_name(step) / MARKER),
+        "seed": recipe.seed,
+        "text_encoder": recipe.text_encoder.model_dump(mode="json"),
+    }
+
+
+def _content(location: Path) -> str:
+    """Return the hash of a file of names or queries, which may follow FORMAT:, or the location of anything else."""
+    file = Path(str(location).rpartition(":")[2])
+    return sha256_file(file) if file.is_file() else str(location)
 
 
 def _last_validation(run: Path) -> dict[str, float]:

@@ -24,7 +24,8 @@ tokenizer, model = AutoTokenizer.from_pretrained("DIR"), AutoModel.from_pretrain
 
 `SentenceTransformer("DIR").encode(texts)` and `bali_ds.load("DIR").encode(texts)` return the same vectors, and so does
 the output `sentence_embedding` of `onnx/model.onnx`, if it was exported. {servers} The pooler, if the architecture has
-one, was not trained.
+one, was not trained: transformers reports it as MISSING when it loads the model, and the head of masked language
+modeling, which `AutoModelForMaskedLM` reads, as UNEXPECTED. Neither is used for these vectors.
 """
 MEAN = {
     "vector": "the mean of the last layer over its tokens, without [CLS] and [SEP]",

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bali_ds.errors import InputError
+from bali_ds.errors import InputError, missing_package
 from bali_ds.inference.encoder import load
 
 NAME = Path("onnx") / "model.onnx"
@@ -54,8 +54,8 @@ def write_onnx(directory: Path) -> float:
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  torch.onnx.export needs it
-    except ImportError as error:
-        raise InputError(f"--onnx: {error.name} is not installed; pip install 'bali-ds[onnx]'") from error
+    except ModuleNotFoundError as error:
+        raise missing_package(error, "onnx") from error
     encoder = load(directory, dtype=torch.float32)
     # fused attention branches on the values of the mask, which a graph cannot do
     encoder.model.set_attn_implementation("eager")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bali_ds.config import Recipe
-from bali_ds.locations import COMMAND, is_remote
+from bali_ds.locations import COMMAND, is_hub_name, is_remote
 
 
 def public_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -30,11 +30,6 @@ def public_recipe(recipe: Recipe) -> dict[str, Any]:
     for name, path in (values["evaluation"]["linking"] or {}).items():
         values["evaluation"]["linking"][name] = Path(path).name
     return values
-
-
-def is_hub_name(path: str) -> bool:
-    """Return whether an encoder is named as on the Hugging Face Hub: `org/name`, not a path that exists."""
-    return len(Path(path).parts) == 2 and not path.startswith((".", "/", "~")) and not Path(path).exists()
 
 
 def _last_part(location: str) -> str:

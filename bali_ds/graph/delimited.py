@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.csv
 
-from bali_ds.errors import InputError
+from bali_ds.errors import InputError, system_error
 from bali_ds.files import open_regular
 
 _BLOCK_BYTES = 32 * 2**20
@@ -142,7 +142,7 @@ def _diagnosis(files: Sequence[Path], delimiter: str, num_columns: int, quoted: 
     except (EOFError, gzip.BadGzipFile, zlib.error):
         return InputError(f"{path}: line {number + 1}: the compressed file is truncated or damaged; download it again")
     except OSError as failure:
-        return InputError(f"{path}: cannot be read: {failure.strerror or failure}")
+        return InputError(f"{path}: cannot be read: {system_error(failure)}")
     return InputError(f"{path}: cannot be parsed: {' '.join(str(error).split())[:300]}")
 
 

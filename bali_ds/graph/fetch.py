@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
-from bali_ds.errors import InputError
+from bali_ds.errors import InputError, system_error
 from bali_ds.files import read_json, resolved, sha256_file, write_json
 from bali_ds.parsing import validated
 
@@ -74,7 +74,7 @@ def fetch(address: str, target: Path, sha256: str | None = None) -> str:
             f"{address}: cannot be downloaded: {getattr(error, 'reason', error)}; run the command again to resume"
         ) from error
     except OSError as error:
-        raise InputError(f"{part}: cannot be written: {error.strerror or error}") from error
+        raise InputError(f"{part}: cannot be written: {system_error(error)}") from error
     found = sha256_file(part)
     if sha256 and found != sha256.lower():
         part.unlink()

@@ -1,6 +1,5 @@
 """Files of an exported model directory, and loading of the parts that transformers does not know."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ from torch import nn
 from bali_ds.directories import Output
 from bali_ds.errors import InputError, first_line
 from bali_ds.files import open_regular, read_json
+from bali_ds.locations import is_hub_name
 from bali_ds.model.pooling import POOLINGS, MentionPooling
 from bali_ds.model.pretrained import PICKLED_WEIGHTS
 from bali_ds.parsing import quoted, validated
@@ -61,7 +61,6 @@ def read_description(directory: Path) -> ExportDescription:
     return validated(ExportDescription, read_json(file), str(file)) if file.is_file() else ExportDescription()
 
 
-_ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 
@@ -74,7 +73,7 @@ def find_model(name: Path | str) -> Path:
         InputError: it is neither, or the Hub cannot be reached.
     """
     path = Path(name)
-    if path.exists() or not _ON_HUB.fullmatch(str(name)):
+    if path.exists() or not is_hub_name(str(name)):
         return path
     from huggingface_hub import snapshot_download
 

@@ -6,13 +6,13 @@ from transformers import PreTrainedModel
 
 from bali_ds.config import LoraConfig, Recipe, TextEncoderConfig
 from bali_ds.data.mixture import Mixture
-from bali_ds.errors import InputError, first_line
+from bali_ds.errors import InputError, first_line, missing_package
 from bali_ds.model.aligner import Aligner
-from bali_ds.model.decoder import WeightPartition
+from bali_ds.model.decoder import WeightPartition, is_decoder
 from bali_ds.model.fused_layer import fuse_layers
 from bali_ds.model.graph_encoders import build_graph_encoder
 from bali_ds.model.name_table import NameTable
-from bali_ds.model.text_encoder import TextEncoder, load_text_encoder
+from bali_ds.model.text_encoder import TextEncoder, load_text_encoder, read_configuration
 from bali_ds.objectives.registry import active_objectives
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -52,7 +52,7 @@ def _add_lora(encoder: PreTrainedModel, lora: LoraConfig) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ModuleNotFoundError as error:
-        raise InputError("text_encoder.lora: needs the package peft; pip install 'bali-ds[lora]'") from error
+        raise missing_package(error, "lora") from error
     chosen = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.modules, bias="none"
     )
@@ -93,6 +93,7 @@ def build_aligner(
         InputError: the encoder cannot be loaded, or does not fit the recipe.
     """
     encoder = recipe.text_encoder
+    _check_headless(recipe)
     text = load_text_encoder(
         encoder.path,
         seed=recipe.seed,
@@ -104,8 +105,6 @@ def build_aligner(
         bidirectional=encoder.bidirectional,
         partition=partition,
     )
-    if text.head is None:
-        _check_headless(recipe)
     torch.manual_seed(recipe.seed)
     num_concepts = int(shards.index["graph"]["concepts"]) if shards else 0
     graph = build_graph_encoder(recipe.graph_encoder, text.width, num_relations, num_concepts)
@@ -125,7 +124,9 @@ def build_aligner(
 
 
 def _check_headless(recipe: Recipe) -> None:
-    """Refuse objectives that predict tokens where the encoder is a decoder."""
+    """Refuse objectives that predict tokens where the encoder is a decoder, before its weights are read."""
+    if not is_decoder(read_configuration(recipe.text_encoder.path)):
+        return
     for name in recipe.objective.active:
         if "head" in recipe.objective.section(name).needs:
             raise InputError(

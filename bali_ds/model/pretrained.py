@@ -20,6 +20,7 @@ from transformers.utils import logging
 from bali_ds.errors import InputError, is_failure
 from bali_ds.files import read_json
 from bali_ds.parsing import quoted, validated
+from bali_ds.terminal import verbosity
 
 PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _OTHER_WEIGHTS = ("tf_model.h5", "flax_model.msgpack", "model.ckpt.index", "rust_model.ot")
@@ -254,7 +255,10 @@ def _one_line(path: str | Path, summary: str, code_file: str = "config.json") ->
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence transformers, whose reports are long; callers log what matters."""
+    """Silence transformers, whose reports are long, except in a verbose process; callers log what matters."""
+    if verbosity() == "verbose":
+        yield
+        return
     shown, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

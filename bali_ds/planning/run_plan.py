@@ -23,10 +23,12 @@ from bali_ds.planning.batch_plan import BatchPlan, plan_batches
 from bali_ds.planning.flops import text_encoder_packs
 from bali_ds.planning.memory import MemoryInputs, RankMemory, bytes_sent, rank_memory
 from bali_ds.planning.run_data import RunData
+from bali_ds.progress_bar import duration
 
 STAGES = (0, 1, 2, 3)
 # An H100 or A100 of 80 GB, without the CUDA context and NCCL's buffers.
 _GPU_BYTES = 76 * 2**30
+MOST_GPUS = 4096
 # Micro-batches that the largest is taken from: up to 8 steps of up to 4 ranks, fewer where a rank's batch is large.
 _SAMPLED_RANKS = 4
 _SAMPLED_STEPS = 8
@@ -45,6 +47,7 @@ class Plan:
         stage: ZeRO stage of the recipe's DeepSpeed configuration.
         memory: memory of a rank at each ZeRO stage.
         bytes_sent: bytes that a rank sends in one step at each ZeRO stage.
+        on_gpu: whether each rank has a GPU.
         fewest_gpus: number of GPUs of 80 GB, a power of two, from which on the recipe's stage fits with as many
             passages a rank; None on CPUs, or if 4,096 are too few.
         seconds: duration of the run; None without a throughput.
@@ -57,6 +60,7 @@ class Plan:
     stage: int
     memory: tuple[RankMemory, ...]
     bytes_sent: tuple[int, ...]
+    on_gpu: bool
     fewest_gpus: int | None
     seconds: float | None
 
@@ -113,6 +117,7 @@ def plan(recipe: Recipe, *, ranks: int, on_gpu: bool, samples_per_second: float 
         stage=stage,
         memory=tuple(rank_memory(inputs, stage) for stage in STAGES),
         bytes_sent=tuple(bytes_sent(inputs, stage) for stage in STAGES),
+        on_gpu=on_gpu,
         fewest_gpus=fewest_gpus(inputs_of, stage) if on_gpu else None,
         seconds=passages / samples_per_second if samples_per_second else None,
     )
@@ -125,7 +130,7 @@ def fewest_gpus(inputs_of: Callable[[int], MemoryInputs], stage: int) -> int | N
         inputs_of: returns the sizes of a run on a number of ranks; the contrastive loss grows with that number.
         stage: ZeRO stage.
     """
-    numbers = (2**exponent for exponent in range(13))
+    numbers = (2**exponent for exponent in range(MOST_GPUS.bit_length()))
     return next((ranks for ranks in numbers if rank_memory(inputs_of(ranks), stage).peak < _GPU_BYTES), None)
 
 
@@ -215,11 +220,15 @@ def plan_text(plan: Plan, recipe: Recipe) -> str:
         "length": f"{batch_plan.steps:,} steps = {batch_plan.epochs:.2f} epochs, "
         f"{batch_plan.warmup_steps:,} warm-up steps",
         "tokens": f"{plan.positions:,} in a micro-batch, {plan.views:,} text-graph pairs",
-        "time": _duration(plan.seconds) if plan.seconds else "unknown; pass --samples-per-second for an estimate",
+        "time": duration(plan.seconds) if plan.seconds else "unknown; pass --samples-per-second for an estimate",
     }
-    if plan.fewest_gpus:
+    if plan.on_gpu:
+        fewest, stage = plan.fewest_gpus, f"at ZeRO stage {plan.stage}, with as many passages a rank"
         rows["fits"] = (
-            f"from {plan.fewest_gpus:,} GPUs of 80 GB on at ZeRO stage {plan.stage}, with as many passages a rank"
+            f"from {fewest:,} GPUs of 80 GB on {stage}"
+            if fewest
+            else f"not even on {MOST_GPUS:,} GPUs of 80 GB {stage}; take a higher stage, offload, or train fewer "
+            "passages a rank"
         )
     lines = [f"{name:>7}  {value}" for name, value in rows.items()]
     lines += [
@@ -238,9 +247,3 @@ def plan_text(plan: Plan, recipe: Recipe) -> str:
         "peak: the most memory in use at one time, without libraries and the CUDA context (about 0.6 GiB more)",
     ]
     return "\n".join(lines)
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    days, hours = divmod(minutes // 60, 24)
-    return f"{days} d {hours} h {minutes % 60:02d} min" if days else f"{hours} h {minutes % 60:02d} min"

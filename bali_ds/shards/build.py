@@ -14,7 +14,7 @@ from bali_ds.corpus.name_index import FORMAT_VERSION as DICTIONARY_VERSION
 from bali_ds.corpus.name_index import open_dictionary
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.directories import Output, check_replaceable, published_directory
-from bali_ds.errors import InputError
+from bali_ds.errors import InputError, system_error
 from bali_ds.files import resolved, sha256_file, write_json
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.shards.assembly import Assembly, ShardPlan, plan_shards
@@ -162,7 +162,7 @@ def _working_directory(out: Path) -> Iterator[Path]:
         (working / "parts").mkdir(exist_ok=True)
         lock = os.open(working / "lock", os.O_CREAT | os.O_RDWR)
     except OSError as error:
-        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
+        raise InputError(f"{out}: cannot be written: {system_error(error)}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _await_workers(working)

@@ -17,7 +17,7 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from bali_ds.distributed import Ranks
-from bali_ds.errors import STOPPED
+from bali_ds.errors import STOPPED, system_error
 from bali_ds.terminal import message
 from bali_ds.training.process_group import EXITING, RankError, lost_rank
 
@@ -221,5 +221,5 @@ class Watchdog:
                 stream.flush()
                 faulthandler.dump_traceback(stream)
         except OSError as error:
-            where = f"{self._path}: cannot be written: {error.strerror}"
+            where = f"{self._path}: cannot be written: {system_error(error)}"
         logger.warning("step %d takes longer than %.0f s; %s", self._step, self._seconds, where)

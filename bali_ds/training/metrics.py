@@ -14,11 +14,13 @@ from bali_ds.distributed import Ranks
 from bali_ds.evaluation.retrieval import recall_at_1
 from bali_ds.planning.batch_plan import BatchPlan
 from bali_ds.planning.flops import StepFlops, peak_of
+from bali_ds.progress_bar import duration
 from bali_ds.terminal import print_progress
 from bali_ds.training.metrics_log import MetricsLog
 from bali_ds.training.stability import GradientNorms
 from bali_ds.training.step import StepResult
 from bali_ds.training.timers import CommunicationTimer, StragglerTimer
+from bali_ds.training.trackers import open_trackers
 
 _MOST_VIEWS = 1024
 
@@ -134,7 +136,10 @@ class MetricsLogger:
         self._losses: list[dict[str, torch.Tensor]] = []
         self._waited = self._last_wait = 0.0
         self._started = self._reported = time.monotonic()
-        self._log = MetricsLog(recipe.directory, first_step) if ranks.is_first else None
+        self._step = first_step
+        self._log: MetricsLog | None = None
+        if ranks.is_first:
+            self._log = MetricsLog(recipe.directory, first_step, open_trackers(recipe, first_step))
 
     @contextmanager
     def data_wait(self) -> Iterator[None]:
@@ -151,7 +156,7 @@ class MetricsLogger:
             batch: this rank's samples.
             learning_rate_factor: of the schedule.
         """
-        step = result.progress.step
+        self._step = step = result.progress.step
         self._losses.append({name: value for name, value in result.outputs.items() if value.numel() == 1})
         self._waited += self._last_wait
         self._performance.count(batch)
@@ -182,7 +187,7 @@ class MetricsLogger:
             print_progress(self._line(step, values, list(means)))
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Write values to metrics.jsonl and TensorBoard, and print those of a validation, on rank 0."""
+        """Write values to metrics.jsonl and the trackers, and print those of a validation, on rank 0."""
         if self._log:
             self._log.write(step, values)
             if line := _validation_line(values):
@@ -201,17 +206,7 @@ class MetricsLogger:
     def close(self) -> None:
         """Flush and close the files."""
         if self._log:
-            self._log.close()
-
-
-def duration(seconds: float) -> str:
-    """Return a time as M:SS, H:MM:SS, or with days."""
-    minutes, second = divmod(int(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    if days:
-        return f"{days}d {hour}:{minute:02d}:{second:02d}"
-    return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
+            self._log.close(complete=self._step == self._steps)
 
 
 def _state(values: dict[str, float]) -> str:

@@ -1,56 +1,59 @@
-"""The log of metrics in a run directory: metrics.jsonl and TensorBoard."""
+"""The log of metrics in a run directory, metrics.jsonl, which the trackers of the run receive too."""
 
 import errno
 import json
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
-
-from bali_ds.errors import InputError, first_line
+from bali_ds.errors import InputError, first_line, system_error
 from bali_ds.files import nonempty_lines, published_file
 from bali_ds.parsing import parse_json
+from bali_ds.training.trackers import Tracker
 
 logger = logging.getLogger(__name__)
 
 
 class MetricsLog:
-    """Appends metrics to metrics.jsonl and TensorBoard.
+    """Appends metrics to metrics.jsonl and hands them to trackers.
 
-    A disk that is full does not end the run: the metrics are dropped, with one warning for each of the two, until they
-    can be written again. A line is written as a whole or not at all.
+    Neither a full disk nor a server that does not answer ends the run: the metrics are dropped, with one warning for
+    each of the places, until they can be written again. A line is written as a whole or not at all.
     """
 
-    def __init__(self, run: Path, first_step: int) -> None:
+    def __init__(self, run: Path, first_step: int, trackers: Mapping[str, Tracker]) -> None:
         """Open the log of a run; lines after `first_step` are dropped, since these steps are repeated.
+
+        Args:
+            run: the run directory.
+            first_step: steps taken before.
+            trackers: trackers by name; `close` closes them.
 
         Raises:
             InputError: it cannot be written.
         """
-        self._path, self._board_path = run / "metrics.jsonl", run / "tensorboard"
+        self._path, self._trackers = run / "metrics.jsonl", trackers
         _drop_lines(self._path, first_step)
-        self._warned: set[Path] = set()
+        self._warned: set[str] = set()
         try:
             self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 (`close` closes it)
-            self._board = SummaryWriter(str(self._board_path), purge_step=first_step)
         except OSError as error:
-            raise InputError(f"{error.filename or run}: cannot be written: {error.strerror or error}") from error
+            raise InputError(f"{error.filename or run}: cannot be written: {system_error(error)}") from error
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append the values of a step."""
         try:
             self._append(json.dumps({"step": step, **values}).encode() + b"\n")
         except OSError as error:
-            self._warn(self._path, error)
-        try:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
-        except Exception as error:  # also one that its thread met before
-            self._warn(self._board_path, error)
+            self._warn(str(self._path), error)
+        for name, tracker in self._trackers.items():
+            try:
+                tracker.log(step, values)
+            except Exception as error:  # also one that a thread of the tracker met before
+                self._warn(name, error)
 
     def _append(self, line: bytes) -> None:
         size = os.fstat(self._file.fileno()).st_size
@@ -62,19 +65,20 @@ class MetricsLog:
                 os.ftruncate(self._file.fileno(), size)
             raise
 
-    def _warn(self, path: Path, error: Exception) -> None:
-        if path not in self._warned:
-            self._warned.add(path)
-            reason = getattr(error, "strerror", None) or first_line(error)
-            logger.warning("%s: metrics are dropped while it cannot be written: %s", path, reason)
+    def _warn(self, place: str, error: Exception) -> None:
+        if place not in self._warned:
+            self._warned.add(place)
+            reason = system_error(error) or first_line(error)
+            logger.warning("%s: metrics are dropped while it cannot be written: %s", place, reason)
 
-    def close(self) -> None:
-        """Close the files."""
+    def close(self, *, complete: bool) -> None:
+        """Close the file and the trackers; `complete` tells them whether the run took its last step."""
         self._file.close()
-        try:
-            self._board.close()
-        except Exception as error:
-            self._warn(self._board_path, error)
+        for name, tracker in self._trackers.items():
+            try:
+                tracker.close(complete=complete)
+            except Exception as error:
+                self._warn(name, error)
 
 
 def _drop_lines(path: Path, first_step: int) -> None:

@@ -21,9 +21,11 @@ from bali_ds.model.aligner import Aligner
 from bali_ds.model.pretrained import load_tokenizer
 from bali_ds.model.text_encoder import read_configuration
 from bali_ds.model.tokenizer_checks import check_same_tokens
+from bali_ds.parsing import flattened
 from bali_ds.planning.batch_plan import BatchPlan
 from bali_ds.planning.run_data import RunData
 from bali_ds.terminal import print_progress
+from bali_ds.training.trackers import RUN_IDS
 
 # Recipe keys that may change when a run is resumed: they do not change what was learned so far.
 CHANGEABLE_KEYS = {
@@ -37,6 +39,7 @@ CHANGEABLE_KEYS = {
     "evaluation",
     "fault_tolerance",
     "log_every",
+    "trackers",
 }
 ENCODER = Output("the encoder of a run", "config.json", ("model_type",), TOKENIZER_FILES)
 RUN = Output(
@@ -45,8 +48,9 @@ RUN = Output(
     ("name", "runs", "text_encoder"),
     (
         "stop", "metrics.jsonl", "train.log", "left_out.jsonl", "quarantine-*.jsonl", "generated.json",
-        "evaluation.json", "linking.json", "report.html", "complete.json", "checkpoints/**", "tensorboard/**",
-        "stacks/*", "failures/*", "encoder/*", *(f"export/{name}" for name in (EXPORT.marker, *EXPORT.files)),
+        "evaluation.json", "linking.json", "report.html", "complete.json", RUN_IDS, "checkpoints/**",
+        "tensorboard/**", "wandb/**", "stacks/*", "failures/*", "encoder/*",
+        *(f"export/{name}" for name in (EXPORT.marker, *EXPORT.files)),
     ),
     read=lambda path: recorded_recipe(path.parent).model_dump(),
 )  # fmt: skip
@@ -91,17 +95,20 @@ def discard_run(directory: Path) -> None:
 
 
 def _compare(before: Recipe, recipe: Recipe, written: Path) -> None:
-    given = before.model_dump(mode="json")  # with defaults of keys that are newer than the run
-    for key, value in recipe.model_dump(mode="json").items():
-        if given[key] == value:
-            continue
-        if key in CHANGEABLE_KEYS:
-            print_progress(f"{key}: {given[key]} before, {value} now")
-        else:
+    # with defaults of keys that are newer than the run
+    given, wanted = (each.model_dump(mode="json") for each in (before, recipe))
+    for values in (given, wanted):  # earlier versions recorded ./models/mine as models/mine
+        values["text_encoder"]["path"] = os.path.normpath(values["text_encoder"]["path"])
+    old, new = dict(flattened(given)), dict(flattened(wanted))
+    differing = [key for key in {**new, **old} if old.get(key) != new.get(key)]
+    for key in differing:
+        if key.partition(".")[0] not in CHANGEABLE_KEYS:
             raise InputError(
-                f"{written}: the run was started with {key}: {given[key]}, now it is {value}; "
+                f"{written}: the run was started with {key}: {old.get(key)}, now it is {new.get(key)}; "
                 "give the run another name, or start it afresh with --resume never"
             )
+    for key in differing:
+        print_progress(f"{key}: {old.get(key)} before, {new.get(key)} now")
 
 
 def announcement(recipe: Recipe, data: RunData, aligner: Aligner, batch_plan: BatchPlan, progress: RunProgress) -> str:

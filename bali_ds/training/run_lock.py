@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from bali_ds.distributed import Ranks
-from bali_ds.errors import InputError
+from bali_ds.errors import InputError, system_error
 from bali_ds.parsing import parse_json
 from bali_ds.training.process_group import raise_on_every_rank
 
@@ -71,7 +71,8 @@ class RunLock:
                 self._wait_until_stale()
         except OSError as error:
             raise InputError(
-                f"{self._path}: the run's lock cannot be written: {error.strerror}; remove it if no job uses the run"
+                f"{self._path}: the run's lock cannot be written: {system_error(error)}; remove it if no job uses the "
+                "run"
             ) from error
         self._thread.start()
         return self

@@ -15,12 +15,14 @@ from bali_ds.doctor.machine import package_versions
 from bali_ds.errors import InputError
 from bali_ds.evaluation.gold_coverage import check_evaluation_files
 from bali_ds.model.text_encoder import read_configuration
+from bali_ds.parsing import flattened
 from bali_ds.planning.batch_plan import BatchPlan, plan_batches
 from bali_ds.planning.run_data import RunData
 from bali_ds.terminal import print_progress
 from bali_ds.training.engine import deepspeed_settings
 from bali_ds.training.heartbeat import Heartbeat
 from bali_ds.training.process_group import EXITING, joined_ranks, raise_on_every_rank
+from bali_ds.training.trackers import check_trackers
 
 
 class RunInputs(NamedTuple):
@@ -50,6 +52,7 @@ def started_run(recipe: Recipe) -> Iterator[RunInputs]:
             data = RunData.open(recipe)
             if ranks.is_first:
                 check_evaluation_files(recipe)
+                check_trackers(recipe)
             batch_plan = plan_batches(recipe, ranks.world_size, len(data.shards.split("train")))
             settings = deepspeed_settings(recipe, batch_plan)
             inputs = input_values(recipe, data, settings)
@@ -65,7 +68,7 @@ def input_values(recipe: Recipe, data: RunData, settings: dict[str, Any]) -> dic
     encoder = read_configuration(recipe.text_encoder.path).to_json_string(use_diff=False)
     return {
         **{f"{package}: version": version for package, version in packages.items()},
-        **dict(_flattened(recipe.model_dump(mode="json"))),
+        **{f"{key}:": str(value) for key, value in flattened(recipe.model_dump(mode="json"))},
         "deepspeed: settings with hash": _digest(json.dumps(settings, sort_keys=True, default=str)),
         "data.graph: fingerprint": data.graph.fingerprint[:12],
         "data.shards: fingerprint": data.shards.fingerprint[:12],
@@ -111,15 +114,6 @@ def _difference(found: dict[str, str], expected: dict[str, str]) -> str | None:
         if own != first:
             return f"{name} {own} differs from rank 0's {first}"
     return None
-
-
-def _flattened(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the keys of a recipe as written on the command line, each followed by a colon, with their values."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flattened(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}:", str(value)
 
 
 def _digest(text: str) -> str:

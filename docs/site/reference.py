@@ -82,7 +82,7 @@ def _type(field: Any) -> str:
 def _default(field: Any) -> str:
     if field.is_required():
         return "required"
-    value = field.default
+    value = list(field.default) if isinstance(field.default, tuple) else field.default
     if isinstance(value, float):
         return f"`{value:g}`"
     return f"`{'null' if value is None else str(value).lower() if isinstance(value, bool) else value}`"

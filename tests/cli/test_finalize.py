@@ -47,9 +47,20 @@ def test_finalize_exports_evaluates_and_reports(trained, capsys):
     assert read_json(recipe.directory / "complete.json") == {"recipe": dump_recipe(recipe)}
 
 
+def test_what_was_evaluated_before_an_interruption_is_kept(trained, capsys, monkeypatch):
+    recipe, _ = trained
+    before = read_json(recipe.directory / "evaluation.json")
+    monkeypatch.setattr("bali_ds.export.finalize.describe_embedding", None)
+    assert main(["finalize", str(recipe.directory)]) == 0
+    assert "embedding: evaluated before, from the same checkpoint and settings; kept" in capsys.readouterr().err
+    assert read_json(recipe.directory / "evaluation.json") == before
+    with pytest.raises(TypeError):  # another encoder to start from: the comparison is another one
+        main(["finalize", str(recipe.directory), "text_encoder.dropout=0.2"])
+
+
 def test_a_run_that_is_not_trained_to_its_end_is_refused(trained, capsys):
     recipe, _ = trained
     longer = recipe.model_copy(update={"steps": 5})
     (recipe.directory / "recipe.yaml").write_text(dump_recipe(longer))
     assert main(["finalize", str(recipe.directory)]) == 2
-    assert "is at step 2 of 5; train it to its end first" in capsys.readouterr().err
+    assert "is at step 2 of 5; train it to the end first" in capsys.readouterr().err

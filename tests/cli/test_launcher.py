@@ -1,6 +1,8 @@
 """The command `train`: recipes by name, the sample built where it is missing, and what the launcher is given."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +79,32 @@ def test_a_hostfile_needs_the_address_of_its_first_host(empty_folder, launched, 
     assert "pass --master-addr with an address of node01" in capsys.readouterr().err
     main(["train", "own.yaml", "--hostfile", "hosts", "--master-addr", "10.0.0.1"])
     assert launched[0][:6] == ["--hostfile", "hosts", "--master_addr", "10.0.0.1", "--module", "bali_ds.cli.train"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_an_interruption_though_the_launcher_for_several_hosts_handles_it(monkeypatch, number):
+    """DeepSpeed's launcher replaces the handlers where it uses pdsh, and ends with 1 as after a failure."""
+
+    def runner_main(arguments):
+        if arguments[-1] != "fails":
+            signal.signal(number, lambda *_: sys.exit(1))
+            os.kill(os.getpid(), number)
+        sys.exit(1)
+
+    monkeypatch.setattr("deepspeed.launcher.runner.main", runner_main)
+    monkeypatch.setenv("MASTER_PORT", "1")
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert launcher._launch(["--hostfile", "hosts"]) == 75
+        assert launcher._launch(["fails"]) == 1
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+
+
+def test_the_readme_lists_the_recipes_that_ship():
+    text = (REPOSITORY / "README.md").read_text()
+    assert [file.stem for file in RECIPES.glob("*.yaml") if f"`{file.stem}`" not in text] == []
 
 
 @pytest.mark.timeout(120)

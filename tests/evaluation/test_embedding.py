@@ -73,5 +73,6 @@ def test_the_report_shows_it(described, tmp_path):
     write_json(tmp_path / "evaluation.json", {"embedding": described})
     page = write_report(tmp_path).read_text()
     assert "Concept names, trained" in page
+    assert page.index("Concept names, untrained") < page.index("Concept names, trained")  # in the file it is after
     assert "Nearest names" in page
     assert all(example["name"] in page for example in described["neighbors"])

@@ -151,15 +151,18 @@ def test_two_runs_are_compared_with_the_keys_that_differ(run, tmp_path_factory, 
 
 @pytest.mark.parametrize("width", [420, 1200])
 def test_the_page_fits_a_screen(run, tmp_path, width):
-    """In Chromium, nothing but tables and code that scroll by themselves may be wider than the screen."""
+    """In Chromium, nothing but code that scrolls by itself is wider than the screen, and tables show all columns."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         pytest.skip("no Chromium")
-    measure = "<script>document.title = `${document.documentElement.scrollWidth} of ${innerWidth}`</script>"
+    cut = "[...document.querySelectorAll('.wide')].filter(each => each.scrollWidth > each.clientWidth).length"
+    size = "${document.documentElement.scrollWidth} of ${innerWidth}"
+    measure = f"<script>document.title = `{size}, ${{{cut}}} cut`</script>"
     (tmp_path / "measured.html").write_text(write_report(run).read_text().replace("</body>", f"{measure}</body>"))
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
     command = [browser, *options, f"--window-size={width},900", "--dump-dom", f"file://{tmp_path}/measured.html"]
     said = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout
-    found = re.search(r"<title>(\d+) of (\d+)</title>", said)
+    found = re.search(r"<title>(\d+) of (\d+), (\d+) cut</title>", said)
     assert found, said[:500]
     assert int(found[1]) <= int(found[2])
+    assert found[3] == "0"  # no table hides a column

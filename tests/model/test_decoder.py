@@ -88,7 +88,8 @@ def test_last_pooling_takes_the_token_that_ends_a_name(decoders):
         assert torch.equal(text.name_vectors(pack), states[torch.tensor([2, 9, 16])])
 
 
-def test_objectives_that_predict_tokens_are_refused(sample, decoders, tmp_path):
+def test_objectives_that_predict_tokens_are_refused_before_weights_are_read(sample, decoders, tmp_path, monkeypatch):
+    monkeypatch.setattr("bali_ds.model.build_model.load_text_encoder", None)
     recipe = sample.recipe(tmp_path, text_encoder={"path": str(decoders["llama"])})
     with pytest.raises(InputError, match=r"objective\.masked_language_model\.weight: .*llama is a decoder"):
         build_aligner(recipe, 10)

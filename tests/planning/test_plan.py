@@ -15,7 +15,7 @@ from bali_ds.objectives.registry import stream_settings
 from bali_ds.planning.activations import PassMemory
 from bali_ds.planning.memory import MemoryInputs, rank_memory
 from bali_ds.planning.run_data import RunData
-from bali_ds.planning.run_plan import _passes, fewest_gpus, plan, shapes_of_model
+from bali_ds.planning.run_plan import _passes, fewest_gpus, plan, plan_text, shapes_of_model
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -81,6 +81,15 @@ def test_a_loss_that_grows_with_the_ranks_may_fit_nowhere():
         return replace(inputs, ranks=ranks, activations=PassMemory(views, views))
 
     assert fewest_gpus(inputs_of, 3) is None
+
+
+def test_the_plan_says_where_no_number_of_gpus_suffices(recipe, monkeypatch):
+    planned = plan(recipe, ranks=2, on_gpu=True)
+    assert "   fits  from 1 GPUs of 80 GB on at ZeRO stage 2" in plan_text(planned, recipe)
+    monkeypatch.setattr("bali_ds.planning.run_plan._GPU_BYTES", 1)
+    planned = plan(recipe, ranks=2, on_gpu=True)
+    assert "   fits  not even on 4,096 GPUs of 80 GB at ZeRO stage 2" in plan_text(planned, recipe)
+    assert "fits" not in plan_text(plan(recipe, ranks=2, on_gpu=False), recipe)
 
 
 def test_recomputed_attention_on_a_gpu_is_fused_too(recipe):

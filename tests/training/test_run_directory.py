@@ -13,7 +13,7 @@ from bali_ds.planning.run_data import RunData
 from bali_ds.training.run_directory import prepare
 
 
-def test_another_recipe_is_refused_and_a_default_that_came_later_is_not(sample, tmp_path):
+def test_another_recipe_is_refused_and_a_default_that_came_later_is_not(sample, tmp_path, capsys):
     recipe = sample.recipe(tmp_path)
     prepare(recipe)
     written = recipe.directory / "recipe.yaml"
@@ -21,7 +21,13 @@ def test_another_recipe_is_refused_and_a_default_that_came_later_is_not(sample, 
     del older["fault_tolerance"], older["objective"]["dual"]
     written.write_text(yaml.safe_dump(older))
     prepare(recipe)
-    prepare(recipe.model_copy(update={"steps": 5}))
+    checkpoints = recipe.checkpoints.model_copy(update={"every": 7})
+    capsys.readouterr()
+    prepare(recipe.model_copy(update={"steps": 5, "checkpoints": checkpoints}))
+    assert set(capsys.readouterr().out.splitlines()) == {
+        f"checkpoints.every: {recipe.checkpoints.every} before, 7 now",
+        f"steps: {recipe.steps} before, 5 now",
+    }
     with pytest.raises(InputError, match="was started with seed: 29, now it is 30"):
         prepare(recipe.model_copy(update={"seed": 30}))
     assert yaml.safe_load(written.read_text())["steps"] == 5

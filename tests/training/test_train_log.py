@@ -4,7 +4,6 @@ import logging
 import re
 
 from bali_ds.terminal import print_progress
-from bali_ds.training.metrics import duration
 from bali_ds.training.train_log import TrainLog
 
 
@@ -32,7 +31,3 @@ def test_a_log_that_cannot_be_written_ends_nothing(tmp_path):
     with log.running():
         log.open_in(tmp_path / "nowhere")
         print_progress("on")
-
-
-def test_durations_have_hours_and_days():
-    assert [duration(each) for each in (5, 65, 3600, 90061)] == ["0:05", "1:05", "1:00:00", "1d 1:01:01"]
