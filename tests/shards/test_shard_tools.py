@@ -19,7 +19,7 @@ from bali_ds.shards.shard_set import ShardSet
 from bali_ds.shards.subset import merge_shards, sample_shards
 from bali_ds.shards.tar_scanner import reindex
 
-from .conftest import SETTINGS
+from .conftest import SETTINGS, write_corpus
 
 
 def samples(path):
@@ -125,6 +125,24 @@ def test_random_passages_follow_the_seed(built, capsys):
 
     assert keys("--random", "5") == keys("--random", "5", "--seed", "0") != keys("--random", "5", "--seed", "1")
     assert len(set(keys("--random", "1000000"))) == len(ShardSet.open(built).samples)
+
+
+def test_a_folder_and_a_pattern_are_built_like_their_files(
+    tmp_path, concept_names, graph_directory, tokenizer_directory, capsys
+):
+    folder = tmp_path / "baseline"
+    folder.mkdir()
+    files = [folder / f"pubmed{number:04}.txt" for number in range(12)]
+    for number, file in enumerate(files):
+        write_corpus(file, concept_names, documents=1, seed=number, first=number)
+    common = ["shards", "build", "--graph", str(graph_directory), "--tokenizer", str(tokenizer_directory), "--json"]
+    built = []
+    for entries in ([folder], [f"{folder}/*.txt"], files):
+        out = tmp_path / str(len(built))
+        assert main([*common, "--corpus", *(f"pubtator:{each}" for each in entries), "--out", str(out)]) == 0
+        assert json.loads(capsys.readouterr().out)["counts"]["documents"] == 12
+        built.append(samples(out))
+    assert built[0] == built[1] == built[2] != {}
 
 
 def test_the_build_command_reports(tmp_path, corpora, concept_names, graph_directory, tokenizer_directory, capsys):
