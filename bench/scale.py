@@ -232,7 +232,7 @@ def loss_schedules(ranks: int) -> list[dict[str, Any]]:
 
 
 def column_owner(views: int, ranks: int, network: float) -> dict[str, Any]:
-    """Compare the schedules with one that was left out: every rank computes all of its own views' gradients.
+    """Compare the schedules with one that is not offered: every rank computes all of its own views' gradients.
 
     It gathers the features once and sends nothing back, for 12 instead of 8 operations a pair of views and feature.
     """
