@@ -127,7 +127,8 @@ def hits(model: Model, material: Material, graph: KnowledgeGraph) -> dict[str, d
     index = {cui: number for number, cui in enumerate(dictionary.cuis)}
     for part, queries in material.parts.items():
         strings = list(dict.fromkeys(queries.mentions))
-        alone = encoder.encode(strings)[[dict(zip(strings, itertools.count()))[each] for each in queries.mentions]]
+        number = dict(zip(strings, itertools.count()))
+        alone = encoder.encode(strings, query=True)[[number[each] for each in queries.mentions]]
         context = encoder.encode_mentions(queries.places)
         gold = _padded([[index[cui] for cui in each] for each in queries.gold])
         right: dict[str, list[Hits]] = {}

@@ -109,7 +109,7 @@ class ContextLinker:
             places: (text, start, end) of each, as in `link`.
         """
         rows = {string: row for row, string in enumerate(dict.fromkeys(mentions))}
-        alone = self.encoder.encode(list(rows))[[rows[string] for string in mentions]]
+        alone = self.encoder.encode(list(rows), query=True)[[rows[string] for string in mentions]]
         share = self.scoring.context
         context = self.encoder.encode_mentions(places) if share else None
         vectors = alone if context is None else (1 - share) * alone + share * context
