@@ -51,7 +51,7 @@ def started_run(recipe: Recipe) -> Iterator[RunInputs]:
             data = RunData.open(recipe)
             if ranks.is_first:
                 check_evaluation_files(recipe)
-            batch_plan = plan_batches(recipe, ranks.world_size, len(data.shards.split("train")))
+            batch_plan = plan_batches(recipe, ranks.world_size, data.shards.size("train"))
             settings = deepspeed_settings(recipe, batch_plan)
             inputs = input_values(recipe, data, settings)
         check_equal_inputs(ranks, inputs)
