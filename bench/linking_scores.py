@@ -130,7 +130,7 @@ def hits(model: Model, material: Material, graph: KnowledgeGraph) -> dict[str, A
     index = {cui: number for number, cui in enumerate(dictionary.cuis)}
     for part, queries in material.parts.items():
         row = {string: number for number, string in enumerate(dict.fromkeys(queries.mentions))}
-        alone = encoder.encode(list(row))[[row[string] for string in queries.mentions]]
+        alone = encoder.encode(list(row), query=True)[[row[string] for string in queries.mentions]]
         context = encoder.encode_mentions(queries.places)
         gold = _padded([[index[cui] for cui in each] for each in queries.gold])
         right: dict[str, list[Hits]] = {}

@@ -3,8 +3,8 @@
     python bench/scale.py [--ranks 8 64 512 1024]
 
 Nothing is computed and nothing is sent: messages, bytes, connections and files are counted, Python's processor time is
-measured, and what only a cluster has is assumed (bench/inputs/cluster.py). docs/scale.md explains the tables. Writes
-bench/results/scale.json.
+measured, and what only a cluster has is assumed (bali_ds/planning/cluster.py). docs/scale.md explains the tables.
+Writes bench/results/scale.json.
 """
 
 import argparse
@@ -23,7 +23,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import torch
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
-from inputs.cluster import FAILURES_PER_GPU_HOUR, Cluster, best_interval, lost_fraction, straggler_factor
+from inputs.cluster import FAILURES_PER_GPU_HOUR, best_interval, lost_fraction, straggler_factor
 from inputs.fake_ranks import CountingRanks, FakeRanks, run_fake_ranks
 
 from bali_ds.checkpoint import zero_reader
@@ -37,12 +37,12 @@ from bali_ds.losses.contrastive.communication import Exchange
 from bali_ds.losses.contrastive.communication_cost import (
     SCHEDULES,
     LossSizes,
-    auto_cost,
     choose_schedule,
     schedule_cost,
     units,
 )
 from bali_ds.losses.contrastive.sorted_views import ViewLayout
+from bali_ds.planning.cluster import Cluster
 from bali_ds.planning.run_data import RunData
 from bali_ds.training.startup import check_equal_inputs, input_values
 
@@ -50,11 +50,7 @@ ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "shards/built/sample"
 CLUSTER = Cluster()
 VIEWS, WIDTH = 2560, 768  # views of a rank, 2.6 million at 1,024 ranks; hidden size of BERT-base
-PARAMETERS = {"BERT-base": 110e6, "BERT-large": 335e6, "7B decoder": 7.6e9}
-LAYERS = {"BERT-base": (85e6, 12, 768), "BERT-large": (302e6, 24, 1024), "7B decoder": (6.5e9, 28, 3584)}
-"""Weights of all layers, their number and the hidden size."""
-# Assumed: PubMed's 37 million records, tokens of an abstract with its title, tokens of names read for it, its views.
-ABSTRACTS, TEXT_TOKENS, NAME_TOKENS, ABSTRACT_VIEWS = 37e6, 320, 60, 10
+PARAMETERS = 7.6e9  # of a 7B decoder
 
 
 def main() -> None:
@@ -82,7 +78,6 @@ def main() -> None:
             {"ranks": ranks, "step at 2 %": straggler_factor(ranks, 0.02), "step at 5 %": straggler_factor(ranks, 0.05)}
             for ranks in options.ranks
         ],
-        "pubmed": [pubmed(model, ranks) for model in PARAMETERS for ranks in (1, 8, 64, 1024)],
     }
     for name, rows in result.items():
         print_table(name, rows)
@@ -307,7 +302,7 @@ def files(ranks: int) -> dict[str, Any]:
     data = RunData.open(recipe)
     watching = False
     size = sum(shard["bytes"] for shard in data.shards.index["shards"]) if "shards" in data.shards.index else 0
-    state = 16 * PARAMETERS["7B decoder"]
+    state = 16 * PARAMETERS
     return {
         "ranks": ranks,
         "opens at start, a rank": len(opened),
@@ -358,7 +353,7 @@ def failures(ranks: int) -> list[dict[str, Any]]:
     rows = []
     for factor in (1.0, 5.0):
         mean = 3600 / (FAILURES_PER_GPU_HOUR * factor * ranks)
-        seconds = 16 * PARAMETERS["7B decoder"] / ranks / CLUSTER.disk_write
+        seconds = 16 * PARAMETERS / ranks / CLUSTER.disk_write
         best = best_interval(seconds, mean)
         intervals = {"10 min": 600.0, "1 h": 3600.0, "6 h": 21600.0, "best": best}
         lost = {
@@ -370,38 +365,6 @@ def failures(ranks: int) -> list[dict[str, Any]]:
              "best interval min": best / 60, **lost}
         )  # fmt: skip
     return rows
-
-
-def pubmed(model: str, ranks: int) -> dict[str, Any]:
-    """Predict one epoch over all of PubMed."""
-    layers, count, width = LAYERS[model]
-    tokens = TEXT_TOKENS + NAME_TOKENS
-    operations = 6 * layers * tokens + 12 * count * width * (TEXT_TOKENS**2)
-    # a 7B tower keeps activations of fewer passages and recomputes them
-    passages = 16 if model.startswith("7B") else 256
-    operations *= 4 / 3 if model.startswith("7B") else 1
-    steps = ABSTRACTS / (passages * ranks)
-    encoder = passages * operations / CLUSTER.encoder_rate
-    views = 2 * passages * ABSTRACT_VIEWS
-    loss_cost = auto_cost(loss_sizes(ranks, views, width), CLUSTER.rates)
-    volume = 4 * 2 * PARAMETERS[model] if ranks > 1 else 0  # bf16 weights and gradients of ZeRO
-    wire = volume / CLUSTER.rates.between_nodes
-    step = encoder + loss_cost.seconds + max(0.0, wire - encoder / 2)  # half of the passes hide the wire
-    hours = steps * step / 3600
-    return {
-        "tower": model,
-        "GPUs": ranks,
-        "passages a GPU": passages,
-        "state GB a GPU": 16 * PARAMETERS[model] / ranks / 1e9,
-        "step s": step,
-        "encoder %": 100 * encoder / step,
-        "loss %": 100 * loss_cost.seconds / step,
-        "wire s": wire,
-        "hours": hours,
-        "GPU-hours": hours * ranks,
-        "$": hours * ranks * CLUSTER.price,
-        "GB/s read, all": passages * ranks / step * TEXT_TOKENS * 4 / 1e9,
-    }
 
 
 if __name__ == "__main__":

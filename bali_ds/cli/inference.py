@@ -38,6 +38,9 @@ def _add_encode(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     encode.add_argument(
         "--out", type=Path, required=True, metavar="NPY", help="npy file to write, shape [lines, dimensions]"
     )
+    encode.add_argument(
+        "--query", action="store_true", help="the lines are queries: put the model's prompt before each"
+    )
     encode.set_defaults(run=_encode)
 
 
@@ -112,7 +115,7 @@ def _encode(options: argparse.Namespace) -> None:
         # The number of lines is known at the end: standard input can be read only once.
         stream.write(npy_header("<f4", (0, encoder.width)))
         for lines in _batches_of_lines(options.file):
-            stream.write(encoder.encode(lines).astype("<f4").tobytes())
+            stream.write(encoder.encode(lines, query=options.query).astype("<f4").tobytes())
             count += len(lines)
             bar.update(len(lines))
         stream.seek(0)

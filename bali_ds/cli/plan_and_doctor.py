@@ -2,9 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bali_ds.cli.common import add_json, add_recipe, emit, note, positive, recipe_of
 from bali_ds.errors import InputError
+
+if TYPE_CHECKING:
+    from bali_ds.config import Recipe
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -12,13 +16,24 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     plan = commands.add_parser(
         "plan",
         help="print batch sizes, steps, memory and traffic of a recipe without starting it",
-        description="Print the batch plan of a recipe, the memory of one rank and its traffic at each ZeRO stage. "
-        "Nothing is started.",
+        description="Print the batch plan of a recipe, the memory of one rank and its traffic at each ZeRO stage; or "
+        "with --gpus the time that it takes on GPUs that are not here. Nothing is started.",
     )
     add_recipe(plan)
     ranks = plan.add_mutually_exclusive_group()
     ranks.add_argument("--hostfile", type=Path, metavar="FILE", help="use as many ranks as the hostfile has slots")
     ranks.add_argument("--ranks", type=positive, default=1, metavar="N", help="number of ranks (default: %(default)s)")
+    ranks.add_argument(
+        "--gpus", type=positive, nargs="+", metavar="N",
+        help="project time and its parts to these numbers of GPUs; the recipe's batch is that of the first, and needs "
+        "neither graph nor shards",
+    )  # fmt: skip
+    plan.add_argument(
+        "--passages", type=_count, metavar="N",
+        help="with --gpus: passages of the whole run, for example 37e6 (default: those of the recipe)",
+    )  # fmt: skip
+    plan.add_argument("--card", default="H100", metavar="NAME", help="with --gpus: the GPU (default: %(default)s)")
+    plan.add_argument("--price", type=float, metavar="P", help="with --gpus: price of a GPU-hour, to print the cost")
     plan.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="device of the ranks (default: %(default)s)"
     )
@@ -58,12 +73,30 @@ def _plan(options: argparse.Namespace) -> None:
     rate = options.samples_per_second
     if rate is not None and not rate > 0:
         raise InputError(f"--samples-per-second {rate}: must be positive")
+    if options.gpus:
+        _project(recipe, options)
+        return
     note("reading graph and shards, then measuring the largest batch")
     check_evaluation_files(recipe)
     ranks = sum(host.slots for host in read_hostfile(options.hostfile)) if options.hostfile else options.ranks
     on_gpu = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"
     planned = plan(recipe, ranks=ranks, on_gpu=on_gpu, samples_per_second=rate)
     emit(planned.as_dict(), options.json, lambda _: plan_text(planned, recipe))
+
+
+def _count(text: str) -> int:
+    """Parse a number of things, also in scientific notation."""
+    return positive(str(int(float(text))))
+
+
+def _project(recipe: "Recipe", options: argparse.Namespace) -> None:
+    from bali_ds.planning.flops import PEAKS
+    from bali_ds.planning.projection import project, projection_text
+
+    if options.card not in PEAKS:
+        raise InputError(f"--card {options.card}: is unknown; use one of {', '.join(PEAKS)}")
+    projected = project(recipe, options.gpus, passages=options.passages, card=options.card)
+    emit(projected.as_dict(), options.json, lambda _: projection_text(projected, recipe, options.price))
 
 
 def _doctor(options: argparse.Namespace) -> int:

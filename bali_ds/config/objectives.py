@@ -69,9 +69,14 @@ class ContrastiveConfig(ObjectiveSection):
 
     @model_validator(mode="after")
     def _views_are_compared_with_each_other(self) -> Self:
-        if (self.further_views or self.other_concepts) and self.kind not in ("ntxent", "multi_similarity"):
+        if (self.further_views or self.other_concepts) and not self.joint:
             raise ValueError(f"further_views and other_concepts need kind ntxent or multi_similarity, not {self.kind}")
         return self
+
+    @property
+    def joint(self) -> bool:
+        """Whether all views are compared with each other, and not text views with graph views alone."""
+        return self.kind in ("ntxent", "multi_similarity")
 
     @property
     def needs_nodes(self) -> bool:

@@ -70,6 +70,9 @@ class TextEncoderConfig(Section):
     """Let a decoder attend to both sides (LLM2Vec, BehnamGhader et al., COLM 2024)."""
     view: Literal["concept", "mention"] = "concept"
     """One text view per concept of a passage, over all its mentions, or one per mention."""
+    query_prompt: Annotated[str, Field(min_length=1)] | None = None
+    """Instruction before passages, mentions and questions, and not before names, in training and in the export:
+    `"Instruct: Find the name of this biomedical concept.\\nQuery: "`. No vector is pooled from its tokens."""
     markers: tuple[str, str] | None = None
     """Entity markers: two tokens of the vocabulary that are inserted before and after each mention in a passage."""
     frozen_embeddings: bool = False

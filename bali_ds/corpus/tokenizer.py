@@ -141,6 +141,15 @@ class Tokenizer:
         """Return the text of token ids, special tokens included."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
+    def prompt_ids(self, prompt: str) -> tuple[int, ...]:
+        """Return the ids of a prompt before another text; a space at its end is part of the first word after it."""
+        return tuple(self.encode_ids([prompt.rstrip(" ")])[0])
+
+    def separates(self, prompt: str) -> bool:
+        """Return whether a text after a prompt leaves the tokens of the prompt, by itself, as they are."""
+        alone, followed = self.encode_ids([prompt, f"{prompt}aspirin"])
+        return followed[: len(alone)] == alone
+
     def ids_of(self, tokens: tuple[str, str]) -> tuple[int, int]:
         """Return the ids of two tokens.
 

@@ -29,6 +29,7 @@ class SampleSource:
         graph_tokens: most tokens of facts as text.
         fan_out: neighbors sampled for each concept.
         neighbors: samples facts of any concept as they were stored with the samples: (concept_ids, fan_out, keys).
+        prompt: token ids before each passage and each mention that is read by itself.
     """
 
     shards: Mixture
@@ -38,6 +39,7 @@ class SampleSource:
     graph_tokens: int
     fan_out: int
     neighbors: NeighborSampler
+    prompt: tuple[int, ...] = ()
 
 
 class SampledInputs(NamedTuple):
@@ -47,7 +49,7 @@ class SampledInputs(NamedTuple):
 
     Attributes:
         source: where they come from.
-        samples: as stored, with entity markers where the settings ask for them.
+        samples: as stored, with entity markers and a prompt where the settings ask for them.
         views: their distinct concepts.
         view_keys: uint64 [V], the key from which everything random about a view follows.
         passages: their masked tokens.

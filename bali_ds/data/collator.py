@@ -11,7 +11,7 @@ from bali_ds.bus_errors import bus_errors_raised
 from bali_ds.data.batch import Batch, PackedSequences
 from bali_ds.data.batch_part import BatchSlice, NamesToEncode, SampledInputs, SampleSource
 from bali_ds.data.ego_graphs import ConceptViews, find_views
-from bali_ds.data.masking import mark_mentions, sample_keys
+from bali_ds.data.masking import mark_mentions, prepend_prompt, sample_keys
 from bali_ds.data.mixture import Mixture
 from bali_ds.data.name_codes import name_codes, name_tokens
 from bali_ds.data.packing import pack, pack_masked
@@ -67,6 +67,8 @@ class Collator:
         samples, views, replaced = self._read(indices)
         if settings.markers:
             samples = mark_mentions(samples, *settings.markers)
+        if settings.prompt:
+            samples = prepend_prompt(samples, settings.prompt)
         keys = sample_keys(settings.seed, indices.repeats, samples.sample_rows)
         inputs = sample_inputs(samples, views, keys, self.source, settings)
         parts = [part.sample(inputs) for part in settings.parts]

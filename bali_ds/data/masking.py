@@ -1,9 +1,11 @@
-"""Masking of tokens, mentions and concept names, a function of (seed, epoch, sample) alone; entity markers."""
+"""Masking of tokens, mentions and concept names, a function of (seed, epoch, sample) alone; markers and prompts."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from bali_ds.data.reader import Samples
-from bali_ds.data.sequences import Flags, Ints, Vocabulary, starts, within
+from bali_ds.data.sequences import Flags, Ints, TokenSequences, Vocabulary, starts, within
 from bali_ds.data.settings import StreamSettings
 from bali_ds.randomness import Keys, below, derive, uniform
 
@@ -26,17 +28,19 @@ def mask_passages(
         lengths: int64 [n], tokens of each passage.
         mentioned: bool [T], true at tokens of mentions.
         keys: uint64 [n], of the passages.
-        settings: the shares to mask.
+        settings: the shares to mask, and the prompt that the passages begin with.
         vocabulary: of the shard set.
 
     Returns:
         The masked tokens, int64 [T], and the positions in it that are to be predicted, int64 [K], ascending.
-        A token masked with its mention is not predicted.
+        A token masked with its mention is not predicted, and neither is one of the prompt.
     """
     hidden = uniform(derive(keys, "mentions")) < settings.mention_masking
     covered = mentioned & np.repeat(hidden, lengths)
-    token_keys = derive(np.repeat(keys, lengths), within(lengths))
-    labeled = np.flatnonzero((uniform(token_keys) < settings.token_masking) & ~covered & ~vocabulary.special[tokens])
+    places = within(lengths)
+    token_keys = derive(np.repeat(keys, lengths), places)
+    kept = covered | vocabulary.special[tokens] | (places <= len(settings.prompt))
+    labeled = np.flatnonzero((uniform(token_keys) < settings.token_masking) & ~kept)
     masked = tokens.copy()
     masked[covered] = vocabulary.mask_id
     token_keys = token_keys[labeled]
@@ -90,4 +94,16 @@ def mark_mentions(samples: Samples, opening: int, closing: int) -> Samples:
     mentions = samples.mentions.copy()
     moved = starts(lengths)[sample_of_mention]
     mentions[:, 0], mentions[:, 1] = places[begins] - moved, places[ends - 1] + 1 - moved
+    return samples._replace(tokens=tokens, lengths=lengths, mentions=mentions)
+
+
+def prepend_prompt(samples: Samples, prompt: Sequence[int]) -> Samples:
+    """Return samples with a prompt after the token that begins each passage; mentions are moved accordingly.
+
+    Args:
+        samples: valid ones, with their markers.
+        prompt: token ids.
+    """
+    tokens, lengths = TokenSequences(samples.tokens, samples.lengths).with_inserted(prompt, 1)
+    mentions = samples.mentions + np.array([len(prompt), len(prompt), 0], np.int32)
     return samples._replace(tokens=tokens, lengths=lengths, mentions=mentions)

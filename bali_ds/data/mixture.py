@@ -12,6 +12,7 @@ from bali_ds.data.remote import open_shards
 from bali_ds.data.sequences import Ints
 from bali_ds.errors import InputError
 from bali_ds.shards.neighbor_settings import NeighborSettings
+from bali_ds.shards.shard_index import read_index
 from bali_ds.shards.shard_set import Names, Shard, ShardSet, ShardSource
 
 # The order of samples repeats in rounds of the sum of the proportions; finer ones would make no visible difference.
@@ -58,6 +59,10 @@ class Mixture:
     def names(self) -> Names:
         """The table of tokenized names."""
         return self.sets[0].names
+
+    def size(self, split: str) -> int:
+        """Return the number of samples of "train" or "validation"."""
+        return sum(len(each.split(split)) for each in self.sets)
 
     def split(self, name: str) -> Ints:
         """Return the sample rows of "train" or "validation", set by set, int64 [n]."""
@@ -142,8 +147,11 @@ def parts_of(mixture: Mixture) -> list[tuple[str, ShardSource | None, int]]:
 
 
 def open_parts(parts: Sequence[tuple[str, Sequence[Any] | None, int]]) -> Mixture:
-    """Open again what `parts_of` returned, perhaps through JSON."""
-    sets = [ShardSet.open(path, ShardSource(*source) if source else None) for path, source, _ in parts]
+    """Open again what `parts_of` returned, perhaps through JSON; the sizes of tars were checked before."""
+    sets = [
+        ShardSet(Path(path), read_index(Path(path)), ShardSource(*source) if source else None)
+        for path, source, _ in parts
+    ]
     return Mixture(sets, [proportion for *_, proportion in parts])
 
 

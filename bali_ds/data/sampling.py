@@ -40,6 +40,7 @@ def open_source(shards: Mixture, graph: KnowledgeGraph, settings: StreamSettings
         settings.graph_tokens,
         settings.fan_out,
         NeighborSettings.of_index(shards.index).sampler(graph),
+        tuple(settings.prompt),
     )
 
 
@@ -49,7 +50,7 @@ def sample_inputs(
     """Return samples with masks, sampled neighborhoods and names.
 
     Args:
-        samples: as stored, with entity markers where the settings ask for them.
+        samples: as stored, with entity markers and a prompt where the settings ask for them.
         views: their distinct concepts.
         keys: uint64 [n], the key of each sample, from which everything random about it follows.
         source: their shards and graph.
@@ -93,6 +94,6 @@ def _linearized(
     table = source.shards.names
     nodes = name_tokens(name_codes(names, hidden, table), table, vocabulary.mask_id)
     texts = linearize(facts, nodes, source.relation_names, ego_graphs.targets, count, source.graph_tokens, vocabulary)
-    settings = replace(settings, token_masking=settings.graph_masking)
+    settings = replace(settings, token_masking=settings.graph_masking, prompt=())
     no_mentions = np.zeros(texts.tokens.size, bool)
     return MaskedSequences(*texts, *mask_passages(*texts, no_mentions, keys, settings, vocabulary))

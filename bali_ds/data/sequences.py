@@ -48,6 +48,11 @@ class TokenSequences(NamedTuple):
         begin, lengths = int(self.lengths[:first].sum()), self.lengths[first:last]
         return TokenSequences(self.tokens[begin : begin + int(lengths.sum())], lengths)
 
+    def with_inserted(self, ids: Sequence[int], place: int) -> "TokenSequences":
+        """Return the sequences with further tokens in each, before its token at `place`."""
+        places = np.repeat(starts(self.lengths) + place, len(ids))
+        return TokenSequences(np.insert(self.tokens, places, np.tile(ids, self.lengths.size)), self.lengths + len(ids))
+
     def framed(self, cls_id: int, sep_id: int) -> "TokenSequences":
         """Return the sequences with a token before and one after each."""
         begins = starts(self.lengths + 2)

@@ -34,6 +34,7 @@ class StreamSettings:
         name_rows: let nodes refer to rows of a table of all names; no name is sent as tokens.
         concept_rows: let nodes refer to concepts; no name is sent.
         markers: token ids of the entity markers before and after each mention of a passage; None for none.
+        prompt: token ids before each passage and each mention that is read by itself.
         parts: what objectives add to each batch.
     """
 
@@ -55,6 +56,7 @@ class StreamSettings:
     name_rows: bool = False
     concept_rows: bool = False
     markers: tuple[int, int] | None = None
+    prompt: tuple[int, ...] = ()
     parts: tuple[BatchPart, ...] = ()
 
     @classmethod
@@ -64,7 +66,7 @@ class StreamSettings:
         Raises:
             InputError: a marker is not a token of the encoder's tokenizer.
         """
-        objective, markers = recipe.objective, recipe.text_encoder.markers
+        objective, markers, prompt = recipe.objective, recipe.text_encoder.markers, recipe.text_encoder.query_prompt
         return cls(
             seed=recipe.seed,
             fan_out=recipe.data.fan_out,
@@ -81,6 +83,7 @@ class StreamSettings:
             name_rows=recipe.graph_encoder.names == "cached",
             concept_rows=recipe.graph_encoder.names == "learned",
             markers=Tokenizer.load(recipe.text_encoder.path).ids_of(markers) if markers else None,
+            prompt=Tokenizer.load(recipe.text_encoder.path).prompt_ids(prompt) if prompt else (),
             parts=parts,
         )
 

@@ -97,11 +97,10 @@ def rank_queries(
         progress: show a progress bar.
     """
     distinct = {mention: row for row, mention in enumerate(dict.fromkeys(queries.mentions))}
-    known = [] if names is not None else dictionary.names
-    vectors = encoder.encode([*known, *distinct], progress=progress)
+    names = encoder.encode(dictionary.names, progress=progress) if names is None else names
     rows = np.array([distinct[mention] for mention in queries.mentions])
-    names = vectors[: len(known)] if names is None else names
-    return concept_ranks(vectors[len(known) :], rows, names, dictionary, queries.gold, progress=progress)
+    vectors = encoder.encode(list(distinct), query=True, progress=progress)
+    return concept_ranks(vectors, rows, names, dictionary, queries.gold, progress=progress)
 
 
 def biosyn_ranks(
@@ -122,7 +121,7 @@ def biosyn_ranks(
     distinct = {part: row for row, part in enumerate(dict.fromkeys(chain.from_iterable(queries.parts)))}
     rows = np.array([distinct[part] for parts in queries.parts for part in parts])
     gold = [own for own, count in zip(queries.gold, sizes, strict=True) for _ in range(count)]
-    ranks = concept_ranks(encoder.encode(list(distinct)), rows, names, dictionary, gold, of_names=True)
+    ranks = concept_ranks(encoder.encode(list(distinct), query=True), rows, names, dictionary, gold, of_names=True)
     return np.maximum.reduceat(ranks, np.cumsum(sizes) - sizes)
 
 

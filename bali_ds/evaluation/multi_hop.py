@@ -120,7 +120,7 @@ def _ranks_of_encoder(
 ) -> NDArray[np.int64]:
     names = torch.from_numpy(encoder.encode([graph.preferred_name(concept) for concept in range(graph.num_concepts)]))
     known_vectors, asked_vectors = (
-        torch.from_numpy(encoder.encode([each.text for each in questions])) for questions in (known, asked)
+        torch.from_numpy(encoder.encode([each.text for each in questions], query=True)) for questions in (known, asked)
     )
     generator = torch.Generator().manual_seed(training.seed)
     torch.manual_seed(training.seed)

@@ -11,6 +11,7 @@ from bali_ds.checkpoint.lazy_tensor import LazyTensor
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.errors import InputError
 from bali_ds.files import write_json
+from bali_ds.inference.exported_directory import SENTENCE_SETTINGS
 from bali_ds.model.decoder import is_decoder
 from bali_ds.model.pretrained import fresh_model, load_configuration, load_tokenizer
 from bali_ds.model.text_encoder import positions_of
@@ -111,12 +112,13 @@ class ExportArchitecture:
         """Return the most tokens of a text, special tokens included, that tokenizer and model can read."""
         return min(int(tokenizer.model_max_length), positions_of(self.model))
 
-    def save_sentence_modules(self, out: Path, pooling: str) -> None:
+    def save_sentence_modules(self, out: Path, pooling: str, query_prompt: str | None = None) -> None:
         """Write the files that make the directory a sentence-transformers model: pooling of tokens, unit length.
 
         The vectors are those of `bali_ds.load`, without code of our own. Names and mentions are means over their own
         tokens in training, so [CLS] and [SEP] have weight 0 here, unless the pooling is "last". Servers that know the
         pooling alone, such as text-embeddings-inference, include both tokens; they require every field that is written.
+        A prompt of queries is named "query": `encode_query` and `prompt_name="query"` put it before a text.
         """
         tokenizer = load_tokenizer(self.source)
         modules = [each for each in SENTENCE_MODULES if pooling != "last" or each[0] != "1_WordWeights"]
@@ -130,6 +132,10 @@ class ExportArchitecture:
         modes = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
         chosen = "lasttoken" if pooling == "last" else "mean_tokens"
         settings = {f"pooling_mode_{mode}": mode == chosen for mode in modes}
+        if query_prompt:
+            prompts = {"query": query_prompt, "document": ""}
+            write_json(out / SENTENCE_SETTINGS, {"prompts": prompts, "default_prompt_name": None})
+            settings["include_prompt"] = pooling == "last"
         write_json(out / "1_Pooling" / "config.json", {"word_embedding_dimension": self.width, **settings})
         (out / "2_Normalize").mkdir()
 

@@ -89,7 +89,7 @@ def export_run(
         architecture.save(working, stored_dtype)
         description["files"] = sorted(path.name for path in working.iterdir())  # tokenizers differ in their files
         write_json(working / DESCRIPTION, description)
-        architecture.save_sentence_modules(working, description["pooling"])
+        architecture.save_sentence_modules(working, description["pooling"], recipe.text_encoder.query_prompt)
         if onnx:
             write_onnx(working)
         _write_card(run, working, description)

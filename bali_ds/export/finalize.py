@@ -22,7 +22,7 @@ from bali_ds.export.export_run import export_run, refresh_card
 from bali_ds.files import read_json, sha256_file, write_json
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.inference.concept_dictionary import read_dictionary
-from bali_ds.inference.encoder import Encoder, load
+from bali_ds.inference.encoder import Encoder, available_device, load
 from bali_ds.model.pretrained import load_tokenizer
 from bali_ds.model.text_encoder import load_text_encoder
 from bali_ds.planning.batch_plan import plan_batches
@@ -105,7 +105,7 @@ def results_table(recipe: Recipe) -> str:
 
 def _encoders(recipe: Recipe) -> dict[str, Encoder]:
     """Load the encoder before and after training, both in float32, so that they differ by training alone."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = available_device("auto")
     settings = recipe.text_encoder
     untrained = load_text_encoder(
         settings.path,
@@ -116,7 +116,7 @@ def _encoders(recipe: Recipe) -> dict[str, Encoder]:
     )
     tokenizer = load_tokenizer(settings.path)
     trained = load(recipe.directory / "export", device=device, dtype=torch.float32)
-    before = Encoder(untrained.encoder.float().to(device), tokenizer, trained.pooling)
+    before = Encoder(untrained.encoder.float().to(device), tokenizer, trained.pooling, trained.query_prompt)
     return {"untrained": before, "trained": trained}
 
 

@@ -1,5 +1,6 @@
 """Model card of an exported encoder."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -95,6 +96,11 @@ def model_card(description: dict[str, Any], figures: dict[str, Any]) -> str:
         parts.append(
             f"In training, the vector of a mention in a passage was {POOLINGS[pooling]};\n"
             "`bali_ds.load(DIR).encode_mentions(places)` computes the same.\n"
+        )
+    if prompt := (recipe.get("text_encoder") or {}).get("query_prompt"):
+        parts.append(
+            f"Before mentions and questions, not before names, goes the prompt {json.dumps(prompt)}:\n"
+            '`SentenceTransformer("DIR").encode_query(texts)` and `bali_ds.load("DIR").encode(texts, query=True)`.\n'
         )
     if markers := description.get("markers"):
         parts.append(

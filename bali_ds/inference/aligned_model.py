@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bali_ds.config import Recipe, parse_recipe
+from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.data.evaluation_batches import evaluation_batches
 from bali_ds.errors import InputError
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
@@ -22,7 +23,7 @@ from bali_ds.inference.exported_directory import (
     read_description,
 )
 from bali_ds.model.aligner import Aligner
-from bali_ds.model.graph_encoders import GraphEncoder, build_graph_encoder
+from bali_ds.model.graph_encoders import GraphEncoder, LinearizedGraph, build_graph_encoder
 from bali_ds.model.text_encoder import TextEncoder
 from bali_ds.objectives.registry import stream_settings
 from bali_ds.shards.shard_set import ShardSet
@@ -34,13 +35,37 @@ def load_aligned(path: Path, device: str = "cpu", graph: KnowledgeGraph | None =
     Args:
         path: an exported directory.
         device: device of the model.
+        graph: graph that the model will be used with; see `load_graph_encoder`.
+
+    Raises:
+        InputError: the directory is not an exported model, or as `load_graph_encoder`.
+    """
+    path, device = find_model(path), available_device(device)
+    encoder = load(path)
+    graph_encoder, recipe = load_graph_encoder(path, encoder.width, graph)
+    own = recipe.text_encoder
+    prompt = Tokenizer.load(path).prompt_ids(own.query_prompt) if own.query_prompt else ()
+    text = TextEncoder(encoder.model, nn.Identity(), pooling=own.pooling, prompt=prompt)
+    names = "learned" if recipe.graph_encoder.names == "learned" else "gradient"
+    aligner = Aligner(text, graph_encoder, recipe.objective, names=names)
+    aligner.pooling = encoder.mention_pooling
+    return aligner.to(device).eval(), recipe
+
+
+def load_graph_encoder(
+    path: Path, width: int, graph: KnowledgeGraph | None = None
+) -> tuple[GraphEncoder | LinearizedGraph, Recipe]:
+    """Load the graph encoder of an exported model in float32, with the recipe of its training.
+
+    Args:
+        path: an exported directory.
+        width: features of its text encoder.
         graph: graph that the model will be used with; learned concept embeddings are valid for one graph only.
 
     Raises:
         InputError: the directory is not an exported model, its graph encoder does not match its description, or the
             model has learned concept embeddings of another graph.
     """
-    path, device = find_model(path), available_device(device)
     if not (path / DESCRIPTION).is_file():
         raise InputError(f"{path}: has no {DESCRIPTION}; pass a directory that `bali-ds export` wrote")
     description = read_description(path)
@@ -48,10 +73,8 @@ def load_aligned(path: Path, device: str = "cpu", graph: KnowledgeGraph | None =
     # the encoder that training started from may be missing here; the exported directory has its tokenizer
     own = recipe.text_encoder.model_copy(update={"path": str(path), "weights": "pretrained"})
     recipe = recipe.model_copy(update={"text_encoder": own})
-    encoder = load(path)
-    learned = recipe.graph_encoder.names == "learned"
     trained_on = description.fingerprints.get("graph")
-    if learned and graph and trained_on and trained_on != graph.fingerprint:
+    if recipe.graph_encoder.names == "learned" and graph and trained_on and trained_on != graph.fingerprint:
         raise InputError(
             f"{path}: has concept embeddings of graph {trained_on}, but {graph.path} is {graph.fingerprint}; "
             "pass the graph of the training"
@@ -60,17 +83,13 @@ def load_aligned(path: Path, device: str = "cpu", graph: KnowledgeGraph | None =
     sizes = (description.num_relations or 0, description.num_concepts or 0)
     # built without memory first: the sizes in the description must be those of the weights
     with torch.device("meta"):
-        shapes = build_graph_encoder(recipe.graph_encoder, encoder.width, *sizes)
+        shapes = build_graph_encoder(recipe.graph_encoder, width, *sizes)
     if isinstance(shapes, GraphEncoder):
         check_module_weights(shapes, path / GRAPH_ENCODER_FILE)
-    graph_encoder = build_graph_encoder(recipe.graph_encoder, encoder.width, *sizes)
+    graph_encoder = build_graph_encoder(recipe.graph_encoder, width, *sizes)
     if isinstance(graph_encoder, GraphEncoder):
         load_module_weights(graph_encoder, path / GRAPH_ENCODER_FILE)
-    names = "learned" if learned else "gradient"
-    text = TextEncoder(encoder.model, nn.Identity(), pooling=own.pooling)
-    aligner = Aligner(text, graph_encoder, recipe.objective, names=names)
-    aligner.pooling = encoder.mention_pooling
-    return aligner.to(device).eval(), recipe
+    return graph_encoder.eval(), recipe
 
 
 def held_out_views(

@@ -252,8 +252,8 @@ class ContextFinder:
 
     def _similar(self, question: str, texts: Sequence[str]) -> NDArray[np.float32]:
         distinct = list(dict.fromkeys(texts))
-        vectors = self.encoder.encode([question, *distinct])
-        of_text = dict(zip(distinct, vectors[1:] @ vectors[0], strict=True))
+        (asked,) = self.encoder.encode([question], query=True)
+        of_text = dict(zip(distinct, self.encoder.encode(distinct) @ asked, strict=True))
         return np.array([of_text[text] for text in texts], np.float32)
 
 

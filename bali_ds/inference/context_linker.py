@@ -121,7 +121,7 @@ class ContextLinker:
         The vectors are those of the mentions by themselves, and in their texts if the scoring has a share of context.
         """
         rows = {string: row for row, string in enumerate(dict.fromkeys(mentions))}
-        alone = self.encoder.encode(list(rows))[[rows[string] for string in mentions]]
+        alone = self.encoder.encode(list(rows), query=True)[[rows[string] for string in mentions]]
         context = self.encoder.encode_mentions(places) if self.scoring.context else None
         at_once = max(1, min(_MOST_AT_ONCE, _SCORE_BYTES // (4 * len(self.dictionary.concepts))))
         device = self.scorer.device

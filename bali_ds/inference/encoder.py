@@ -18,6 +18,7 @@ from bali_ds.inference.exported_directory import (
     find_model,
     load_mention_pooling,
     read_description,
+    read_query_prompt,
 )
 from bali_ds.inference.mention_windows import mention_windows
 from bali_ds.model.pooling import MentionPooling
@@ -40,7 +41,8 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
 
     Args:
         path: a directory with config.json, weights and a tokenizer, or `org/name[@revision]` on the Hugging Face Hub;
-            `bali_ds.json`, if present, sets the pooling.
+            `bali_ds.json`, if present, sets the pooling, and the prompt "query" of sentence-transformers goes before
+            queries.
         device: device of the model, for example "cpu" or "cuda"; "auto" takes a GPU if there is one.
         dtype: dtype of the model; None uses float32 on a CPU and the stored dtype elsewhere.
 
@@ -54,7 +56,7 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
     tokenizer = load_tokenizer(path)
     check_embeddings(path, max(tokenizer.get_vocab().values(), default=0), model)
     description = read_description(path)
-    encoder = Encoder(model.to(device), tokenizer, description.pooling)
+    encoder = Encoder(model.to(device), tokenizer, description.pooling, read_query_prompt(path))
     encoder.passage_tokens = min(description.passage_tokens or PASSAGE_TOKENS, encoder.max_tokens)
     encoder.mention_pooling = load_mention_pooling(path, description.mention_pooling, encoder.width).to(device)
     if description.markers:
@@ -86,7 +88,7 @@ def available_device(name: str) -> str:
 class EncoderLike(Protocol):
     """Any encoder of texts and mentions as unit vectors, such as `Encoder`."""
 
-    def encode(self, texts: Sequence[str], *, progress: bool = False) -> Vectors:
+    def encode(self, texts: Sequence[str], *, query: bool = False, progress: bool = False) -> Vectors:
         """Return the vector of each text: float32 [n, d]."""
         ...
 
@@ -100,15 +102,19 @@ class Encoder:
 
     Pooling "mean_tokens" is the mean of the last layer over the tokens of the text, "mean" includes [CLS] and [SEP],
     "cls" is the first token, "last" the last one, which ends the text. A text without tokens gets the mean over its
-    special tokens.
+    special tokens. A prompt goes before queries, which are mentions and questions, and not before names; means leave
+    its tokens out, as sentence-transformers counts them.
     """
 
-    def __init__(self, model: torch.nn.Module, tokenizer: Any, pooling: str = "mean_tokens") -> None:
+    def __init__(
+        self, model: torch.nn.Module, tokenizer: Any, pooling: str = "mean_tokens", query_prompt: str = ""
+    ) -> None:
         if pooling not in POOLINGS:
             raise InputError(f"pooling {quoted(pooling)} is unknown; use one of {', '.join(POOLINGS)}")
         self.model: Any = model.eval()
         self.tokenizer = tokenizer
         self.pooling = pooling
+        self.query_prompt = query_prompt
         self.mention_pooling = MentionPooling("mean", self.width)
         self.markers: tuple[list[int], list[int]] = ([], [])
         self.max_tokens = min(int(tokenizer.model_max_length), positions_of(self.model))
@@ -133,6 +139,7 @@ class Encoder:
         self,
         texts: Sequence[str],
         *,
+        query: bool = False,
         token_budget: int | None = None,
         normalize: bool = True,
         pooling: str | None = None,
@@ -144,6 +151,7 @@ class Encoder:
 
         Args:
             texts: any number of texts; each is truncated to the positions of the model.
+            query: whether they are queries, which the prompt of the model goes before.
             token_budget: tokens per batch, padding included; None chooses by device.
             normalize: whether vectors are scaled to unit length.
             pooling: a pooling to use instead of the model's own.
@@ -153,15 +161,17 @@ class Encoder:
         if pooling not in POOLINGS:
             raise InputError(f"pooling {quoted(pooling)} is unknown; use one of {', '.join(POOLINGS)}")
         vectors = np.empty((len(texts), self.width), np.float32)
+        prompt = self.query_prompt if query else ""
+        skipped = self._prompt_tokens(prompt)
         bar = progress_bar("encode", len(texts), "texts", shown=progress)
         with torch.inference_mode(), bar:
             for start in range(0, len(texts), TEXTS_AT_ONCE):
-                tokens, special = self._tokenize(texts[start : start + TEXTS_AT_ONCE])
+                tokens, special = self._tokenize([prompt + text for text in texts[start : start + TEXTS_AT_ONCE]])
                 order, pooled = [], []  # on the device until all are there: each copy would wait for it
                 for rows in _batches([len(row) for row in tokens], token_budget or self._token_budget):
                     states, mask = self._states([tokens[row] for row in rows])
                     special_rows = _pad([special[row] for row in rows], 1).to(mask.device)
-                    pooled.append(_pool(states, mask, special_rows, pooling))
+                    pooled.append(_pool(states, mask, special_rows, pooling, skipped))
                     order += rows
                     bar.update(len(rows))
                 vectors[start + np.array(order)] = torch.cat(pooled).cpu().numpy()
@@ -175,11 +185,12 @@ class Encoder:
         """Return the unit vector of each mention in its text, pooled over the mention's tokens as in training.
 
         A longer text is read in windows, each once for all mentions in it. With entity markers, each mention is read
-        by itself, with its own markers around it.
+        by itself, with its own markers around it. The prompt of queries goes before each window.
 
         Args:
             places: (text, start, end) of each mention, in code points.
-            max_tokens: most tokens of a window, special tokens included; None takes `passage_tokens`.
+            max_tokens: most tokens of a window, special tokens included and those of the prompt not; None takes
+                `passage_tokens`.
             token_budget: tokens per batch, as in `encode`.
 
         Returns:
@@ -188,7 +199,7 @@ class Encoder:
         Raises:
             InputError: a mention has no token.
         """
-        rows, spans = self._windows(places, min(max_tokens or self.passage_tokens, self.max_tokens))
+        rows, spans = self._windows(places, max_tokens or self.passage_tokens)
         vectors = np.empty((len(places), self.width), np.float32)
         with torch.inference_mode():
             for batch in _batches([len(row) for row in rows], token_budget or self._token_budget):
@@ -209,9 +220,10 @@ class Encoder:
     ) -> tuple[list[list[int]], list[list[tuple[tuple[int, int], int]]]]:
         """Return the tokens of each window, and the spans of the mentions in it with their rows in `places`."""
         frame = self.tokenizer("")["input_ids"]
-        before, after = frame[: len(frame) // 2], frame[len(frame) // 2 :]
+        prompt = self.tokenizer(self.query_prompt.rstrip(" "), add_special_tokens=False)["input_ids"]
+        before, after = [*frame[: len(frame) // 2], *prompt], frame[len(frame) // 2 :]
         opening, closing = self.markers
-        room = max_tokens - len(frame) - len(opening) - len(closing)
+        room = min(max_tokens, self.max_tokens - len(prompt)) - len(frame) - len(opening) - len(closing)
         of_text: dict[str, list[int]] = {}
         for row, (text, _, _) in enumerate(places):
             of_text.setdefault(text, []).append(row)
@@ -253,6 +265,13 @@ class Encoder:
         )
         return encoded["input_ids"], encoded["special_tokens_mask"]
 
+    def _prompt_tokens(self, prompt: str) -> int:
+        """Return how many tokens a text with a prompt begins with that are not its own, special ones included."""
+        if not prompt:
+            return 0
+        tokens = self.tokenizer(prompt)["input_ids"]
+        return len(tokens) - (tokens[-1] in self.tokenizer.all_special_ids)
+
     def _states(self, tokens: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         lengths = torch.tensor([len(row) for row in tokens])
         input_ids = _pad(tokens, int(self.tokenizer.pad_token_id or 0))
@@ -285,12 +304,16 @@ def _batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
         start += size
 
 
-def _pool(states: torch.Tensor, mask: torch.Tensor, special: torch.Tensor, pooling: str) -> torch.Tensor:
-    """Reduce states [n, L, d] to float32 [n, d]; `mask` marks tokens and `special` marks special tokens."""
+def _pool(states: torch.Tensor, mask: torch.Tensor, special: torch.Tensor, pooling: str, skipped: int) -> torch.Tensor:
+    """Reduce states [n, L, d] to float32 [n, d].
+
+    `mask` marks tokens and `special` special tokens; means leave out the first `skipped` tokens.
+    """
     if pooling == "cls":
         return states[:, 0].float()
     if pooling == "last":
         return states[torch.arange(len(states), device=mask.device), mask.sum(dim=1) - 1].float()
+    mask = mask * (torch.arange(mask.shape[1], device=mask.device) >= skipped)
     weights = mask
     if pooling == "mean_tokens":
         own = mask * (1 - special)

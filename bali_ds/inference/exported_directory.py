@@ -19,6 +19,7 @@ from bali_ds.parsing import quoted, validated
 DESCRIPTION = "bali_ds.json"
 POOLING_FILE = "mention_pooling.safetensors"
 GRAPH_ENCODER_FILE = "graph_encoder.safetensors"
+SENTENCE_SETTINGS = "config_sentence_transformers.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
@@ -30,8 +31,8 @@ EXPORT = Output(
     ("format_version", "pooling"),
     (
         "*.safetensors", "*.safetensors.index.json", "config.json", "README.md", *TOKENIZER_FILES,
-        "modules.json", "sentence_bert_config.json", "1_WordWeights/config.json", "1_Pooling/config.json",
-        "onnx/model.onnx",
+        "modules.json", "sentence_bert_config.json", SENTENCE_SETTINGS,
+        "1_WordWeights/config.json", "1_Pooling/config.json", "onnx/model.onnx",
     ),
 )  # fmt: skip
 
@@ -59,6 +60,22 @@ def read_description(directory: Path) -> ExportDescription:
     """
     file = directory / DESCRIPTION
     return validated(ExportDescription, read_json(file), str(file)) if file.is_file() else ExportDescription()
+
+
+class _SentenceSettings(BaseModel):
+    prompts: dict[str, str | None] = {}
+
+
+def read_query_prompt(directory: Path) -> str:
+    """Return the prompt that a model of sentence-transformers has for queries; empty without one.
+
+    Raises:
+        InputError: the file with the prompts is damaged.
+    """
+    file = directory / SENTENCE_SETTINGS
+    if not file.is_file():
+        return ""
+    return validated(_SentenceSettings, read_json(file), str(file)).prompts.get("query") or ""
 
 
 _DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")

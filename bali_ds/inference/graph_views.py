@@ -15,8 +15,9 @@ from bali_ds.errors import InputError
 from bali_ds.files import read_json, write_json
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.graph.neighbor_sampling import sample_neighbors
-from bali_ds.inference.aligned_model import load_aligned
-from bali_ds.inference.encoder import Encoder
+from bali_ds.inference.aligned_model import load_graph_encoder
+from bali_ds.inference.encoder import Encoder, available_device
+from bali_ds.inference.exported_directory import find_model
 from bali_ds.model.graph_encoders import GraphEncoder
 from bali_ds.npy import open_npy
 from bali_ds.randomness import derive
@@ -80,10 +81,11 @@ def open_graph_views(
     Raises:
         InputError: the directory is not an exported model with a graph encoder, or the index holds other vectors.
     """
-    aligner, recipe = load_aligned(path, device, graph)
-    identity = _identity(encoder, aligner.graph, graph, recipe.data.fan_out)
+    graph_encoder, recipe = load_graph_encoder(find_model(path), encoder.width, graph)
+    graph_encoder = graph_encoder.to(available_device(device))
+    identity = _identity(encoder, graph_encoder, graph, recipe.data.fan_out)
     if index is None or not (index / GRAPH_VIEWS.marker).exists():
-        table = graph_view_table(encoder, aligner.graph, graph, recipe.data.fan_out, progress=progress)
+        table = graph_view_table(encoder, graph_encoder, graph, recipe.data.fan_out, progress=progress)
         if index is None:
             return table
         with published_directory(index, GRAPH_VIEWS) as working:

@@ -110,7 +110,7 @@ class Linker:
 
     def link(self, mentions: Sequence[str], *, top: int = 5) -> list[list[Candidate]]:
         """Return up to `top` distinct concepts for each mention, most similar first."""
-        queries, count = self.encoder.encode(mentions), top * NAMES_A_CANDIDATE
+        queries, count = self.encoder.encode(mentions, query=True), top * NAMES_A_CANDIDATE
         found, scores = (
             self._inverted_file.nearest(queries, count)
             if self._inverted_file

@@ -69,4 +69,4 @@ def build_memory(
         np.add.at(context, of_pair, read[rows])
         context /= np.maximum(np.linalg.norm(context, axis=1, keepdims=True), 1e-12)
     concepts = np.array([concept for _, concept in pairs], np.int64)
-    return Memory(strings, concepts, shares, encoder.encode(strings), context)
+    return Memory(strings, concepts, shares, encoder.encode(strings, query=True), context)

@@ -5,6 +5,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from bali_ds.config import LoraConfig, Recipe, TextEncoderConfig
+from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.data.mixture import Mixture
 from bali_ds.errors import InputError, first_line, missing_package
 from bali_ds.model.aligner import Aligner
@@ -92,7 +93,7 @@ def build_aligner(
     Raises:
         InputError: the encoder cannot be loaded, or does not fit the recipe.
     """
-    encoder = recipe.text_encoder
+    encoder, prompt = recipe.text_encoder, recipe.text_encoder.query_prompt
     _check_headless(recipe)
     text = load_text_encoder(
         encoder.path,
@@ -103,6 +104,7 @@ def build_aligner(
         attention=encoder.attention,
         pooling=encoder.pooling,
         bidirectional=encoder.bidirectional,
+        prompt=Tokenizer.load(encoder.path).prompt_ids(prompt) if prompt else (),
         partition=partition,
     )
     torch.manual_seed(recipe.seed)

@@ -60,31 +60,46 @@ def segment_mean(values: torch.Tensor, segments: torch.Tensor, num_segments: int
     return sums / counts.clamp(min=1)[:, None]
 
 
-def pool_sequences(hidden: torch.Tensor, packed: PackedSequences, pooling: str) -> torch.Tensor:
+def pool_sequences(
+    hidden: torch.Tensor, packed: PackedSequences, pooling: str, prompt: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return one vector per sequence, float32 [n, d], under the pooling of mentions.
 
     With "last" it is the state of the sequence's last token, which a causal decoder computes from all of them; with any
-    other, the mean of the inner tokens.
+    other, the mean of the inner tokens without those of the prompt.
     """
     if pooling == "last":
         return hidden[packed.offsets[1:] - 1].float()
-    return mean_of_inner_tokens(hidden, packed)
+    return mean_of_inner_tokens(hidden, packed, prompt)
 
 
-def mean_of_inner_tokens(hidden: torch.Tensor, packed: PackedSequences) -> torch.Tensor:
+def mean_of_inner_tokens(
+    hidden: torch.Tensor, packed: PackedSequences, prompt: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return the mean over the tokens of each sequence between the first and the last, which are special.
 
     Args:
         hidden: float [T, d].
         packed: n sequences of T tokens.
+        prompt: int64 [P], tokens that are left out where a sequence has them after its first token.
 
     Returns:
-        float32 [n, d]; a sequence of two tokens gives zeros.
+        float32 [n, d]; a sequence without such tokens gives zeros.
     """
     count, offsets = len(packed.lengths), packed.offsets
     lengths = offsets.diff()
     rows = torch.repeat_interleave(torch.arange(count, device=offsets.device), lengths, output_size=len(hidden))
-    inner = (packed.positions >= 1) & (packed.positions < lengths[rows] - 1)
+    before = offsets.new_zeros(count) if prompt is None else _prompt_lengths(packed, prompt)
+    inner = (packed.positions > before[rows]) & (packed.positions < lengths[rows] - 1)
     sums = hidden.new_zeros(count, hidden.shape[1], dtype=torch.float32)
     sums = sums.index_add(0, rows, torch.where(inner[:, None], hidden, 0).float())
-    return sums / (lengths - 2).clamp(min=1)[:, None]
+    return sums / (lengths - 2 - before).clamp(min=1)[:, None]
+
+
+def _prompt_lengths(packed: PackedSequences, prompt: torch.Tensor) -> torch.Tensor:
+    """Return the tokens of the prompt in each sequence, int64 [n]: all of them or none."""
+    places = packed.offsets[:-1, None] + torch.arange(1, len(prompt) + 1, device=prompt.device)
+    found = packed.input_ids[places.clamp(max=len(packed.input_ids) - 1)] == prompt
+    # what follows a shorter sequence is not its own
+    own = places < packed.offsets[1:, None]
+    return len(prompt) * (found & own).all(dim=1)

@@ -26,6 +26,7 @@ class TextEncoder(nn.Module):
         head: maps hidden states [K, d] to logits [K, vocabulary]; its output weights are those of the embeddings
             where the configuration ties them. None for a decoder.
         pooling: how names are pooled, see `pool_sequences`.
+        prompt: int64 [P], the tokens before queries, which no mean includes; None without a prompt.
         fresh_head: whether the head has no pretrained weights of its own.
         first_position: the number of the first position where the encoder reads packed sequences; None where it reads
             length buckets.
@@ -40,6 +41,7 @@ class TextEncoder(nn.Module):
         fresh_head: bool = False,
         first_position: int | None = None,
         pooling: str = "mean",
+        prompt: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -48,6 +50,8 @@ class TextEncoder(nn.Module):
         self.first_position = first_position
         self.pooling = pooling
         self.for_gpu = False
+        self.prompt: Tensor | None
+        self.register_buffer("prompt", torch.tensor(prompt) if prompt else None, persistent=False)
 
     @property
     def width(self) -> int:
@@ -73,7 +77,7 @@ class TextEncoder(nn.Module):
 
     def pool(self, hidden: Tensor, packed: PackedSequences) -> Tensor:
         """Return one float32 vector per sequence [n, d] from the states of its tokens [T, d]."""
-        return pool_sequences(hidden, packed, self.pooling)
+        return pool_sequences(hidden, packed, self.pooling, self.prompt)
 
 
 def load_text_encoder(
@@ -86,6 +90,7 @@ def load_text_encoder(
     attention: str = "packed",
     pooling: str = "mean",
     bidirectional: bool = False,
+    prompt: Sequence[int] = (),
     partition: WeightPartition | None = None,
 ) -> TextEncoder:
     """Load a Hugging Face encoder with its masked-language-model head, or a decoder.
@@ -102,6 +107,7 @@ def load_text_encoder(
             Architectures that cannot read packed sequences, and causal decoders, take "sdpa" for "packed".
         pooling: see `pool_sequences`.
         bidirectional: whether a decoder attends to both sides.
+        prompt: token ids before queries.
         partition: how the weights of a decoder are partitioned over the ranks while they are loaded, a collective call;
             None loads all of them on every rank.
 
@@ -118,7 +124,7 @@ def load_text_encoder(
         if attention == "packed" and (not bidirectional or partition is not None):
             attention = "sdpa"  # packed attention is not causal, and partitioned weights cannot be tried out
         first = _choose_attention(model, attention)
-        return TextEncoder(model, None, first_position=first, pooling=pooling)
+        return TextEncoder(model, None, first_position=first, pooling=pooling, prompt=prompt)
     if weights == "random":
         model, fresh_head = fresh_model(AutoModelForMaskedLM, config, path), True
     else:
@@ -127,7 +133,9 @@ def load_text_encoder(
             logger.info("%s: has no pretrained masked-language-model head; a new one is initialized", path)
     head = _head(model, path)
     first = _choose_attention(model, attention)
-    return TextEncoder(model.base_model, head, fresh_head=fresh_head, first_position=first, pooling=pooling)
+    return TextEncoder(
+        model.base_model, head, fresh_head=fresh_head, first_position=first, pooling=pooling, prompt=prompt
+    )
 
 
 def _decoder(path: str, config: PretrainedConfig, weights: str, partition: WeightPartition | None) -> PreTrainedModel:

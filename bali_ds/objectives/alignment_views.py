@@ -9,7 +9,7 @@ from bali_ds.data.batch import Array, ArrayTree
 from bali_ds.data.batch_part import BatchPart, BatchSlice, NamesToEncode, SampledInputs, SampleSource
 from bali_ds.data.ego_graphs import EgoGraphs, sample_ego_graphs, sample_names
 from bali_ds.data.sequences import Flags, Ints, TokenSequences, starts
-from bali_ds.objectives.synonym_alignment import SampledPairs, sample_named_mentions
+from bali_ds.objectives.synonym_alignment import NO_PAIRS, SampledPairs, sample_named_mentions
 from bali_ds.randomness import Keys, below, derive, uniform
 
 # Half of the graph views of other concepts must come from the neighbors: their names are views themselves.
@@ -83,12 +83,9 @@ class AlignmentViewsPart(BatchPart):
 
     def sample(self, inputs: SampledInputs) -> SampledAlignmentViews:
         """Return the further views of all views."""
-        source = inputs.source
-        longest = source.shards.index["max_name_tokens"]
-        offsets = source.graph.name_offsets
-        pairs = sample_named_mentions(inputs.samples, inputs.views, inputs.view_keys, offsets, longest)
-        others = sample_other_concepts(inputs.view_keys, self.others, source)
-        return SampledAlignmentViews(pairs, others, source.vocabulary.mask_id)
+        pairs = sample_named_mentions(inputs) if self.mentions or self.concept_names else NO_PAIRS
+        others = sample_other_concepts(inputs.view_keys, self.others, inputs.source)
+        return SampledAlignmentViews(pairs, others, inputs.source.vocabulary.mask_id)
 
     def names(self, sampled: SampledAlignmentViews, views: slice) -> NamesToEncode:
         """Return names and mentions of some views, and the names of other concepts and of their neighbors."""
@@ -97,13 +94,16 @@ class AlignmentViewsPart(BatchPart):
         own = sampled.pairs.first[pairs] if self.concept_names else sampled.pairs.first[:0]
         name_ids = [own, sampled.others.name_ids[others], sampled.others.node_names[nodes][masks == 0]]
         spelled = [sampled.pairs.mentions.part(pairs.start, pairs.stop)] if self.mentions else []
-        hidden = TokenSequences(np.full(int(masks.sum()), sampled.mask_id), masks[masks > 0])
+        lengths = np.unique(masks[masks > 0])
+        hidden = TokenSequences(np.full(int(lengths.sum()), sampled.mask_id), lengths)
         return NamesToEncode(np.concatenate(name_ids), TokenSequences.join([*spelled, hidden]))
 
     def collate(self, sampled: SampledAlignmentViews, piece: BatchSlice) -> AlignmentViews[Ints]:
         """Return the further views of one batch."""
         pairs, others, nodes = self._slices(sampled, piece.views)
-        ego_graphs, hidden = sampled.others.ego_graphs, sampled.others.masks[nodes] > 0
+        ego_graphs, masks = sampled.others.ego_graphs, sampled.others.masks[nodes]
+        hidden = masks > 0
+        _, of_length = np.unique(masks[hidden], return_inverse=True)
         count, drawn, concept_ids = (
             pairs.stop - pairs.start,
             others.stop - others.start,
@@ -112,7 +112,7 @@ class AlignmentViewsPart(BatchPart):
         sizes = [count * self.concept_names, drawn, int((~hidden).sum()), count * self.mentions]
         own, other, shown, mentions, masked = np.split(piece.name_rows, np.cumsum(sizes))
         node_rows = np.empty(hidden.size, np.int64)
-        node_rows[~hidden], node_rows[hidden] = shown, masked
+        node_rows[~hidden], node_rows[hidden] = shown, masked[of_length]
         facts = np.arange(nodes.start - others.start, nodes.stop - others.stop)
         messages = np.concatenate([facts, facts + ego_graphs.num_facts])
         drawn_ids = sampled.others.concept_ids[others]

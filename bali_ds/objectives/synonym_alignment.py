@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 
 from bali_ds.data.batch import Array, ArrayTree
 from bali_ds.data.batch_part import BatchPart, BatchSlice, NamesToEncode, SampledInputs
-from bali_ds.data.ego_graphs import ConceptViews
-from bali_ds.data.reader import Samples
 from bali_ds.data.sequences import NO_SEQUENCES, Ints, TokenSequences, ranges, starts
 from bali_ds.objectives.objective import EncodedBatch, EncodedViews, Objective, Vectors
 from bali_ds.randomness import Keys, below, derive
@@ -56,6 +54,10 @@ class SampledPairs(NamedTuple):
     mentions: TokenSequences
 
 
+_NONE = np.empty(0, np.int64)
+NO_PAIRS = SampledPairs(_NONE, _NONE, _NONE, _NONE, NO_SEQUENCES)
+
+
 @dataclass(frozen=True)
 class SynonymPart(BatchPart):
     """Samples a pair of names of each concept.
@@ -72,11 +74,9 @@ class SynonymPart(BatchPart):
 
     def sample(self, inputs: SampledInputs) -> SampledPairs:
         """Return the pairs of all views."""
-        offsets = inputs.source.graph.name_offsets
         if self.pairs == "names":
-            return sample_name_pairs(inputs.views.concept_ids, inputs.view_keys, offsets)
-        longest = inputs.source.shards.index["max_name_tokens"]
-        return sample_named_mentions(inputs.samples, inputs.views, inputs.view_keys, offsets, longest)
+            return sample_name_pairs(inputs.views.concept_ids, inputs.view_keys, inputs.source.graph.name_offsets)
+        return sample_named_mentions(inputs)
 
     def names(self, sampled: SampledPairs, views: slice) -> NamesToEncode:
         """Return both names of each pair of some views."""
@@ -113,18 +113,13 @@ def sample_name_pairs(concept_ids: Ints, keys: Keys, name_offsets: NDArray[np.in
     return SampledPairs(views, concept_ids[views], begins + first, begins + second, NO_SEQUENCES)
 
 
-def sample_named_mentions(
-    samples: Samples, views: ConceptViews, keys: Keys, name_offsets: NDArray[np.int64], longest: int
-) -> SampledPairs:
+def sample_named_mentions(inputs: SampledInputs) -> SampledPairs:
     """Sample a name of each concept that has one, and one of its mentions in the passage, both uniformly.
 
-    Args:
-        samples: with their tokens and mentions.
-        views: their distinct concepts.
-        keys: uint64 [V], the key of each view.
-        name_offsets: int64 [C + 1], the first name id of each concept.
-        longest: tokens to which the words of a mention are cut.
+    The words of a mention are cut to the length of the longest name; the prompt goes before them.
     """
+    samples, views, keys, source = inputs.samples, inputs.views, inputs.view_keys, inputs.source
+    name_offsets, longest = source.graph.name_offsets, source.shards.index["max_name_tokens"]
     begins = name_offsets[views.concept_ids].astype(np.int64)
     counts = name_offsets[views.concept_ids + 1].astype(np.int64) - begins
     named = np.flatnonzero(counts)
@@ -135,7 +130,8 @@ def sample_named_mentions(
     first_tokens, ends = samples.mentions[chosen, :2].T.astype(np.int64)
     lengths = np.minimum(ends - first_tokens, longest)
     tokens = samples.tokens[ranges(starts(samples.lengths)[views.samples[named]] + first_tokens, lengths)]
-    return SampledPairs(named, views.concept_ids[named], names[named], names[:0], TokenSequences(tokens, lengths))
+    words = TokenSequences(tokens, lengths).with_inserted(source.prompt, 0)
+    return SampledPairs(named, views.concept_ids[named], names[named], names[:0], words)
 
 
 class SynonymAlignment(Objective):

@@ -78,12 +78,22 @@ class StepFlops:
         tokens, operations = 0, self.head * batch.labels.shape[0] + self.graph * batch.node_names.shape[0]
         for field in ENCODED:
             lengths = getattr(batch, field).lengths
-            learned = field == "passages" or self.name_gradients
             own, pairs = int(lengths.sum()), int((lengths * lengths).sum())
             tokens += own
-            operations += own * (self.encoder if learned else self.encoder_forward)
-            operations += pairs * self.layers * self.width * _ATTENTION * (3 if learned else 1)
+            operations += self.read(own, pairs, learned=field == "passages" or self.name_gradients)
         return tokens, operations
+
+    def read(self, tokens: int, pairs: int, *, learned: bool) -> int:
+        """Return the FLOPs of reading sequences.
+
+        Args:
+            tokens: of all of them.
+            pairs: sum of their squared lengths.
+            learned: whether they are read with gradients.
+        """
+        matrices = self.encoder if learned else self.encoder_forward
+        attention = self.layers * self.width * _ATTENTION * (3 if learned else 1)
+        return tokens * matrices + pairs * attention
 
 
 def _flops(module: nn.Module, *, learns_before: bool = False) -> int:

@@ -22,6 +22,7 @@ class MemoryInputs:
 
     Attributes:
         parameters: number of parameters P.
+        trained: those that are trained, of which there are gradients and states of the optimizer.
         largest: elements of the largest parameter.
         weight_bytes: bytes b of a weight in the run's precision, 4 or 2.
         ranks: number of ranks W.
@@ -32,6 +33,7 @@ class MemoryInputs:
     """
 
     parameters: int
+    trained: int
     largest: int
     weight_bytes: int
     ranks: int
@@ -42,8 +44,8 @@ class MemoryInputs:
 
     @property
     def shard(self) -> int:
-        """Parameters of one rank's partition, rounded up."""
-        return -(-self.parameters // self.ranks)
+        """Trained parameters of one rank's partition, rounded up."""
+        return -(-self.trained // self.ranks)
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,9 @@ def rank_memory(inputs: MemoryInputs, stage: int) -> RankMemory:
 
 
 def _unsharded(inputs: MemoryInputs) -> RankMemory:
-    size, b = inputs.parameters, inputs.weight_bytes
+    size, b = inputs.trained, inputs.weight_bytes
     mixed = b < MASTER_BYTES
-    weights, master, optimizer = b * size, MASTER_BYTES * size * mixed, ADAM_BYTES * size
+    weights, master, optimizer = b * inputs.parameters, MASTER_BYTES * size * mixed, ADAM_BYTES * size
     flattened = b * min(size, STAGE_0_BUCKET)
     during_step = b * size + MASTER_BYTES * size * mixed + _adam_temporaries(inputs, inputs.largest)
     between = weights + master + optimizer
@@ -99,9 +101,9 @@ def _unsharded(inputs: MemoryInputs) -> RankMemory:
 
 
 def _sharded(inputs: MemoryInputs, stage: int) -> RankMemory:
-    size, b, shard = inputs.parameters, inputs.weight_bytes, inputs.shard
+    size, b, shard = inputs.trained, inputs.weight_bytes, inputs.shard
     zero = _zero(inputs)
-    weights, master, optimizer = b * size, MASTER_BYTES * shard, ADAM_BYTES * shard
+    weights, master, optimizer = b * inputs.parameters, MASTER_BYTES * shard, ADAM_BYTES * shard
     bucket = b * int(zero.get("reduce_bucket_size", 5e8))
     used = min(bucket, b * size)
     if zero.get("contiguous_gradients", True):
@@ -137,10 +139,11 @@ def _sharded(inputs: MemoryInputs, stage: int) -> RankMemory:
 def _fully_sharded(inputs: MemoryInputs) -> RankMemory:
     size, b, shard = inputs.parameters, inputs.weight_bytes, inputs.shard
     zero = _zero(inputs)
-    weights, master, optimizer, gradients = b * shard, MASTER_BYTES * shard, ADAM_BYTES * shard, b * shard
+    master, optimizer, gradients = MASTER_BYTES * shard, ADAM_BYTES * shard, b * shard
+    weights = b * -(-size // inputs.ranks)
     gathered = b * min(size, int(zero.get("stage3_max_live_parameters", 1e9))) if inputs.ranks > 1 else 0
     bucket = b * int(zero.get("reduce_bucket_size", 5e8))
-    used = min(bucket, b * size)
+    used = min(bucket, b * inputs.trained)
     reserved = bucket if inputs.on_gpu else used
     states_offloaded, weights_offloaded = (_offloads(zero, key) for key in ("offload_optimizer", "offload_param"))
     offloaded = weights * weights_offloaded + (master + optimizer + gradients) * states_offloaded
@@ -186,20 +189,27 @@ def _communication_bytes(inputs: MemoryInputs) -> int:
     return dtype.itemsize if dtype else inputs.weight_bytes
 
 
-def bytes_sent(inputs: MemoryInputs, stage: int) -> int:
-    """Return the bytes of weights and gradients that a rank sends in one step.
+def bytes_sent(inputs: MemoryInputs, stage: int, reads: int = 2) -> int:
+    """Return the bytes of weights and gradients that a rank sends in one step."""
+    return sum(traffic(inputs, stage, reads))
+
+
+def traffic(inputs: MemoryInputs, stage: int, reads: int = 2) -> tuple[int, int]:
+    """Return the bytes of gradients and those of weights that a rank sends in one step.
 
     DeepSpeed all-reduces gradients at stages 0, 1 and 2; a ring sends each part twice. Stages 1 and 2 then all-gather
-    the updated weights. Stage 3 reduce-scatters gradients and all-gathers weights, a second time for the backward pass
-    unless `stage3_max_live_parameters` lets all of them stay.
+    the updated weights. Stage 3 reduce-scatters gradients and all-gathers weights whenever they are read, or once if
+    `stage3_max_live_parameters` lets all of them stay.
+
+    Args:
+        inputs: of the run.
+        stage: ZeRO stage.
+        reads: how often a step goes through the weights: twice with one forward and one backward pass.
     """
     zero = _zero(inputs)
-    weights, gradients = (each * inputs.parameters for each in (inputs.weight_bytes, _communication_bytes(inputs)))
     stays = inputs.parameters <= int(zero.get("stage3_max_live_parameters", 1e9))
-    volume = {
-        0: 2 * gradients,
-        1: 2 * gradients + weights,
-        2: 2 * gradients + weights,
-        3: gradients + weights * (1 if stays else 2),
-    }[stage]
-    return volume * (inputs.ranks - 1) // inputs.ranks
+    gradients = _communication_bytes(inputs) * inputs.trained * (2 if stage < 3 else 1)
+    updated, every = inputs.weight_bytes * inputs.trained, inputs.weight_bytes * inputs.parameters
+    weights = {0: 0, 1: updated, 2: updated, 3: every * (1 if stays else reads)}[stage]
+    others = inputs.ranks - 1
+    return gradients * others // inputs.ranks, weights * others // inputs.ranks

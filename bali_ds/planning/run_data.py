@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bali_ds.config import Recipe
+from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.data.loader import Loader
 from bali_ds.data.mixture import Mixture, open_mixture
 from bali_ds.data.sampler import Position
@@ -13,6 +14,7 @@ from bali_ds.model.pretrained import check_weight_files, shapes_of_encoder
 from bali_ds.model.text_encoder import positions_of
 from bali_ds.model.tokenizer_checks import matching_tokenizer
 from bali_ds.objectives.registry import stream_settings
+from bali_ds.parsing import quoted
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class RunData:
         tokenizer = matching_tokenizer(settings.path, encoder)
         for each in shards.sets:
             each.check_tokenizer(tokenizer, settings.path)
-        _check_lengths(recipe, shards, positions_of(encoder))
+        prompt = _prompt_tokens(recipe, tokenizer)
+        _check_lengths(recipe, shards, positions_of(encoder) - prompt)
         return cls(graph, shards)
 
     def loader(
@@ -80,8 +83,21 @@ class RunData:
         )
 
 
+def _prompt_tokens(recipe: Recipe, tokenizer: Tokenizer) -> int:
+    """Return how many tokens the prompt adds to a passage."""
+    prompt = recipe.text_encoder.query_prompt
+    if prompt is None:
+        return 0
+    if recipe.text_encoder.pooling != "last" and not tokenizer.separates(prompt):
+        raise InputError(
+            f"text_encoder.query_prompt: {quoted(prompt)} shares a token with the word after it, so that means cannot "
+            "leave the prompt out; end it with a line break, or set text_encoder.pooling to last"
+        )
+    return len(tokenizer.prompt_ids(prompt))
+
+
 def _check_lengths(recipe: Recipe, shards: Mixture, positions: int) -> None:
-    markers = recipe.text_encoder.markers is not None
+    markers, prompted = recipe.text_encoder.markers is not None, recipe.text_encoder.query_prompt is not None
     for each in shards.sets:
         longest = each.index["max_tokens"]
         if markers and 3 * longest > positions:  # two markers a token, at worst
@@ -89,5 +105,6 @@ def _check_lengths(recipe: Recipe, shards: Mixture, positions: int) -> None:
         if longest > positions:
             raise InputError(
                 f"{each.path}: has passages of up to {longest:,} tokens{', markers included' * markers}, and "
-                f"{recipe.text_encoder.path} reads {positions:,}; build the shards with a smaller --max-tokens"
+                f"{recipe.text_encoder.path} reads {positions:,}{' after the prompt' * prompted}; build the shards "
+                "with a smaller --max-tokens"
             )

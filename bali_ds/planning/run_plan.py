@@ -1,7 +1,7 @@
 """The plan of a run: batch sizes, steps, memory of a rank and traffic, computed without starting anything."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
@@ -27,7 +27,7 @@ from bali_ds.progress_bar import duration
 
 STAGES = (0, 1, 2, 3)
 # An H100 or A100 of 80 GB, without the CUDA context and NCCL's buffers.
-_GPU_BYTES = 76 * 2**30
+GPU_BYTES = 76 * 2**30
 MOST_GPUS = 4096
 # Micro-batches that the largest is taken from: up to 8 steps of up to 4 ranks, fewer where a rank's batch is large.
 _SAMPLED_RANKS = 4
@@ -49,7 +49,7 @@ class Plan:
         bytes_sent: bytes that a rank sends in one step at each ZeRO stage.
         on_gpu: whether each rank has a GPU.
         fewest_gpus: number of GPUs of 80 GB, a power of two, from which on the recipe's stage fits with as many
-            passages a rank; None on CPUs, or if 4,096 are too few.
+            passages a rank; None on CPUs, or if `MOST_GPUS` are too few.
         seconds: duration of the run; None without a throughput.
     """
 
@@ -87,7 +87,7 @@ def plan(recipe: Recipe, *, ranks: int, on_gpu: bool, samples_per_second: float 
     settings = load_deepspeed_config(recipe.deepspeed)
     check_recipe(settings, recipe)
     data = RunData.open(recipe)
-    batch_plan = plan_batches(recipe, ranks, len(data.shards.split("train")))
+    batch_plan = plan_batches(recipe, ranks, data.shards.size("train"))
     batch = _largest_batch(recipe, data, batch_plan)
     model = shapes_of_model(recipe, 2 * data.graph.num_relations, data.shards)
     model.text.for_gpu = on_gpu
@@ -95,16 +95,8 @@ def plan(recipe: Recipe, *, ranks: int, on_gpu: bool, samples_per_second: float 
 
     def inputs_of(number: int) -> MemoryInputs:
         loss = _loss_bytes(model, batch.num_views * batch_plan.micro_batches, number, on_gpu=on_gpu)
-        return MemoryInputs(
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            largest=max(parameter.numel() for parameter in model.parameters()),
-            weight_bytes=DTYPES[recipe.precision].itemsize,
-            ranks=number,
-            activations=PassMemory(passes.with_gradients + loss, passes.without_gradients + loss),
-            on_gpu=on_gpu,
-            settings=without_buckets(settings, ranks=number),
-            names=model.table.vectors.nbytes if model.table else 0,
-        )
+        peaks = PassMemory(passes.with_gradients + loss, passes.without_gradients + loss)
+        return memory_inputs(recipe, model, settings, ranks=number, activations=peaks, on_gpu=on_gpu)
 
     inputs = inputs_of(ranks)
     passages = batch_plan.steps * batch_plan.passages_per_step
@@ -116,22 +108,56 @@ def plan(recipe: Recipe, *, ranks: int, on_gpu: bool, samples_per_second: float 
         views=batch.num_views,
         stage=stage,
         memory=tuple(rank_memory(inputs, stage) for stage in STAGES),
-        bytes_sent=tuple(bytes_sent(inputs, stage) for stage in STAGES),
+        bytes_sent=tuple(bytes_sent(inputs, stage, weight_reads(recipe)) for stage in STAGES),
         on_gpu=on_gpu,
         fewest_gpus=fewest_gpus(inputs_of, stage) if on_gpu else None,
         seconds=passages / samples_per_second if samples_per_second else None,
     )
 
 
+def memory_inputs(
+    recipe: Recipe,
+    model: Aligner,
+    settings: Mapping[str, Any],
+    *,
+    ranks: int,
+    activations: PassMemory,
+    on_gpu: bool,
+) -> MemoryInputs:
+    """Return the sizes of a recipe's model on a number of ranks, with the settings of DeepSpeed."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return MemoryInputs(
+        parameters=sum(size for size, _ in sizes),
+        trained=sum(size for size, trained in sizes if trained),
+        largest=max(size for size, _ in sizes),
+        weight_bytes=DTYPES[recipe.precision].itemsize,
+        ranks=ranks,
+        activations=activations,
+        on_gpu=on_gpu,
+        settings=without_buckets(settings, ranks=ranks),
+        names=model.table.vectors.nbytes if model.table else 0,
+    )
+
+
+def weight_reads(recipe: Recipe) -> int:
+    """Return how often a step goes through the weights of the text encoder.
+
+    Each micro-batch does forward and backward, once more forward if there are several, of which only one's activations
+    are kept, and once more forward where layers are recomputed.
+    """
+    count = recipe.batch.micro_batches
+    return count * (2 + (count > 1) + recipe.text_encoder.gradient_checkpointing)
+
+
 def fewest_gpus(inputs_of: Callable[[int], MemoryInputs], stage: int) -> int | None:
-    """Return the smallest power of two of GPUs on which a rank of a ZeRO stage fits, None if 4,096 are too few.
+    """Return the smallest power of two of GPUs on which a rank of a ZeRO stage fits, None if `MOST_GPUS` are too few.
 
     Args:
         inputs_of: returns the sizes of a run on a number of ranks; the contrastive loss grows with that number.
         stage: ZeRO stage.
     """
     numbers = (2**exponent for exponent in range(MOST_GPUS.bit_length()))
-    return next((ranks for ranks in numbers if rank_memory(inputs_of(ranks), stage).peak < _GPU_BYTES), None)
+    return next((ranks for ranks in numbers if rank_memory(inputs_of(ranks), stage).peak < GPU_BYTES), None)
 
 
 def shapes_of_model(recipe: Recipe, num_relations: int, shards: Mixture | None = None) -> Aligner:
@@ -143,9 +169,9 @@ def shapes_of_model(recipe: Recipe, num_relations: int, shards: Mixture | None =
     encoder = recipe.text_encoder
     configuration = read_configuration(encoder.path)
     with tempfile.TemporaryDirectory() as directory:
-        # a directory that holds only config.json: no weights are read
+        # a directory that holds only config.json: no weights and no tokenizer are read
         configuration.save_pretrained(directory)
-        own = encoder.model_copy(update={"path": directory, "weights": "random"})
+        own = encoder.model_copy(update={"path": directory, "weights": "random", "query_prompt": None})
         bare = recipe.model_copy(update={"text_encoder": own})
         with torch.device("meta"):
             model = build_aligner(bare, num_relations, shards)

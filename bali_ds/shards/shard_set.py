@@ -1,8 +1,9 @@
 """Shard set on disk: an index, a memory-mapped sample table, a table of tokenized names, and tars."""
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -206,12 +207,15 @@ class ShardSet:
 
     def _check_sizes(self) -> None:
         for shard in self.shards:
-            tar = self.path / shard.name
-            if not tar.is_file():
+            tar, found = self.path / shard.name, None
+            with suppress(FileNotFoundError):
+                found = tar.stat()  # the only request: a file server serves those of all ranks
+            if found is None or not stat.S_ISREG(found.st_mode):
                 raise InputError(f"{tar}: is missing; the index lists it")
-            size = tar.stat().st_size
-            if size != shard.bytes:
-                raise InputError(f"{tar}: has {size} bytes, the index says {shard.bytes}; copy or build it again")
+            if found.st_size != shard.bytes:
+                raise InputError(
+                    f"{tar}: has {found.st_size} bytes, the index says {shard.bytes}; copy or build it again"
+                )
 
 
 def _check_table(path: Path, names: Names, index: dict[str, Any]) -> None:

@@ -53,7 +53,7 @@ def started_run(recipe: Recipe) -> Iterator[RunInputs]:
             if ranks.is_first:
                 check_evaluation_files(recipe)
                 check_trackers(recipe)
-            batch_plan = plan_batches(recipe, ranks.world_size, len(data.shards.split("train")))
+            batch_plan = plan_batches(recipe, ranks.world_size, data.shards.size("train"))
             settings = deepspeed_settings(recipe, batch_plan)
             inputs = input_values(recipe, data, settings)
         check_equal_inputs(ranks, inputs)

@@ -1,38 +1,11 @@
-"""A cluster that is not here: assumed rates of its hardware, and simulated failures and stragglers."""
+"""Simulated failures and stragglers of a cluster that is not here."""
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
-from bali_ds.losses.contrastive.communication_cost import H100, HardwareRates
-
 # 419 unexpected interruptions in 54 days of 16,384 GPUs (Dubey et al., "The Llama 3 Herd of Models", 2024, 3.3.4).
 FAILURES_PER_GPU_HOUR = 419 / (54 * 24 * 16_384)
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Rates of hosts of eight H100; all assumed, except those with a source.
-
-    Attributes:
-        rates: of the GPUs and what connects them, measured or cited.
-        node: GPUs of a host.
-        encoder_rate: FLOP/s of a training step of the text encoder: 39 % of the peak, that of BERT-base alone
-            (docs/gpu.md).
-        disk_write: bytes per second that a rank writes to the page cache of its host at a checkpoint.
-        storage: bytes per second that the file system writes for all ranks together.
-        restart: seconds from a failure until ranks train again: requeue, start, load.
-        price: dollars for a GPU-hour.
-    """
-
-    rates: HardwareRates = H100
-    node: int = 8
-    encoder_rate: float = 0.39 * 989e12
-    disk_write: float = 2e9
-    storage: float = 50e9
-    restart: float = 300.0
-    price: float = 2.5
 
 
 def best_interval(checkpoint_seconds: float, mean_time_between_failures: float) -> float:

@@ -20,10 +20,13 @@ def expected_sample(shards, graph, settings, row, epoch):
     if settings.markers:
         tokens, mentions = expected_marks(tokens, mentions, settings.markers)
         tokenizer = tokenizer | {"special_ids": [*tokenizer["special_ids"], *settings.markers]}
+    begin = len(settings.prompt)
+    tokens[1:1] = settings.prompt
+    mentions = [(start + begin, end + begin, concept) for start, end, concept in mentions]
     spans = {}
     for start, end, concept in mentions:
         spans.setdefault(concept, set()).update(range(start, end))
-    inputs, labels = expected_tokens(tokens, set().union(*spans.values()), tokenizer, settings, visit)
+    inputs, labels = expected_tokens(tokens, set().union(*spans.values()), tokenizer, settings, visit, begin)
     views = [
         expected_view(shards, graph, settings, derive(visit, concept), concept, sorted(places), edges.tolist())
         for concept, places in spans.items()
@@ -50,7 +53,7 @@ def expected_marks(tokens, mentions, markers):
     return [token for piece in pieces for token in piece], moved
 
 
-def expected_tokens(tokens, mentioned, tokenizer, settings, visit):
+def expected_tokens(tokens, mentioned, tokenizer, settings, visit, prompt):
     hide = chance(derive(visit, "mentions")) < settings.mention_masking
     ordinary = [token for token in range(tokenizer["vocab_size"]) if token not in tokenizer["special_ids"]]
     inputs, labels = list(tokens), {}
@@ -58,7 +61,7 @@ def expected_tokens(tokens, mentioned, tokenizer, settings, visit):
         key = derive(visit, place)
         if hide and place in mentioned:
             inputs[place] = tokenizer["mask_id"]
-        elif token not in tokenizer["special_ids"] and chance(key) < settings.token_masking:
+        elif place > prompt and token not in tokenizer["special_ids"] and chance(key) < settings.token_masking:
             labels[place] = token
             fate = chance(derive(key, "fate"))
             if fate < 0.8:

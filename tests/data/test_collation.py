@@ -25,10 +25,14 @@ def batch_of(data, settings, rows, epoch=0):
 
 
 @pytest.mark.parametrize("rows", [[3], [7, 2, 90, 41, 13, 60, 61, 5], list(range(50, 99)), [4, 4, 4]], ids=len)
-@pytest.mark.parametrize(("fan_out", "markers"), [(0, None), (1, (1, 0)), (3, None), (20, (0, 1))])
-def test_batch_equals_the_slow_plain_collator(data, rows, fan_out, markers):
+@pytest.mark.parametrize(
+    ("fan_out", "markers", "prompt"), [(0, None, ()), (1, (1, 0), (9, 8, 7)), (3, None, (5,)), (20, (0, 1), ())]
+)
+def test_batch_equals_the_slow_plain_collator(data, rows, fan_out, markers, prompt):
     shards, graph = data
-    settings = StreamSettings(seed=5, fan_out=fan_out, mention_masking=0.4, name_masking=0.4, markers=markers)
+    settings = StreamSettings(
+        seed=5, fan_out=fan_out, mention_masking=0.4, name_masking=0.4, markers=markers, prompt=prompt
+    )
     batch = batch_of(data, settings, rows, epoch=2)
     expected = [expected_sample(shards, graph, settings, row, 2) for row in rows]
     passages, views = found_samples(batch)

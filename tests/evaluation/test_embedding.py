@@ -13,7 +13,7 @@ from bali_ds.graph.knowledge_graph import KnowledgeGraph
 class Letters:
     """Encodes a string by how often each character occurs."""
 
-    def encode(self, texts):
+    def encode(self, texts, **_):
         vectors = np.array([[text.count(chr(code)) for code in range(32, 127)] for text in texts], np.float32)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 

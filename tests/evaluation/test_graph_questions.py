@@ -107,7 +107,7 @@ def test_ranks_leave_other_right_answers_and_the_topic_out():
 class Oracle:
     """Encodes a number as a point on a circle, and a question as its words."""
 
-    def encode(self, texts):
+    def encode(self, texts, **_):
         vectors = np.zeros((len(texts), 8), np.float32)
         for row, text in enumerate(texts):
             digits = "".join(letter for letter in text if letter.isdigit())
@@ -129,7 +129,7 @@ def test_what_an_encoder_knows_is_found_and_what_it_does_not_know_is_not(ring, t
     ]
 
     class Ignorant:
-        def encode(self, texts):
+        def encode(self, texts, **_):
             return np.full((len(texts), 8), 8**-0.5, np.float32)
 
     training = MultiHopTraining(epochs=150, graph_epochs=400, width=16)

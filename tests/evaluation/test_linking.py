@@ -40,7 +40,7 @@ class Table:
         self.seed, self.width = seed, width
         self.asked: list[str] = []
 
-    def encode(self, texts, *, progress=False):  # noqa: ARG002
+    def encode(self, texts, **_):
         self.asked += texts
         rows = [
             np.random.default_rng([self.seed, *text.lower().encode()]).integers(-2, 3, self.width) for text in texts

@@ -36,15 +36,15 @@ def encoder_directory(tmp_path_factory) -> Path:
     return directory
 
 
-def write_run(run: Path, trained: Path, case: str, encoder: Path) -> Path:
-    """Write the run directory of one case."""
+def write_run(run: Path, trained: Path, case: str, encoder: Path, **settings: object) -> Path:
+    """Write the run directory of one case; `settings` are of the text encoder."""
     checkpoint = run / "checkpoints" / f"step-{STEPS:08d}"
     shutil.copytree(trained / case / checkpoint.name, checkpoint)
     shutil.copytree(encoder, run / "encoder")
     recipe = {
         "name": "toy",
         "data": {"graph": "graph", "shards": "shards"},
-        "text_encoder": {"path": "encoder"},
+        "text_encoder": {"path": "encoder", **settings},
         "steps": 2,
     }
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))

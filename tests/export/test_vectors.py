@@ -11,6 +11,8 @@ from transformers import AutoTokenizer
 import bali_ds
 from bali_ds.errors import InputError
 from bali_ds.export.export_run import export_run
+from bali_ds.inference.concept_dictionary import ConceptDictionary
+from bali_ds.inference.linker import Linker
 from tests.card_snippet import vectors_by_the_card
 from tests.export.conftest import write_run
 
@@ -45,6 +47,29 @@ def test_the_vectors_are_those_of_bali_ds(exported, by):
     assert np.abs(by(exported) - own).max() < 1e-5
     with_special_tokens = bali_ds.load(exported).encode(TEXTS, pooling="mean")
     assert np.abs(own - with_special_tokens).max() > 1e-3  # so the comparison can fail
+
+
+PROMPT = "word5 word6 word8 "
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_sentence_transformers_reads_queries_after_the_prompt(trained, encoder_directory, tmp_path, pooling):
+    library = pytest.importorskip("sentence_transformers")
+    run = write_run(tmp_path / "run", trained, "0-fp32", encoder_directory, query_prompt=PROMPT, pooling=pooling)
+    export_run(run, tmp_path / "out", "float32")
+    theirs, own = library.SentenceTransformer(str(tmp_path / "out"), device="cpu"), bali_ds.load(tmp_path / "out")
+    queries, names = own.encode(TEXTS, query=True), own.encode(TEXTS)
+    assert np.abs(theirs.encode_query(TEXTS) - queries).max() < 1e-5
+    assert np.abs(theirs.encode(TEXTS, prompt_name="query") - queries).max() < 1e-5
+    assert np.abs(theirs.encode_document(TEXTS) - names).max() < 1e-5
+    assert np.abs(theirs.encode(TEXTS) - names).max() < 1e-5
+    assert np.abs(queries - names).max() > 1e-3
+    # a mention that is all of its text is pooled from the same tokens as the query
+    spans = own.encode_mentions([(text, 0, len(text)) for text in TEXTS[:3]])
+    if pooling == "mean":
+        assert np.abs(spans - queries[:3]).max() < 1e-5
+    mention, query = Linker.build(own, ConceptDictionary.of([("word7", ["C1"])])).link(["word7"])[0][0], queries[1]
+    assert mention.score == pytest.approx(float(query @ names[1]), abs=1e-5)
 
 
 def test_a_server_finds_the_fields_that_it_requires(exported):

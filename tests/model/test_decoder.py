@@ -18,6 +18,7 @@ from bali_ds.inference.linker import Linker
 from bali_ds.model.build_model import build_aligner
 from bali_ds.model.pretrained import load_tokenizer
 from bali_ds.model.text_encoder import load_text_encoder
+from bali_ds.planning.run_data import RunData
 from tests.card_snippet import vectors_by_the_card
 from tests.conftest import REPOSITORY, Sample, run_ranks
 from tests.model.decoders import FAMILIES, TOKENS, write_decoder
@@ -26,6 +27,7 @@ from tests.packs import random_pack, states_one_by_one
 SOURCE = REPOSITORY / "shards/sample"
 STAGES = (0, 1, 2, 3)
 STEPS = 2
+PROMPT = "Instruct: Name the concept.\nQuery: "
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,12 @@ def recipe_of(data: Sample, runs: Path, family: str, stage: int):
     return data.recipe(
         runs,
         name=f"{family}-{stage}",
-        text_encoder={"path": str(data.encoder), "pooling": "last", "bidirectional": family == "qwen"},
+        text_encoder={
+            "path": str(data.encoder),
+            "pooling": "last",
+            "bidirectional": family == "qwen",
+            "query_prompt": PROMPT,
+        },
         objective={"masked_language_model": {"weight": 0.0}},
         masking={"tokens": 0.0},
         batch={"passages": 8},
@@ -147,6 +154,19 @@ def test_losses_are_equal_at_all_stages_and_after_resuming_on_one_rank(runs):
         assert each == pytest.approx(plain, rel=1e-5)
 
 
+def test_the_tokens_of_a_prompt_must_be_told_apart_for_means(runs):
+    """A byte-level tokenizer counts the space at the end to the word after it, and a line break not."""
+    recipe = runs[0]
+
+    def opened(prompt):
+        changed = recipe.text_encoder.model_copy(update={"pooling": "mean", "query_prompt": prompt})
+        return RunData.open(recipe.model_copy(update={"text_encoder": changed}))
+
+    opened("Query:\n")
+    with pytest.raises(InputError, match=r"query_prompt: 'Query: ' shares a token with the word after it.*line break"):
+        opened("Query: ")
+
+
 def test_the_export_is_an_ordinary_directory_and_links(runs, tmp_path):
     out = tmp_path / "export"
     export_run(runs[3].directory, out, "float32")
@@ -162,12 +182,16 @@ def test_the_export_is_an_ordinary_directory_and_links(runs, tmp_path):
     dictionary = tmp_path / "dictionary.txt"
     dictionary.write_text("C1||renal failure\nC2||nausea\n")
     linker = Linker.build(encoder, read_dictionary(dictionary))
-    assert [found[0].cui for found in linker.link(texts, top=1)] == ["C1", "C2"]
+    nearest = (encoder.encode(texts, query=True) @ encoder.encode(texts).T).argmax(axis=1)
+    assert [found[0].cui for found in linker.link(texts, top=1)] == [f"C{row + 1}" for row in nearest]
 
 
 def test_sentence_transformers_gives_the_same_vectors(runs, tmp_path):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     export_run(runs[1].directory, tmp_path / "export", "float32")
     texts = ["renal failure", "acute nausea and vomiting"]
-    theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "export"), device="cpu").encode(texts)
-    np.testing.assert_allclose(load(tmp_path / "export").encode(texts), theirs, atol=1e-5)
+    theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "export"), device="cpu")
+    own = load(tmp_path / "export")
+    np.testing.assert_allclose(own.encode(texts), theirs.encode(texts), atol=1e-5)
+    np.testing.assert_allclose(own.encode(texts, query=True), theirs.encode_query(texts), atol=1e-5)
+    np.testing.assert_allclose(own.encode([PROMPT + text for text in texts]), theirs.encode_query(texts), atol=1e-5)

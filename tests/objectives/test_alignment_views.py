@@ -6,6 +6,7 @@ import torch
 
 from bali_ds.config import Recipe
 from bali_ds.config.objectives import ObjectiveConfig
+from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.data.loader import Loader
 from bali_ds.model.build_model import build_aligner
 from bali_ds.objectives.registry import stream_settings
@@ -75,6 +76,32 @@ def test_views_are_mentions_names_and_neighborhoods_of_drawn_concepts(built):
         assert masked or name in spelled(concept)
         assert not masked or known.stop - known.start >= 2
     assert 0.2 < hidden / len(drawn) < 0.6
+    masks = [len(name) for name in names if set(name[1:-1]) == {MASK}]
+    assert len(masks) <= 2 * len(set(masks))  # one for the nodes of passages, one for those of drawn concepts
+
+
+def test_the_prompt_goes_before_mentions_and_not_before_names(built):
+    recipe, data = built
+    encoder = recipe.text_encoder.model_copy(update={"query_prompt": "find the concept: "})
+    recipe = recipe.model_copy(update={"text_encoder": encoder})
+    plain, prompted = (steps((each, data), 1)[0].micro_batches[0] for each in (built[0], recipe))
+    prompt = Tokenizer.load(encoder.path).encode("find the concept:").ids.tolist()
+    first = 3 * plain.num_views  # names and drawn concepts, then mentions
+    for batch, before in ((plain, []), (prompted, prompt)):
+        names, rows = rows_of(batch.names), batch.parts["contrastive"].rows.tolist()
+        read = [names[row] for row in rows]
+        if batch is plain:
+            expected = read
+        assert read[:first] == expected[:first]
+        assert read[first:] == [[CLS, *before, *each[1:]] for each in expected[first:]]
+    # no mean includes the prompt: the mean of the places of tokens tells which were taken
+    text = build_aligner(recipe, 2 * data.graph.num_relations).text
+    names = prompted.names
+    means = text.pool(names.positions[:, None].float().expand(-1, 2), names)[prompted.parts["contrastive"].rows]
+    lengths = [len(each) - 2 for each in expected]
+    begins = [1] * first + [1 + len(prompt)] * (len(lengths) - first)
+    middles = [begin + (length - 1) / 2 for begin, length in zip(begins, lengths, strict=True)]
+    torch.testing.assert_close(means[:, 0], torch.tensor(middles))
 
 
 def test_views_do_not_depend_on_ranks_or_workers(built):

@@ -9,6 +9,7 @@ from bali_ds.planning.memory import MemoryInputs, bytes_sent, rank_memory
 
 RUN = MemoryInputs(
     parameters=1000,
+    trained=1000,
     largest=400,
     weight_bytes=2,
     ranks=4,
@@ -77,3 +78,19 @@ def test_gradients_may_travel_smaller():
 
 def test_one_rank_sends_nothing():
     assert [bytes_sent(replace(RUN, ranks=1), stage) for stage in range(4)] == [0] * 4
+
+
+def test_weights_that_are_not_trained_have_no_gradients_and_no_optimizer():
+    frozen = replace(RUN, trained=100)
+    rows = [rank_memory(frozen, stage) for stage in range(4)]
+    states = [row.weights + row.gradients + row.master + row.optimizer for row in rows]
+    assert states == [2000 + 14 * 100, 2000 + 200 + 12 * 25, 2000 + 14 * 25, 500 + 14 * 25]
+    assert bytes_sent(frozen, 2) == (2 * 2 + 2) * 100 * 3 // 4
+    assert bytes_sent(replace(frozen, settings={}), 3) == (2 * 100 + 2 * 1000) * 3 // 4
+
+
+def test_stage_3_gathers_weights_whenever_they_are_read_and_reduces_gradients_once():
+    released = replace(RUN, settings={"zero_optimization": {"stage": 3, "stage3_max_live_parameters": 0}})
+    assert bytes_sent(released, 3) == (2 + 2 * 2) * 1000 * 3 // 4
+    assert bytes_sent(released, 3, 12) == (2 + 12 * 2) * 1000 * 3 // 4
+    assert bytes_sent(released, 2, 12) == bytes_sent(released, 2)

@@ -15,7 +15,7 @@ from bali_ds.objectives.registry import stream_settings
 from bali_ds.planning.activations import PassMemory
 from bali_ds.planning.memory import MemoryInputs, rank_memory
 from bali_ds.planning.run_data import RunData
-from bali_ds.planning.run_plan import _passes, fewest_gpus, plan, plan_text, shapes_of_model
+from bali_ds.planning.run_plan import _passes, fewest_gpus, plan, plan_text, shapes_of_model, weight_reads
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -59,9 +59,19 @@ def test_the_gradients_of_a_micro_batch_are_kept_until_those_of_the_others_are_a
     assert many.with_gradients >= many.without_gradients
 
 
+@pytest.mark.parametrize(("micro_batches", "recomputed", "reads"), [(1, False, 2), (2, False, 6), (2, True, 8)])
+def test_a_step_reads_the_weights_as_often_as_two_ranks_gathered_them(recipe, micro_batches, recomputed, reads):
+    """Two ranks that keep no weights at stage 3 gathered 1.97, 5.59 and 6.82 times the model, embeddings less often."""
+    batch = recipe.batch.model_copy(update={"micro_batches": micro_batches})
+    encoder = recipe.text_encoder.model_copy(update={"gradient_checkpointing": recomputed})
+    assert weight_reads(recipe.model_copy(update={"batch": batch, "text_encoder": encoder})) == reads
+
+
 def test_the_fewest_gpus_for_seven_billion_parameters():
     """At stage 3 a rank holds 16 bytes of state for each of its parameters, and half as many GPUs do not hold them."""
-    inputs = MemoryInputs(7_000_000_000, 10**8, 2, 1, PassMemory(0, 0), True, {"zero_optimization": {"stage": 3}})
+    inputs = MemoryInputs(
+        7_000_000_000, 7_000_000_000, 10**8, 2, 1, PassMemory(0, 0), True, {"zero_optimization": {"stage": 3}}
+    )
 
     def inputs_of(ranks: int) -> MemoryInputs:
         return replace(inputs, ranks=ranks)
@@ -74,7 +84,7 @@ def test_the_fewest_gpus_for_seven_billion_parameters():
 
 def test_a_loss_that_grows_with_the_ranks_may_fit_nowhere():
     """80 GiB of gathered views do not fit on one GPU, and on twice as many GPUs they are 160 GiB on each."""
-    inputs = MemoryInputs(10**8, 10**7, 2, 1, PassMemory(0, 0), True, {"zero_optimization": {"stage": 3}})
+    inputs = MemoryInputs(10**8, 10**8, 10**7, 2, 1, PassMemory(0, 0), True, {"zero_optimization": {"stage": 3}})
 
     def inputs_of(ranks: int) -> MemoryInputs:
         views = 80 * 2**30 * ranks
@@ -96,6 +106,10 @@ def test_recomputed_attention_on_a_gpu_is_fused_too(recipe):
     encoder = recipe.text_encoder.model_copy(update={"gradient_checkpointing": True})
     planned = plan(recipe.model_copy(update={"text_encoder": encoder}), ranks=2, on_gpu=True)
     assert planned.fewest_gpus == 1
+    assert "fits  from 1 GPUs of 80 GB at ZeRO stage 2" in plan_text(planned, recipe)
+    nowhere = plan_text(replace(planned, fewest_gpus=None), recipe)
+    assert "fits  not even on 4,096 GPUs of 80 GB at ZeRO stage 2" in nowhere
+    assert "fits" not in plan_text(replace(planned, on_gpu=False, fewest_gpus=None), recipe)
 
 
 def test_a_gpu_also_holds_derivatives_by_all_similarities(recipe, monkeypatch):

@@ -47,7 +47,8 @@ def test_training_and_plan_alone_open_what_a_recipe_names():
 
     openers = {"planning/run_data.py", "data/mixture.py", "data/remote.py", "export/finalize.py"}
     assert callers("open_mixture", "open_shards") == openers
-    assert callers("RunData.open(") == {"training/startup.py", "training/replay.py", "planning/run_plan.py"}
+    plans = {"planning/run_plan.py", "planning/passage_counts.py"}
+    assert callers("RunData.open(") == {"training/startup.py", "training/replay.py", *plans}
 
 
 def refused_in_one_line(capsys):

@@ -79,5 +79,8 @@ def test_passages_longer_than_the_encoder_reads_are_refused(sample, tmp_path):
     opened(longest, markers=("(", ")"))
     with pytest.raises(InputError, match=rf"up to {longest} tokens, markers included, and .* reads {longest - 1};"):
         opened(longest - 1, markers=("(", ")"))
+    opened(136, query_prompt="find the concept: ")
+    with pytest.raises(InputError, match=r"up to 128 tokens, and .* reads 127 after the prompt;"):
+        opened(135, query_prompt="find the concept: ")
     with pytest.raises(InputError, match=r"'\[M\]' is not in its vocabulary; use two tokens that are"):
         stream_settings(sample.recipe(tmp_path, text_encoder={"path": str(short), "markers": ("(", "[M]")}))
