@@ -35,7 +35,9 @@ from tests.forked import fork, fork_ranks  # noqa: E402
 RANKS = 2
 EVERY = 5
 GRACE = 5.0
-PATIENCE = 600.0
+# As in the tests: for a busy or slow machine.
+TIMEOUT_FACTOR = float(os.environ.get("BALI_TIMEOUT_FACTOR", "1"))
+PATIENCE = 300.0 * TIMEOUT_FACTOR
 # Fraction of writes that fail on a temporarily full disk: about half of all checkpoints.
 FAILING = 0.2
 
@@ -62,7 +64,7 @@ def make_recipe(
     steps: int,
     *,
     shards: str | None = None,
-    retry_minutes: float = 0.5,
+    retry_minutes: float = 0.5 * TIMEOUT_FACTOR,
     data_minutes: float = 30,
 ) -> Recipe:
     """Return the recipe of a run, with dropout."""
