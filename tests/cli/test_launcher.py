@@ -79,6 +79,28 @@ def test_a_hostfile_needs_the_address_of_its_first_host(empty_folder, launched, 
     assert launched[0][:6] == ["--hostfile", "hosts", "--master_addr", "10.0.0.1", "--module", "bali_ds.cli.train"]
 
 
+@pytest.mark.parametrize(
+    ("launched_with", "when", "complete", "status"),
+    [
+        (0, "after", False, 75),
+        (0, "after", True, 0),
+        (0, "separate", False, 0),
+        (0, "never", False, 0),
+        (3, "after", False, 3),
+        (75, "separate", False, 75),
+    ],
+)
+def test_a_launcher_that_says_0_is_believed_where_the_run_is_complete(
+    empty_folder, monkeypatch, launched_with, when, complete, status
+):
+    monkeypatch.setattr(launcher, "_launch", lambda _: launched_with)
+    (empty_folder / "own.yaml").write_text((RECIPES / "medmentions.yaml").read_text())
+    if complete:
+        (empty_folder / "runs/own").mkdir(parents=True)
+        (empty_folder / "runs/own/complete.json").write_text("{}")
+    assert main(["train", "own.yaml", "name=own", "--ranks", "2", f"evaluation.when={when}"]) == status
+
+
 @pytest.mark.timeout(120)
 def test_a_process_that_srun_started_is_a_rank(empty_folder, monkeypatch):
     seen = []

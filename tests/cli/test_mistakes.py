@@ -34,20 +34,20 @@ MISTAKES = [
     ("init {file}", "exists already"),
     # inputs
     ("graph build --out o", "no sources given; pass --rrf"),
-    ("graph build --rrf nowhere --out o", "nowhere"),
+    ("graph build --rrf nowhere --out o", "nowhere: contains no MRCONSO.RRF"),
     ("graph build --obo {file} --out {folder}", "is not part of a graph by bali-ds; name another --out"),
     ("graph build --obo {file} --tsv-preset primekgg --out o", "did you mean primekg?"),
     ("graph fetch hp --out hp.obo", "did you mean hpo?"),
-    ("graph stats nowhere", "nowhere"),
-    ("graph show {graph} C9999999", "C9999999"),
+    ("graph stats nowhere", "build one with bali-ds graph build"),
+    ("graph show {graph} C9999999", "C9999999: is not a concept of {graph}; use an identifier"),
     ("shards build --graph {graph} --corpus pubtatr:x --tokenizer {encoder} --out o", "did you mean pubtator?"),
     ("shards build --graph {graph} --corpus corpus.txt --tokenizer {encoder} --out o", "FORMAT:PATH"),
-    ("shards build --graph {graph} --corpus pubtator:nowhere --tokenizer {encoder} --out o", "nowhere"),
+    ("shards build --graph {graph} --corpus pubtator:nowhere --tokenizer {encoder} --out o", "nowhere: is not a file"),
     ("link --model {run} --graph {graph} mentions", "did you mean {run}/export?"),
     ("link --model nowhere --graph {graph} mentions", "nowhere: is not a model directory"),
     ("encode --model {run}/export --device gpu --out v.npy mentions", "use auto, cpu or cuda"),
     ("encode --model {run}/export --device cuda --out v.npy mentions", "torch finds no GPU"),
-    ("report {folder}", "{folder}"),
+    ("report {folder}", "{folder}: is not a run directory: recipe.yaml does not exist; pass runs/NAME"),
 ]
 
 
