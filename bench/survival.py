@@ -1,6 +1,9 @@
-"""Interrupts and resumes runs: losses and weights after 100 steps must equal those of an uninterrupted run.
+"""Interrupts and resumes runs: losses and weights after the last step must equal those of an uninterrupted run.
 
     python bench/survival.py --kills 100 --terms 20 --full-disks 20
+
+Runs take 50 steps and save every fifth; each is killed several times, wherever it is. The stages of ZeRO take turns.
+What has happened is in bench/results/survival.json after each run, and `--continue` adds what is missing there.
 
 kill -9 hits ranks, loader workers and the launcher, also in the middle of a save. SIGTERM is sent to the launcher and
 to ranks, also during validation and during a save; each must leave a complete checkpoint, the right exit status and
@@ -16,7 +19,6 @@ DeepSpeed's (`tests/system` uses the real one), so that a start takes one second
 
 import argparse
 import itertools
-import json
 import os
 import random
 import signal
@@ -24,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,47 +40,66 @@ from inputs.survival_jobs import (
     make_recipe,
     moment,
     signal_all,
+    steps_taken,
 )
 from inputs.survival_server import ShardServer
 
 from bali_ds.checkpoint.marker import checkpoint_step, complete_checkpoints
 from bali_ds.config import Recipe
 from bali_ds.errors import MISTAKE, NOT_SAVED, STOPPED
-from bali_ds.files import write_json
+from bali_ds.files import read_json, write_json
 from tests.weights import same_weights
 
 STAGES = (1, 2, 3)
+VICTIMS = ("launcher", "rank", "worker")
+RESULTS = REPOSITORY / "bench/results/survival.json"
 # After so many minutes without data a run ends, where it is meant to.
 SHORT_WAIT = 0.1
 
 
-def turns(count: int, until: float) -> Iterator[int]:
-    """Yield the numbers below a count, until a time."""
-    return itertools.takewhile(lambda _: time.monotonic() < until, range(count))
-
-
 class Trial:
-    """Interrupts runs of one ZeRO stage after another and compares what comes out."""
+    """Interrupts runs and compares what comes out; the ZeRO stages take turns."""
 
-    def __init__(self, folder: Path, steps: int, seed: int) -> None:
-        self.folder, self.steps = folder, steps
-        self.draw = random.Random(seed)
-        self.counts: Counter[str] = Counter()
+    def __init__(
+        self, folder: Path, stages: tuple[int, ...], steps: int, seed: int, counts: Counter[str], results: Path | None
+    ) -> None:
+        self.folder, self.stages, self.steps, self.seed = folder, stages, steps, seed
+        self.counts, self.results = counts, results
+        self.draw = random.Random(seed + counts.total())
         self.expected: dict[int, list[tuple[int, float]]] = {}
         self.checkpoints: dict[int, Path] = {}
-        self.seconds: dict[int, float] = {}
+        self.start_seconds: dict[int, float] = {}
         self.number = self.starts = 0
 
-    def straight(self, stages: tuple[int, ...]) -> None:
+    def straight(self) -> None:
         """Run each stage once without interruption."""
-        for stage in stages:
+        for stage in self.stages:
             job = self.start(self.recipe(stage))
+            self.wait_for_a_step(job)
+            self.start_seconds[stage] = time.monotonic() - job.started
             if not job.wait() or job.status:
                 raise RuntimeError(job.log.read_text()[-3000:])
             self.expected[stage] = losses(job.recipe.directory)
             self.checkpoints[stage] = self.last_checkpoint(job.recipe)
-            self.seconds[stage] = time.monotonic() - job.started
-            print(f"ZeRO {stage}: {self.steps} steps without interruption, {self.seconds[stage]:.0f} s", flush=True)
+            seconds = time.monotonic() - job.started
+            print(f"ZeRO {stage}: {self.steps} steps without interruption, {seconds:.0f} s", flush=True)
+
+    def killed(self) -> int:
+        """Return how many processes were killed so far."""
+        return sum(self.counts[f"{victim} killed"] for victim in VICTIMS)
+
+    def done(self, what: str) -> int:
+        """Return how many trials of a kind have ended so far."""
+        return self.counts[f"{what} survived"] + self.counts[f"{what} not survived"]
+
+    def stage_of(self, turn: int) -> int:
+        """Return the stage whose turn it is."""
+        return self.stages[turn % len(self.stages)]
+
+    def save(self) -> None:
+        """Write the counts, if that is wanted."""
+        if self.results:
+            write_json(self.results, {"seed": self.seed, "steps": self.steps, **+self.counts})
 
     def recipe(self, stage: int, **changes: Any) -> Recipe:
         """Return the recipe of another run."""
@@ -94,35 +115,35 @@ class Trial:
         """Return the checkpoint of the last step."""
         return recipe.directory / f"checkpoints/step-{self.steps:08d}"
 
-    def kills(self, stage: int, count: int, until: float) -> None:
-        """Kill runs of a stage so often, or as often as there is time for."""
-        killed = 0
-        while killed < count and time.monotonic() < until:
+    def kills(self, count: int, until: float) -> None:
+        """Kill so many processes, or as many as there is time for."""
+        for stage in itertools.cycle(self.stages):
+            if self.killed() >= count or time.monotonic() > until:
+                return
             recipe = self.recipe(stage)
             while True:
                 job = self.start(recipe)
-                before = killed
-                victim = self.draw.choice(["rank", "rank", "worker", "launcher"])
-                when = self.draw.choice(["any time", "any time", "save"])
-                if killed < count and time.monotonic() < until and moment(job, self.draw, when, self.seconds[stage]):
-                    killed += self.kill(job, victim, when)
+                before = self.killed()
+                when = self.draw.choice(["start", "step", "step", "save"])
+                wanted = before < count and time.monotonic() < until
+                if wanted and moment(job, self.draw, when, self.steps // 4, self.start_seconds[stage]):
+                    self.kill(job, self.draw.choice(["rank", "rank", "worker", "launcher"]), when)
                 if not job.wait():
                     self.counts["processes left behind"] += 1
-                if job.over() and job.status == 0:
+                if job.status == 0:
                     break
-                if killed == before:
+                if self.killed() == before:
                     raise RuntimeError(f"a resumed run failed with status {job.status}: {job.log.read_text()[-3000:]}")
             self.compare(recipe, stage)
 
-    def kill(self, job: Job, victim: str, when: str) -> int:
-        """Kill one process of a kind; return how many there were to kill."""
-        found = job.processes(victim)
-        if not found:
-            return 0
-        os.kill(self.draw.choice(found), signal.SIGKILL)
-        self.counts[f"{victim} killed"] += 1
-        self.counts["killed in a save"] += when == "save"
-        return 1
+    def kill(self, job: Job, victim: str, when: str) -> None:
+        """Kill one process of a kind; before there are workers, a rank in place of one."""
+        if victim == "worker" and not job.processes(victim):
+            victim = "rank"
+        if found := job.processes(victim):
+            os.kill(self.draw.choice(found), signal.SIGKILL)
+            self.counts[f"{victim} killed"] += 1
+            self.counts["killed in a save"] += when == "save"
 
     def compare(self, recipe: Recipe, stage: int) -> None:
         """Compare a run that came to its end with the uninterrupted one."""
@@ -130,35 +151,36 @@ class Trial:
             self.last_checkpoint(recipe), self.checkpoints[stage]
         )
         self.counts["runs equal bit for bit" if same else "runs that differ"] += 1
+        self.save()
         print(f"ZeRO {stage}: {recipe.name} {'equals' if same else 'DIFFERS FROM'} the uninterrupted run", flush=True)
 
-    def terminations(self, stage: int, count: int, until: float) -> None:
+    def terminations(self, count: int, until: float) -> None:
         """Send SIGTERM so often, each time to a run that has taken a step."""
+        stage = self.stages[0]
         recipe = self.recipe(stage)
-        for turn in turns(count, until):
+        while (turn := self.done("SIGTERMs")) < count and time.monotonic() < until:
             target = ("launcher", "rank")[turn % 2]
-            when = ("any time", "evaluation", "save")[turn % 3]
+            when = ("step", "evaluation", "save")[turn % 3]
             job = self.start(recipe)
             self.wait_for_a_step(job)
-            if not moment(job, self.draw, when, self.seconds[stage] / count) or not (found := job.processes(target)):
-                job.wait()
-                self.compare(recipe, stage)
-                recipe = self.recipe(stage)
-                continue
-            taken = self.steps_taken(recipe)
-            os.kill(found[0], signal.SIGTERM)
-            ended = job.wait()
-            # a launcher that dies of the signal has no status of its own
-            right = job.status == (-signal.SIGTERM if target == "launcher" else STOPPED)
-            good = ended and self.has_saved(recipe, taken) and (right or job.status == 0)
-            self.record("SIGTERMs", good, f"to {target}, {when}: ended {ended}, step {taken}", job)
+            if moment(job, self.draw, when, self.steps // 8) and (found := job.processes(target)):
+                taken = steps_taken(recipe.directory)
+                os.kill(found[0], signal.SIGTERM)
+                ended = job.wait()
+                # a launcher that dies of the signal has no status of its own
+                right = job.status == (-signal.SIGTERM if target == "launcher" else STOPPED)
+                good = ended and self.has_saved(recipe, taken) and (right or job.status == 0)
+                self.record("SIGTERMs", good, f"to {target}, {when}: ended {ended}, step {taken}", job)
+            if not job.wait():
+                self.counts["processes left behind"] += 1
             if job.status == 0:
                 self.compare(recipe, stage)
                 recipe = self.recipe(stage)
 
-    def full_disks(self, stage: int, count: int, until: float) -> None:
+    def full_disks(self, count: int, until: float) -> None:
         """Run so often on a disk that is full; every other time for good, from some checkpoint on."""
-        for turn in turns(count, until):
+        while (turn := self.done("full disks")) < count and time.monotonic() < until:
+            stage = self.stage_of(turn)
             last_room, chances = self.draw.randrange(self.steps), random.Random(self.draw.random())
             if now_and_then := turn % 2 == 0:
                 recipe = self.recipe(stage)
@@ -174,12 +196,14 @@ class Trial:
             if good:
                 self.compare(recipe, stage)
 
-    def second_jobs(self, stage: int, count: int, until: float) -> None:
+    def second_jobs(self, count: int, until: float) -> None:
         """Start so many runs, and each a second time, at once or in its first half; one of the two must be refused."""
-        for turn in turns(count, until):
+        while (turn := self.done("second jobs")) < count and time.monotonic() < until:
+            stage = self.stage_of(turn)
             recipe = self.recipe(stage)
             jobs = [self.start(recipe)]
-            time.sleep(self.draw.uniform(0, self.seconds[stage] / 2) if turn % 2 else 0)
+            if turn % 2:
+                moment(jobs[0], self.draw, "step", self.steps // 2)
             jobs.append(self.start(recipe))
             ended = [job.wait() for job in jobs] == [True, True]
             refused = [job for job in jobs if job.status == MISTAKE and "is in use by process" in job.log.read_text()]
@@ -188,29 +212,29 @@ class Trial:
             if good:
                 self.compare(recipe, stage)
 
-    def hung_workers(self, stage: int, count: int, until: float) -> None:
+    def hung_workers(self, count: int, until: float) -> None:
         """Stop a loader worker so often; every other time the run gets SIGTERM too and does not wait."""
-        turn = 0
-        while turn < count and time.monotonic() < until:
-            terminated = turn % 2 == 1
+        while (turn := self.done("hung workers")) < count and time.monotonic() < until:
+            stage, terminated = self.stage_of(turn), turn % 2 == 1
             recipe = self.recipe(stage, data_minutes=30 if terminated else SHORT_WAIT)
             job = self.start(recipe)
             self.wait_for_a_step(job)
-            if moment(job, self.draw, "any time", self.seconds[stage] / 2) and (found := job.processes("worker")):
+            if moment(job, self.draw, "step", self.steps // 2) and (found := job.processes("worker")):
                 os.kill(self.draw.choice(found), signal.SIGSTOP)
                 if terminated:
                     time.sleep(1)
                     signal_all({self.draw.choice(job.processes("rank"))}, signal.SIGTERM)
                 self.resumes("hung workers", job, stage)
-                turn += 1
+            else:
+                job.wait()
 
-    def slow_servers(self, stage: int, count: int, until: float) -> None:
+    def slow_servers(self, count: int, until: float) -> None:
         """Read shards from a slow server so often; every other time it nearly falls silent at some tar."""
         server = ShardServer(self.folder, self.draw.randrange(2**32))
         tars = len(list((self.folder / "shards").glob("train-*.tar")))
         try:
-            for turn in turns(count, until):
-                name = f"run-{self.number + 1}"
+            while (turn := self.done("slow servers")) < count and time.monotonic() < until:
+                stage, name = self.stage_of(turn), f"run-{self.number + 1}"
                 if turn % 2 == 0:
                     recipe = self.recipe(stage, shards=server.url(name))
                     job = self.start(recipe)
@@ -228,7 +252,7 @@ class Trial:
     def resumes(self, what: str, job: Job, stage: int, mend: Callable[[], None] = lambda: None) -> None:
         """Check that a job ends by itself with all of its steps saved, and resumes once its fault is mended."""
         recipe = job.recipe
-        good = job.wait() and job.status in (STOPPED, 0) and self.has_saved(recipe, self.steps_taken(recipe))
+        good = job.wait() and job.status in (STOPPED, 0) and self.has_saved(recipe, steps_taken(recipe.directory))
         if good:
             mend()
             patient = recipe.fault_tolerance.model_copy(update={"data_minutes": 30})
@@ -241,13 +265,14 @@ class Trial:
     def record(self, what: str, good: bool, how: str, job: Job) -> None:
         """Count a trial; describe one that did not end as promised."""
         self.counts[f"{what} survived" if good else f"{what} not survived"] += 1
+        self.save()
         if not good:
             print(f"{what}, {how}: status {job.status}: {job.log.read_text()[-3000:]}", flush=True)
 
     def wait_for_a_step(self, job: Job) -> None:
         """Return when a job has taken a step, or has ended."""
-        before = self.steps_taken(job.recipe)
-        while self.steps_taken(job.recipe) == before and not job.over():
+        before = steps_taken(job.recipe.directory)
+        while steps_taken(job.recipe.directory) == before and not job.over():
             time.sleep(0.01)
 
     @staticmethod
@@ -256,21 +281,9 @@ class Trial:
         saved = complete_checkpoints(recipe.directory / "checkpoints")
         return step == 0 or (bool(saved) and checkpoint_step(saved[0]) >= step)
 
-    @staticmethod
-    def steps_taken(recipe: Recipe) -> int:
-        """Return the last step in metrics.jsonl."""
-        path = recipe.directory / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        for line in reversed(lines):
-            try:
-                return int(json.loads(line)["step"])
-            except ValueError:
-                continue
-        return 0
 
-
-def main() -> int:
-    """Return 0 if nothing went wrong."""
+def parsed() -> argparse.Namespace:
+    """Return the command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=9)
     parser.add_argument("--terms", type=int, default=6)
@@ -278,38 +291,41 @@ def main() -> int:
     parser.add_argument("--second-jobs", type=int, default=4)
     parser.add_argument("--hung-workers", type=int, default=4)
     parser.add_argument("--slow-servers", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--minutes", type=float, default=1000.0, help="start nothing more after so long")
     parser.add_argument("--stages", type=int, nargs="+", default=STAGES, choices=(0, *STAGES))
     parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--no-json", action="store_true", help="do not write bench/results/survival.json")
-    options = parser.parse_args()
-    stages = tuple(options.stages)
+    results = parser.add_mutually_exclusive_group()
+    results.add_argument("--continue", action="store_true", dest="continues", help=f"add to {RESULTS.name}")
+    results.add_argument("--no-json", action="store_true", help=f"do not write bench/results/{RESULTS.name}")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Return 0 if nothing went wrong."""
+    options = parsed()
+    counts = Counter(read_json(RESULTS) if options.continues else {"seed": options.seed, "steps": options.steps})
+    seed, steps = counts.pop("seed"), counts.pop("steps")
     with tempfile.TemporaryDirectory() as name:
         os.environ["BALI_DS_CACHE"] = f"{name}/cache"
-        trial = Trial(Path(name), options.steps, options.seed)
+        results = None if options.no_json else RESULTS
+        trial = Trial(Path(name), tuple(options.stages), steps, seed, counts, results)
         make_data(Path(name))
-        trial.straight(stages)
+        trial.straight()
         begun = time.monotonic()
 
         def until(share: float) -> float:
             return begun + share * 60 * options.minutes
 
-        for place, stage in enumerate(stages):
-            part = (place + 1) / len(stages)
-            trial.kills(stage, len(range(place, options.kills, len(stages))), until(0.5 * part))
-        for place, stage in enumerate(stages):
-            part = (place + 1) / len(stages)
-            trial.full_disks(stage, len(range(place, options.full_disks, len(stages))), until(0.5 + 0.2 * part))
-        trial.terminations(stages[0], options.terms, until(0.8))
-        trial.second_jobs(stages[0], options.second_jobs, until(0.86))
-        trial.hung_workers(stages[0], options.hung_workers, until(0.93))
-        trial.slow_servers(stages[0], options.slow_servers, until(1.0))
-    counts = dict(sorted(trial.counts.items()))
+        trial.kills(options.kills, until(0.5))
+        trial.full_disks(options.full_disks, until(0.7))
+        trial.terminations(options.terms, until(0.8))
+        trial.second_jobs(options.second_jobs, until(0.86))
+        trial.hung_workers(options.hung_workers, until(0.93))
+        trial.slow_servers(options.slow_servers, until(1.0))
+    counts = +counts
     failed = any(name.endswith(("that differ", "left behind", "not survived")) for name in counts)
-    if not options.no_json:
-        write_json(REPOSITORY / "bench/results/survival.json", {"seed": options.seed, "steps": options.steps, **counts})
-    print(f"seed {options.seed}: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+    print(f"seed {seed}: " + ", ".join(f"{counts[what]} {what}" for what in sorted(counts)))
     return int(failed)
 
 

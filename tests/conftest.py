@@ -4,11 +4,9 @@ import json
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
-from contextlib import suppress
+import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from bali_ds.cli import main
 from bali_ds.config import Recipe
 from bali_ds.graph.builder import build_graph
 from bali_ds.graph.tables import TableSource
+from tests.job_server import JobServer
 
 REPOSITORY = Path(__file__).parents[1]
 TIMEOUT_FACTOR = float(os.environ.get("BALI_TIMEOUT_FACTOR", "1"))
@@ -39,6 +38,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         mark = item.get_closest_marker("timeout")
         seconds = float(mark.args[0] if mark else config.getini("timeout"))
         item.add_marker(pytest.mark.timeout(TIMEOUT_FACTOR * seconds), append=False)
+
+
+def pytest_sessionfinish() -> None:
+    """End the process that forks ranks, if there was need for it."""
+    if job_server.cache_info().currsize:
+        job_server().close()
 
 
 @pytest.fixture(scope="session")
@@ -146,27 +151,19 @@ def tiny_encoder(tmp_path_factory) -> Path:
     return directory
 
 
+job_server = cache(JobServer)
+
+
 def run_ranks(world_size: int, script: Path, *arguments: object, timeout: float = 240) -> str:
     """Run a script as the ranks of one job; return what they printed, fail where one fails or hangs.
 
     The ranks are forks of one process that has imported what they need. `timeout` is in seconds on an idle machine;
     `TIMEOUT_FACTOR` multiplies it.
     """
-    job = subprocess.Popen(
-        [sys.executable, "-m", "tests.forked", str(world_size), str(script), *map(str, arguments)],
-        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        said = job.communicate(timeout=TIMEOUT_FACTOR * timeout)[0]
-    except subprocess.TimeoutExpired:
-        os.killpg(job.pid, signal.SIGKILL)
-        pytest.fail(f"the ranks hang; they printed:\n{job.communicate()[0]}")
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(job.pid, signal.SIGKILL)
-    assert job.returncode == 0, said
+    with tempfile.NamedTemporaryFile("r", errors="replace") as log:
+        status = job_server().run(
+            world_size, script, [str(each) for each in arguments], Path(log.name), TIMEOUT_FACTOR * timeout
+        )
+        said = log.read()
+    assert status == 0, f"the ranks {'hang' if status is None else 'fail'}; they printed:\n{said}"
     return said

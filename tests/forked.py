@@ -1,16 +1,21 @@
-"""Ranks as forks of one process that has imported everything, so that a job starts within a second."""
+"""Ranks as forks of one process that has imported everything, so that a job starts within a second.
+
+As a program it is the process of a `tests.job_server.JobServer`.
+"""
 
 import os
 import runpy
 import sys
 import traceback
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Any
 
 # Imports all that a rank needs. Nothing here starts a thread, so that forking is safe.
 # DeepSpeed imports Muon, and with it torch's compiler, when the first ZeRO optimizer is made.
 import deepspeed.runtime.zero.muon.muon_optimizer
 
+import bali_ds.export.finalize
 import bali_ds.training.trainer
 from tests.ports import free_port
 
@@ -60,7 +65,37 @@ def run_script(script: str, arguments: list[str]) -> None:
     runpy.run_path(script, run_name="__main__")
 
 
-LOADED = (bali_ds.training.trainer, deepspeed.runtime.zero.muon.muon_optimizer)
+def serve(requests: Connection) -> None:
+    """Run one job after another as they are requested, each in a process group of its own, until nobody is left to ask.
+
+    A request is the arguments of `be_job`; answers are the job's process id at its start and its exit status.
+    """
+    requests.send(os.getpid())
+    while True:
+        try:
+            request = requests.recv()
+        except EOFError:
+            return
+        job = fork(be_job, requests, *request)
+        requests.send(job)
+        requests.send(os.waitstatus_to_exitcode(os.waitpid(job, 0)[1]))
+
+
+def be_job(
+    requests: Connection, world_size: int, script: str, arguments: list[str], log: str, environment: dict[str, str]
+) -> None:
+    """Run a script as ranks, with an environment of its own and output to a file."""
+    os.setsid()
+    requests.close()
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for number in (1, 2):
+        os.dup2(output, number)
+    os.environ.clear()
+    os.environ.update(environment)
+    run_forked(world_size, run_script, script, arguments)
+
+
+LOADED = (bali_ds.export.finalize, bali_ds.training.trainer, deepspeed.runtime.zero.muon.muon_optimizer)
 
 if __name__ == "__main__":
-    run_forked(int(sys.argv[1]), run_script, sys.argv[2], sys.argv[3:])
+    serve(Connection(int(sys.argv[1])))

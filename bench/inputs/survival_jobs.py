@@ -33,9 +33,11 @@ from bali_ds.errors import InputError, RunEnded, exit_status  # noqa: E402
 from tests.forked import fork, fork_ranks  # noqa: E402
 
 RANKS = 2
-EVERY = 10
+EVERY = 5
 GRACE = 5.0
-PATIENCE = 300.0
+# As in the tests: for a busy or slow machine.
+TIMEOUT_FACTOR = float(os.environ.get("BALI_TIMEOUT_FACTOR", "1"))
+PATIENCE = 300.0 * TIMEOUT_FACTOR
 # Fraction of writes that fail on a temporarily full disk: about half of all checkpoints.
 FAILING = 0.2
 
@@ -62,7 +64,7 @@ def make_recipe(
     steps: int,
     *,
     shards: str | None = None,
-    retry_minutes: float = 0.5,
+    retry_minutes: float = 0.5 * TIMEOUT_FACTOR,
     data_minutes: float = 30,
 ) -> Recipe:
     """Return the recipe of a run, with dropout."""
@@ -213,13 +215,38 @@ def losses(run: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in lines if "loss" in line]
 
 
-def moment(job: Job, draw: random.Random, when: str, longest: float) -> bool:
-    """Wait for a random moment, or for the next save or validation; return whether the job still runs then."""
-    sign = {"save": "checkpoints/.writing", "evaluation": "evaluating"}.get(when)
-    until = time.monotonic() + (PATIENCE if sign else draw.uniform(0, longest))
-    while time.monotonic() < until and not job.over():
-        if sign and (job.recipe.directory / sign).exists():
-            time.sleep(draw.uniform(0, 0.02))
-            break
-        time.sleep(0.002)
+def steps_taken(run: Path) -> int:
+    """Return the last step in metrics.jsonl."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["step"])
+        except ValueError:
+            continue
+    return 0
+
+
+def moment(job: Job, draw: random.Random, when: str, steps: int, start: float = 0) -> bool:
+    """Wait for a random moment of a job; return whether it still runs then.
+
+    Args:
+        job: has just started.
+        draw: random numbers.
+        when: "start", at most `start` seconds later; "step", at most `steps` later; or the next "save" or "evaluation".
+        steps: see `when`.
+        start: see `when`.
+    """
+    run = job.recipe.directory
+    goal = steps_taken(run) + draw.randint(1, steps)
+    come = {
+        "start": lambda: True,
+        "step": lambda: steps_taken(run) >= goal,
+        "save": (run / "checkpoints/.writing").exists,
+        "evaluation": (run / "evaluating").exists,
+    }[when]
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until and not job.over() and not come():
+        time.sleep(0.005)
+    time.sleep(draw.uniform(0, start if when == "start" else 0.02))
     return not job.over()

@@ -1,16 +1,12 @@
 """Training that ends with its last checkpoint, and the command that exports and evaluates it afterwards."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from bali_ds.cli import main
 from bali_ds.config import dump_recipe
+from bali_ds.errors import InputError
 from bali_ds.files import read_json
-from tests.conftest import REPOSITORY
-from tests.ports import free_port
+from tests.conftest import REPOSITORY, run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +22,25 @@ def trained(sample, tiny_encoder, tmp_path_factory):
         evaluation={"when": "separate"},
     )
     (out / "recipe.yaml").write_text(dump_recipe(recipe))
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "MASTER_PORT": str(free_port())}
-    command = [sys.executable, REPOSITORY / "launch/train.py", "--config", out / "recipe.yaml"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=REPOSITORY)
-    return recipe, done.stdout + done.stderr
+    return recipe, run_ranks(2, REPOSITORY / "launch/train.py", "--config", out / "recipe.yaml")
 
 
 def test_training_ends_without_an_export_and_says_how_to_go_on(trained):
     recipe, said = trained
     assert f"bali-ds finalize {recipe.directory}" in said
     assert not (recipe.directory / "export").exists()
+    assert not (recipe.directory / "complete.json").exists()
+
+
+def test_a_run_without_its_report_is_not_complete(trained, monkeypatch, capsys):
+    def write_report(_):
+        raise InputError("report.html: cannot be written: No space left on device")
+
+    recipe, _ = trained
+    monkeypatch.setattr("bali_ds.export.finalize.write_report", write_report)
+    assert main(["finalize", str(recipe.directory)]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert (recipe.directory / "evaluation.json").exists()
     assert not (recipe.directory / "complete.json").exists()
 
 
@@ -63,4 +68,7 @@ def test_a_run_that_is_not_trained_to_its_end_is_refused(trained, capsys):
     longer = recipe.model_copy(update={"steps": 5})
     (recipe.directory / "recipe.yaml").write_text(dump_recipe(longer))
     assert main(["finalize", str(recipe.directory)]) == 2
-    assert "is at step 2 of 5; train it to the end first" in capsys.readouterr().err
+    assert (
+        f"is at step 2 of 5; train it to the end first: bali-ds train {recipe.directory}/recipe.yaml"
+        in capsys.readouterr().err
+    )

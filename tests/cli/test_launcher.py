@@ -107,6 +107,28 @@ def test_the_readme_lists_the_recipes_that_ship():
     assert [file.stem for file in RECIPES.glob("*.yaml") if f"`{file.stem}`" not in text] == []
 
 
+@pytest.mark.parametrize(
+    ("launched_with", "when", "complete", "status"),
+    [
+        (0, "after", False, 75),
+        (0, "after", True, 0),
+        (0, "separate", False, 0),
+        (0, "never", False, 0),
+        (3, "after", False, 3),
+        (75, "separate", False, 75),
+    ],
+)
+def test_a_launcher_that_says_0_is_believed_where_the_run_is_complete(
+    empty_folder, monkeypatch, launched_with, when, complete, status
+):
+    monkeypatch.setattr(launcher, "_launch", lambda _: launched_with)
+    (empty_folder / "own.yaml").write_text((RECIPES / "medmentions.yaml").read_text())
+    if complete:
+        (empty_folder / "runs/own").mkdir(parents=True)
+        (empty_folder / "runs/own/complete.json").write_text("{}")
+    assert main(["train", "own.yaml", "name=own", "--ranks", "2", f"evaluation.when={when}"]) == status
+
+
 @pytest.mark.timeout(120)
 def test_a_process_that_srun_started_is_a_rank(empty_folder, monkeypatch):
     seen = []

@@ -23,7 +23,7 @@ from bali_ds.inference.graph_views import open_graph_views
 from bali_ds.inference.scoring_grid import ScoringGrid
 from bali_ds.model.build_model import build_aligner
 from bali_ds.model.text_encoder import load_text_encoder
-from bali_ds.training.run_directory import RunData
+from bali_ds.planning.run_data import RunData
 from tests.model.test_export_of_kinds import write_run
 
 TEXT = "Nausea and abdominal pain after colorectal carcinoma."

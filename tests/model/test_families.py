@@ -50,7 +50,7 @@ def test_positions_are_counted_from_the_padding_token_on(name):
     with torch.no_grad():
         assert model(input_ids=torch.full((1, POSITIONS), 7)).last_hidden_state.shape[1] == POSITIONS
         with pytest.raises((IndexError, RuntimeError)):
-            model(input_ids=torch.full((1, POSITIONS + 3), 7))
+            model(input_ids=torch.full((1, POSITIONS + 1), 7))
 
 
 def test_positions_that_the_configuration_counts_itself():

@@ -10,7 +10,7 @@ from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.data.loader import Loader
 from bali_ds.model.build_model import build_aligner
 from bali_ds.objectives.registry import stream_settings
-from bali_ds.training.run_directory import RunData
+from bali_ds.planning.run_data import RunData
 from tests.packs import rows_of
 
 CLS, SEP, MASK = 2, 3, 4

@@ -167,7 +167,7 @@ def test_text_shows_every_stage_and_marks_the_recipes_own(recipe, tmp_path, caps
     [
         ("evaluation.linking={dictionary: missing.txt, queries: missing.tsv}", "evaluation.linking: missing.txt: "),
         ("text_encoder.weights=pretrained", "has no weights (model.safetensors)"),
-        ("data.shards=missing", "missing"),
+        ("data.shards=missing", "missing: is not a directory of shards; build one with: bali-ds shards build"),
     ],
 )
 def test_what_a_run_needs_is_opened(recipe, tmp_path, capsys, change, said):
