@@ -1,5 +1,8 @@
 """Training that ends with its last checkpoint, and the command that exports and evaluates it afterwards."""
 
+import subprocess
+import sys
+
 import pytest
 
 from bali_ds.cli import main
@@ -30,6 +33,19 @@ def test_training_ends_without_an_export_and_says_how_to_go_on(trained):
     assert f"bali-ds finalize {recipe.directory}" in said
     assert not (recipe.directory / "export").exists()
     assert not (recipe.directory / "complete.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.system
+def test_the_launcher_ends_with_0_after_the_last_checkpoint(trained):
+    recipe, _ = trained
+    path = recipe.runs.parent / "recipe.yaml"
+    command = [sys.executable, "-m", "bali_ds", "train", path, "name=launched", "--ranks", "2", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "bali-ds finalize" in done.stdout + done.stderr
+    assert {path.name for path in (recipe.runs / "launched/checkpoints").iterdir()} == {"step-00000002"}
+    assert not (recipe.runs / "launched/complete.json").exists()
 
 
 def test_a_run_without_its_report_is_not_complete(trained, monkeypatch, capsys):

@@ -47,7 +47,10 @@ def assert_alike(got, want, tolerance):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scale", [9.0, 60.0])  # with one exponential for a row and a column, and with two
-@pytest.mark.parametrize(("m", "n", "d"), [(1, 1, 64), (130, 270, 64), (65, 3, 832)])
+@pytest.mark.parametrize(
+    ("m", "n", "d"),
+    [(1, 1, 64), (130, 140, 64), (65, 3, 832), pytest.param(130, 270, 64, marks=pytest.mark.slow)],
+)
 def test_sums_and_derivatives_of_blocks(m, n, d, scale, dtype):
     """Columns 2 to 4 have the concept of every second row; the first column is number 7."""
     factor, first = torch.tensor(scale, dtype=torch.float64, device=DEVICE), 7
@@ -74,7 +77,7 @@ def test_sums_and_derivatives_of_blocks(m, n, d, scale, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("m", "n"), [(1, 1), (128, 140), (300, 300)])
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (128, 140), (140, 140), pytest.param(300, 300, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("scale", [9.0, 60.0])
 def test_views_against_themselves_are_symmetric(m, n, scale, dtype):
     """The first m columns are the rows; each view has the concept of its neighbor, too."""

@@ -25,7 +25,9 @@ from tests.model.decoders import FAMILIES, TOKENS, write_decoder
 from tests.packs import random_pack, states_one_by_one
 
 SOURCE = REPOSITORY / "shards/sample"
-STAGES = (0, 1, 2, 3)
+STAGES = ("0", "1", "2", "3", "hpz")
+"""ZeRO stages, and stage 3 with ZeRO++'s second copy of the weights on the ranks of a host."""
+ENDS = ("0", "3")
 STEPS = 2
 PROMPT = "Instruct: Name the concept.\nQuery: "
 
@@ -102,7 +104,7 @@ def test_bidirectional_is_refused_for_an_encoder(sample):
         load_text_encoder(str(sample.encoder), seed=0, bidirectional=True)
 
 
-def recipe_of(data: Sample, runs: Path, family: str, stage: int):
+def recipe_of(data: Sample, runs: Path, family: str, stage: str):
     return data.recipe(
         runs,
         name=f"{family}-{stage}",
@@ -117,25 +119,31 @@ def recipe_of(data: Sample, runs: Path, family: str, stage: int):
         batch={"passages": 8},
         steps=STEPS,
         validation={"passages": 8},
-        deepspeed=REPOSITORY / f"ds_configs/zero{stage}.json",
+        deepspeed=runs.parent / "hpz.json" if stage == "hpz" else REPOSITORY / f"ds_configs/zero{stage}.json",
     )
 
 
-@pytest.fixture(scope="module", params=["llama", pytest.param("qwen", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("llama", ENDS),
+        pytest.param(("llama", STAGES), marks=pytest.mark.slow),
+        pytest.param(("qwen", STAGES), marks=pytest.mark.slow),
+    ],
+    ids=lambda param: f"{param[0]}-{len(param[1])}",
+)
 def runs(sample, decoders, tmp_path_factory, request):
     """The recipes of one family's runs, by stage, that were trained on two ranks and resumed on one."""
-    family = request.param
+    family, stages = request.param
     out = tmp_path_factory.mktemp(family)
     build = f"shards build --graph {sample.graph} --corpus pubtator:{SOURCE}/corpus.pubtator --validation 0.05"
     assert main(f"{build} --tokenizer {decoders[family]} --out {out}/shards".split()) == 0
     data = Sample(sample.graph, out / "shards", decoders[family])
-    recipes = [recipe_of(data, out / "runs", family, stage) for stage in STAGES]
-    # ZeRO++'s second copy of the weights, here on both ranks of one host
-    settings = json.loads(recipes[3].deepspeed.read_text())
+    settings = json.loads((REPOSITORY / "ds_configs/zero3.json").read_text())
     settings["zero_optimization"]["zero_hpz_partition_size"] = 2
     (out / "hpz.json").write_text(json.dumps(settings))
-    recipes.append(recipes[3].model_copy(update={"name": f"{family}-hpz", "deepspeed": out / "hpz.json"}))
-    (out / "recipes.json").write_text(json.dumps([recipe.model_dump(mode="json") for recipe in recipes]))
+    recipes = {stage: recipe_of(data, out / "runs", family, stage) for stage in stages}
+    (out / "recipes.json").write_text(json.dumps([recipe.model_dump(mode="json") for recipe in recipes.values()]))
     run_ranks(1, Path(__file__).with_name("decoder_ranks.py"), out / "recipes.json", timeout=600)
     return recipes
 
@@ -147,7 +155,7 @@ def losses(recipe):
 
 @pytest.mark.timeout(900)
 def test_losses_are_equal_at_all_stages_and_after_resuming_on_one_rank(runs):
-    plain, *others = map(losses, runs)
+    plain, *others = map(losses, runs.values())
     assert len(plain) == STEPS + 1
     assert plain[0] != plain[1]
     for each in others:
@@ -169,9 +177,9 @@ def test_the_tokens_of_a_prompt_must_be_told_apart_for_means(runs):
 
 def test_the_export_is_an_ordinary_directory_and_links(runs, tmp_path):
     out = tmp_path / "export"
-    export_run(runs[3].directory, out, "float32")
+    export_run(runs["3"].directory, out, "float32")
     model = AutoModel.from_pretrained(out)
-    assert getattr(model.config, "is_causal", True) is not runs[3].text_encoder.bidirectional
+    assert getattr(model.config, "is_causal", True) is not runs["3"].text_encoder.bidirectional
     tokenizer, encoder = AutoTokenizer.from_pretrained(out), load(out)
     texts = ["renal failure", "nausea"]
     with torch.no_grad():
@@ -188,7 +196,7 @@ def test_the_export_is_an_ordinary_directory_and_links(runs, tmp_path):
 
 def test_sentence_transformers_gives_the_same_vectors(runs, tmp_path):
     sentence_transformers = pytest.importorskip("sentence_transformers")
-    export_run(runs[1].directory, tmp_path / "export", "float32")
+    export_run(runs["0"].directory, tmp_path / "export", "float32")
     texts = ["renal failure", "acute nausea and vomiting"]
     theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "export"), device="cpu")
     own = load(tmp_path / "export")

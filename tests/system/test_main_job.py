@@ -121,7 +121,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(sample, tiny_en
             "optimizer.warmpu=1", "optimizer.warmpu: no such key; did you mean warmup?", marks=pytest.mark.slow
         ),
         pytest.param("batch.passages=15", "batch.passages: 15 is not divisible by 2 ranks", marks=pytest.mark.slow),
-        pytest.param("data.shards=nowhere", "nowhere", marks=pytest.mark.slow),
+        pytest.param("data.shards=nowhere", "nowhere: is not a directory of shards", marks=pytest.mark.slow),
         ("text_encoder.path={other}", "was built with tokenizer"),
     ],
 )

@@ -137,7 +137,7 @@ def last_checkpoint(runs: Runs) -> None:
         (file.parents[3] / "stop").touch()
         return True
 
-    only_last = {"every": 100, "retry_minutes": 0.5}
+    only_last = {"every": 100, "retry_minutes": 0.3}
     runs.run("straight", checkpoints=only_last)
     runs.run("patient", failing_writes(lambda number, _: number <= 3), checkpoints=only_last)
     runs.run("full", failing_writes(lambda *_: True), checkpoints=only_last | {"retry_minutes": 0.02})

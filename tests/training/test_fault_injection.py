@@ -152,7 +152,7 @@ class TestLastCheckpoint:
         assert self.equals_the_straight_run(ended, "patient")
         output = ended.output("patient")
         assert output.count("No space left on device") == 1
-        assert output.count("waiting up to 0.5 min for its checkpoint") == 1
+        assert output.count("waiting up to 0.3 min for its checkpoint") == 1
 
     def test_without_disk_space_the_run_fails_and_reports_what_was_not_saved(self, ended):
         assert ended.statuses["full"] == [4, 4]
