@@ -220,7 +220,6 @@ KEPT_WORDS = {
     "bali_ds/data/sampling.py": "neighbours",
     "bali_ds/shards/index_schema.py": "neighbours",
     "bali_ds/shards/build.py": "neighbours",
-    "bali_ds/shards/index_schema.py": "neighbours",
     "bali_ds/shards/lint.py": "neighbours",
     "bali_ds/shards/neighbor_settings.py": "neighbours",
     "shards/README.md": "neighbours",
