@@ -19,7 +19,7 @@ def find_recipe(path: Path | str) -> Path:
         InputError: it is neither.
     """
     path = Path(path)
-    if path.is_file():
+    if path.exists() and not path.is_dir():  # a pipe is refused by the one who reads it
         return path
     for found in (RECIPES / f"{path}.yaml", shipped_path(path)):
         if not path.is_absolute() and found.is_file():
@@ -37,7 +37,7 @@ def find_deepspeed_config(path: Path | str) -> Path:
         InputError: a bare name that no shipped file has.
     """
     path = Path(path)
-    if path.is_file() or path.suffix or len(path.parts) > 1:
+    if (path.exists() and not path.is_dir()) or path.suffix or len(path.parts) > 1:
         return shipped_path(path)
     files = {file.stem: file for file in (SHIPPED / "ds_configs").glob("*.json")}
     if path.name not in files:

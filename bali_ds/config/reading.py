@@ -46,14 +46,19 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
             names shards that are neither a directory nor a plain download, and no override replaces them.
     """
     file = find_recipe(path)
-    # relative to the working directory, however the file is named: the values of a run may not depend on that
-    folder = Path(os.path.relpath(file.parent)) if file == Path(path) else file.parent.relative_to(SHIPPED)
+    folder = _folder(file) if file == Path(path) else file.parent.relative_to(SHIPPED)
     recorded = _is_record(file)
     recipe = _with_shipped_files(_validated(_read(file, overrides, Path() if recorded else folder), str(file)))
     if recorded and not any(override.startswith("data.shards=") for override in overrides):
         shards = recipe.data.shards
         check_recorded([shards] if isinstance(shards, str) else shards, file)
     return recipe
+
+
+def _folder(file: Path) -> Path:
+    """Return the folder of a recipe, relative in the working directory and absolute elsewhere, however it is named."""
+    folder, here = Path(os.path.abspath(file.parent)), Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 def _with_shipped_files(recipe: Recipe) -> Recipe:

@@ -101,7 +101,7 @@ def test_an_export_replaces_no_file_unasked(graph, tmp_path, capsys):
     own.write_text("of the user")
     export = ["graph", "export", str(graph), "--format", "kgx", "--out", str(out)]
     assert main(export) == 2
-    assert f"{own}: is there already; pass --overwrite" in capsys.readouterr().err
+    assert f"{own}: already exists; pass --overwrite" in capsys.readouterr().err
     assert own.read_text() == "of the user"
     assert not (out / "nodes.tsv").exists()
     assert main([*export, "--overwrite"]) == 0
