@@ -264,8 +264,8 @@ _LARGE = 0.2
 def _advice(projection: Projection, recipe: Recipe) -> list[str]:
     """Return where each part of a step takes a large share, and what to change there."""
     fewest = projection.fewest_gpus
-    first = f"from {fewest:,}" if fewest else f"not even on {MOST_GPUS:,}"
-    lines = [f"   fits  {first} GPUs of 80 GB, as far as weights, gradients and optimizer go"]
+    first = f"from {fewest:,} GPU{'s' * (fewest > 1)}" if fewest else f"not even on {MOST_GPUS:,} GPUs"
+    lines = [f"   fits  {first} of 80 GB, as far as weights, gradients and optimizer go"]
     for part, remedy in _remedies(projection, recipe).items():
         large = [f"{run.gpus:,}" for run in projection.runs if run.fits and getattr(run, part) > _LARGE * run.step]
         if large:
