@@ -81,7 +81,7 @@ def mean_of_inner_tokens(
     Args:
         hidden: float [T, d].
         packed: n sequences of T tokens.
-        prompt: int64 [P], tokens that are left out where a sequence has them after its first token.
+        prompt: int64 [P], tokens that do not count where a sequence has them after its first token.
 
     Returns:
         float32 [n, d]; a sequence without such tokens gives zeros.

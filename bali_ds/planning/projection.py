@@ -25,7 +25,7 @@ from bali_ds.planning.passage_counts import (
     locations,
     passage_flops,
 )
-from bali_ds.planning.run_plan import GPU_BYTES, MOST_GPUS, fewest_gpus, memory_inputs, shapes_of_model, weight_reads
+from bali_ds.planning.run_plan import GPU_BYTES, fewest_gpus, gpus_needed, memory_inputs, shapes_of_model, weight_reads
 
 # Relation ids of a graph that is not at hand: their embeddings are small beside any encoder.
 _RELATIONS = 200
@@ -263,9 +263,8 @@ _LARGE = 0.2
 
 def _advice(projection: Projection, recipe: Recipe) -> list[str]:
     """Return where each part of a step takes a large share, and what to change there."""
-    fewest = projection.fewest_gpus
-    first = f"from {fewest:,} GPU{'s' * (fewest > 1)}" if fewest else f"not even on {MOST_GPUS:,} GPUs"
-    lines = [f"   fits  {first} of 80 GB, as far as weights, gradients and optimizer go"]
+    needed = gpus_needed(projection.fewest_gpus)
+    lines = [f"   fits  {needed}, as far as weights, gradients and optimizer go"]
     for part, remedy in _remedies(projection, recipe).items():
         large = [f"{run.gpus:,}" for run in projection.runs if run.fits and getattr(run, part) > _LARGE * run.step]
         if large:

@@ -160,6 +160,13 @@ def fewest_gpus(inputs_of: Callable[[int], MemoryInputs], stage: int) -> int | N
     return next((ranks for ranks in numbers if rank_memory(inputs_of(ranks), stage).peak < GPU_BYTES), None)
 
 
+def gpus_needed(fewest: int | None) -> str:
+    """Return what `fewest_gpus` found, in words."""
+    if not fewest:
+        return f"not even on {MOST_GPUS:,} GPUs of 80 GB"
+    return f"from {fewest:,} GPU{'s' * (fewest > 1)} of 80 GB"
+
+
 def shapes_of_model(recipe: Recipe, num_relations: int, shards: Mixture | None = None) -> Aligner:
     """Return the recipe's model on the meta device, in the recipe's precision.
 
@@ -249,13 +256,9 @@ def plan_text(plan: Plan, recipe: Recipe) -> str:
         "time": duration(plan.seconds) if plan.seconds else "unknown; pass --samples-per-second for an estimate",
     }
     if plan.on_gpu:
-        fewest, stage = plan.fewest_gpus, f"at ZeRO stage {plan.stage}, with as many passages a rank"
-        rows["fits"] = (
-            f"from {fewest:,} GPUs of 80 GB on {stage}"
-            if fewest
-            else f"not even on {MOST_GPUS:,} GPUs of 80 GB {stage}; take a higher stage, offload, or train fewer "
-            "passages a rank"
-        )
+        rows["fits"] = f"{gpus_needed(plan.fewest_gpus)} at ZeRO stage {plan.stage}, with as many passages a rank"
+        if not plan.fewest_gpus:
+            rows["fits"] += "; take a higher stage, offload, or train fewer passages a rank"
     lines = [f"{name:>7}  {value}" for name, value in rows.items()]
     lines += [
         "",

@@ -164,7 +164,7 @@ def test_losses_are_equal_at_all_stages_and_after_resuming_on_one_rank(runs):
 
 def test_the_tokens_of_a_prompt_must_be_told_apart_for_means(runs):
     """A byte-level tokenizer counts the space at the end to the word after it, and a line break not."""
-    recipe = runs[0]
+    recipe = runs["0"]
 
     def opened(prompt):
         changed = recipe.text_encoder.model_copy(update={"pooling": "mean", "query_prompt": prompt})

@@ -39,7 +39,7 @@ def test_without_buckets_gradients_are_copied_a_bucket_at_a_time():
     first, second = (rank_memory(alone, stage) for stage in (1, 2))
     assert first.peak == 2000 + 12_000 + 10**6
     assert second.peak == first.peak + 500 * (2 + 4)
-    quiet = replace(alone, activations=PassMemory(0, 0), parameters=400)
+    quiet = replace(alone, activations=PassMemory(0, 0), parameters=400, trained=400)
     # gradients 2 and copies 2 + 4; the step's fp32 gradients, 4, and averaged ones, 2, are as many
     assert rank_memory(quiet, 1).peak == 400 * (2 + 12) + 400 * (2 + 2 + 4)
 

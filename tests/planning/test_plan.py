@@ -95,8 +95,8 @@ def test_a_loss_that_grows_with_the_ranks_may_fit_nowhere():
 
 def test_the_plan_says_where_no_number_of_gpus_suffices(recipe, monkeypatch):
     planned = plan(recipe, ranks=2, on_gpu=True)
-    assert "   fits  from 1 GPUs of 80 GB on at ZeRO stage 2" in plan_text(planned, recipe)
-    monkeypatch.setattr("bali_ds.planning.run_plan._GPU_BYTES", 1)
+    assert "   fits  from 1 GPU of 80 GB at ZeRO stage 2" in plan_text(planned, recipe)
+    monkeypatch.setattr("bali_ds.planning.run_plan.GPU_BYTES", 1)
     planned = plan(recipe, ranks=2, on_gpu=True)
     assert "   fits  not even on 4,096 GPUs of 80 GB at ZeRO stage 2" in plan_text(planned, recipe)
     assert "fits" not in plan_text(plan(recipe, ranks=2, on_gpu=False), recipe)
@@ -106,10 +106,6 @@ def test_recomputed_attention_on_a_gpu_is_fused_too(recipe):
     encoder = recipe.text_encoder.model_copy(update={"gradient_checkpointing": True})
     planned = plan(recipe.model_copy(update={"text_encoder": encoder}), ranks=2, on_gpu=True)
     assert planned.fewest_gpus == 1
-    assert "fits  from 1 GPUs of 80 GB at ZeRO stage 2" in plan_text(planned, recipe)
-    nowhere = plan_text(replace(planned, fewest_gpus=None), recipe)
-    assert "fits  not even on 4,096 GPUs of 80 GB at ZeRO stage 2" in nowhere
-    assert "fits" not in plan_text(replace(planned, on_gpu=False, fewest_gpus=None), recipe)
 
 
 def test_a_gpu_also_holds_derivatives_by_all_similarities(recipe, monkeypatch):

@@ -3,6 +3,7 @@
 python tests/training/partition_ranks.py RECIPE
 """
 
+import ctypes
 import re
 import sys
 import threading
@@ -23,7 +24,15 @@ def anonymous() -> int:
     return 1024 * int(found)
 
 
+def return_freed_memory() -> None:
+    """Let the allocator return what is freed at once, so that resident memory is memory in use."""
+    trim_threshold, mmap_threshold = -1, -3
+    for parameter in (trim_threshold, mmap_threshold):
+        assert ctypes.CDLL(None).mallopt(parameter, 65536)
+
+
 def main() -> None:
+    return_freed_memory()
     recipe = Recipe.model_validate_json(Path(sys.argv[1]).read_text())
     settings = {"train_batch_size": 4, "zero_optimization": {"stage": 3}}
     with joined_ranks() as ranks:

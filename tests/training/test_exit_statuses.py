@@ -90,7 +90,7 @@ class TestStartUp:
             ("seed", RANK_1 + "seed: 7 differs from rank 0's 29; all hosts need the same"),
             ("full-disk", rf"rank 0 on host {socket.gethostname()}: \S+/encoder: cannot be written: File too large"),
             ("alike", "batch.passages: 15 is not divisible by 2 ranks"),
-            ("config", RANK_1 + r"missing\.yaml: cannot be read: No such file"),
+            ("config", RANK_1 + r"missing\.yaml: is not a file or the name of a recipe"),
             ("data", RANK_1 + "shards: is not a directory of shards"),
             ("directory", f"rank 0 on host {socket.gethostname()}: .*the run was started with seed: 29, now it is 8"),
         ],
