@@ -56,6 +56,7 @@ def write_recipes(out: Path) -> list[Path]:
         changes |= {"name": name, "runs": f"{out}/runs", "log_every": "1"}
         changes |= {"data.graph": f"{out}/graph", "data.shards": f"{out}/shards", "data.workers": "0"}
         changes |= {"text_encoder.path": f"{SOURCE}/encoder", "text_encoder.weights": "random"}
+        changes |= {"evaluation.linking": "null"}
         paths.append(out / f"{name}.yaml")
         overrides = [f"{key}={value}" for key, value in changes.items()]
         paths[-1].write_text(dump_recipe(load_recipe(RECIPES / f"{recipe}.yaml", overrides)))
