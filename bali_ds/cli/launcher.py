@@ -14,7 +14,6 @@ from bali_ds.shipped_files import RECIPES, SAMPLE, find_recipe
 from bali_ds.terminal import print_progress, verbosity
 
 _RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK")
-COMPLETE = "complete.json"
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -50,6 +49,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _train(options: argparse.Namespace) -> int:
     from bali_ds.config import load_recipe
+    from bali_ds.config.reading import COMPLETE
     from bali_ds.doctor.deepspeed_config import load_deepspeed_config
 
     path, overrides = recipe_of(options)
@@ -128,7 +128,10 @@ def _on_this_machine(options: argparse.Namespace) -> list[str] | None:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
     if gpus and (visible := os.environ.get("CUDA_VISIBLE_DEVICES")):
         # with --num_gpus the launcher would ignore the variable and take the first GPUs of the machine
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible.split(",")[:ranks])
+        devices = [device.strip() for device in visible.split(",")][:ranks]
+        if not all(device.isdecimal() for device in devices):
+            raise InputError(f"CUDA_VISIBLE_DEVICES={visible}: DeepSpeed's launcher needs numbers of GPUs, not UUIDs")
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         return []
     return ["--num_gpus", str(ranks)]
 

@@ -1,6 +1,7 @@
 """Commands that check a recipe and machines before a run: `plan` and `doctor`."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--passages", type=_count, metavar="N",
         help="with --gpus: passages of the whole run, for example 37e6 (default: those of the recipe)",
     )  # fmt: skip
-    plan.add_argument("--card", default="H100", metavar="NAME", help="with --gpus: the GPU (default: %(default)s)")
+    plan.add_argument("--card", metavar="NAME", help="with --gpus: the GPU (default: H100)")
     plan.add_argument("--price", type=float, metavar="P", help="with --gpus: price of a GPU-hour, to print the cost")
     plan.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="device of the ranks (default: %(default)s)"
@@ -76,6 +77,8 @@ def _plan(options: argparse.Namespace) -> None:
     if options.gpus:
         _project(recipe, options)
         return
+    if unused := [name for name in ("passages", "card", "price") if getattr(options, name) is not None]:
+        raise InputError(f"--{unused[0]}: only with --gpus")
     note("reading graph and shards, then measuring the largest batch")
     check_evaluation_files(recipe)
     ranks = sum(host.slots for host in read_hostfile(options.hostfile)) if options.hostfile else options.ranks
@@ -85,18 +88,27 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _count(text: str) -> int:
-    """Parse a number of things, also in scientific notation."""
-    return positive(str(int(float(text))))
+    """Parse a whole number of at least 1, also in scientific notation."""
+    value = float(text)
+    if not (value >= 1 and value.is_integer()):
+        raise argparse.ArgumentTypeError("must be a whole number of at least 1, such as 37e6")
+    return int(value)
 
 
 def _project(recipe: "Recipe", options: argparse.Namespace) -> None:
     from bali_ds.planning.flops import PEAKS
     from bali_ds.planning.projection import project, projection_text
 
-    if options.card not in PEAKS:
-        raise InputError(f"--card {options.card}: is unknown; use one of {', '.join(PEAKS)}")
-    projected = project(recipe, options.gpus, passages=options.passages, card=options.card)
-    emit(projected.as_dict(), options.json, lambda _: projection_text(projected, recipe, options.price))
+    card, price = options.card or "H100", options.price
+    if card not in PEAKS:
+        raise InputError(f"--card {card}: is unknown; use one of {', '.join(PEAKS)}")
+    if price is not None and not 0 <= price < math.inf:
+        raise InputError(f"--price {price}: must be a number of 0 or more")
+    if options.samples_per_second:
+        raise InputError("--samples-per-second: not with --gpus, which predicts the throughput")
+    projected = project(recipe, options.gpus, passages=options.passages, card=card)
+    cost = {} if price is None else {"price": price}
+    emit(projected.as_dict() | cost, options.json, lambda _: projection_text(projected, recipe, price))
 
 
 def _doctor(options: argparse.Namespace) -> int:

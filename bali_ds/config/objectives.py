@@ -73,6 +73,12 @@ class ContrastiveConfig(ObjectiveSection):
             raise ValueError(f"further_views and other_concepts need kind ntxent or multi_similarity, not {self.kind}")
         return self
 
+    def in_bf16(self, *, on_gpu: bool, model_in_bf16: bool) -> bool:
+        """Return whether views are compared and sent in bf16."""
+        if self.communication_dtype is None:
+            return on_gpu and model_in_bf16
+        return self.communication_dtype == "bf16"
+
     @property
     def joint(self) -> bool:
         """Whether all views are compared with each other, and not text views with graph views alone."""
@@ -81,7 +87,8 @@ class ContrastiveConfig(ObjectiveSection):
     @property
     def needs_nodes(self) -> bool:
         """Whether every host must have as many ranks as the others."""
-        return bool(self.weight) and (self.negatives == "node" or self.communication == "hierarchical")
+        hierarchical = self.communication == "hierarchical" and self.negatives == "all"
+        return bool(self.weight) and (self.negatives == "node" or hierarchical)
 
     @property
     def reads_names(self) -> bool:

@@ -23,6 +23,8 @@ from bali_ds.shipped_files import SHIPPED, find_recipe, shipped_path
 logger = logging.getLogger(__name__)
 
 RECORD = "recipe.yaml"
+COMPLETE = "complete.json"
+"""Name of the file that marks a run as trained, exported and evaluated."""
 _LENGTHS = {"steps": "epochs", "epochs": "steps"}
 # A recipe.yaml next to any of these is the record of a run directory.
 _BESIDE_A_RECORD = ("checkpoints", "failures", "metrics.jsonl")
@@ -50,8 +52,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     recorded = _is_record(file)
     recipe = _with_shipped_files(_validated(_read(file, overrides, Path() if recorded else folder), str(file)))
     if recorded and not any(override.startswith("data.shards=") for override in overrides):
-        shards = recipe.data.shards
-        check_recorded([shards] if isinstance(shards, str) else shards, file)
+        check_recorded(recipe.data.locations, file)
     return recipe
 
 

@@ -25,6 +25,11 @@ class DataConfig(Section):
     workers: int = Field(default=1, ge=0, le=1000)
     """Loader processes per rank; 0 loads in the training process."""
 
+    @property
+    def locations(self) -> list[str]:
+        """Where the shard sets are."""
+        return [self.shards] if isinstance(self.shards, str) else list(self.shards)
+
 
 class MaskingConfig(Section):
     """Masking probabilities of tokens, whole mentions and concept names (BALI, section 2.3)."""
@@ -70,7 +75,7 @@ class TextEncoderConfig(Section):
     """Let a decoder attend to both sides (LLM2Vec, BehnamGhader et al., COLM 2024)."""
     view: Literal["concept", "mention"] = "concept"
     """One text view per concept of a passage, over all its mentions, or one per mention."""
-    query_prompt: Annotated[str, Field(min_length=1)] | None = None
+    query_prompt: Annotated[str, Field(pattern=r"\S")] | None = None
     """Instruction before passages, mentions and questions, and not before names, in training and in the export:
     `"Instruct: Find the name of this biomedical concept.\\nQuery: "`. No vector is pooled from its tokens."""
     markers: tuple[str, str] | None = None

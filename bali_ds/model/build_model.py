@@ -39,7 +39,9 @@ def adapt(text: TextEncoder, settings: TextEncoderConfig) -> None:
     for layer in layers[: settings.frozen_layers]:
         layer.requires_grad_(False)
     if settings.gradient_checkpointing:
-        encoder.gradient_checkpointing_enable({"use_reentrant": False})
+        # transformers 5.23 gave it a new name and warns about the old one.
+        enable = getattr(encoder, "activation_checkpointing_enable", encoder.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
 
 
 def transformer_layers(encoder: PreTrainedModel) -> nn.ModuleList:
@@ -94,7 +96,7 @@ def build_aligner(
         InputError: the encoder cannot be loaded, or does not fit the recipe.
     """
     encoder, prompt = recipe.text_encoder, recipe.text_encoder.query_prompt
-    _check_headless(recipe)
+    check_headless(recipe)
     text = load_text_encoder(
         encoder.path,
         seed=recipe.seed,
@@ -125,7 +127,7 @@ def build_aligner(
     )
 
 
-def _check_headless(recipe: Recipe) -> None:
+def check_headless(recipe: Recipe) -> None:
     """Refuse objectives that predict tokens where the encoder is a decoder, before its weights are read."""
     if not is_decoder(read_configuration(recipe.text_encoder.path)):
         return

@@ -82,11 +82,8 @@ class ContrastiveAlignment(Objective):
         """Return the dtype in which views on a device are held and sent; None for their own."""
         import torch
 
-        chosen = self.settings.communication_dtype
-        in_bf16 = chosen == "bf16"
-        if chosen is None:
-            in_bf16 = device.type == "cuda" and self._encoder.dtype == torch.bfloat16
-        return torch.bfloat16 if in_bf16 else None
+        on_gpu, model_in_bf16 = device.type == "cuda", self._encoder.dtype == torch.bfloat16
+        return torch.bfloat16 if self.settings.in_bf16(on_gpu=on_gpu, model_in_bf16=model_in_bf16) else None
 
     def _compared(self, device: "torch.device") -> "Ranks":
         """Return the ranks whose views are compared: all, those of this node, or this rank, which needs no group."""

@@ -1,4 +1,4 @@
-"""Rates of a cluster that is not at hand: measured where a source is given, assumed elsewhere."""
+"""Hardware rates that a projection uses: measured where a source is given, assumed elsewhere."""
 
 from dataclasses import dataclass
 
@@ -31,5 +31,5 @@ class Cluster:
     restart: float = 300.0
 
     def link(self, gpus: int) -> float:
-        """Return the bytes per second that a GPU sends in a collective over so many GPUs."""
+        """Return the bytes per second that a GPU sends in a collective among this many GPUs."""
         return self.rates.within_node if gpus <= self.node else self.rates.between_nodes

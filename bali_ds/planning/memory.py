@@ -6,7 +6,7 @@ compares them with measured peaks. P is the number of parameters, W the number o
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from bali_ds.model.build_model import DTYPES
 from bali_ds.planning.activations import PassMemory
@@ -23,7 +23,7 @@ class MemoryInputs:
     Attributes:
         parameters: number of parameters P.
         trained: those that are trained, of which there are gradients and states of the optimizer.
-        largest: elements of the largest parameter.
+        largest: elements of the largest trained parameter.
         weight_bytes: bytes b of a weight in the run's precision, 4 or 2.
         ranks: number of ranks W.
         activations: peak memory of the passes of one micro-batch.
@@ -106,7 +106,8 @@ def _sharded(inputs: MemoryInputs, stage: int) -> RankMemory:
     weights, master, optimizer = b * inputs.parameters, MASTER_BYTES * shard, ADAM_BYTES * shard
     bucket = b * int(zero.get("reduce_bucket_size", 5e8))
     used = min(bucket, b * size)
-    if zero.get("contiguous_gradients", True):
+    offloads = _offloads(zero, "offload_optimizer")
+    if zero.get("contiguous_gradients", True) or offloads:  # DeepSpeed needs the buckets for offloading
         # on a CPU, reserved pages that are never written take no memory
         reserved = bucket * (2 if zero.get("overlap_comm") else 1) if inputs.on_gpu else 0
         during_backward, end_of_backward = reserved, max(b * size, reserved or used) + max(used, b * shard)
@@ -116,7 +117,6 @@ def _sharded(inputs: MemoryInputs, stage: int) -> RankMemory:
         reserved, sent = 0, used + (used // b * communicated if communicated != b else 0)
         # stage 1 reduces after the backward pass, stage 2 in it
         during_backward, end_of_backward = sent if stage == 2 else 0, b * size + sent
-    offloads = _offloads(zero, "offload_optimizer")
     offloaded = (master + optimizer + MASTER_BYTES * shard) if offloads else 0
     during_step = 0 if offloads else _sharded_step(inputs)
     between = weights + (0 if offloads else master + optimizer)
@@ -147,6 +147,8 @@ def _fully_sharded(inputs: MemoryInputs) -> RankMemory:
     reserved = bucket if inputs.on_gpu else used
     states_offloaded, weights_offloaded = (_offloads(zero, key) for key in ("offload_optimizer", "offload_param"))
     offloaded = weights * weights_offloaded + (master + optimizer + gradients) * states_offloaded
+    if _holders(inputs) > 1:
+        weights += b * -(-size // _holders(inputs))  # the second copy stays on the device
     between = weights + master + optimizer + gradients + reserved - offloaded
     during_step = 0 if states_offloaded else _sharded_step(inputs)
     peak = between + max(inputs.activations.without_gradients + gathered, gathered + 2 * used, during_step)
@@ -179,6 +181,11 @@ def _zero(inputs: MemoryInputs) -> Mapping[str, Any]:
     return inputs.settings.get("zero_optimization", {})
 
 
+def _holders(inputs: MemoryInputs) -> int:
+    """Return how many ranks hold a second copy of all weights together; 1 without one."""
+    return min(inputs.ranks, int(_zero(inputs).get("zero_hpz_partition_size", 1)))
+
+
 def _offloads(zero: Mapping[str, Any], key: str) -> bool:
     return zero.get(key, {}).get("device", "none") != "none"
 
@@ -194,12 +201,27 @@ def bytes_sent(inputs: MemoryInputs, stage: int, reads: int = 2) -> int:
     return sum(traffic(inputs, stage, reads))
 
 
-def traffic(inputs: MemoryInputs, stage: int, reads: int = 2) -> tuple[int, int]:
-    """Return the bytes of gradients and those of weights that a rank sends in one step.
+class Traffic(NamedTuple):
+    """Bytes that a rank sends in one step.
+
+    Attributes:
+        gradients: to all ranks.
+        weights: to all ranks.
+        held_weights: to the ranks that hold all weights together (`zero_hpz_partition_size`).
+    """
+
+    gradients: int
+    weights: int
+    held_weights: int
+
+
+def traffic(inputs: MemoryInputs, stage: int, reads: int = 2) -> Traffic:
+    """Return what a rank sends in one step.
 
     DeepSpeed all-reduces gradients at stages 0, 1 and 2; a ring sends each part twice. Stages 1 and 2 then all-gather
     the updated weights. Stage 3 reduce-scatters gradients and all-gathers weights whenever they are read, or once if
-    `stage3_max_live_parameters` lets all of them stay.
+    `stage3_max_live_parameters` lets all of them stay. With `zero_hpz_partition_size` the first gather of a step is
+    among all ranks and leaves a second copy, which the later ones read.
 
     Args:
         inputs: of the run.
@@ -210,6 +232,12 @@ def traffic(inputs: MemoryInputs, stage: int, reads: int = 2) -> tuple[int, int]
     stays = inputs.parameters <= int(zero.get("stage3_max_live_parameters", 1e9))
     gradients = _communication_bytes(inputs) * inputs.trained * (2 if stage < 3 else 1)
     updated, every = inputs.weight_bytes * inputs.trained, inputs.weight_bytes * inputs.parameters
-    weights = {0: 0, 1: updated, 2: updated, 3: every * (1 if stays else reads)}[stage]
-    others = inputs.ranks - 1
-    return gradients * others // inputs.ranks, weights * others // inputs.ranks
+    gathers, holders = 1 if stays else reads, _holders(inputs)
+    later = gathers - 1 if holders > 1 else 0
+    weights = {0: 0, 1: updated, 2: updated, 3: every * (gathers - later)}[stage]
+    held = every * later if stage == 3 else 0
+    return Traffic(
+        gradients * (inputs.ranks - 1) // inputs.ranks,
+        weights * (inputs.ranks - 1) // inputs.ranks,
+        held * (holders - 1) // holders,
+    )

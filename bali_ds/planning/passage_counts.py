@@ -5,6 +5,7 @@ from pathlib import Path
 
 from bali_ds.config import Recipe
 from bali_ds.data.batch import Batch
+from bali_ds.errors import InputError
 from bali_ds.planning.flops import StepFlops
 from bali_ds.planning.run_data import RunData
 
@@ -16,7 +17,7 @@ class PassageCounts:
     """Means over passages: what a step does for each of them.
 
     Attributes:
-        text_tokens, name_tokens: tokens of the passage, and of the names that are read for it.
+        text_tokens, name_tokens: tokens of the passage, and of the names that the encoder reads for it.
         text_pairs, name_pairs: sums of the squared lengths of these sequences.
         labels: tokens that are predicted.
         views: concepts.
@@ -48,25 +49,23 @@ def passage_flops(flops: StepFlops, counts: PassageCounts) -> float:
     return text + names + flops.head * counts.labels + flops.graph * counts.nodes
 
 
-def locations(recipe: Recipe) -> list[str]:
-    """Return where the shards of a recipe are."""
-    shards = recipe.data.shards
-    return [shards] if isinstance(shards, str) else list(shards)
-
-
 def has_shards(recipe: Recipe) -> bool:
     """Return whether all shards of a recipe are in directories of this machine."""
-    return all(Path(each).is_dir() for each in locations(recipe))
+    return all(Path(each).is_dir() for each in recipe.data.locations)
 
 
 def counts_of_shards(recipe: Recipe) -> tuple[PassageCounts, int]:
     """Return the means over the first passages of the recipe's data, and how many there are to train on.
+
+    Names are shared within these passages, 64 at most, as they are within a micro-batch.
 
     Raises:
         InputError: they cannot be read, or do not fit the recipe.
     """
     data = RunData.open(recipe)
     training = data.shards.size("train")
+    if not training:
+        raise InputError("data.shards: no passages to train on")
     sampled = min(_SAMPLED_PASSAGES, training)
     alone = recipe.model_copy(
         update={"batch": recipe.batch.model_copy(update={"passages": sampled, "micro_batches": 1})}

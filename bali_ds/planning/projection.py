@@ -1,28 +1,28 @@
-"""Projection of a run to numbers of GPUs that are not at hand: seconds of a step, hours, and what they go to.
+"""Projected step time, duration and GPU-hours of a run on GPUs that this machine does not have.
 
-Operations, bytes and memory are counted from the recipe; rates are those of `Cluster`. Nothing but the configuration of
-the encoder is read, and the shards where they are there.
+Operations, bytes and memory are counted from the recipe; rates are those of `Cluster`. Reads the encoder's
+configuration, and the shards if they exist.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bali_ds.config import Recipe
 from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config
 from bali_ds.errors import InputError
-from bali_ds.losses.contrastive.communication_cost import LossSizes, auto_cost
+from bali_ds.losses.contrastive.communication_cost import cost_of
 from bali_ds.planning.activations import PassMemory
 from bali_ds.planning.cluster import Cluster
 from bali_ds.planning.flops import PEAKS, StepFlops
+from bali_ds.planning.loss_sizes import loss_sizes
 from bali_ds.planning.memory import MemoryInputs, rank_memory, traffic
 from bali_ds.planning.passage_counts import (
     ABSTRACT,
     PassageCounts,
     counts_of_shards,
     has_shards,
-    locations,
     passage_flops,
 )
 from bali_ds.planning.run_plan import GPU_BYTES, fewest_gpus, gpus_needed, memory_inputs, shapes_of_model, weight_reads
@@ -39,27 +39,41 @@ class ProjectedRun:
         gpus: ranks.
         passages: of one GPU in a step.
         state: bytes of weights, gradients, optimizer and buffers on a GPU at their peak, without activations.
-        fits: whether the state leaves any room.
-        step: seconds of a step, the sum of the next four.
-        arithmetic: seconds of text and graph encoder, recomputation included.
-        loss: seconds of the contrastive loss, in which the host or the products are busy.
-        wire: seconds that a step waits for other GPUs.
-        reading: seconds that a step waits for its data.
-        hours: of the whole run.
-        gpu_hours: the same times GPUs.
+        encoders: seconds of a step in text and graph encoder, recomputation included.
+        loss: seconds of a step in the contrastive loss, in which the host or the products are busy.
+        communication: seconds that a step waits for other GPUs.
+        data: seconds that a step waits for its data.
+        steps: of the whole run.
     """
 
     gpus: int
     passages: int
     state: int
-    fits: bool
-    step: float
-    arithmetic: float
+    encoders: float
     loss: float
-    wire: float
-    reading: float
-    hours: float
-    gpu_hours: float
+    communication: float
+    data: float
+    steps: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the state leaves any room."""
+        return self.state < GPU_BYTES
+
+    @property
+    def step(self) -> float:
+        """Seconds of a step."""
+        return self.encoders + self.loss + self.communication + self.data
+
+    @property
+    def hours(self) -> float:
+        """Hours of the whole run."""
+        return self.steps * self.step / 3600
+
+    @property
+    def gpu_hours(self) -> float:
+        """Hours times GPUs."""
+        return self.hours * self.gpus
 
 
 @dataclass(frozen=True)
@@ -68,19 +82,21 @@ class Projection:
 
     Attributes:
         parameters: of the whole model.
-        stage: ZeRO stage.
+        zero: DeepSpeed's settings of ZeRO.
         card: name of the GPU.
+        cluster: the rates.
         passages: of the whole run.
         measured: whether `counts` are those of the recipe's shards, and not assumed.
         counts: of a passage.
         flops: of a passage, without recomputation.
-        fewest_gpus: number of GPUs, a power of two, from which on the state fits; None if 4,096 are too few.
+        fewest_gpus: number of GPUs, a power of two, from which on the state fits; None if `MOST_GPUS` are too few.
         runs: one for each number of GPUs.
     """
 
     parameters: int
-    stage: int
+    zero: Mapping[str, Any]
     card: str
+    cluster: Cluster
     passages: int
     measured: bool
     counts: PassageCounts
@@ -88,9 +104,16 @@ class Projection:
     fewest_gpus: int | None
     runs: tuple[ProjectedRun, ...]
 
+    @property
+    def stage(self) -> int:
+        """The ZeRO stage."""
+        return int(self.zero.get("stage", 0))
+
     def as_dict(self) -> dict[str, Any]:
         """Return the projection as nested dictionaries for JSON output."""
-        return asdict(self)
+        derived = ("fits", "step", "hours", "gpu_hours")
+        runs = [asdict(run) | {name: getattr(run, name) for name in derived} for run in self.runs]
+        return asdict(self) | {"runs": runs}
 
 
 def project(
@@ -123,20 +146,25 @@ def project(
         raise InputError(f"batch.passages: {recipe.batch.passages} is not divisible by the {gpus[0]} GPUs of --gpus")
     total = passages or _passages_of_run(recipe, training)
     model = shapes_of_model(recipe, _RELATIONS)
-    inputs = memory_inputs(recipe, model, settings, ranks=1, activations=PassMemory(0, 0), on_gpu=True)
-    stage = settings.get("zero_optimization", {}).get("stage", 0)
+
+    def inputs_of(ranks: int) -> MemoryInputs:
+        return memory_inputs(recipe, model, settings, ranks=ranks, activations=PassMemory(0, 0), on_gpu=True)
+
+    zero = settings.get("zero_optimization", {})
+    stage = zero.get("stage", 0)
     flops = passage_flops(StepFlops.of(model), counts)
     rates = cluster or Cluster()
-    work = _Work(recipe, counts, flops, model.text.width, inputs, stage, rates, rates.mfu * PEAKS[card])
+    work = _Work(recipe, counts, flops, model.text.width, inputs_of, zero, rates, rates.mfu * PEAKS[card])
     return Projection(
-        parameters=inputs.parameters,
-        stage=stage,
+        parameters=inputs_of(1).parameters,
+        zero=zero,
         card=card,
+        cluster=rates,
         passages=total,
         measured=training is not None,
         counts=counts,
         flops=flops,
-        fewest_gpus=fewest_gpus(lambda ranks: replace(inputs, ranks=ranks), stage),
+        fewest_gpus=fewest_gpus(inputs_of, stage),
         runs=tuple(work.run(number, recipe.batch.passages // gpus[0], total) for number in gpus),
     )
 
@@ -149,8 +177,8 @@ class _Work:
         recipe: the run.
         counts, flops: of a passage.
         width: features of a view.
-        inputs: sizes of the model, for any number of ranks.
-        stage: ZeRO stage.
+        inputs_of: sizes of the model on a number of ranks.
+        zero: DeepSpeed's settings of ZeRO.
         rates: of the cluster.
         flops_per_second: of a GPU in training steps of the encoders.
     """
@@ -159,54 +187,39 @@ class _Work:
     counts: PassageCounts
     flops: float
     width: int
-    inputs: MemoryInputs
-    stage: int
+    inputs_of: Callable[[int], MemoryInputs]
+    zero: Mapping[str, Any]
     rates: Cluster
     flops_per_second: float
 
     def run(self, gpus: int, passages: int, total: int) -> ProjectedRun:
         """Return the run of `total` passages on GPUs that take so many passages each in a step."""
-        inputs, recipe = replace(self.inputs, ranks=gpus), self.recipe
+        inputs, recipe, stage = self.inputs_of(gpus), self.recipe, self.zero.get("stage", 0)
         reads = weight_reads(recipe)
         # forward and backward are three thirds, and each forward pass that is run again one more
         recomputed = (reads / recipe.batch.micro_batches - 2) / 3
-        arithmetic = passages * self.flops * (1 + recomputed) / self.flops_per_second
-        loss, loss_wire = self._loss(gpus, passages)
-        gradients, weights = traffic(inputs, self.stage, reads)
-        holders = self._zero.get("zero_hpz_partition_size", 1)  # hosts that hold all weights gather them within
-        weights_link = self.rates.link(holders if holders > 1 else gpus)
-        weights_wire = gradients / self.rates.link(gpus) + weights / weights_link
-        wire = max(0.0, weights_wire - arithmetic / 2) + loss_wire  # half of the passes hide the weights
-        computing = arithmetic + loss + wire
-        reading = max(0.0, self._reading(passages) - computing)
-        step, state = computing + reading, rank_memory(inputs, self.stage).peak
-        hours = total / (passages * gpus) * step / 3600
-        return ProjectedRun(
-            gpus, passages, state, state < GPU_BYTES, step, arithmetic, loss, wire, reading, hours, hours * gpus
-        )
-
-    @property
-    def _zero(self) -> Mapping[str, Any]:
-        return self.inputs.settings.get("zero_optimization", {})
+        encoders = passages * self.flops * (1 + recomputed) / self.flops_per_second
+        loss, waiting = self._loss(gpus, passages)
+        sent = traffic(inputs, stage, reads)
+        holders = self.zero.get("zero_hpz_partition_size", 1)
+        transfers = (sent.gradients + sent.weights) / self.rates.link(gpus)
+        transfers += sent.held_weights / self.rates.link(holders)
+        # transfers of weights and gradients overlap half of the encoders' passes
+        communication = max(0.0, transfers - encoders / 2) + waiting
+        data = max(0.0, self._loader_seconds(passages) - encoders - loss - communication)
+        steps = total / (passages * gpus)
+        return ProjectedRun(gpus, passages, rank_memory(inputs, stage).peak, encoders, loss, communication, data, steps)
 
     def _loss(self, gpus: int, passages: int) -> tuple[float, float]:
-        """Return the seconds of the contrastive loss and those in which it waits, by the schedule that `auto` takes."""
-        settings = self.recipe.objective.contrastive
-        if not settings.weight:
+        """Return the seconds of the contrastive loss, and those in which it waits for other ranks."""
+        views, node = round(passages * self.counts.views), self.rates.node
+        sizes = loss_sizes(self.recipe, views, self.width, ranks=gpus, node=node, on_gpu=True)
+        if sizes is None:
             return 0.0, 0.0
-        node = min(self.rates.node, gpus)
-        text = round(passages * self.counts.views)
-        graph = text * (1 + len(settings.further_views) + 2 * settings.other_concepts)
-        rows, columns = (text + graph, text + graph) if settings.joint else (text, graph)
-        half = settings.communication_dtype == "bf16" or (
-            settings.communication_dtype is None and self.recipe.precision == "bf16"
-        )
-        ranks = {"all": gpus, "node": node, "rank": 1}[settings.negatives]
-        sizes = LossSizes(ranks, min(node, ranks), rows, columns, self.width, 2 if half else 4, settings.joint)
-        cost = auto_cost(sizes, self.rates.rates)
+        cost = cost_of(sizes, self.rates.rates, self.recipe.objective.contrastive.communication)
         return cost.computing, cost.waiting
 
-    def _reading(self, passages: int) -> float:
+    def _loader_seconds(self, passages: int) -> float:
         """Return the seconds in which the loader makes the batch of a step."""
         workers = max(1, self.recipe.data.workers)
         return passages * (self.counts.stored_bytes / self.rates.read + 1 / (workers * self.rates.loader))
@@ -216,8 +229,10 @@ def _passages_of_run(recipe: Recipe, training: int | None) -> int:
     if recipe.steps is not None:
         return recipe.steps * recipe.batch.passages
     if training is None:
-        missing = next(each for each in locations(recipe) if not Path(each).is_dir())
-        raise InputError(f"data.shards: {missing} is not here; say how many passages to read with --passages")
+        missing = next(each for each in recipe.data.locations if not Path(each).is_dir())
+        raise InputError(
+            f"data.shards: {missing} does not exist on this machine; say how many passages to read with --passages"
+        )
     return round((recipe.epochs or 0) * training)
 
 
@@ -229,7 +244,7 @@ def projection_text(projection: Projection, recipe: Recipe, price: float | None 
         recipe: the run.
         price: of a GPU-hour, in any currency.
     """
-    counts, rates = projection.counts, Cluster()
+    counts, rates = projection.counts, projection.cluster
     known = "measured on its shards" if projection.measured else "assumed"
     peak = PEAKS[projection.card]
     lines = [
@@ -239,21 +254,21 @@ def projection_text(projection: Projection, recipe: Recipe, price: float | None 
         f"    GPU  {projection.card}: {rates.mfu:.0%} of {peak / 1e12:,.0f} TFLOP/s; "
         f"{rates.rates.between_nodes / 1e9:.0f} GB/s to other hosts, {rates.rates.within_node / 1e9:.0f} within",
         "",
-        f"{'GPUs':>6}{'passages':>10}{'state':>8}{'step':>9}{'encoders':>10}{'loss':>6}{'wire':>6}{'data':>6}{'time':>11}"
-        f"{'GPU-hours':>11}" + (f"{'cost':>12}" if price else ""),
-        f"{'':>6}{'a GPU':>10}{'GiB':>8}{'s':>9}{'%':>10}{'%':>6}{'%':>6}{'%':>6}{'h':>11}",
+        f"{'GPUs':>6}{'passages':>10}{'state':>8}{'step':>8}{'encoders':>10}{'loss':>6}{'communication':>14}{'data':>6}{'time':>9}"
+        f"{'GPU-hours':>11}" + (f"{'cost':>11}" if price is not None else ""),
+        f"{'':>6}{'a GPU':>10}{'GiB':>8}{'s':>8}{'%':>10}{'%':>6}{'%':>14}{'%':>6}{'h':>9}",
     ]
     for run in projection.runs:
         row = f"{run.gpus:6,}{run.passages:10,}{run.state / 2**30:8,.1f}"
         if not run.fits:
             lines.append(f"{row}  does not fit")
             continue
-        parts = (run.arithmetic, run.loss, run.wire, run.reading)
+        parts = (run.encoders, run.loss, run.communication, run.data)
         shares = "".join(
-            f"{100 * part / run.step:{width}.0f}" for part, width in zip(parts, (10, 6, 6, 6), strict=True)
+            f"{100 * part / run.step:{width}.0f}" for part, width in zip(parts, (10, 6, 14, 6), strict=True)
         )
-        cost = f"{price * run.gpu_hours:12,.0f}" if price else ""
-        lines.append(f"{row}{run.step:9.3f}{shares}{run.hours:11,.2f}{run.gpu_hours:11,.0f}{cost}")
+        cost = f"{price * run.gpu_hours:11,.0f}" if price is not None else ""
+        lines.append(f"{row}{run.step:8.3f}{shares}{run.hours:9,.2f}{run.gpu_hours:11,.0f}{cost}")
     return "\n".join([*lines, "", *_advice(projection, recipe)])
 
 
@@ -264,22 +279,25 @@ _LARGE = 0.2
 def _advice(projection: Projection, recipe: Recipe) -> list[str]:
     """Return where each part of a step takes a large share, and what to change there."""
     needed = gpus_needed(projection.fewest_gpus)
-    lines = [f"   fits  {needed}, as far as weights, gradients and optimizer go"]
+    lines = [f"         fits  {needed}, as far as weights, gradients and optimizer go"]
     for part, remedy in _remedies(projection, recipe).items():
         large = [f"{run.gpus:,}" for run in projection.runs if run.fits and getattr(run, part) > _LARGE * run.step]
         if large:
-            lines += [f"{part:>7}  over {_LARGE:.0%} of a step on {', '.join(large)} GPUs:", f"         {remedy}"]
+            lines += [f"{part:>13}  over {_LARGE:.0%} of a step on {', '.join(large)} GPUs:", f"{'':>15}{remedy}"]
     return lines
 
 
 def _remedies(projection: Projection, recipe: Recipe) -> dict[str, str]:
-    node = "objective.contrastive.negatives: node"
-    wire = f"more passages a GPU, which hide the gradients, or {node}"
+    """Return what reduces each part of a step, without what the recipe has already."""
+    node = ["objective.contrastive.negatives: node"] * (recipe.objective.contrastive.negatives == "all")
+    communication = ["more passages a GPU, which hide the gradients", *node]
     if projection.stage == 3:
-        fewer = "fewer batch.micro_batches, " * (recipe.batch.micro_batches > 1)
-        wire = f"{fewer}zero_hpz_partition_size: 8, or LoRA at ZeRO stage 2"
-    return {
-        "loss": f"{node}, or fewer passages a GPU",
-        "wire": wire,
-        "reading": "more data.workers, and shards on disks of the hosts",
+        fewer = ["fewer batch.micro_batches"] * (recipe.batch.micro_batches > 1)
+        held = ["zero_hpz_partition_size: 8"] * ("zero_hpz_partition_size" not in projection.zero)
+        communication = [*fewer, *held, "LoRA at ZeRO stage 2"]
+    remedies = {
+        "loss": [*node, "fewer passages a GPU"],
+        "communication": communication,
+        "data": ["more data.workers", "shards on disks of the hosts"],
     }
+    return {part: "; ".join(texts) for part, texts in remedies.items()}

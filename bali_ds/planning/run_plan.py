@@ -13,14 +13,16 @@ from bali_ds.config import Recipe
 from bali_ds.data.batch import Batch
 from bali_ds.data.mixture import Mixture
 from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config, without_buckets
-from bali_ds.losses.contrastive.communication_cost import CPU, H100, LossSizes, auto_cost
+from bali_ds.losses.contrastive.communication_cost import CPU, H100, cost_of
 from bali_ds.losses.contrastive.workspace import DERIVATIVE_BYTES
 from bali_ds.model.aligner import Aligner
-from bali_ds.model.build_model import DTYPES, build_aligner, try_to_fuse_layers
+from bali_ds.model.build_model import DTYPES, build_aligner, check_headless, try_to_fuse_layers
 from bali_ds.model.text_encoder import read_configuration
 from bali_ds.planning.activations import PassMemory, pass_memory
 from bali_ds.planning.batch_plan import BatchPlan, plan_batches
+from bali_ds.planning.cluster import Cluster
 from bali_ds.planning.flops import text_encoder_packs
+from bali_ds.planning.loss_sizes import loss_sizes
 from bali_ds.planning.memory import MemoryInputs, RankMemory, bytes_sent, rank_memory
 from bali_ds.planning.run_data import RunData
 from bali_ds.progress_bar import duration
@@ -94,7 +96,7 @@ def plan(recipe: Recipe, *, ranks: int, on_gpu: bool, samples_per_second: float 
     passes = _passes(recipe, model, batch, on_gpu=on_gpu)
 
     def inputs_of(number: int) -> MemoryInputs:
-        loss = _loss_bytes(model, batch.num_views * batch_plan.micro_batches, number, on_gpu=on_gpu)
+        loss = _loss_bytes(recipe, model, batch.num_views * batch_plan.micro_batches, number, on_gpu=on_gpu)
         peaks = PassMemory(passes.with_gradients + loss, passes.without_gradients + loss)
         return memory_inputs(recipe, model, settings, ranks=number, activations=peaks, on_gpu=on_gpu)
 
@@ -129,7 +131,7 @@ def memory_inputs(
     return MemoryInputs(
         parameters=sum(size for size, _ in sizes),
         trained=sum(size for size, trained in sizes if trained),
-        largest=max(size for size, _ in sizes),
+        largest=max(size for size, trained in sizes if trained),
         weight_bytes=DTYPES[recipe.precision].itemsize,
         ranks=ranks,
         activations=activations,
@@ -171,8 +173,9 @@ def shapes_of_model(recipe: Recipe, num_relations: int, shards: Mixture | None =
     """Return the recipe's model on the meta device, in the recipe's precision.
 
     Raises:
-        InputError: the encoder's configuration cannot be read.
+        InputError: the encoder's configuration cannot be read, or does not fit the recipe.
     """
+    check_headless(recipe)
     encoder = recipe.text_encoder
     configuration = read_configuration(encoder.path)
     with tempfile.TemporaryDirectory() as directory:
@@ -208,16 +211,20 @@ def _passes(recipe: Recipe, model: Aligner, batch: Batch, *, on_gpu: bool) -> Pa
     return one
 
 
-def _loss_bytes(model: Aligner, pairs: int, ranks: int, *, on_gpu: bool) -> int:
-    # the contrastive loss holds both views of this rank in fp32: normalized, in another order, and their gradients
-    rows = 2 * pairs
-    held = 3 * 4 * rows * model.text.width
-    # and of other ranks what its schedule has under way, as on hosts of eight
-    sizes = LossSizes(ranks, min(ranks, 8), rows, rows, model.text.width, itemsize=4, joint=True)
-    held += auto_cost(sizes, H100 if on_gpu else CPU).held
-    if on_gpu and model.objective.contrastive.weight:
+def _loss_bytes(recipe: Recipe, model: Aligner, text_views: int, ranks: int, *, on_gpu: bool) -> int:
+    node = Cluster().node
+    sizes = loss_sizes(recipe, text_views, model.text.width, ranks=ranks, node=node, on_gpu=on_gpu)
+    if sizes is None:
+        return 0
+    # the views of this rank in fp32: normalized, in another order, and their gradients
+    own = sizes.rows if sizes.joint else sizes.rows + sizes.columns
+    held = 3 * 4 * own * sizes.width
+    # and of other ranks what the schedule has under way
+    held += cost_of(sizes, H100 if on_gpu else CPU, recipe.objective.contrastive.communication).held
+    if on_gpu:
         # and the derivatives by the similarities of a stripe of views, in the dtype of the features
-        held += min(DERIVATIVE_BYTES, (rows * ranks) ** 2 * next(model.parameters()).element_size())
+        similarities = sizes.rows * sizes.columns * sizes.ranks**2
+        held += min(DERIVATIVE_BYTES, similarities * next(model.parameters()).element_size())
     return held
 
 

@@ -10,6 +10,7 @@ import torch
 import bali_ds
 from bali_ds.checkpoint.manager import RunProgress
 from bali_ds.config import Recipe, dump_recipe, recorded_recipe
+from bali_ds.config.reading import COMPLETE
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.directories import Output, published_directory
 from bali_ds.doctor.machine import package_versions
@@ -48,15 +49,12 @@ RUN = Output(
     ("name", "runs", "text_encoder"),
     (
         "stop", "metrics.jsonl", "train.log", "left_out.jsonl", "quarantine-*.jsonl", "generated.json",
-        "evaluation.json", "linking.json", "report.html", "complete.json", RUN_IDS, "checkpoints/**",
+        "evaluation.json", "linking.json", "report.html", COMPLETE, RUN_IDS, "checkpoints/**",
         "tensorboard/**", "wandb/**", "stacks/*", "failures/*", "encoder/*",
         *(f"export/{name}" for name in (EXPORT.marker, *EXPORT.files)),
     ),
     read=lambda path: recorded_recipe(path.parent).model_dump(),
 )  # fmt: skip
-
-COMPLETE = "complete.json"
-"""Name of the file that marks a run as trained, exported and evaluated."""
 
 
 def prepare(recipe: Recipe) -> None:

@@ -1,5 +1,7 @@
 """Freezing, low-rank updates and recomputation, for every family of encoders."""
 
+import warnings
+
 import pytest
 import torch
 from transformers import AutoModelForMaskedLM
@@ -45,7 +47,9 @@ def test_frozen_embeddings_and_layers_get_no_gradient_and_all_else_does(checkpoi
 
 def test_recomputed_activations_give_the_same_gradients(checkpoint):
     loss, expected = backward(adapted(checkpoint))
-    again, found = backward(adapted(checkpoint, gradient_checkpointing=True))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "`gradient_checkpointing_enable` is deprecated")
+        again, found = backward(adapted(checkpoint, gradient_checkpointing=True))
     torch.testing.assert_close(again, loss)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, msg=name)

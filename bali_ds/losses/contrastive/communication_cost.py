@@ -109,9 +109,14 @@ def choose_schedule(sizes: LossSizes, rates: HardwareRates) -> str:
     return min(fitting, key=lambda name: costs[name].seconds, default="ring")
 
 
-def auto_cost(sizes: LossSizes, rates: HardwareRates) -> ScheduleCost:
-    """Return the cost of the schedule that is chosen; nothing is held of others and nothing waits on a single rank."""
-    return schedule_cost(sizes, rates, units(sizes)[choose_schedule(sizes, rates)])
+def cost_of(sizes: LossSizes, rates: HardwareRates, communication: str) -> ScheduleCost:
+    """Return the cost of a schedule, or with "auto" of the one that is chosen.
+
+    Nothing is held of others and nothing waits on a single rank.
+    """
+    schedule = choose_schedule(sizes, rates) if communication == "auto" else communication
+    units = {"gather": sizes.ranks, "hierarchical": sizes.ranks_per_node, "ring": 1}
+    return schedule_cost(sizes, rates, units[schedule])
 
 
 def schedule_cost(sizes: LossSizes, rates: HardwareRates, unit: int) -> ScheduleCost:
