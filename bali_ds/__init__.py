@@ -34,13 +34,13 @@ def __getattr__(name: str) -> Any:
     """Import a public name at its first use."""
     if name not in _MODULES:
         raise AttributeError(f"module 'bali_ds' has no attribute {name!r}")
-    with _packages_named():
+    with _missing_package_as_input_error():
         return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 @contextmanager
-def _packages_named() -> Iterator[None]:
-    """Turn the lack of a package into an error that names the extra with it."""
+def _missing_package_as_input_error() -> Iterator[None]:
+    """Raise an InputError that names the extra to install if a package is missing."""
     from bali_ds.errors import missing_package
 
     try:
@@ -62,6 +62,6 @@ def load(path: "Path | str", *, device: str = "cpu") -> "Encoder":
     Raises:
         InputError: the directory cannot be used, or torch or transformers is not installed.
     """
-    with _packages_named():
+    with _missing_package_as_input_error():
         from bali_ds.inference.encoder import load as load_encoder
     return load_encoder(path, device=device)

@@ -6,6 +6,7 @@ opening its locations must not run a command or do more than a plain download.
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from bali_ds.errors import InputError
 
@@ -21,6 +22,11 @@ def is_hub_name(name: str) -> bool:
     A relative directory can look the same. Whoever knows that it is one writes `./org/name`, as recipes do.
     """
     return _ON_HUB.fullmatch(name) is not None
+
+
+def is_on_hub(name: str) -> bool:
+    """Return whether a model is named as on the Hub and is not a directory here, as early runs may record it."""
+    return is_hub_name(name) and not Path(name).exists()
 
 
 def is_remote(location: str) -> bool:

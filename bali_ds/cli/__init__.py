@@ -17,7 +17,7 @@ from bali_ds.terminal import message
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 EXTRAS = {
-    "completion": "data", "evaluate": "eval", "graph": "data", "inference": "infer", "init": "data",
+    "completion": "data", "evaluate": "eval", "graph": "data", "inference": "infer", "init": "infer",
     "launcher": "train", "plan_and_doctor": "train", "runs": "train", "shards": "data",
 }  # fmt: skip
 """Group of commands, and the extra in setup.py with the packages that it needs."""

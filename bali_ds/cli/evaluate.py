@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bali_ds.cli.common import add_device, add_json, emit, interval, note, seed
-from bali_ds.cli.scoring import add_scoring, flags_of, open_linker, scoring_of
+from bali_ds.cli.scoring import add_scoring, open_linker, scoring_of, weights_as_options
 from bali_ds.errors import InputError
 
 HOPS = (1, 2, 3)
@@ -56,8 +56,8 @@ def _add_linking(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     add_scoring(linking)
     linking.add_argument(
         "--choose-on", metavar="FILE",
-        help="choose the weights of all of these, and of spelling, instead of taking given ones: those with the "
-        "highest Acc@1 on the mentions of this file, which should be others than those of --queries",
+        help="tune the weights on the linked mentions of this file, which must not be those of --queries: context, "
+        "graph and memory where they are used, and spelling; the highest Acc@1 wins and replaces given weights",
     )  # fmt: skip
     _add_common(linking)
     linking.set_defaults(run=_run_linking)
@@ -92,9 +92,8 @@ def _run_linking(options: argparse.Namespace) -> None:
             linker = open_linker(path, dictionary, options)
             if others:
                 linker.scoring, accuracy = choose_scoring(linker, others)
-                print(
-                    f"{path}: {flags_of(linker.scoring)}: Acc@1 {accuracy:.1%} on {options.choose_on}", file=sys.stderr
-                )
+                weights = weights_as_options(linker.scoring, options)
+                print(f"{path}: {weights}: Acc@1 {accuracy:.1%} on {options.choose_on}", file=sys.stderr)
             return rank_by_scores(linker, queries), None
         encoder = load(path, device=options.device)
         encoder.pooling = options.pooling or encoder.pooling

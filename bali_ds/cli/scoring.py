@@ -62,14 +62,12 @@ def scoring_of(options: argparse.Namespace) -> "Scoring":
     )
 
 
-def flags_of(scoring: "Scoring") -> str:
-    """Return the options that ask for weights."""
-    weights = {
-        "context-share": scoring.context, "graph-share": scoring.graph, "memory-bonus": scoring.memory,
-        "spelling": scoring.spelling,
-    }  # fmt: skip
-    given = {name: value for name, value in weights.items() if value or (name == "memory-bonus" and value is not None)}
-    return " ".join(f"--{name} {value:g}" for name, value in given.items()) or "names alone"
+def weights_as_options(scoring: "Scoring", options: argparse.Namespace) -> str:
+    """Return the options with which the other options give these weights, also those that are 0."""
+    parts = [f"--context-share {scoring.context:g}"] * options.in_context
+    parts += [f"--graph-share {scoring.graph:g}"] * bool(options.with_graph)
+    parts += [f"--memory-bonus {scoring.memory:g}"] * (scoring.memory is not None)
+    return " ".join([*parts, f"--spelling {scoring.spelling:g}"])
 
 
 def open_linker(model: Path, dictionary: "ConceptDictionary", options: argparse.Namespace) -> "ContextLinker":
@@ -105,6 +103,6 @@ def open_linker(model: Path, dictionary: "ConceptDictionary", options: argparse.
 
 def _share(text: str) -> float:
     value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError("must be above 0 and at most 1")
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError("must be at least 0 and at most 1")
     return value

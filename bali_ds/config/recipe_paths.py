@@ -26,7 +26,7 @@ def locate(values: dict[str, Any], folder: Path) -> None:
     """Make the paths in the values of a recipe relative to the working directory, in place; `~` is expanded.
 
     URLs, commands, names on the Hugging Face Hub and values of another type stay as they are. An encoder's directory
-    that looks like a name on the Hub gets a `./`, so that later nobody has to guess.
+    that looks like a name on the Hub gets a `./`, so that it is not taken for a name on the Hub.
 
     Args:
         values: nested mappings as read from YAML.

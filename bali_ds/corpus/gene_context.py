@@ -33,10 +33,10 @@ _LONGEST_ABBREVIATION = 3
 """Letters of a symbol that "DMD mutations" and "the PKU gene" rather use for a disease."""
 _PRODUCTS = SEMANTIC_TYPES["gene"] | {"T116", "T123", "T125", "T126", "T129", "T192"}
 """Genes, proteins, enzymes, receptors, hormones and other biologically active substances."""
-_NO_ENZYME = "disease|case|phase|phrase|base|database|release|(?:in|de)crease|purchase|bias|[a-z]*stases\\b"
+_NOT_ENZYMES = "disease|case|phase|phrase|base|database|release|(?:in|de)crease|purchase|bias|[a-z]*stases\\b"
 _PRODUCT_NAME = re.compile(
     r"(?:.*[\W_])?(?:genes?|proteins?|receptors?|factors?|enzymes?|(?:subunit|isoform)s?|"
-    rf"(?!{_NO_ENZYME})[a-z]{{2,}}ases?)(?:\s+\S{{1,5}}){{0,2}}|(?:genes|proteins|receptors|factors), .*",
+    rf"(?!{_NOT_ENZYMES})[a-z]{{2,}}ases?)(?:\s+\S{{1,5}}){{0,2}}|(?:genes|proteins|receptors|factors), .*",
     re.IGNORECASE,
 )
 """A name whose last word, but for a number or symbol, says what it is: not "lactase deficiency". MeSH inverts names."""

@@ -1,4 +1,4 @@
-"""The parts of a run's final evaluation, each written when it is there and not computed again after an interruption."""
+"""Parts of a run's final evaluation: each is written when it is computed, and kept if the evaluation is interrupted."""
 
 import hashlib
 import json

@@ -2,13 +2,12 @@
 
 from dataclasses import replace
 
-import numpy as np
 import torch
 
 from bali_ds.evaluation.linking_data import Queries
 from bali_ds.inference.concept_scorer import Scoring
 from bali_ds.inference.context_linker import ContextLinker
-from bali_ds.inference.scoring_grid import ScoringGrid, best_concepts
+from bali_ds.inference.scoring_grid import best_concepts, scoring_grid
 
 CONTEXT = (0.0, 0.3, 0.5, 0.7, 1.0)
 GRAPH = (0.0, 0.1, 0.2, 0.3, 0.5)
@@ -19,15 +18,15 @@ SPELLING = (0.0, 0.1, 0.3)
 def choose_scoring(linker: ContextLinker, queries: Queries) -> tuple[Scoring, float]:
     """Return the weights with the highest Acc@1 on some mentions, and that accuracy in 0..1.
 
-    Of equal ones the first counts, which uses less. Spelling is always tried, as BioSyn does, which learns its weight
-    (Sung et al., ACL 2020).
+    Ties go to the first combination, which has the smaller weights. Spelling is always tried, as in BioSyn (Sung et
+    al., ACL 2020), which learns its weight.
 
     Args:
         linker: with every part of which a weight may be chosen; its own scoring says which parts there are.
         queries: mentions with gold concepts, other ones than those that are evaluated.
     """
     parts = linker.scoring
-    grid = ScoringGrid(
+    scorings = scoring_grid(
         context=CONTEXT if parts.context else (0.0,),
         graph=GRAPH if parts.graph else (0.0,),
         memory=MEMORY if parts.memory is not None else (None,),
@@ -35,15 +34,14 @@ def choose_scoring(linker: ContextLinker, queries: Queries) -> tuple[Scoring, fl
     )
     index = {cui: number for number, cui in enumerate(linker.dictionary.cuis)}
     gold = [{index[cui] for cui in cuis if cui in index} for cuis in queries.gold]
-    scorings = grid.scorings()
-    right = np.zeros(len(scorings), np.int64)
+    right = dict.fromkeys(scorings, 0)
     for rows, alone, context in linker.vectors(queries.mentions, queries.places):
         strings, wanted = list(queries.mentions[rows]), gold[rows]
         with torch.inference_mode():
-            for number, best in enumerate(best_concepts(linker.scorer, alone, context, strings, grid)):
-                right[number] += sum(concept in own for concept, own in zip(best.tolist(), wanted, strict=True))
-    chosen = int(right.argmax())
-    return scorings[chosen], float(right[chosen] / max(1, len(gold)))
+            for scoring, best in best_concepts(linker.scorer, alone, context, strings, scorings):
+                right[scoring] += sum(concept in own for concept, own in zip(best.tolist(), wanted, strict=True))
+    chosen = max(scorings, key=right.__getitem__)
+    return chosen, right[chosen] / max(1, len(gold))
 
 
 def parts_to_choose(scoring: Scoring) -> Scoring:

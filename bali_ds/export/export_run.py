@@ -20,7 +20,7 @@ from bali_ds.export.public_recipe import public_recipe
 from bali_ds.export.weights import SHARD_BYTES, average_with, merge_lora, verify_weights, write_weights
 from bali_ds.files import published_file, read_json, write_json
 from bali_ds.inference.exported_directory import DESCRIPTION, EXPORT, GRAPH_ENCODER_FILE, POOLING_FILE
-from bali_ds.locations import is_hub_name
+from bali_ds.locations import is_on_hub
 from bali_ds.model.text_encoder import load_text_encoder
 from bali_ds.shards.shard_index import read_index
 
@@ -107,7 +107,7 @@ def export_run(
 
 def _public_name(model: str) -> str:
     """Return what an export may say of another model: its name on the Hub, or that of its directory alone."""
-    return model if is_hub_name(model) and not Path(model).exists() else Path(model).name
+    return model if is_on_hub(model) else Path(model).name
 
 
 def push(directory: Path, repository: str) -> str:
@@ -162,9 +162,8 @@ def _description(recipe: Recipe, checkpoint: Path, tensors: Mapping[str, LazyTen
     )
     offset = _with_axes(checkpoint, tensors, "log_scale_offset", 1)
     fingerprints, passage_tokens = {"shards": marker.identity.get("data")}, None
-    shards = recipe.data.shards
     # all shard sets of a mixture have the same graph and tokenizer
-    index = Path(shards if isinstance(shards, str) else next(iter(shards))) / "index.json"
+    index = Path(recipe.data.locations[0]) / "index.json"
     if index.is_file():
         facts = read_index(index.parent)
         passage_tokens = facts["max_tokens"]
@@ -182,7 +181,7 @@ def _description(recipe: Recipe, checkpoint: Path, tensors: Mapping[str, LazyTen
         "num_concepts": concepts.shape[0] - 1 if concepts else None,
         "log_scale_offset": float(offset.tensor().detach()[0]) if offset else None,
         "recipe": public_recipe(recipe),
-        "base_model": recipe.text_encoder.path if is_hub_name(recipe.text_encoder.path) else None,
+        "base_model": recipe.text_encoder.path if is_on_hub(recipe.text_encoder.path) else None,
         "data": _data_counts(recipe),
     }
 
@@ -198,8 +197,7 @@ def _with_axes(checkpoint: Path, tensors: Mapping[str, LazyTensor], name: str, a
 def _data_counts(recipe: Recipe) -> dict[str, int]:
     """Return counts of the training data for the card, without those whose directories are not here."""
     counts: dict[str, int] = {}
-    shards = recipe.data.shards
-    for location in [shards] if isinstance(shards, str) else shards:
+    for location in recipe.data.locations:
         if (Path(location) / "index.json").is_file():
             for name in ("documents", "passages", "mentions"):
                 counts[name] = counts.get(name, 0) + read_index(Path(location))["counts"].get(name, 0)

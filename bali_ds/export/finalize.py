@@ -10,6 +10,9 @@ import torch
 import bali_ds
 from bali_ds.checkpoint.marker import MARKER, checkpoint_step, complete_checkpoints, step_name
 from bali_ds.config import LinkingConfig, Recipe, dump_recipe, recorded_recipe
+from bali_ds.config.reading import COMPLETE
+from bali_ds.corpus.corpus_files import corpus_files
+from bali_ds.corpus.readers import READERS
 from bali_ds.data.mixture import open_mixture
 from bali_ds.errors import InputError
 from bali_ds.evaluation.embedding_map import describe_embedding
@@ -27,7 +30,6 @@ from bali_ds.model.pretrained import load_tokenizer
 from bali_ds.model.text_encoder import load_text_encoder
 from bali_ds.planning.batch_plan import plan_batches
 from bali_ds.terminal import print_progress, printable_values
-from bali_ds.training.run_directory import COMPLETE
 from bali_ds.training.run_lock import RunLock
 
 
@@ -150,10 +152,16 @@ def _evaluated(recipe: Recipe, step: int) -> dict[str, Any]:
     }
 
 
-def _content(location: Path) -> str:
-    """Return the hash of a file of names or queries, which may follow FORMAT:, or the location of anything else."""
-    file = Path(str(location).rpartition(":")[2])
-    return sha256_file(file) if file.is_file() else str(location)
+def _content(location: Path) -> list[str]:
+    """Return the hashes of the files of a dictionary or of queries: a file, a folder, or a corpus as FORMAT:PATH."""
+    form, colon, _ = str(location).partition(":")
+    if colon and form in READERS:
+        files = corpus_files(str(location))[1]
+    elif location.is_dir():
+        files = sorted(file for file in location.rglob("*") if file.is_file())
+    else:
+        files = [location]
+    return [sha256_file(file) for file in files]
 
 
 def _last_validation(run: Path) -> dict[str, float]:

@@ -29,8 +29,9 @@ class _Pooled(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         states: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         if self.pooling == "last":
-            last = attention_mask.sum(dim=1) - 1
-            return states, nn.functional.normalize(states[torch.arange(len(states)), last], dim=-1)
+            # by gather: an index of range(len(states)) would fix the size of the batch
+            last = (attention_mask.sum(dim=1) - 1)[:, None, None].expand(-1, 1, states.shape[2])
+            return states, nn.functional.normalize(states.gather(1, last).squeeze(1), dim=-1)
         own = attention_mask
         for number in self.special_ids:
             own = own * (input_ids != number)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bali_ds.config import Recipe
-from bali_ds.locations import COMMAND, is_hub_name, is_remote
+from bali_ds.locations import COMMAND, is_on_hub, is_remote
 
 
 def public_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def public_recipe(recipe: Recipe) -> dict[str, Any]:
         distinct = len(set(names)) == len(names)
         labels = names if distinct else [f"{name}-{number}" for number, name in enumerate(names)]
         data["shards"] = dict(zip(labels, recipe.data.shards.values(), strict=True))
-    if not is_hub_name(recipe.text_encoder.path):
+    if not is_on_hub(recipe.text_encoder.path):
         encoder["path"] = Path(recipe.text_encoder.path).name
     for name, path in (values["evaluation"]["linking"] or {}).items():
         values["evaluation"]["linking"][name] = Path(path).name

@@ -81,7 +81,8 @@ class ConceptScorer:
         query = mixed(alone, context, scoring.context)
         found = self.by_names(query, scoring.spelling, strings)
         if scoring.memory is not None:
-            found = torch.maximum(found, self.by_memory(alone, context, scoring.context, scoring.memory))
+            remembered = self.memory_similarity(alone, context, scoring.context)
+            found = torch.maximum(found, self.by_memory(remembered, scoring.memory))
         return with_graph(found, self.by_graph(query), scoring.graph) if scoring.graph else found
 
     def by_names(self, query: Tensor, spelling: float, strings: list[str]) -> Tensor:
@@ -104,12 +105,16 @@ class ConceptScorer:
         """Return the largest value among the names of each concept, float32 [n, C], from values [names, n]."""
         return _largest(similarity.index_select(0, self._name_of), self._names_of)
 
-    def by_memory(self, alone: Tensor, context: Tensor | None, share: float, bonus: float) -> Tensor:
-        """Return the score of each concept's most similar remembered mention, float32 [n, C]; -inf without any."""
+    def memory_similarity(self, alone: Tensor, context: Tensor | None, share: float) -> Tensor:
+        """Return the inner product of each remembered mention with each query, float32 [m, n]."""
         assert self._memory is not None
         similarity = self._alone @ alone.T
         if context is not None and self._context is not None:
             similarity = (1 - share) * similarity + share * (self._context @ context.T)
+        return similarity
+
+    def by_memory(self, similarity: Tensor, bonus: float) -> Tensor:
+        """Return the score of each concept's most similar remembered mention, float32 [n, C]; -inf without any."""
         return _largest(similarity + bonus * self._shares, self._mentions_of)
 
     def by_graph(self, query: Tensor) -> Tensor:

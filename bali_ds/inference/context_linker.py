@@ -116,7 +116,7 @@ class ContextLinker:
     def vectors(
         self, mentions: Sequence[str], places: Sequence[tuple[str, int, int]]
     ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor | None]]:
-        """Yield which mentions come next, as many as are scored at once, and their vectors, float32 [n, d].
+        """Yield the rows and the vectors, float32 [n, d], of as many mentions as are scored at once.
 
         The vectors are those of the mentions by themselves, and in their texts if the scoring has a share of context.
         """

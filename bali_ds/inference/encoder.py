@@ -313,7 +313,8 @@ def _pool(states: torch.Tensor, mask: torch.Tensor, special: torch.Tensor, pooli
         return states[:, 0].float()
     if pooling == "last":
         return states[torch.arange(len(states), device=mask.device), mask.sum(dim=1) - 1].float()
-    mask = mask * (torch.arange(mask.shape[1], device=mask.device) >= skipped)
+    rest = mask * (torch.arange(mask.shape[1], device=mask.device) >= skipped)
+    mask = torch.where(rest.any(dim=1, keepdim=True), rest, mask)  # of a text without more than the prompt, the prompt
     weights = mask
     if pooling == "mean_tokens":
         own = mask * (1 - special)

@@ -92,7 +92,9 @@ def open_graph_views(
             np.save(working / "vectors.npy", table)
             write_json(working / "index.json", identity)
     if read_json(index / "index.json") != identity:
-        raise InputError(f"{index}: holds the graph views of another graph or model; remove it or name another")
+        raise InputError(
+            f"{index}: holds the graph views of another graph or model; remove it, or name another directory"
+        )
     shape = (graph.num_concepts, encoder.width)
     return open_npy(index / "vectors.npy", np.float32, shape, f"remove {index} and run the command again")
 

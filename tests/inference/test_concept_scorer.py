@@ -7,7 +7,7 @@ import torch
 from bali_ds.inference.concept_dictionary import ConceptDictionary
 from bali_ds.inference.concept_scorer import ConceptScorer, Scoring
 from bali_ds.inference.mention_memory import Memory, build_memory
-from bali_ds.inference.scoring_grid import ScoringGrid, best_concepts
+from bali_ds.inference.scoring_grid import best_concepts, scoring_grid
 from bali_ds.inference.spelling import SpellingIndex
 
 NAMES = [("heart", ["C1"]), ("cardiac muscle", ["C1", "C2"]), ("infarct", ["C3"]), ("attack", ["C2"]), ("x", ["C4"])]
@@ -67,14 +67,14 @@ def test_a_grid_has_the_best_concepts_of_each_scoring():
         dictionary, unit(draw, 5, 4), graph_views=unit(draw, 4, 4), memory=memory,
         spelling=SpellingIndex(dictionary.names),
     )  # fmt: skip
-    grid = ScoringGrid((0.0, 0.4, 1.0), (0.0, 0.5), (None, 0.0, 0.2), (0.0, 0.3))
+    scorings = scoring_grid((0.0, 0.4, 1.0), (0.0, 0.5), (None, 0.0, 0.2), (0.0, 0.3))
     vectors = torch.from_numpy(unit(draw, 6, 4)), torch.from_numpy(unit(draw, 6, 4))
-    found = list(best_concepts(scorer, *vectors, STRINGS, grid))
-    scorings = grid.scorings()
-    assert len(found) == len(set(scorings)) == 36
-    for best, scoring in zip(found, scorings, strict=True):
+    found = dict(best_concepts(scorer, *vectors, STRINGS, scorings))
+    assert list(found) == scorings
+    assert len(found) == 36
+    for scoring, best in found.items():
         assert best.tolist() == scorer.scores(*vectors, scoring, STRINGS).argmax(dim=1).tolist()
-    assert len({tuple(best.tolist()) for best in found}) > 10
+    assert len({tuple(best.tolist()) for best in found.values()}) > 10
 
 
 class Lookup:

@@ -20,7 +20,7 @@ from bali_ds.inference.concept_scorer import Scoring
 from bali_ds.inference.context_linker import ContextLinker
 from bali_ds.inference.encoder import load
 from bali_ds.inference.graph_views import open_graph_views
-from bali_ds.inference.scoring_grid import ScoringGrid
+from bali_ds.inference.scoring_grid import scoring_grid
 from bali_ds.model.build_model import build_aligner
 from bali_ds.model.text_encoder import load_text_encoder
 from bali_ds.planning.run_data import RunData
@@ -104,7 +104,7 @@ def test_the_weights_with_the_most_right_links_are_chosen(run, exported):
     linker = ContextLinker(exported, dictionary, parts_to_choose(Scoring(context=0.5, graph=0.2)), graph=graph)
     chosen, accuracy = choose_scoring(linker, queries)
     counts = {}
-    for scoring in ScoringGrid(CONTEXT, GRAPH, spelling=SPELLING).scorings():
+    for scoring in scoring_grid(CONTEXT, GRAPH, spelling=SPELLING):
         linker.scoring = scoring
         counts[scoring] = int((rank_by_scores(linker, queries) == 1).sum())
     assert len(set(counts.values())) > 3
@@ -134,7 +134,8 @@ def test_the_command_line_links_a_corpus_in_context_and_evaluates_it(run, export
     assert main(["evaluate", "linking", *common, *chosen, str(without_texts)]) == 2
     assert "the mentions of --choose-on have no texts" in capsys.readouterr().err
     assert main(["evaluate", "linking", *common, *chosen, f"pubtator:{corpus}"]) == 0
-    assert f"{exported}: --memory-bonus 0: Acc@1 100.0% on pubtator:{corpus}" in capsys.readouterr().err
+    weights = "--context-share 0 --graph-share 0 --memory-bonus 0 --spelling 0"
+    assert f"{exported}: {weights}: Acc@1 100.0% on pubtator:{corpus}" in capsys.readouterr().err
     assert main(["link", *common, str(corpus)]) == 2
     assert "write FORMAT:PATH" in capsys.readouterr().err
 
