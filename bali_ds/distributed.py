@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -283,6 +284,14 @@ def ranks_per_node(names: Sequence[object]) -> int | None:
     return size if alike and all(name == names[rank - rank % size] for rank, name in enumerate(names)) else None
 
 
+def machine_id() -> str:
+    """Return an id of this machine since its boot; containers may share a host name."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
 def all_ranks(device: torch.device) -> Ranks:
     """Return all ranks of the job with those of this rank's host as `node`; the first call is collective."""
     if not (dist.is_available() and dist.is_initialized()):
@@ -292,4 +301,4 @@ def all_ranks(device: torch.device) -> Ranks:
 
 @lru_cache(maxsize=1)  # a job has one default group and its ranks one device
 def _ranks_with_hosts(_group: dist.ProcessGroup | None, device: torch.device) -> Ranks:
-    return Ranks.of(None).with_node(socket.gethostname(), device)
+    return Ranks.of(None).with_node(machine_id(), device)

@@ -186,7 +186,7 @@ def checkpoint_files(
 
 @contextmanager
 def gradients_checked(engine: deepspeed.DeepSpeedEngine) -> Iterator[None]:
-    """Let the update skip non-finite gradients inside the block, also where the settings spare it the check.
+    """Let the update skip non-finite gradients inside the block, even where the settings turn the check off.
 
     Only stages 1 and 2 have such a setting; the others always check.
     """

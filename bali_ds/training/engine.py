@@ -53,9 +53,9 @@ def deepspeed_settings(recipe: Recipe, batch_plan: BatchPlan) -> dict[str, Any]:
     settings["gradient_clipping"] = recipe.optimizer.gradient_clipping
     if recipe.precision != "fp32":
         settings[recipe.precision] = {"enabled": True}
-    if recipe.precision == "bf16":
-        # the stability checks have seen every gradient; DeepSpeed would start 13 kernels for each to see it again
-        settings["bf16"]["check_grad_overflow"] = False
+        if recipe.precision == "bf16":
+            # the stability checks have seen every gradient; DeepSpeed would start 13 kernels for each to see it again
+            settings["bf16"]["check_grad_overflow"] = False
     return settings
 
 

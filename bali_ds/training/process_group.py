@@ -76,7 +76,10 @@ def joined_ranks() -> Iterator[Ranks]:
         try:
             ranks = _host_ranks(device)
         finally:
-            os.environ.pop(_LAZY) if own is None else os.environ.update({_LAZY: own})
+            if own is None:
+                del os.environ[_LAZY]
+            else:
+                os.environ[_LAZY] = own
         ranks.barrier()  # connects the ranks that exchange numbers while all of them are there
         yield ranks
     except Exception as error:

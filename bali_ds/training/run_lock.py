@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from bali_ds.distributed import Ranks
+from bali_ds.distributed import Ranks, machine_id
 from bali_ds.errors import InputError, system_error
 from bali_ds.parsing import parse_json
 from bali_ds.training.process_group import raise_on_every_rank
@@ -125,7 +125,7 @@ class RunLock:
                         f"{self._directory}: is in use by {_described(owner)}; wait until it ends, or give this run "
                         "another name"
                     )
-                dead = locked is _Locked.HERE and owner.get("machine") == _machine()
+                dead = locked is _Locked.HERE and owner.get("machine") == machine_id()
                 if dead or self._age(touched) > STALE_SECONDS:
                     self._path.unlink()
                     return
@@ -193,20 +193,12 @@ def _is(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _machine() -> str:
-    """Return an id of this machine since its boot; containers may share a host name."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return socket.gethostname()
-
-
 def _owner() -> dict[str, str]:
     owner = {
         "host": socket.gethostname(),
         "process": str(os.getpid()),
         "since": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "machine": _machine(),
+        "machine": machine_id(),
     }
     job = next((os.environ[name] for name in _JOB_VARIABLES if os.environ.get(name)), None)
     return owner | ({"job": job} if job else {})

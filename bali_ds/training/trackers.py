@@ -4,6 +4,7 @@ import importlib.util
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -94,15 +95,18 @@ class MlflowTracker:
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
+        # by default a server that does not answer would stop training for ten minutes at every line of metrics
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         self._client = MlflowClient()
         if run_id is None:
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT)
             found = self._client.get_experiment_by_name(name)
             experiment = found.experiment_id if found else self._client.create_experiment(name)
             run_id = str(self._client.create_run(experiment, run_name=recipe.name).info.run_id)
-            parameters = [
-                Param(key, str(value)[:_LONGEST_PARAMETER]) for key, value in flattened(recipe.model_dump(mode="json"))
-            ]
+            values = recipe.model_dump(mode="json")
+            values["data"]["shards"] = str(values["data"]["shards"])  # locations are no valid names of parameters
+            parameters = [Param(key, str(value)[:_LONGEST_PARAMETER]) for key, value in flattened(values)]
             for start in range(0, len(parameters), _PARAMETERS_AT_ONCE):
                 self._client.log_batch(run_id, params=parameters[start : start + _PARAMETERS_AT_ONCE])
         else:
@@ -170,9 +174,12 @@ def open_trackers(recipe: Recipe, first_step: int) -> dict[str, Tracker]:
         except ModuleNotFoundError as error:
             raise missing_package(error, _EXTRAS[name]) from error
         except Exception as error:  # the libraries raise errors of several kinds
+            for other in opened.values():
+                with suppress(Exception):
+                    other.close(complete=False)
             reason = system_error(error) or first_line(error)
             raise InputError(
-                f"trackers: {name} cannot be started: {reason}; mend it, or leave it out of the recipe's trackers"
+                f"trackers: {name} cannot be started: {reason}; fix it, or remove it from the recipe's trackers"
             ) from error
         opened[name] = tracker
         if tracker.run_id and tracker.run_id != known.get(name):

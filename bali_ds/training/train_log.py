@@ -45,7 +45,7 @@ class TrainLog(logging.Handler):
         """Write a log record."""
         try:
             self.write(self.format(record))
-        except Exception:  # a malformed record of some library ends nothing
+        except Exception:  # a malformed record of a library does not end the run
             self.handleError(record)
 
     @contextmanager

@@ -1,12 +1,12 @@
-"""Run by four processes, two of which claim to be on another host: the contrastive objective with `negatives: node`."""
+"""Run by four processes, two of which claim to be on another machine: the loss with `negatives: node`."""
 
-import socket
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from bali_ds import distributed
 from bali_ds.config.objectives import ObjectiveConfig
 from bali_ds.objectives.contrastive import ContrastiveAlignment
 from bali_ds.objectives.objective import EncodedViews
@@ -22,8 +22,8 @@ def data():
 
 def main() -> None:
     dist.init_process_group("gloo")
-    rank, host = dist.get_rank(), socket.gethostname()
-    socket.gethostname = lambda: f"{host}-{rank // NODE}"
+    rank = dist.get_rank()
+    distributed.machine_id = lambda: f"machine {rank // NODE}"
     objective = ContrastiveAlignment(ObjectiveConfig.model_validate({"contrastive": {"negatives": "node"}}))
     text, graph, ids, _ = (each.split(VIEWS)[rank] for each in data())
     text, graph = text.clone().requires_grad_(), graph.clone().requires_grad_()

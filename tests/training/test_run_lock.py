@@ -106,7 +106,7 @@ def test_a_killed_holder_blocks_nobody(tmp_path):
 
 
 def test_one_of_many_takes_over_a_stale_file(tmp_path):
-    left = {"host": "here", "process": "1", "since": "today", "machine": run_lock._machine()}
+    left = {"host": "here", "process": "1", "since": "today", "machine": run_lock.machine_id()}
     for _ in range(5):
         (tmp_path / ".run.lock").write_text(json.dumps(left))
         processes = [fork(held_until_refused, tmp_path / "run", 7) for _ in range(8)]
@@ -119,7 +119,7 @@ def test_a_live_holder_on_another_host_is_recognized_by_its_touches(tmp_path, mo
     process = fork(held, tmp_path / "run", 600)
     while not (tmp_path / ".run.lock").exists():
         time.sleep(0.01)
-    monkeypatch.setattr(run_lock, "_machine", lambda: "another")
+    monkeypatch.setattr(run_lock, "machine_id", lambda: "another")
     # the clock of this host is a day ahead
     monkeypatch.setattr(time, "time", lambda ahead=time.time: ahead() + 86_400)
     try:

@@ -179,7 +179,7 @@ class _ColumnReturns:
         self.exchange, self.schedule, self.values = exchange, exchange.schedule, values
         self.counts = exchange.layouts[-1].counts
         self.in_unit: tuple[int, Callable[[], Tensor]] | None = None
-        self.travelling: Callable[[], Tensor] | None = None
+        self.traveling: Callable[[], Tensor] | None = None
         self.returned: list[Tensor] = []
 
     def start(self, hop: int, sums: Tensor) -> None:
@@ -194,7 +194,7 @@ class _ColumnReturns:
     def wait(self) -> list[Tensor]:
         """Return the values of this rank's columns that other ranks accumulated."""
         self._send_on()
-        return self.returned if self.travelling is None else [*self.returned, self.travelling()]
+        return self.returned if self.traveling is None else [*self.returned, self.traveling()]
 
     def _send_on(self) -> None:
         """Combine what the unit accumulated with what the units before it did, and send it to the next unit."""
@@ -208,12 +208,12 @@ class _ColumnReturns:
         if hop == 0:
             self.returned.append(total)
             return
-        if self.travelling is not None:
-            total = self.values.combine(self.travelling(), total)
+        if self.traveling is not None:
+            total = self.values.combine(self.traveling(), total)
         last = hop == self.schedule.last_hop
         to, sender = (self.schedule.neighbor(-hop), self.schedule.neighbor(hop)) if last else (
             self.schedule.neighbor(1), self.schedule.neighbor(-1)
         )  # fmt: skip
         coming = self.exchange.ranks.rank if last else self.schedule.column_owner(hop + 1)
         into = self.values.new(self.counts[coming])
-        self.travelling = self.exchange.ranks.start_send_receive(total, to, into, sender)
+        self.traveling = self.exchange.ranks.start_send_receive(total, to, into, sender)

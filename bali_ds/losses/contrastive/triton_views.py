@@ -137,7 +137,7 @@ def sort_views(side: int, concept_ids: Tensor, counts: list[int], ranks: Ranks) 
     sorted_ids, by_id = everyone.sort(stable=True)
     if ranks.world_size == 1:
         return IndexedLayout(side, sorted_ids, by_id, offsets, sorted_ids, by_id, None)
-    ends = torch.tensor(offsets[1:], device=by_id.device)
+    ends = torch.tensor(offsets[1:]).to(by_id.device, non_blocking=True)  # without a wait for the gather
     by_rank = torch.bucketize(by_id, ends, right=True).sort(stable=True).indices
     positions = by_id[by_rank]
     numbers = torch.empty_like(by_rank).scatter_(0, by_rank, torch.arange(len(by_rank), device=by_rank.device))
