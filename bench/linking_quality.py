@@ -37,16 +37,16 @@ from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_model, save_model  # noqa: E402
 
 from bali_ds.files import read_json, write_json  # noqa: E402
+from bali_ds.graph.knowledge_graph import KnowledgeGraph  # noqa: E402
 from bali_ds.model.aligner import Aligner  # noqa: E402
 from bali_ds.model.build_model import build_aligner  # noqa: E402
 from bench.inputs.linking_split import CORPUS, other_corpora, prepare  # noqa: E402
 from bench.inputs.medmentions import DATA, FAST, minilm  # noqa: E402
-from bench.linking_scores import Material, averaged, hits, model_of  # noqa: E402
+from bench.linking_scores import Material, averaged, hits, model_of, parts_of  # noqa: E402
 from bench.linking_table import table  # noqa: E402
 from bench.linking_variants import VARIANTS, Setting  # noqa: E402
 
 STEPS = 500
-AVERAGED = ", averaged"
 SAMPLE = ROOT / "shards/sample"
 # The small encoder of the sample has no weights of its own.
 SAMPLE_CHANGES = ("optimizer.text_learning_rate=1.0e-3", "optimizer.graph_learning_rate=1.0e-3", "batch.passages=16")
@@ -56,7 +56,8 @@ def main() -> int:
     """Prepare, train, score, write rows, print the table; return 1 if a row failed."""
     options = _options()
     changes = SAMPLE_CHANGES if options.sample else tuple(FAST)
-    setting = Setting(options.folder, options.device, options.steps, (*changes, *options.change))
+    precision = f"precision={'bf16' if options.device == 'cuda' else 'fp32'}"
+    setting = Setting(options.folder, options.device, options.steps, (precision, *changes, *options.change))
     wanted = [(name, seed) for seed in range(options.seeds) for name in options.variants if seed < VARIANTS[name].seeds]
     results = read_json(options.out) if options.out.exists() else {"rows": []}
     if options.table:
@@ -66,13 +67,16 @@ def main() -> int:
         return 0
     if options.sample:
         prepare(SAMPLE / "corpus.pubtator", SAMPLE, SAMPLE / "encoder", options.folder)
-    elif not (options.folder / "shuffled_shards/index.json").exists():
-        other_corpora(options.data, options.folder)
-        prepare(options.data / CORPUS, options.data / "kg/kg_ext_umls_rrf", options.encoder, options.folder)
+    else:
+        if not (options.folder / "shuffled_shards/index.json").exists():
+            prepare(options.data / CORPUS, options.data / "kg/kg_ext_umls_rrf", options.encoder, options.folder)
+        if options.other_corpora:
+            other_corpora(options.data, options.folder)
     if options.prepare:
         return 0
     begin = time.monotonic()
-    there = [_identity(row) for row in results["rows"]]
+    parts = parts_of(options.folder)
+    there = [_identity(row) for row in results["rows"] if row["hits"].keys() >= parts.keys()]
     tasks = [task for task in wanted if setting.identity(*task) not in there]
     failed = 0
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -83,46 +87,39 @@ def main() -> int:
         for future in as_completed(running):
             name, seed = running[future]
             try:
-                rows = future.result()
+                row = future.result()
             except Exception:
                 traceback.print_exc()
                 failed += 1
                 continue
-            results["rows"] += rows
-            write_json(options.out, results)
-            print(f"{time.monotonic() - begin:6.0f} s  {name}, seed {seed}: {_told(rows)}", flush=True)
+            if row:  # in place of one that lacks a part
+                others = [other for other in results["rows"] if _identity(other) != _identity(row)]
+                results["rows"] = [*others, row]
+                write_json(options.out, results)
+            print(f"{time.monotonic() - begin:6.0f} s  {name}, seed {seed}: {_told(row)}", flush=True)
     return int(failed > 0)
 
 
-def run(setting: Setting, name: str, seed: int, deadline: float) -> list[dict[str, Any]]:
-    """Train a variant and score it; the recipe also with the mean of its weights and those at the start.
-
-    No rows are returned after the deadline.
-    """
-    from bali_ds.graph.knowledge_graph import KnowledgeGraph
-
+def run(setting: Setting, name: str, seed: int, deadline: float) -> dict[str, Any] | None:
+    """Train a variant, unless its model is kept, and score it; None after the deadline."""
     if time.time() > deadline:
-        return []
+        return None
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("high")
-    recipe, with_graph = setting.recipe(VARIANTS[name], seed), VARIANTS[name].kind == "recipe"
+    recipe, variant = setting.recipe(VARIANTS[name], seed), VARIANTS[name]
     graph, material = KnowledgeGraph.open(recipe.data.graph), _material(setting.folder)
     start = build_aligner(recipe, 2 * graph.num_relations).to(setting.device)
-    aligner, figures = _trained(setting, name, seed, start)
+    aligner, figures = _trained(setting, variant.of or name, seed, start)
+    if variant.of:
+        aligner = averaged(aligner, start)
     if setting.device == "cuda":
         torch.cuda.empty_cache()  # other trainings share the memory
-    models = {name: aligner}
-    if name == "recipe":
-        models[name + AVERAGED] = averaged(aligner, start)
-    rows = []
-    for label, each in models.items():
-        begin = time.monotonic()
-        torch.set_float32_matmul_precision("high")
-        model = model_of(each, str(setting.folder / "encoder"), with_graph=with_graph, fan_out=recipe.data.fan_out)
-        found = hits(model, material, graph)
-        times = {**figures, "score_seconds": time.monotonic() - begin}
-        rows.append({**setting.identity(name, seed), "variant": label, **times, "hits": found})
-    return rows
+    begin, with_graph = time.monotonic(), variant.kind == "recipe"
+    torch.set_float32_matmul_precision("high")
+    model = model_of(aligner, str(setting.folder / "encoder"), with_graph=with_graph, fan_out=recipe.data.fan_out)
+    found = hits(model, material, graph)
+    times = {**figures, "score_seconds": time.monotonic() - begin}
+    return {**setting.identity(name, seed), **times, "hits": found}
 
 
 def _trained(setting: Setting, name: str, seed: int, start: Aligner) -> tuple[Aligner, dict[str, Any]]:
@@ -162,17 +159,15 @@ def _material(folder: Path) -> Material:
     return Material.open(folder)
 
 
-def _told(rows: list[dict[str, Any]]) -> str:
-    if not rows:
+def _told(row: dict[str, Any] | None) -> str:
+    if row is None:
         return "not started, no time was left"
-    row = rows[0]
     return f"{row['train_seconds']:.1f} s training, {row['tokens']:,} tokens, {row['score_seconds']:.1f} s scoring"
 
 
 def _identity(row: dict[str, Any]) -> dict[str, Any]:
-    """Return what a row was made with, as `Setting.identity` does; averaged weights belong to their training."""
-    variant = row["variant"].removesuffix(AVERAGED)
-    return {"variant": variant, **{key: row[key] for key in ("seed", "steps", "changes")}}
+    """Return what a row was made with, as `Setting.identity` does."""
+    return {key: row[key] for key in ("variant", "seed", "steps", "changes")}
 
 
 def _machine(device: str) -> dict[str, str]:
@@ -189,6 +184,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--sample", action="store_true", help="on the sample data set")
     parser.add_argument("--prepare", action="store_true", help="only prepare the folder")
+    parser.add_argument(
+        "--other-corpora", action="store_true", help="also score on the development mentions of NCBI Disease and BC5CDR"
+    )
     parser.add_argument("--table", action="store_true", help="only print the table")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (default: %(default)s)")
@@ -198,9 +196,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no training after this time")
     parser.add_argument("--change", nargs="*", default=[], metavar="key=value", help="to the recipe of every variant")
     parser.add_argument(
-        "--out",
-        type=Path,
-        help="JSON file (default: in bench/results, or in the folder for the sample)",
+        "--out", type=Path, help="JSON file (default: in bench/results, or in the folder for the sample)"
     )
     options = parser.parse_args()
     kind = "sample" if options.sample else "linking"

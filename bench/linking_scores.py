@@ -19,7 +19,7 @@ from bali_ds.inference.concept_scorer import ConceptScorer, Scoring
 from bali_ds.inference.encoder import Encoder
 from bali_ds.inference.graph_views import graph_view_table
 from bali_ds.inference.mention_memory import build_memory
-from bali_ds.inference.scoring_grid import ScoringGrid, best_concepts
+from bali_ds.inference.scoring_grid import best_concepts, scoring_grid
 from bali_ds.inference.spelling import SpellingIndex
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.pretrained import load_tokenizer
@@ -46,8 +46,7 @@ class Material:
     def open(cls, folder: Path) -> "Material":
         """Read a folder of `bench.inputs.linking_split`."""
         graph = KnowledgeGraph.open(folder / "graph")
-        files = {part: folder / f"{part}.json.gz" for part in ("held_out", "choice", *OTHER_CORPORA)}
-        parts = {part: read_mentions(file, graph) for part, file in files.items() if file.exists()}
+        parts = {part: read_mentions(file, graph) for part, file in parts_of(folder).items()}
         return cls(graph, parts, read_mentions(folder / "training.json.gz", graph))
 
     @cached_property
@@ -59,6 +58,12 @@ class Material:
     def spelling(self) -> SpellingIndex:
         """Character n-grams of the names."""
         return SpellingIndex(self.dictionary.names)
+
+
+def parts_of(folder: Path) -> dict[str, Path]:
+    """Return the files of the parts that models are scored on; the sample data set has no other corpora."""
+    files = {part: folder / f"{part}.json.gz" for part in ("held_out", "choice", *OTHER_CORPORA)}
+    return {part: file for part, file in files.items() if file.exists()}
 
 
 class CachingEncoder(Encoder):
@@ -125,7 +130,7 @@ def hits(model: Model, material: Material, graph: KnowledgeGraph) -> dict[str, A
         dictionary, names, graph_views=table, memory=memory, spelling=material.spelling, device=device
     )
     shares = GRAPH if table is not None else (0.0,)
-    grids = ScoringGrid(CONTEXT, shares, MEMORY), ScoringGrid(CONTEXT, shares[:4], spelling=SPELLING)
+    scorings = scoring_grid(CONTEXT, shares, MEMORY) + scoring_grid(CONTEXT, shares[:4], spelling=SPELLING)
     found: dict[str, Any] = {}
     index = {cui: number for number, cui in enumerate(dictionary.cuis)}
     for part, queries in material.parts.items():
@@ -139,7 +144,7 @@ def hits(model: Model, material: Material, graph: KnowledgeGraph) -> dict[str, A
             wanted = torch.from_numpy(gold[rows]).to(device)
             strings = list(queries.mentions[rows])
             vectors = [torch.from_numpy(each[rows]).to(device) for each in (alone, context)]
-            for name, best in _best(scorer, *vectors, strings, grids):
+            for name, best in _best(scorer, *vectors, strings, scorings):
                 right.setdefault(name, []).append((best[:, None] == wanted).any(dim=1))
         found["scorings"] = list(right)
         found[part] = packed(torch.stack([torch.cat(blocks) for blocks in right.values()]).cpu().numpy())
@@ -147,13 +152,13 @@ def hits(model: Model, material: Material, graph: KnowledgeGraph) -> dict[str, A
 
 
 def _best(
-    scorer: ConceptScorer, alone: torch.Tensor, context: torch.Tensor, strings: list[str], grids: Sequence[ScoringGrid]
+    scorer: ConceptScorer, alone: torch.Tensor, context: torch.Tensor, strings: list[str], scorings: list[Scoring]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the key of each scoring of some grids, and of spelling alone, and the best concepts of the mentions."""
+    """Yield the key of each scoring, and of spelling alone, and the best concepts of the mentions."""
     with torch.inference_mode():
         yield key(Scoring(spelling=np.inf)), scorer.largest_of_names(scorer.by_spelling(strings)).argmax(dim=1)
-        for grid in grids:
-            yield from zip(map(key, grid.scorings()), best_concepts(scorer, alone, context, strings, grid), strict=True)
+        for scoring, best in best_concepts(scorer, alone, context, strings, scorings):
+            yield key(scoring), best
 
 
 def key(scoring: Scoring) -> str:

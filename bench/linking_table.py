@@ -13,12 +13,15 @@ from bench.inputs.linking_split import Mentions
 from bench.linking_scores import CONTEXT, GRAPH, MEMORY, SPELLING, Material, key, unpacked
 
 Flags = NDArray[np.bool_]
+Scorings = dict[tuple[str, str], str | None]
+"""The scoring that was chosen for a variant in a family of scorings; None if the variant has none."""
 STRATA = ("all", "exact", "not exact", "seen pair", "new pair", "unseen", "unseen, not exact", "ambiguous")
 
 WITHOUT_MEMORY, WITH_MEMORY = "any, without memory", "any, with memory"
 _BOTH = "both → names and graph views"
 COMPARISONS = (
     *((("recipe", WITHOUT_MEMORY), ("untrained", family)) for family in ("alone → names", "in context → names")),
+    *(((name, "in context → names"), ("untrained", "in context → names")) for name in ("recipe", "names and mentions")),
     (("recipe", WITHOUT_MEMORY), ("recipe", "alone → names")),
     (("recipe", _BOTH), ("recipe", "both → names")),
     *((("recipe", WITHOUT_MEMORY), (other, WITHOUT_MEMORY)) for other in (
@@ -174,37 +177,40 @@ def _measure(grid: Grid, variant: str, scoring: str) -> float:
 def table(rows: Sequence[dict[str, Any]], material: Material) -> str:
     """Return the figures of all variants, in per cent, with the weights that were chosen, and differences."""
     choice = Grid(rows, material, "choice")
+    families = named_scorings()
+    scorings = {(variant, family): chosen(choice, variant, wanted)
+                for family, wanted in families.items() for variant in choice.variants}  # fmt: skip
     return "\n".join(
         line
         for part in material.parts
         if part != "choice" and all(part in row["hits"] for row in rows)
-        for line in _part_table(choice, Grid(rows, material, part))
+        for line in _part_table(scorings, Grid(rows, material, part))
     )
 
 
-def _part_table(choice: Grid, held_out: Grid) -> list[str]:
+def _part_table(scorings: Scorings, held_out: Grid) -> list[str]:
     sizes = "  ".join(f"{name} {int(held_out.strata[name].sum()):,}" for name in STRATA)
     lines = [f"{held_out.part}, mentions: {sizes}; {held_out.documents.max() + 1} documents"]
     lines.append(f"{'variant':<44}{'seeds':>6}" + "".join(f"{name:>20}" for name in STRATA))
-    for family, wanted in named_scorings().items():
+    for family in dict.fromkeys(family for _, family in scorings):
         lines.append(family)
-        for variant in choice.variants:
-            scoring = chosen(choice, variant, wanted)
+        for variant in held_out.variants:
+            scoring = scorings[variant, family]
             if scoring is None:
                 continue
             cells = [held_out.interval(stratum, (variant, scoring)) for stratum in STRATA]
             text = "".join(f"{_interval(cell):>20}" for cell in cells)
             lines.append(f"  {variant:<42}{held_out.seeds(variant):>6}{text}  {scoring}")
-    return [*lines, "differences, of the same mentions", *_differences(choice, held_out), ""]
+    return [*lines, "differences, of the same mentions", *_differences(scorings, held_out), ""]
 
 
-def _differences(choice: Grid, held_out: Grid) -> list[str]:
+def _differences(scorings: Scorings, held_out: Grid) -> list[str]:
     lines = []
     for first, second in COMPARISONS:
-        pairs = [(variant, chosen(choice, variant, named_scorings()[family])) for variant, family in (first, second)
-                 if variant in choice.variants]  # fmt: skip
-        if len(pairs) < 2 or None in (scoring for _, scoring in pairs):
+        found = scorings.get(first), scorings.get(second)
+        if found[0] is None or found[1] is None:
             continue
+        pairs = (first[0], found[0]), (second[0], found[1])
         cells = [held_out.interval(stratum, *pairs) for stratum in STRATA]
         text = "".join(f"{_interval(cell):>20}" for cell in cells)
         lines += [f"  {', '.join(first)}", f"    - {', '.join(second):<44}{text}"]

@@ -26,12 +26,14 @@ class Variant:
         changes: to the recipe, of which "pairs" takes the learning rate.
         mentions: whether "pairs" also pairs mention strings with names; else only names of one concept.
         seeds: how many seeds it is trained with at most.
+        of: the variant whose trained weights are averaged with those at the start; None for trained weights.
     """
 
     kind: str
     changes: tuple[str, ...] = ()
     mentions: bool = False
     seeds: int = 3
+    of: str | None = None
 
 
 VARIANTS = {
@@ -48,6 +50,7 @@ VARIANTS = {
     "names and mentions, quarter of the rate": Variant("pairs", QUARTER, mentions=True, seeds=1),
     "four other concepts": Variant("recipe", ("objective.contrastive.other_concepts=4",), seeds=1),
     "medmentions.yaml": Variant("recipe", (*ALONE, *BEFORE), seeds=1),
+    "recipe, averaged": Variant("recipe", of="recipe"),
 }
 """The most important first: a run that is cut off has these."""
 
@@ -74,7 +77,7 @@ class Setting:
         overrides = [
             f"data.graph={folder}/graph", f"data.shards={folder}/shards", f"text_encoder.path={folder}/encoder",
             "text_encoder.compile=false", f"steps={self.steps}", "epochs=null", f"seed={29 + seed}",
-            f"precision={'bf16' if self.device == 'cuda' else 'fp32'}", *self.changes,
+            *self.changes,
             *(change.format(folder=folder) for change in variant.changes),
         ]  # fmt: skip
         return load_recipe(RECIPE, overrides)

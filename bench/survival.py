@@ -2,7 +2,8 @@
 
     python bench/survival.py --kills 100 --terms 20 --full-disks 20
 
-Runs take 50 steps and save every fifth; each is killed several times, wherever it is. The stages of ZeRO take turns.
+Runs take 50 steps and save every fifth; each is killed several times, wherever it is. The stages of ZeRO take
+turns, except for SIGTERM.
 What has happened is in bench/results/survival.json after each run, and `--continue` adds what is missing there.
 
 kill -9 hits ranks, loader workers and the launcher, also in the middle of a save. SIGTERM is sent to the launcher and
@@ -18,7 +19,6 @@ DeepSpeed's (`tests/system` uses the real one), so that a start takes one second
 """
 
 import argparse
-import itertools
 import os
 import random
 import signal
@@ -117,9 +117,8 @@ class Trial:
 
     def kills(self, count: int, until: float) -> None:
         """Kill so many processes, or as many as there is time for."""
-        for stage in itertools.cycle(self.stages):
-            if self.killed() >= count or time.monotonic() > until:
-                return
+        while self.killed() < count and time.monotonic() < until:
+            stage = self.stage_of(self.number)
             recipe = self.recipe(stage)
             while True:
                 job = self.start(recipe)
@@ -296,7 +295,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--stages", type=int, nargs="+", default=STAGES, choices=(0, *STAGES))
     parser.add_argument("--seed", type=int, default=int(time.time()))
     results = parser.add_mutually_exclusive_group()
-    results.add_argument("--continue", action="store_true", dest="continues", help=f"add to {RESULTS.name}")
+    results.add_argument(
+        "--continue", action="store_true", dest="continues", help=f"add to {RESULTS.name}, with its seed and steps"
+    )
     results.add_argument("--no-json", action="store_true", help=f"do not write bench/results/{RESULTS.name}")
     return parser.parse_args()
 

@@ -68,9 +68,10 @@ def run_script(script: str, arguments: list[str]) -> None:
 def serve(requests: Connection) -> None:
     """Run one job after another as they are requested, each in a process group of its own, until nobody is left to ask.
 
-    A request is the arguments of `be_job`; answers are the job's process id at its start and its exit status.
+    The first answer says that everything is imported. A request is the arguments of `be_job`; answers are the job's
+    process id at its start and its exit status.
     """
-    requests.send(os.getpid())
+    requests.send(None)
     while True:
         try:
             request = requests.recv()

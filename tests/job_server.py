@@ -52,8 +52,9 @@ class JobServer:
 
     def close(self) -> None:
         """End the process."""
-        self._answers.close()
+        self._process.terminate()  # it is idle; forks of this process may keep its pipe open
         self._process.wait()
+        self._answers.close()
 
 
 def own_environment() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Simulated failures and stragglers of a cluster that is not here."""
+"""Simulated failures and stragglers of a cluster."""
 
 import math
 

@@ -92,8 +92,10 @@ def split_documents(source: Path, folder: Path) -> None:
 
 
 def other_corpora(data: Path, folder: Path) -> None:
-    """Write the linked mentions of the development documents of other corpora as JSON."""
+    """Write the linked mentions of the development documents of other corpora as JSON, unless they are there."""
     for part, file in OTHER_CORPORA.items():
+        if (folder / f"{part}.json.gz").exists():
+            continue
         with published_file(folder / f"{part}.json.gz") as stream:
             stream.write(gzip.compress(json.dumps(_mentions(data / file)).encode(), mtime=0))
 

@@ -171,6 +171,7 @@ class Job:
     fails: Callable[[int], bool] | None = None
     group: int = 0
     started: float = field(default_factory=time.monotonic)
+    begun: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
         self.group = fork(launcher, self.recipe, self.log, self.fails)
@@ -204,6 +205,8 @@ class Job:
         while not self.over() or self.processes("all"):
             if time.monotonic() > until:
                 signal_all(set(self.processes("all")), signal.SIGKILL)
+                while not self.over():
+                    time.sleep(0.05)
                 return False
             time.sleep(0.05)
         return True
@@ -227,6 +230,13 @@ def steps_taken(run: Path) -> int:
     return 0
 
 
+def appeared(path: Path, since: float) -> bool:
+    """Return whether a path was made after a time; a killed job leaves its own behind."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_mtime > since
+    return False
+
+
 def moment(job: Job, draw: random.Random, when: str, steps: int, start: float = 0) -> bool:
     """Wait for a random moment of a job; return whether it still runs then.
 
@@ -238,12 +248,12 @@ def moment(job: Job, draw: random.Random, when: str, steps: int, start: float = 
         start: see `when`.
     """
     run = job.recipe.directory
-    goal = steps_taken(run) + draw.randint(1, steps)
+    goal = steps_taken(run) + draw.randint(1, max(1, steps))
     come = {
         "start": lambda: True,
         "step": lambda: steps_taken(run) >= goal,
-        "save": (run / "checkpoints/.writing").exists,
-        "evaluation": (run / "evaluating").exists,
+        "save": lambda: appeared(run / "checkpoints/.writing", job.begun),
+        "evaluation": lambda: appeared(run / "evaluating", job.begun),
     }[when]
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until and not job.over() and not come():

@@ -25,9 +25,9 @@ def test_rows_are_complete_and_kept(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    run("--variants", "untrained", "recipe", "names and mentions")
+    run("--variants", "untrained", "recipe", "names and mentions", "recipe, averaged")
     rows = json.loads(out.read_text())["rows"]
-    assert [row["variant"] for row in rows] == ["untrained", "recipe", "recipe, averaged", "names and mentions"]
+    assert [row["variant"] for row in rows] == ["untrained", "recipe", "names and mentions", "recipe, averaged"]
     assert all(row["tokens"] > 0 for row in rows[1:])
     hits = rows[0]["hits"]
     right = dict(zip(hits["scorings"], unpacked(hits["held_out"], len(hits["scorings"]), 1390), strict=True))

@@ -31,6 +31,7 @@ def test_interrupted_runs_equal_the_uninterrupted_one(counts, options):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     last = done.stdout.splitlines()[-1]
     assert "runs equal bit for bit" in last
+    assert not counts["terms"] or f"{counts['terms']} SIGTERMs survived" in last
     for what in ("full-disks", "second-jobs", "hung-workers", "slow-servers"):
         assert not counts[what] or f"{counts[what]} {what.replace('-', ' ')} survived" in last
     assert "differ" not in last
