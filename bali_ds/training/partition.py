@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 
 from bali_ds.config import Recipe
-from bali_ds.model.build_model import DTYPES
 from bali_ds.model.decoder import decoder_weights, is_decoder
 from bali_ds.model.text_encoder import read_configuration
 
@@ -17,20 +16,15 @@ from bali_ds.model.text_encoder import read_configuration
 class ZeroPartition:
     """Partitions every parameter over all ranks as soon as its module is complete."""
 
-    def __init__(self, recipe: Recipe, settings: dict[str, Any]) -> None:
-        """Partition under the settings of a run.
-
-        Args:
-            recipe: gives the dtype of weights.
-            settings: the completed DeepSpeed configuration, of stage 3.
-        """
-        self._dtype, self._settings = DTYPES[recipe.precision], settings
+    def __init__(self, settings: dict[str, Any]) -> None:
+        """Partition under the completed DeepSpeed configuration of a run, of stage 3."""
+        self._settings = settings
 
     def building(self) -> AbstractContextManager[Any]:
         """Return a context in which new parameters are partitioned."""
-        context: AbstractContextManager[Any] = deepspeed.zero.Init(
-            config_dict_or_path=self._settings, dtype=self._dtype
-        )
+        # Init takes the dtype from the settings. It ignores an argument `dtype` where the device has no fp16, as most
+        # CPUs, and makes weights bf16 there.
+        context: AbstractContextManager[Any] = deepspeed.zero.Init(config_dict_or_path=self._settings)
         return context
 
     @contextmanager
@@ -56,4 +50,4 @@ def partition_of(recipe: Recipe, settings: dict[str, Any]) -> ZeroPartition | No
     if not is_decoder(config):
         return None
     decoder_weights(encoder.path, config)
-    return ZeroPartition(recipe, settings)
+    return ZeroPartition(settings)

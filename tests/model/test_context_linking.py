@@ -1,6 +1,7 @@
 """Linking with an exported model: its graph views, its memory and the averaged export, from the command line, too."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -134,8 +135,10 @@ def test_the_command_line_links_a_corpus_in_context_and_evaluates_it(run, export
     assert main(["evaluate", "linking", *common, *chosen, str(without_texts)]) == 2
     assert "the mentions of --choose-on have no texts" in capsys.readouterr().err
     assert main(["evaluate", "linking", *common, *chosen, f"pubtator:{corpus}"]) == 0
-    weights = "--context-share 0 --graph-share 0 --memory-bonus 0 --spelling 0"
-    assert f"{exported}: {weights}: Acc@1 100.0% on pubtator:{corpus}" in capsys.readouterr().err
+    # an untrained model separates two concepts by rounding, so the bonus that is enough depends on the processor
+    weights = r"--context-share 0 --graph-share 0 --memory-bonus \S+ --spelling 0"
+    told = rf"{exported}: {weights}: Acc@1 100\.0% on pubtator:{corpus}"
+    assert re.search(told, capsys.readouterr().err)
     assert main(["link", *common, str(corpus)]) == 2
     assert "write FORMAT:PATH" in capsys.readouterr().err
 

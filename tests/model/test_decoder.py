@@ -110,6 +110,7 @@ def recipe_of(data: Sample, runs: Path, family: str, stage: str):
         name=f"{family}-{stage}",
         text_encoder={
             "path": str(data.encoder),
+            "weights": "pretrained",  # which stage 3 partitions while they are loaded
             "pooling": "last",
             "bidirectional": family == "qwen",
             "query_prompt": PROMPT,

@@ -25,20 +25,21 @@ def anonymous() -> int:
 
 
 def return_freed_memory() -> None:
-    """Let the allocator return what is freed at once, so that resident memory is memory in use."""
+    """Let the allocator return what was freed and will be, so that resident memory is memory in use."""
     trim_threshold, mmap_threshold = -1, -3
     for parameter in (trim_threshold, mmap_threshold):
         assert ctypes.CDLL(None).mallopt(parameter, 65536)
+    ctypes.CDLL(None).malloc_trim(0)  # weights would fill the holes
 
 
 def main() -> None:
-    return_freed_memory()
     recipe = Recipe.model_validate_json(Path(sys.argv[1]).read_text())
     settings = {"train_batch_size": 4, "zero_optimization": {"stage": 3}}
     with joined_ranks() as ranks:
         partition = partition_of(recipe, settings)
         assert isinstance(partition, ZeroPartition)
         ranks.barrier()
+        return_freed_memory()
         before, ended = anonymous(), threading.Event()
         peaks = [before]
 
