@@ -33,7 +33,12 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help="dtype of the weights (default: %(default)s)",
     )  # fmt: skip
     export.add_argument("--step", type=int, metavar="N", help="step of the checkpoint (default: the newest)")
-    export.add_argument(
+    kind = export.add_mutually_exclusive_group()
+    kind.add_argument(
+        "--adapter", action="store_true",
+        help="of a run with text_encoder.lora, write the LoRA weights alone, as an adapter of peft",
+    )  # fmt: skip
+    kind.add_argument(
         "--average-with", metavar="START",
         help="average the weights of the text encoder with those of this encoder, which training started from",
     )  # fmt: skip
@@ -46,6 +51,8 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _run_export(options: argparse.Namespace) -> None:
+    if options.adapter and options.onnx:
+        raise InputError("--onnx: not with --adapter, which holds no encoder")
     # DeepSpeed prints to stdout when it is imported
     with redirect_stdout(sys.stderr):
         from bali_ds.export.export_run import export_run, push
@@ -60,6 +67,7 @@ def _run_export(options: argparse.Namespace) -> None:
                 step=options.step,
                 onnx=options.onnx,
                 start=options.average_with,
+                adapter=options.adapter,
                 overwrite=options.overwrite,
             )
         if options.push:

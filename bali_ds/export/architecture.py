@@ -95,14 +95,22 @@ class ExportArchitecture:
                 )
 
     def save(self, out: Path, dtype: torch.dtype) -> None:
-        """Write config.json and the files of the tokenizer, whose longest input is that of the model.
+        """Write config.json and the files of the tokenizer.
 
         Raises:
-            InputError: the written tokenizer splits texts into other tokens than that of the training.
+            InputError: as `save_tokenizer`.
         """
         self.model.config.architectures = [type(self.model).__name__]
         self.model.config.dtype = dtype
         self.model.config.save_pretrained(out)
+        self.save_tokenizer(out)
+
+    def save_tokenizer(self, out: Path) -> None:
+        """Write the files of the tokenizer, whose longest input is that of the model.
+
+        Raises:
+            InputError: the written tokenizer splits texts into other tokens than that of the training.
+        """
         tokenizer = load_tokenizer(self.source)
         tokenizer.model_max_length = self.longest_text(tokenizer)  # so that truncation=True suffices
         tokenizer.save_pretrained(out)

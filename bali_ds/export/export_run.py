@@ -13,6 +13,7 @@ from bali_ds.config import Recipe, recorded_recipe
 from bali_ds.directories import published_directory
 from bali_ds.errors import InputError, first_line
 from bali_ds.evaluation.run_results import read_evaluation
+from bali_ds.export.adapter import STEM, adapter_weights, lora_of, write_adapter_config
 from bali_ds.export.architecture import ExportArchitecture
 from bali_ds.export.model_card import model_card
 from bali_ds.export.onnx import write_onnx
@@ -36,6 +37,7 @@ def export_run(
     shard_bytes: int = SHARD_BYTES,
     onnx: bool = False,
     start: str | None = None,
+    adapter: bool = False,
     overwrite: bool | None = None,
 ) -> dict[str, Any]:
     """Export the trained encoder of a run as a Hugging Face directory, and verify every tensor.
@@ -53,6 +55,7 @@ def export_run(
         onnx: whether to write an ONNX graph of the encoder as well.
         start: an encoder, by directory or hub name, to average the weights of the text encoder with: the one that
             training started from. None exports the weights as trained.
+        adapter: whether to write the LoRA weights as an adapter of peft, in place of an encoder with them merged.
         overwrite: whether to replace any other directory; None if the caller has no such option.
 
     Returns:
@@ -66,27 +69,40 @@ def export_run(
         raise InputError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
     stored_dtype: torch.dtype = getattr(torch, dtype)
     recipe = recorded_recipe(run)
+    lora = lora_of(recipe.text_encoder) if adapter else None
     checkpoint = _find_checkpoint(run / "checkpoints", step)
-    tensors = merge_lora(read_checkpoint(checkpoint), recipe.text_encoder.lora)
+    stored = read_checkpoint(checkpoint)
+    tensors = merge_lora(stored, recipe.text_encoder.lora)
     if start is not None:
         encoder_weights = load_text_encoder(
             start, seed=recipe.seed, layer=recipe.text_encoder.layer, bidirectional=recipe.text_encoder.bidirectional
         ).encoder.state_dict()
         tensors = average_with(tensors, encoder_weights, "text.encoder.")
     architecture = ExportArchitecture.of(run / "encoder")
-    encoder = architecture.rename(tensors)
+    encoder = adapter_weights(stored) if adapter else architecture.rename(tensors)
     graph, pooling = _part("graph.", tensors), _part("pooling.", tensors)
     if not graph and recipe.graph_encoder.kind != "linearized":
         raise InputError(f"{checkpoint}: has no graph encoder; was it written by bali-ds train?")
-    description = _description(recipe, checkpoint, tensors, dtype) | {"averaged_with": start and _public_name(start)}
+    description = _description(recipe, checkpoint, tensors, dtype) | {
+        "averaged_with": start and _public_name(start),
+        "adapter": adapter,
+    }
     with published_directory(out, EXPORT, overwrite=overwrite) as working:
         verified = 0
-        files = {"model": encoder, Path(GRAPH_ENCODER_FILE).stem: graph, Path(POOLING_FILE).stem: pooling}
+        files = {
+            STEM if adapter else "model": encoder,
+            Path(GRAPH_ENCODER_FILE).stem: graph,
+            Path(POOLING_FILE).stem: pooling,
+        }
         for stem, part in files.items():
             if part:
                 written = write_weights(working, stem, part, stored_dtype, shard_bytes)
                 verified += verify_weights(written, part, stored_dtype)
-        architecture.save(working, stored_dtype)
+        if lora:
+            write_adapter_config(working, lora, _public_name(recipe.text_encoder.path), encoder)
+            architecture.save_tokenizer(working)
+        else:
+            architecture.save(working, stored_dtype)
         description["files"] = sorted(path.name for path in working.iterdir())  # tokenizers differ in their files
         write_json(working / DESCRIPTION, description)
         architecture.save_sentence_modules(working, description["pooling"], recipe.text_encoder.query_prompt)

@@ -49,6 +49,12 @@ with torch.inference_mode():
 vectors = torch.nn.functional.normalize(states[torch.arange(len(texts)), last], dim=-1)""",
     "servers": "Servers must pool the last token.",
 }
+ADAPTER = """\
+This directory holds a LoRA adapter and no encoder. transformers and sentence-transformers load `{base}` and the adapter
+if peft is installed; with another copy of that encoder, use
+`peft.PeftModel.from_pretrained(AutoModel.from_pretrained("ENCODER"), "DIR")`. `bali_ds.load` needs an export with
+merged weights, which `bali-ds export` writes without `--adapter`.
+"""
 LICENSE = """\
 ## License
 
@@ -92,6 +98,8 @@ def model_card(description: dict[str, Any], figures: dict[str, Any]) -> str:
         "\n".join(facts) + "\n",
         USE.format(**(LAST if description.get("pooling") == "last" else MEAN)),
     ]
+    if description.get("adapter"):
+        parts.append(ADAPTER.format(base=recipe["text_encoder"]["path"]))
     if (pooling := description.get("mention_pooling", "mean")) != "mean":
         parts.append(
             f"In training, the vector of a mention in a passage was {POOLINGS[pooling]};\n"

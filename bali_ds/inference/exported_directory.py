@@ -13,7 +13,7 @@ from bali_ds.errors import InputError, first_line
 from bali_ds.files import open_regular, read_json
 from bali_ds.locations import is_hub_name
 from bali_ds.model.pooling import POOLINGS, MentionPooling
-from bali_ds.model.pretrained import PICKLED_WEIGHTS
+from bali_ds.model.pretrained import ADAPTER, ADAPTER_FILE, PICKLED_WEIGHTS
 from bali_ds.parsing import quoted, validated
 
 DESCRIPTION = "bali_ds.json"
@@ -30,7 +30,7 @@ EXPORT = Output(
     DESCRIPTION,
     ("format_version", "pooling"),
     (
-        "*.safetensors", "*.safetensors.index.json", "config.json", "README.md", *TOKENIZER_FILES,
+        "*.safetensors", "*.safetensors.index.json", "config.json", ADAPTER_FILE, "README.md", *TOKENIZER_FILES,
         "modules.json", "sentence_bert_config.json", SENTENCE_SETTINGS,
         "1_WordWeights/config.json", "1_Pooling/config.json", "onnx/model.onnx",
     ),
@@ -109,6 +109,8 @@ def check_directory(path: Path) -> None:
     Raises:
         InputError: it does not.
     """
+    if (path / ADAPTER_FILE).is_file():
+        raise InputError(f"{path}: {ADAPTER}")
     if not (path / "config.json").is_file():
         inside = path / "export" if (path / "export" / "config.json").is_file() else None
         remedy = f"did you mean {inside}?" if inside else "pass a directory that training or `bali-ds export` wrote"

@@ -30,7 +30,8 @@ _LARGEST_JSON = 16 << 20
 _LONGEST_REASON = 200
 _SHORTEST_INPUT = 4
 _FROM_SCRATCH = "to train its architecture from scratch, set text_encoder.weights to random"
-_ADAPTER = "holds an adapter of peft (adapter_config.json); merge it into its encoder and save that"
+ADAPTER_FILE = "adapter_config.json"
+ADAPTER = f"holds an adapter of peft ({ADAPTER_FILE}); merge it into its encoder and save that"
 
 
 def load_configuration(path: str | Path) -> PretrainedConfig:
@@ -167,8 +168,8 @@ def check_weight_files(path: str | Path) -> None:
     directory = Path(path)
     if not directory.is_dir():
         return
-    if (directory / "adapter_config.json").is_file():
-        raise InputError(f"{directory}: {_ADAPTER}")
+    if (directory / ADAPTER_FILE).is_file():
+        raise InputError(f"{directory}: {ADAPTER}")
     if any(directory.glob("*.safetensors")):
         return
     if any((directory / name).is_file() for name in PICKLED_WEIGHTS):
