@@ -71,15 +71,14 @@ def export_run(
     recipe = recorded_recipe(run)
     lora = lora_of(recipe.text_encoder) if adapter else None
     checkpoint = _find_checkpoint(run / "checkpoints", step)
-    stored = read_checkpoint(checkpoint)
-    tensors = merge_lora(stored, recipe.text_encoder.lora)
+    tensors = merge_lora(read_checkpoint(checkpoint), None if adapter else recipe.text_encoder.lora)
     if start is not None:
         encoder_weights = load_text_encoder(
             start, seed=recipe.seed, layer=recipe.text_encoder.layer, bidirectional=recipe.text_encoder.bidirectional
         ).encoder.state_dict()
         tensors = average_with(tensors, encoder_weights, "text.encoder.")
     architecture = ExportArchitecture.of(run / "encoder")
-    encoder = adapter_weights(stored) if adapter else architecture.rename(tensors)
+    encoder = adapter_weights(tensors) if adapter else architecture.rename(tensors)
     graph, pooling = _part("graph.", tensors), _part("pooling.", tensors)
     if not graph and recipe.graph_encoder.kind != "linearized":
         raise InputError(f"{checkpoint}: has no graph encoder; was it written by bali-ds train?")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -130,10 +131,27 @@ def _bytes(tensor: LazyTensor, dtype: torch.dtype) -> int:
 _BASE, _DOWN, _UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 
 
+@dataclass(frozen=True)
+class _Merged:
+    """The values of W + scale B A in float32, computed where they are read."""
+
+    weight: LazyTensor
+    down: torch.Tensor
+    up: torch.Tensor
+    scale: float
+    dtype: torch.dtype = torch.float32
+
+    def read(self, start: int, length: int) -> Iterator[torch.Tensor]:
+        columns = self.weight.shape[1]
+        first, end = start // columns, -(-(start + length) // columns)
+        update = self.scale * (self.up[first:end].float() @ self.down.float())
+        yield self.weight.stretch(start, length).float() + update.view(-1)[start - first * columns :][:length]
+
+
 def merge_lora(tensors: Mapping[str, LazyTensor], lora: LoraConfig | None) -> dict[str, LazyTensor]:
     """Return tensors with LoRA weights merged, under their names without LoRA: W + alpha / rank * B A.
 
-    Only the updated tensors are read into memory (Hu et al., ICLR 2022).
+    The sums are computed where they are read (Hu et al., ICLR 2022).
 
     Args:
         tensors: tensors of a checkpoint by name.
@@ -150,14 +168,27 @@ def merge_lora(tensors: Mapping[str, LazyTensor], lora: LoraConfig | None) -> di
             continue
         module, _, kind = name.partition(_BASE)
         if kind == "weight":
-            try:
-                update = tensors[module + _UP].tensor().float() @ tensors[module + _DOWN].tensor().float()
-                weight = (tensor.tensor().float() + lora.alpha / lora.rank * update).view(tensor.shape)
-            except (KeyError, RuntimeError) as error:
-                raise InputError(f"{name}: its LoRA weights are missing or have other shapes") from error
-            tensor = LazyTensor.whole(name, weight)
+            down, up = (tensors.get(module + part) for part in (_DOWN, _UP))
+            if not (down and up and len(down.shape) == len(up.shape) == 2 and down.shape[0] == up.shape[1]) or (
+                tensor.shape != (up.shape[0], down.shape[1])
+            ):
+                raise InputError(f"{name}: its LoRA weights are missing or have other shapes")
+            values = _Merged(tensor, down.tensor(), up.tensor(), lora.alpha / lora.rank)
+            tensor = LazyTensor(name, tensor.shape, values)
         merged[f"{module}.{kind}" if kind else name] = tensor
     return merged
+
+
+@dataclass(frozen=True)
+class _Mean:
+    """The mean of two tensors in float32, computed where it is read."""
+
+    weight: LazyTensor
+    other: torch.Tensor
+    dtype: torch.dtype = torch.float32
+
+    def read(self, start: int, length: int) -> Iterator[torch.Tensor]:
+        yield (self.weight.stretch(start, length).float() + self.other.reshape(-1)[start : start + length].float()) / 2
 
 
 def average_with(
@@ -166,8 +197,8 @@ def average_with(
     """Return tensors of which those below a prefix are the mean with those of another model of the same shapes.
 
     The mean of a fine-tuned model and the one that it started from often keeps more of what the latter knew at hardly
-    any cost (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022). Only these tensors are read into
-    memory.
+    any cost (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022). The means are computed where they
+    are read.
 
     Args:
         tensors: tensors of a checkpoint by name.
@@ -184,5 +215,5 @@ def average_with(
         if name.startswith(prefix) and tensor.dtype.is_floating_point:
             if own not in start or tuple(start[own].shape) != tensor.shape:
                 raise InputError(f"--average-with: has no tensor {own} of shape {list(tensor.shape)}; name the start")
-            means[id(tensor)] = LazyTensor.whole(name, (tensor.tensor().float() + start[own].float()) / 2)
+            means[id(tensor)] = LazyTensor(name, tensor.shape, _Mean(tensor, start[own]))
     return {name: means.get(id(tensor), tensor) for name, tensor in tensors.items()}

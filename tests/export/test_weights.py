@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from bali_ds.checkpoint.lazy_tensor import LazyTensor, Pieces
+from bali_ds.config import LoraConfig
 from bali_ds.errors import InputError
-from bali_ds.export.weights import verify_weights, write_weights
+from bali_ds.export.weights import merge_lora, verify_weights, write_weights
 
 
 def stored(tensor):
@@ -60,3 +61,16 @@ def test_one_flipped_bit_is_noticed(tmp_path):
     file.write_bytes(content)
     with pytest.raises(InputError, match="differs from the checkpoint"):
         verify_weights([file], STORED, torch.float16)
+
+
+def test_low_rank_updates_are_merged_chunk_by_chunk():
+    """Chunks end inside of rows."""
+    draw = torch.Generator().manual_seed(0)
+    weight, up, down = (torch.randn(shape, generator=draw) for shape in ((3001, 701), (3001, 4), (4, 701)))
+    values = {"m.base_layer.weight": weight, "m.lora_A.default.weight": down, "m.lora_B.default.weight": up}
+    tensors = {name: LazyTensor.whole(name, tensor) for name, tensor in values.items()}
+    (merged,) = merge_lora(tensors, LoraConfig(rank=4, alpha=6)).values()
+    chunks = list(merged.chunks())
+    assert len(chunks) > 2
+    expected = weight.double() + 1.5 * (up.double() @ down.double())
+    torch.testing.assert_close(torch.cat(chunks).view(3001, 701), expected.float(), rtol=1e-5, atol=1e-5)
