@@ -32,8 +32,7 @@ def choose_scoring(linker: ContextLinker, queries: Queries) -> tuple[Scoring, fl
         memory=MEMORY if parts.memory is not None else (None,),
         spelling=SPELLING,
     )
-    index = {cui: number for number, cui in enumerate(linker.dictionary.cuis)}
-    gold = [{index[cui] for cui in cuis if cui in index} for cuis in queries.gold]
+    gold = [set(linker.dictionary.rows_of(cuis)) for cuis in queries.gold]
     right = dict.fromkeys(scorings, 0)
     for rows, alone, context in linker.vectors(queries.mentions, queries.places):
         strings, wanted = list(queries.mentions[rows]), gold[rows]
