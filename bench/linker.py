@@ -9,12 +9,11 @@ mentions of its concepts; those of symbols, the mentions that are written as sym
 The curated genes of tmVar's 500 abstracts are identifiers of NCBI Gene, which the graph lacks: the link of a span that
 is a gene there counts as right if its concept may be a gene or what a gene codes for, whichever that is. Spans that
 tmVar does not annotate as genes do not count. The halves are documents by the hash of their id. BERN2's genes in the
-abstracts of MedMentions are a tagger's, found again by their strings. "Without context" is the linker without its rules
+abstracts of MedMentions are a tagger's, found again by their strings. "No symbol rules" is the linker without its rules
 about symbols of genes and short symbols.
 
-The published figures are for other systems, with
-the whole UMLS or MeSH as dictionary, on other splits: they give the order of magnitude, not a comparison. Writes
-bench/results/linker.json.
+The published figures are for other systems, with the whole UMLS or MeSH as dictionary, on other splits: they give the
+order of magnitude, not a comparison. Writes bench/results/linker.json.
 """
 
 import argparse
@@ -25,8 +24,8 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,10 +37,9 @@ from bali_ds.corpus.disambiguation import Disambiguator
 from bali_ds.corpus.document import Document, ReadReport
 from bali_ds.corpus.gene_context import GeneContext
 from bali_ds.corpus.name_index import open_dictionary
-from bali_ds.corpus.normalization import split_words
 from bali_ds.corpus.readers import read_documents
 from bali_ds.corpus.short_symbols import ShortSymbols
-from bali_ds.corpus.stopwords import is_symbol
+from bali_ds.corpus.stopwords import is_written_as_symbol
 from bali_ds.files import write_json
 from bali_ds.graph.builder import build_graph
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
@@ -78,6 +76,7 @@ GENES = "annotation_formats/tmvar_500docs/goldstandard.txt.gz"
 TAGGED_GENES = "annotation_formats/bern2_medmentions_train.tsv.gz"
 Link = tuple[int, int, int]
 Linker = Callable[[Sequence[Document]], list[set[Link]]]
+OWN, NO_RULES = "bali-ds", "bali-ds, no symbol rules"
 
 
 def plain_linker(graph: KnowledgeGraph) -> Linker:
@@ -161,45 +160,54 @@ def of_group(links: Sequence[set[Link]], graph: KnowledgeGraph, group: str) -> l
 def of_symbols(links: Sequence[set[Link]], documents: Sequence[Document]) -> list[set[Link]]:
     """Keep the links whose mention is written as a symbol: IgM, TNF, B12."""
     pairs = zip(links, documents, strict=True)
-    return [
-        {link for link in own if is_symbol(split_words(document.text[link[0] : link[1]]).texts)}
-        for own, document in pairs
-    ]
+    return [{link for link in own if is_written_as_symbol(document.text[link[0] : link[1]])} for own, document in pairs]
 
 
-def gene_rows(graph: KnowledgeGraph, linker: DictionaryLinker, data: Path) -> list[dict[str, Any]]:
+@contextmanager
+def no_symbol_rules() -> Iterator[None]:
+    """Link without the rules about symbols of genes and short symbols."""
+    with (
+        patch.object(GeneContext, "gene_symbols", lambda *_: set()),
+        patch.object(ShortSymbols, "needs_evidence", lambda *_: False),
+    ):
+        yield
+
+
+def gene_rows(graph: KnowledgeGraph, link: Linker, data: Path) -> list[dict[str, Any]]:
     """Return the precision of links of gene mentions, of symbols and of other words."""
     curated = list(read_documents("pubtator", data / GENES, ReadReport()))
     spans = [{(m.start, m.end) for m in document.mentions if m.type == "Gene"} for document in curated]
     abstracts = list(read_documents("pubtator", data / CORPORA["MedMentions ST21pv train"], ReadReport()))
     tagged = _tagged_genes(data / TAGGED_GENES, abstracts)
     rows = []
-    for system, changes in (("bali-ds, without context", True), ("bali-ds", False)):
-        with ExitStack() as stack:
-            if changes:
-                stack.enter_context(patch.object(GeneContext, "gene_symbols", lambda *_: set()))
-                stack.enter_context(patch.object(ShortSymbols, "needs_evidence", lambda *_: False))
-            for half, name in ((None, "tmVar"), (0, "tmVar, half 0"), (1, "tmVar, half 1")):
-                chosen = [n for n, document in enumerate(curated) if half is None or _half(document.id) == half]
-                own = [curated[n] for n in chosen], [spans[n] for n in chosen]
-                rows += _gene_precision(graph, linker, name, system, *own)
-            rows += _gene_precision(graph, linker, "MedMentions, by BERN2", system, abstracts, tagged)
+    for system, changes in ((NO_RULES, no_symbol_rules()), (OWN, nullcontext())):
+        with changes:
+            found = gene_links(link, curated, spans)
+            in_abstracts = gene_links(link, abstracts, tagged)
+        for half, name in ((None, "tmVar"), (0, "tmVar, half 0"), (1, "tmVar, half 1")):
+            own = [n for n, document in enumerate(curated) if half is None or _half(document.id) == half]
+            parts = [[each[n] for n in own] for each in (curated, spans, found)]
+            rows += _gene_precision(graph, name, system, *parts)
+        rows += _gene_precision(graph, "MedMentions, by BERN2", system, abstracts, tagged, in_abstracts)
     return rows
+
+
+def gene_links(link: Linker, documents: Sequence[Document], genes: Sequence[set[tuple[int, int]]]) -> list[set[Link]]:
+    """Return the links of each document whose span is that of a gene."""
+    found = link([Document(document.id, document.text) for document in documents])
+    return [{each for each in links if each[:2] in spans} for links, spans in zip(found, genes, strict=True)]
 
 
 def _gene_precision(
     graph: KnowledgeGraph,
-    linker: DictionaryLinker,
     corpus: str,
     system: str,
     documents: Sequence[Document],
     genes: Sequence[set[tuple[int, int]]],
+    found: Sequence[set[Link]],
 ) -> list[dict[str, Any]]:
-    bare = [Document(document.id, document.text) for document in documents]
-    found = dictionary_linker(linker, ConceptResolver(graph))(bare)
-    own = [{link for link in links if link[:2] in spans} for links, spans in zip(found, genes, strict=True)]
-    symbols = of_symbols(own, bare)
-    words = [links - chosen for links, chosen in zip(own, symbols, strict=True)]
+    symbols = of_symbols(found, documents)
+    words = [links - chosen for links, chosen in zip(found, symbols, strict=True)]
     judge, rows = GeneContext(graph), []
     for kind, links in (("gene symbols", symbols), ("gene names", words)):
         right = [judge.may_be_product(concept) for each in links for *_, concept in each]
@@ -267,10 +275,10 @@ def main() -> None:
         linker = DictionaryLinker(open_dictionary(Path(folder) / "dictionary", graph), graph)
         rows = measure(graph, linker, options.data)
     columns = [key for key in rows[0] if key not in ("corpus", "linker")]
-    print(f"{'corpus':30}{'linker':24}" + "".join(f"{column.replace('_', ' ')[:17]:>18}" for column in columns))
+    print(f"{'corpus':36}{'linker':26}" + "".join(f"{column.replace('_', ' ')[:17]:>18}" for column in columns))
     for row in rows:
         values = "".join(f"{row[column]:18.3f}" if column in row else " " * 18 for column in columns)
-        print(f"{row['corpus']:30}{row['linker']:24}{values}")
+        print(f"{row['corpus']:36}{row['linker']:26}{values}")
     print("\npublished, F1 (the whole UMLS or MeSH as dictionary; above, gold concepts of the graph alone count)")
     for corpus, system, value, source in PUBLISHED:
         print(f"{corpus:32}{system:28}{value:6.3f}   {source}")
@@ -289,27 +297,50 @@ def measure(graph: KnowledgeGraph, linker: DictionaryLinker, data: Path) -> list
         gold = [_links(document, resolver) for document in documents]
         bare = [Document(document.id, document.text) for document in documents]
         shared = shared_spans(linker, bare)
-        for system, link, changes in (
-            ("plain match", plain, {"choose": Disambiguator.choose}),
-            ("bali-ds, name alone", whole, {"choose": lambda _, mentions: [candidates[0] for candidates in mentions]}),
-            ("bali-ds, without types", whole, {"types": lambda *_: ()}),
-            ("bali-ds", whole, {"choose": Disambiguator.choose}),
-        ):
-            with patch.multiple(Disambiguator, **changes):
+        systems: dict[str, tuple[Linker, AbstractContextManager[Any]]] = {
+            "plain match": (plain, nullcontext()),
+            "bali-ds, name alone": (whole, patch.object(Disambiguator, "choose", _first_candidates)),
+            "bali-ds, without types": (whole, patch.object(Disambiguator, "types", lambda *_: ())),
+            NO_RULES: (whole, no_symbol_rules()),
+            OWN: (whole, nullcontext()),
+        }
+        found = {}
+        for system, (link, changes) in systems.items():
+            with changes:
                 start = time.process_time()
-                found = link(bare)
+                found[system] = link(bare)
                 seconds = time.process_time() - start
-            rows.append({"corpus": corpus, "linker": system, **score(gold, found)})
-            rows[-1]["right_of_ambiguous"] = ambiguous_right(gold, found, shared)
+            rows.append({"corpus": corpus, "linker": system, **score(gold, found[system])})
+            rows[-1]["right_of_ambiguous"] = ambiguous_right(gold, found[system], shared)
             rows[-1]["documents_per_second"] = len(documents) / seconds
-        for group in ("disease", "chemical", "gene", "species"):
-            pair = of_group(gold, graph, group), of_group(found, graph, group)
-            if any(pair[0]):
-                name = f"{corpus.partition(' ST21pv')[0]}, {group if group == 'species' else f'{group}s'}"
-                rows.append({"corpus": name, "linker": "bali-ds", **score(*pair)})
-        pair = of_symbols(gold, bare), of_symbols(found, bare)
-        rows.append({"corpus": f"{corpus.partition(' ST21pv')[0]}, symbols", "linker": "bali-ds", **score(*pair)})
-    return [*rows, *gene_rows(graph, linker, data)]
+        for system in (NO_RULES, OWN):
+            rows += _rows_of_groups(corpus.partition(" ST21pv")[0], system, bare, gold, found[system], graph)
+    return [*rows, *gene_rows(graph, whole, data)]
+
+
+def _first_candidates(_: Disambiguator, mentions: Sequence[Sequence[int]]) -> list[int]:
+    return [candidates[0] for candidates in mentions]
+
+
+def _rows_of_groups(
+    corpus: str,
+    system: str,
+    documents: Sequence[Document],
+    gold: Sequence[set[Link]],
+    found: Sequence[set[Link]],
+    graph: KnowledgeGraph,
+) -> list[dict[str, Any]]:
+    """Return a row for each group of types that has gold mentions, and one for symbols."""
+    pairs = {}
+    for group in ("disease", "chemical", "gene", "species"):
+        name = group if group == "species" else f"{group}s"
+        pairs[name] = of_group(gold, graph, group), of_group(found, graph, group)
+    pairs["symbols"] = of_symbols(gold, documents), of_symbols(found, documents)
+    return [
+        {"corpus": f"{corpus}, {name}", "linker": system, **score(*pair)}
+        for name, pair in pairs.items()
+        if any(pair[0])
+    ]
 
 
 if __name__ == "__main__":

@@ -132,12 +132,11 @@ def hits(model: Model, material: Material, graph: KnowledgeGraph) -> dict[str, A
     shares = GRAPH if table is not None else (0.0,)
     scorings = scoring_grid(CONTEXT, shares, MEMORY) + scoring_grid(CONTEXT, shares[:4], spelling=SPELLING)
     found: dict[str, Any] = {}
-    index = {cui: number for number, cui in enumerate(dictionary.cuis)}
     for part, queries in material.parts.items():
         row = {string: number for number, string in enumerate(dict.fromkeys(queries.mentions))}
         alone = encoder.encode(list(row), query=True)[[row[string] for string in queries.mentions]]
         context = encoder.encode_mentions(queries.places)
-        gold = _padded([[index[cui] for cui in each] for each in queries.gold])
+        gold = _padded(list(map(dictionary.rows_of, queries.gold)))
         right: dict[str, list[Hits]] = {}
         for begin in range(0, len(queries.mentions), _AT_ONCE):
             rows = slice(begin, begin + _AT_ONCE)

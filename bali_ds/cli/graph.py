@@ -134,7 +134,7 @@ def _add_build(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         metavar="COLUMN",
         help="columns of the vocabulary in which identifiers are unique: of nodes, of heads and tails, or of all three",
     )
-    other.add_argument("--tsv-preset", metavar="NAME", help="read the tables of biokg, hetionet or primekg")
+    other.add_argument("--tsv-preset", metavar="NAME", help="read the tables of biokg, hetionet, primekg or spoke")
     build.set_defaults(run=_build)
 
 

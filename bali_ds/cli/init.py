@@ -31,7 +31,7 @@ text_encoder:
 
 # Alignment of text and graph is on by default, with weight 1. These two helped linking in the project's ablations.
 objective:
-  masked_language_model: {{weight: {masked}
+  masked_language_model: {{weight: {masked}}}{why_masked}
   synonym_alignment: {{weight: 1, pairs: mentions}}
 
 optimizer:
@@ -102,7 +102,8 @@ def _init(options: argparse.Namespace) -> None:
         shards=_beside(file, built / "shards"),
         encoder=_beside(file, Path(encoder)) if Path(encoder).is_dir() else encoder,
         weights="\n  weights: random  # this directory has no weights" if new else "",
-        masked="0}  # a decoder has no head for it" if decoder else "0.1}",
+        masked="0" if decoder else "0.1",
+        why_masked="  # a decoder has no head for it" if decoder else "",
         rate="1.0e-3  # of new weights; 2e-5 to 5e-5 for a pretrained encoder" if new else "5.0e-5",
         build_graph=f"bali-ds graph build {reader} {shlex.quote(str(source))} --out {built}/graph",
         build_shards=f"bali-ds shards build --graph {built}/graph --corpus {shlex.quote(corpus)} "

@@ -63,11 +63,16 @@ def scoring_of(options: argparse.Namespace) -> "Scoring":
 
 
 def weights_as_options(scoring: "Scoring", options: argparse.Namespace) -> str:
-    """Return the options with which the other options give these weights, also those that are 0."""
+    """Return the options with which the other options give these weights, also those that are 0.
+
+    Without a weight of the memory, `--memory` is to be left out.
+    """
     parts = [f"--context-share {scoring.context:g}"] * options.in_context
     parts += [f"--graph-share {scoring.graph:g}"] * bool(options.with_graph)
-    parts += [f"--memory-bonus {scoring.memory:g}"] * (scoring.memory is not None)
-    return " ".join([*parts, f"--spelling {scoring.spelling:g}"])
+    if scoring.memory is not None:
+        parts.append(f"--memory-bonus {scoring.memory:g}")
+    parts.append(f"--spelling {scoring.spelling:g}")
+    return " ".join(parts) + ", without --memory" * (bool(options.memory) and scoring.memory is None)
 
 
 def open_linker(model: Path, dictionary: "ConceptDictionary", options: argparse.Namespace) -> "ContextLinker":

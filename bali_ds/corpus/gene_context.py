@@ -5,8 +5,7 @@ from collections.abc import Iterable
 
 from bali_ds.corpus.abbreviations import Abbreviation
 from bali_ds.corpus.concept_resolver import SEMANTIC_TYPES
-from bali_ds.corpus.normalization import split_words
-from bali_ds.corpus.stopwords import is_symbol
+from bali_ds.corpus.stopwords import is_written_as_symbol
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 
 _PARTS = (
@@ -67,7 +66,7 @@ class GeneContext:
             definitions: the abbreviations that the text defines.
         """
         symbols = {span: text[slice(*span)] for span in spans}
-        symbols = {span: symbol for span, symbol in symbols.items() if is_symbol(split_words(symbol).texts)}
+        symbols = {span: symbol for span, symbol in symbols.items() if is_written_as_symbol(symbol)}
         names = {symbol for (start, end), symbol in symbols.items() if _names_a_gene(text, start, end)}
         if not names:
             return set()

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Set
 from bali_ds.corpus.concept_resolver import SEMANTIC_TYPES
 from bali_ds.corpus.gene_context import GeneContext
 from bali_ds.corpus.normalization import long_words
-from bali_ds.corpus.stopwords import is_symbol
+from bali_ds.corpus.stopwords import is_written_as_symbol
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 
 _LONGEST = 3
@@ -27,7 +27,7 @@ class ShortSymbols:
     def needs_evidence(self, symbol: str, defined: Set[str]) -> bool:
         """Return whether a mention is a short symbol that the text does not define, in the singular or plural."""
         singular = symbol.removesuffix("s")
-        return len(singular) <= _LONGEST and is_symbol([symbol]) and defined.isdisjoint((symbol, singular))
+        return len(singular) <= _LONGEST and is_written_as_symbol(symbol) and defined.isdisjoint((symbol, singular))
 
     def supported(self, concept_ids: Iterable[int], words: Set[str]) -> tuple[int, ...]:
         """Return those of the concepts that are not diseases or that the text has evidence for.

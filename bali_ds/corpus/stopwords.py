@@ -1,6 +1,6 @@
 """Stop names: names that the dictionary linker ignores, such as common words, numbers and single letters."""
 
-from bali_ds.corpus.normalization import normalize_word
+from bali_ds.corpus.normalization import normalize_word, split_words
 
 _WORDS = """
 a about above absent abstract access accident account across act action active activity actual acute add addition
@@ -62,6 +62,11 @@ def is_symbol(words: list[str]) -> bool:
         return False
     capitals = sum(letter.isupper() for letter in words[0])
     return capitals >= 2 or (capitals == 1 and any(letter.isdigit() for letter in words[0]))
+
+
+def is_written_as_symbol(text: str) -> bool:
+    """Return whether a mention in a text is written as a symbol, see `is_symbol`."""
+    return is_symbol(split_words(text).texts)
 
 
 def is_stop_name(words: list[str]) -> bool:

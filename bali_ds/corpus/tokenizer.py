@@ -145,6 +145,11 @@ class Tokenizer:
         """Return the ids of a prompt before another text; a space at its end is part of the first word after it."""
         return tuple(self.encode_ids([prompt.rstrip(" ")])[0])
 
+    @classmethod
+    def query_prompt_ids(cls, name: str | Path, prompt: str | None) -> tuple[int, ...]:
+        """Return the ids of the prompt before queries with a tokenizer, loaded only if there is a prompt."""
+        return cls.load(name).prompt_ids(prompt) if prompt else ()
+
     def separates(self, prompt: str) -> bool:
         """Return whether a text after a prompt leaves the tokens of the prompt, by itself, as they are."""
         alone, followed = self.encode_ids([prompt, f"{prompt}aspirin"])

@@ -66,7 +66,7 @@ class StreamSettings:
         Raises:
             InputError: a marker is not a token of the encoder's tokenizer.
         """
-        objective, markers, prompt = recipe.objective, recipe.text_encoder.markers, recipe.text_encoder.query_prompt
+        objective, encoder = recipe.objective, recipe.text_encoder
         return cls(
             seed=recipe.seed,
             fan_out=recipe.data.fan_out,
@@ -78,12 +78,12 @@ class StreamSettings:
             with_graph=objective.needs_graph,
             graph_tokens=recipe.graph_encoder.tokens,
             graph_masking=recipe.masking.tokens if objective.needs("masked_graph_text") else 0.0,
-            tokenizer=recipe.text_encoder.path,
-            each_mention=recipe.text_encoder.view == "mention",
+            tokenizer=encoder.path,
+            each_mention=encoder.view == "mention",
             name_rows=recipe.graph_encoder.names == "cached",
             concept_rows=recipe.graph_encoder.names == "learned",
-            markers=Tokenizer.load(recipe.text_encoder.path).ids_of(markers) if markers else None,
-            prompt=Tokenizer.load(recipe.text_encoder.path).prompt_ids(prompt) if prompt else (),
+            markers=Tokenizer.load(encoder.path).ids_of(encoder.markers) if encoder.markers else None,
+            prompt=Tokenizer.query_prompt_ids(encoder.path, encoder.query_prompt),
             parts=parts,
         )
 

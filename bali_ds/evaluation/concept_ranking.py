@@ -16,8 +16,7 @@ def rank_by_scores(linker: ContextLinker, queries: Queries) -> NDArray[np.int64]
 
     Of concepts with equal scores the first in the dictionary comes first.
     """
-    index = {cui: number for number, cui in enumerate(linker.dictionary.cuis)}
-    gold = [[index[cui] for cui in cuis if cui in index] for cuis in queries.gold]
+    gold = list(map(linker.dictionary.rows_of, queries.gold))
     ranks = np.full(len(gold), NOT_FOUND, np.int64)
     begin = 0
     for vectors, scores in linker.scores(queries.mentions, queries.places):

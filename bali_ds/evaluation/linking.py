@@ -152,8 +152,6 @@ def concept_ranks(
     Returns:
         int64 [n], NOT_FOUND if the dictionary has no gold concept of the query.
     """
-    index = {cui: position for position, cui in enumerate(dictionary.cuis)}
-    names_of = _names_by_concept(dictionary)
     ranks = np.full(len(rows), NOT_FOUND)
     order = np.argsort(rows, kind="stable")
     block = max(1, SCORE_BYTES // (4 * len(names)))
@@ -162,9 +160,9 @@ def concept_ranks(
         scores = mentions[start : start + block] @ names.T
         first, last = np.searchsorted(rows[order], [start, start + block])
         for query in order[first:last]:
-            known = [index[cui] for cui in gold[query] if cui in index]
+            known = dictionary.rows_of(gold[query])
             if known:
-                own = np.concatenate([names_of[concept] for concept in known])
+                own = np.concatenate(list(map(dictionary.names_of, known)))
                 before = _names_before(scores[rows[query] - start], own)
                 ranks[query] = 1 + (len(before) if of_names else _concepts_before(before, known, dictionary))
         bar.update(len(scores))
@@ -186,13 +184,6 @@ def _concepts_before(before: NDArray[np.int64], gold: list[int], dictionary: Con
     sizes = dictionary.offsets[before + 1] - starts
     flat = np.repeat(starts - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
     return len(np.setdiff1d(dictionary.concepts[flat], gold))
-
-
-def _names_by_concept(dictionary: ConceptDictionary) -> list[NDArray[np.int64]]:
-    name_of = np.repeat(np.arange(len(dictionary.names)), np.diff(dictionary.offsets))
-    order = np.argsort(dictionary.concepts, kind="stable")
-    sizes = np.bincount(dictionary.concepts, minlength=len(dictionary.cuis))
-    return np.split(name_of[order], np.cumsum(sizes)[:-1])
 
 
 def subsets(dictionary: ConceptDictionary, queries: Queries) -> dict[str, NDArray[np.int64]]:

@@ -16,6 +16,9 @@ class TablePreset:
         mirrored: whether every fact is listed from both ends.
         node_header, edge_header: the columns of tables without a line that names them; () if they have one.
         named_by: in a node table with one property in each row, the value of the column property of rows with names.
+        neo4j: whether nodes and edges are rows of one file that Neo4j's `apoc.export.csv.all` wrote: labels begin with
+            a colon, lists are JSON, and heads and tails are the column key of nodes instead of identifiers.
+        relation_pattern: a pattern whose first group, in lower case, is the relation in the names of relations.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -26,6 +29,8 @@ class TablePreset:
     node_header: tuple[str, ...] = ()
     edge_header: tuple[str, ...] = ()
     named_by: str = ""
+    neo4j: bool = False
+    relation_pattern: str = ""
 
 
 # hetnet/tsv/README.md of hetio/hetionet; the relations are the metaedges of its metagraph.
@@ -75,4 +80,22 @@ _BIOKG = TablePreset(
     },
 )  # fmt: skip
 
-TABLE_PRESETS = {"biokg": _BIOKG, "hetionet": _HETIONET, "primekg": _PRIMEKG}
+# The CSV export of SPOKE's Neo4j database (neo4j.com/docs/apoc/current/export/csv), which the package in
+# IlyaLab/digital_twin_graph_utils reads too. Relations end in the initials of both ends ("TREATS_CtD"). Identifiers of
+# genes, proteins and symptoms may lack the prefix of their vocabulary; those of side effects are CUIs.
+_SPOKE = TablePreset(
+    columns={
+        "cui": "identifier", "preferred_name": "name", "semantic_types": "_labels", "prefix": "_labels", "key": "_id",
+        "head_cui": "_start", "relation": "_type", "tail_cui": "_end",
+    },
+    prefixes={"Gene": "NCBIGENE", "Protein": "UNIPROT", "Symptom": "MESH", "SideEffect": ""},
+    relations={
+        "associates": "associated_with", "covaries": "covaries_with", "interacts": "interacts_with", "isin": "is_in",
+        "localizes": "localized_in", "participates": "participates_in", "partof": "part_of",
+        "translatedfrom": "translated_from",
+    },
+    neo4j=True,
+    relation_pattern="^(.+)_[A-Z][A-Za-z]*$",
+)  # fmt: skip
+
+TABLE_PRESETS = {"biokg": _BIOKG, "hetionet": _HETIONET, "primekg": _PRIMEKG, "spoke": _SPOKE}

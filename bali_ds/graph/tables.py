@@ -67,14 +67,14 @@ def _parquet(path: Path) -> pyarrow.parquet.ParquetFile:
 
 NODE_COLUMNS = {
     "cui": True, "preferred_name": True, "synonyms": False, "semantic_types": False, "source_terms": False,
-    "prefix": False, "property": False,
+    "prefix": False, "property": False, "key": False,
 }  # fmt: skip
 EDGE_COLUMNS = {
     "head_cui": True, "relation": True, "tail_cui": True, "source": False, "head_name": False, "tail_name": False,
     "head_types": False, "tail_types": False, "head_prefix": False, "tail_prefix": False,
 }  # fmt: skip
 _PREFIXES = {"cui": "prefix", "head_cui": "head_prefix", "tail_cui": "tail_prefix"}
-_MAPPED_ALONE = {*_PREFIXES.values(), "property"}
+_MAPPED_ALONE = {*_PREFIXES.values(), "property", "key"}
 _EXAMPLES = 3
 
 
@@ -88,7 +88,7 @@ class TableSource:
     Sources are stored under their UMLS abbreviations, so that tables and RRF of one graph merge.
 
     Args:
-        nodes: the node table; None if the edge table names its nodes.
+        nodes: the node table; None if the edge table names its nodes, or holds them as rows.
         edges: the edge table.
         columns: maps a column named above to its name in the table ({"head_cui": "x_index"}); such a column of the
             table is not used by its own name.
@@ -105,6 +105,8 @@ class TableSource:
         columns: Mapping[str, str] | None = None,
         preset: TablePreset | None = None,
     ) -> None:
+        if preset and preset.neo4j:
+            nodes = edges
         self.nodes = Path(nodes) if nodes else None
         self.edges = Path(edges)
         self.report: Report = {}
@@ -119,6 +121,8 @@ class TableSource:
         headers = self._preset.node_header, self._preset.edge_header
         self._node_columns = _present(self.nodes, headers[0], NODE_COLUMNS, mapping) if self.nodes else {}
         self._edge_columns = _present(self.edges, headers[1], EDGE_COLUMNS, mapping)
+        if self._preset.neo4j:
+            self._edge_columns.pop("source", None)  # the first column of this name is that of nodes
         present = {*self._node_columns, *self._edge_columns}
         self._has_prefixes = bool(self._preset.separator) or not present.isdisjoint(_PREFIXES.values())
 
@@ -139,6 +143,8 @@ class TableSource:
         if self.nodes:
             counts = self.report.setdefault(self.nodes.name, Counter())
             for frame in self._read(self.nodes, self._node_columns):
+                if self._preset.neo4j:
+                    frame = frame.filter(pl.col("key") != "")
                 counts["rows"] += frame.height
                 filters = {"no identifier": pl.col("cui") != ""}
                 if self._preset.named_by:
@@ -171,17 +177,33 @@ class TableSource:
         """Yield facts."""
         counts = self.report.setdefault(self.edges.name, Counter())
         wanted = ("head_cui", "relation", "tail_cui", "source", "head_prefix", "tail_prefix")
+        identifiers = self._identifiers_of_keys() if self._preset.neo4j else None
         for frame in self._read(self.edges, {key: own for key, own in self._edge_columns.items() if key in wanted}):
+            if identifiers is not None:
+                frame = _with_identifiers(frame.filter(pl.col("relation") != ""), identifiers)
             counts["rows"] += frame.height
             if "source" not in frame.columns:
                 frame = frame.with_columns(source=pl.lit(self.edges.name.partition(".")[0]))
-            frame = frame.with_columns(pl.col("relation").replace(self._preset.relations))
+            frame = frame.with_columns(self._relation())
             kinds = frame.select("source", "relation").unique(maintain_order=True)
             sources = [source_abbreviation(source) for source in kinds["source"]]
             labels = [relation_label(*kind) for kind in zip(sources, kinds["relation"], strict=True)]
             kinds = kinds.with_columns(umls_source=pl.Series(sources), umls_relation=pl.Series(labels))
             frame = frame.join(kinds, on=["source", "relation"], maintain_order="left")
             yield frame.select(head="head_cui", relation="umls_relation", tail="tail_cui", source="umls_source")
+
+    def _relation(self) -> pl.Expr:
+        relation, pattern = pl.col("relation"), self._preset.relation_pattern
+        if pattern:
+            relation = pl.coalesce(relation.str.extract(pattern, 1).str.to_lowercase(), relation)
+        return relation.replace(self._preset.relations)
+
+    def _identifiers_of_keys(self) -> pl.DataFrame:
+        """Return the identifier of each node by its key in a file of Neo4j."""
+        assert self.nodes
+        columns = {key: own for key, own in self._node_columns.items() if key in ("key", "cui", "prefix")}
+        frames = (frame.filter(pl.col("key") != "") for frame in self._read(self.nodes, columns))
+        return pl.concat(frame.select("key", "cui") for frame in frames)
 
     def inverses(self) -> Mapping[str, str]:
         """Return an empty mapping: tables do not document inverses."""
@@ -192,6 +214,8 @@ class TableSource:
         header = self._preset.node_header if path == self.nodes else self._preset.edge_header
         for frame in read_table(path, list(dict.fromkeys(columns.values())), header):
             frame = frame.select(**{key: pl.col(own) for key, own in columns.items()})
+            if self._preset.neo4j:
+                frame = _without_neo4j_marks(frame)
             yield frame.with_columns(**{key: self._identifier(key, columns) for key in _PREFIXES if key in columns})
 
     def _identifier(self, key: str, columns: Mapping[str, str]) -> pl.Expr:
@@ -221,6 +245,24 @@ def _present(
         if (needed or key in mapping) and (key not in own or name not in found):
             raise InputError(f"{path}: line 1: has no column {name}; it has {', '.join(found)[:200]}")
     return {key: name for key, name in own.items() if name in found}
+
+
+def _without_neo4j_marks(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return node rows with labels without their colons, several joined by ;, and lists of synonyms joined by bars."""
+    labels = [name for name in ("prefix", "semantic_types") if name in frame.columns]
+    frame = frame.with_columns(pl.col(name).str.strip_chars_start(":").str.replace_all(":", ";") for name in labels)
+    if "synonyms" not in frame.columns:
+        return frame
+    quoted = pl.col("synonyms").str.extract_all(r'"(?:[^"\\]|\\.)*"')
+    return frame.with_columns(synonyms=quoted.list.eval(pl.element().str.strip_chars('"')).list.join("|"))
+
+
+def _with_identifiers(edges: pl.DataFrame, identifiers: pl.DataFrame) -> pl.DataFrame:
+    """Return edges whose heads and tails are identifiers instead of keys; empty ones for unknown keys."""
+    for end in ("head_cui", "tail_cui"):
+        edges = edges.rename({end: "key"}).join(identifiers, on="key", how="left", maintain_order="left")
+        edges = edges.drop("key").with_columns(pl.col("cui").fill_null("").alias(end)).drop("cui")
+    return edges
 
 
 def _concept_tables(frame: pl.DataFrame) -> Iterator[tuple[Table, pl.DataFrame]]:

@@ -44,7 +44,7 @@ def load_aligned(path: Path, device: str = "cpu", graph: KnowledgeGraph | None =
     encoder = load(path)
     graph_encoder, recipe = load_graph_encoder(path, encoder.width, graph)
     own = recipe.text_encoder
-    prompt = Tokenizer.load(path).prompt_ids(own.query_prompt) if own.query_prompt else ()
+    prompt = Tokenizer.query_prompt_ids(path, own.query_prompt)
     text = TextEncoder(encoder.model, nn.Identity(), pooling=own.pooling, prompt=prompt)
     names = "learned" if recipe.graph_encoder.names == "learned" else "gradient"
     aligner = Aligner(text, graph_encoder, recipe.objective, names=names)

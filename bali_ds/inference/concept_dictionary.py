@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,26 @@ class ConceptDictionary:
             offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)]),
             concepts=np.array([concept for concepts in of_name.values() for concept in concepts], np.int64),
         )
+
+    def rows_of(self, identifiers: Iterable[str]) -> list[int]:
+        """Return the indices into `cuis` of concept identifiers, without those that the dictionary lacks."""
+        return [self._rows[each] for each in identifiers if each in self._rows]
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {cui: row for row, cui in enumerate(self.cuis)}
+
+    @cached_property
+    def names_by_concept(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Names of one concept after the other, int64, and the bounds of each concept in them, int64 [cuis + 1]."""
+        name_of = np.repeat(np.arange(len(self.names)), np.diff(self.offsets))
+        sizes = np.bincount(self.concepts, minlength=len(self.cuis))
+        return name_of[np.argsort(self.concepts, kind="stable")], np.append(0, np.cumsum(sizes))
+
+    def names_of(self, concept: int) -> NDArray[np.int64]:
+        """Return the names of a concept, indices into `names` in ascending order."""
+        names, bounds = self.names_by_concept
+        return names[bounds[concept] : bounds[concept + 1]]
 
     def concepts_of(self, name: int) -> list[str]:
         """Return the identifiers of the concepts of the name at an index."""

@@ -55,22 +55,24 @@ class ConceptScorer:
         device: torch.device | str = "cpu",
     ) -> None:
         self.device = torch.device(device)
-        name_of = np.repeat(np.arange(len(dictionary.names)), np.diff(dictionary.offsets))
         self._names = self._tensor(names)
-        order, self._names_of = self._by_concept(dictionary.concepts, len(dictionary.cuis))
-        self._name_of = self._tensor(name_of[order])
+        name_of, bounds = dictionary.names_by_concept
+        self._name_of, self._names_of = self._tensor(name_of), self._tensor(np.diff(bounds))
         if graph_views is not None:
             self._graph_views = self._tensor(graph_views)
             self._unknown = torch.where(self._graph_views.any(dim=1), 0.0, torch.nan)
         self._memory, self._spelling = memory, spelling
         if memory is not None:
-            order, self._mentions_of = self._by_concept(memory.concepts, len(dictionary.cuis))
+            order = np.argsort(memory.concepts, kind="stable")
+            self._mentions_of = self._tensor(np.bincount(memory.concepts, minlength=len(dictionary.cuis)))
             self._shares = self._tensor(memory.shares[order, None])
             self._alone = self._tensor(memory.alone[order])
             self._context = None if memory.context is None else self._tensor(memory.context[order])
 
-    def scores(self, alone: Tensor, context: Tensor | None, scoring: Scoring, strings: list[str]) -> Tensor:
-        """Return the score of each concept for n queries, float32 [n, C].
+    def scores(
+        self, alone: Tensor, context: Tensor | None, scoring: Scoring, strings: list[str]
+    ) -> tuple[Tensor, Tensor]:
+        """Return n queries, float32 [n, d], and the score of each concept for them, float32 [n, C].
 
         Args:
             alone: float32 [n, d], the mentions by themselves.
@@ -83,7 +85,9 @@ class ConceptScorer:
         if scoring.memory is not None:
             remembered = self.memory_similarity(alone, context, scoring.context)
             found = torch.maximum(found, self.by_memory(remembered, scoring.memory))
-        return with_graph(found, self.by_graph(query), scoring.graph) if scoring.graph else found
+        if scoring.graph:
+            found = with_graph(found, self.by_graph(query), scoring.graph)
+        return query, found
 
     def by_names(self, query: Tensor, spelling: float, strings: list[str]) -> Tensor:
         """Return the score of each concept's most similar name, float32 [n, C]; -inf for a concept without names."""
@@ -120,10 +124,6 @@ class ConceptScorer:
     def by_graph(self, query: Tensor) -> Tensor:
         """Return the inner product of each query with each graph view, float32 [n, C]; NaN for a concept without."""
         return query @ self._graph_views.T + self._unknown
-
-    def _by_concept(self, concepts: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], Tensor]:
-        """Return the order of rows by their concepts, and how many each concept has."""
-        return np.argsort(concepts, kind="stable"), self._tensor(np.bincount(concepts, minlength=count))
 
     def _tensor(self, values: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)

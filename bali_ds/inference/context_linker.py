@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from bali_ds.errors import InputError
 from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.inference.concept_dictionary import ConceptDictionary
-from bali_ds.inference.concept_scorer import ConceptScorer, Scoring, mixed
+from bali_ds.inference.concept_scorer import ConceptScorer, Scoring
 from bali_ds.inference.encoder import Encoder, load
 from bali_ds.inference.graph_views import open_graph_views
 from bali_ds.inference.linker import Candidate
@@ -69,7 +69,6 @@ class ContextLinker:
         self.encoder: Encoder = load(path, device=device)
         self.dictionary, self.scoring = dictionary, scoring
         self._names = self.encoder.encode(dictionary.names, progress=progress)
-        self._by_concept = np.argsort(dictionary.concepts, kind="stable")
         self.scorer = ConceptScorer(
             dictionary,
             self._names,
@@ -110,8 +109,8 @@ class ContextLinker:
         """
         for rows, alone, context in self.vectors(mentions, places):
             with torch.inference_mode():
-                scores = self.scorer.scores(alone, context, self.scoring, list(mentions[rows]))
-            yield mixed(alone, context, self.scoring.context).cpu().numpy(), scores
+                queries, scores = self.scorer.scores(alone, context, self.scoring, list(mentions[rows]))
+            yield queries.cpu().numpy(), scores
 
     def vectors(
         self, mentions: Sequence[str], places: Sequence[tuple[str, int, int]]
@@ -131,9 +130,7 @@ class ContextLinker:
             yield block, torch.from_numpy(alone[block]).to(device), read
 
     def _nearest(self, concept: int, query: NDArray[np.float32]) -> str:
-        sorter, concepts = self._by_concept, self.dictionary.concepts
-        entries = sorter[slice(*np.searchsorted(concepts, [concept, concept + 1], sorter=sorter))]
-        names = np.searchsorted(self.dictionary.offsets, entries, side="right") - 1
+        names = self.dictionary.names_of(concept)
         return self.dictionary.names[names[np.argmax(self._names[names] @ query)]]
 
     def _graph_views(

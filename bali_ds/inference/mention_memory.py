@@ -48,12 +48,10 @@ def build_memory(
         dictionary: the concepts.
         places: (text, start, end) of each mention, if they are to be remembered in context; else empty.
     """
-    index = {cui: number for number, cui in enumerate(dictionary.cuis)}
     linked = [
-        (row, mention.lower(), index[cui])
+        (row, mention.lower(), concept)
         for row, (mention, cuis) in enumerate(zip(mentions, gold, strict=True))
-        for cui in cuis
-        if cui in index
+        for concept in dictionary.rows_of(cuis)
     ]
     counts = Counter((string, concept) for _, string, concept in linked)
     totals = Counter(string for _, string, _ in linked)

@@ -95,7 +95,7 @@ def build_aligner(
     Raises:
         InputError: the encoder cannot be loaded, or does not fit the recipe.
     """
-    encoder, prompt = recipe.text_encoder, recipe.text_encoder.query_prompt
+    encoder = recipe.text_encoder
     check_headless(recipe)
     text = load_text_encoder(
         encoder.path,
@@ -106,7 +106,7 @@ def build_aligner(
         attention=encoder.attention,
         pooling=encoder.pooling,
         bidirectional=encoder.bidirectional,
-        prompt=Tokenizer.load(encoder.path).prompt_ids(prompt) if prompt else (),
+        prompt=Tokenizer.query_prompt_ids(encoder.path, encoder.query_prompt),
         partition=partition,
     )
     torch.manual_seed(recipe.seed)

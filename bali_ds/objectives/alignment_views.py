@@ -55,6 +55,11 @@ class OtherConcepts(NamedTuple):
     masks: Ints
 
 
+_NONE: Ints = np.empty(0, np.int64)
+_NO_FACTS: Ints = np.empty((2, 0), np.int64)
+_NO_OTHERS = OtherConcepts(_NONE, _NONE, EgoGraphs(_NONE, _NONE, _NONE, _NONE, _NO_FACTS, _NONE), _NONE, _NONE)
+
+
 class SampledAlignmentViews(NamedTuple):
     """What is sampled for the views of several batches: a name and a mention of each concept, and other concepts."""
 
@@ -141,6 +146,8 @@ def sample_other_concepts(view_keys: Keys, count: int, source: SampleSource) -> 
         count: concepts for each view.
         source: the graph, and the settings of its neighborhoods.
     """
+    if not count:
+        return _NO_OTHERS
     graph, table = source.graph, source.shards.names
     keys = derive(view_keys[:, None], "other concept", np.arange(count)).ravel()
     named = graph.named_concepts

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -270,7 +269,7 @@ def test_ranks_under_scores_count_concepts_of_higher_scores_and_earlier_equal_on
     gold = [("C5",), ("X",), ("C1", "C4", "X"), ("C0",), (), ("C3", "C2"), ("C4",)]
 
     class Scored:
-        dictionary = SimpleNamespace(cuis=cuis)
+        dictionary = ConceptDictionary.of([(cui.lower(), [cui]) for cui in cuis])
 
         def scores(self, *_):
             for begin in range(0, 7, at_once):

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import onnxruntime
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 import bali_ds
 from bali_ds.errors import InputError
@@ -47,6 +47,19 @@ def test_the_vectors_are_those_of_bali_ds(exported, by):
     assert np.abs(by(exported) - own).max() < 1e-5
     with_special_tokens = bali_ds.load(exported).encode(TEXTS, pooling="mean")
     assert np.abs(own - with_special_tokens).max() > 1e-3  # so the comparison can fail
+
+
+def test_transformers_misses_the_pooler_alone_and_has_no_use_for_the_head_alone(exported):
+    pooler = {"pooler.dense.weight", "pooler.dense.bias"}
+    for options, missing in (({}, pooler), ({"add_pooling_layer": False}, set())):
+        _, report = AutoModel.from_pretrained(exported, output_loading_info=True, **options)
+        unexpected = report.pop("unexpected_keys")
+        assert unexpected
+        assert all(key.startswith("cls.predictions.") for key in unexpected)
+        assert report.pop("missing_keys") == missing
+        assert not any(report.values())
+    _, report = AutoModelForMaskedLM.from_pretrained(exported, output_loading_info=True)
+    assert not any(report.values())
 
 
 PROMPT = "word5 word6 word8 "

@@ -368,3 +368,31 @@ def test_sources_merge_on_the_identifier(ontology, small_tables, tmp_path):
     assert graph.names(fever) == ["Fever", "fever", "Pyrexia", "febrile"]
     relations = {fact[1:3] for fact in stored_facts(graph) if fact[0] == "C0015967"}
     assert relations == {("isa", "C4021819"), ("part_of", "C4021819"), ("phenotype_of", "C2")}
+
+
+def test_spoke(tmp_path):
+    """Neo4j's export has nodes and edges in one file, whose edges refer to nodes by the numbers of the database."""
+    (tmp_path / "spoke.csv").write_text(
+        '"_id","_labels","identifier","name","source","synonyms","_start","_end","_type","source"\n'
+        '"0",":Gene","672","BRCA1","Entrez Gene","[""IRIS"",""RNF53""]","","","",""\n'
+        '"7",":Disease","DOID:1612","breast cancer","Disease Ontology","","","","",""\n'
+        '"8",":SideEffect","C0015967","Fever","SIDER","[]","","","",""\n'
+        '"9",":Compound","inchikey:BSYNRYMUTXBXSQ-UHFFFAOYSA-N","Aspirin","ChEMBL","","","","",""\n'
+        '"10",":Version","","","","","","","",""\n'
+        '"","","","","","","7","0","ASSOCIATES_DaG","OMIM"\n'
+        '"","","","","","","9","8","CAUSES_CcSE","SIDER"\n'
+        '"","","","","","","9","7","IN_CLINICAL_TRIALS_FOR_CictD",""\n'
+        '"","","","","","","10","7","TREATS_CtD",""\n'
+    )
+    source = TableSource(None, tmp_path / "spoke.csv", preset=TABLE_PRESETS["spoke"])
+    graph = built(tmp_path, source)
+    aspirin = "inchikey:BSYNRYMUTXBXSQ-UHFFFAOYSA-N"
+    cuis = ["C0015967", "DOID:1612", "NCBIGENE:672", aspirin]
+    assert [graph.cui(concept) for concept in range(graph.num_concepts)] == cuis
+    assert graph.names(2) == ["BRCA1", "IRIS", "RNF53"]
+    assert graph.semantic_types(2) == ("Gene",)
+    assert {fact for fact in stored_facts(graph) if not fact[1].startswith("inverse")} >= {
+        ("DOID:1612", "associated_with", "NCBIGENE:672", "SPOKE"), (aspirin, "causes", "C0015967", "SPOKE"),
+        (aspirin, "in_clinical_trials_for", "DOID:1612", "SPOKE"),
+    }  # fmt: skip
+    assert source.report["spoke.csv"] == {"rows": 9, "dropped: no identifier": 1}

@@ -42,7 +42,7 @@ def test_scores_equal_the_plain_loop(scoring):
     spelling = SpellingIndex(dictionary.names)
     alone, context = unit(draw, 6, 4), unit(draw, 6, 4)
     scorer = ConceptScorer(dictionary, names, graph_views=views, memory=memory, spelling=spelling)
-    found = scorer.scores(*map(torch.from_numpy, (alone, context)), scoring, STRINGS).numpy()
+    _, found = scorer.scores(*map(torch.from_numpy, (alone, context)), scoring, STRINGS)
     spelled = spelling.cosines(STRINGS, scorer.device).numpy()
     share = scoring.context
     for row in range(6):
@@ -56,7 +56,7 @@ def test_scores_equal_the_plain_loop(scoring):
                     best = max(best, near + scoring.memory * memory.shares[each])
             if concept != 3:
                 best = (1 - scoring.graph) * best + scoring.graph * (query @ views[concept])
-            assert found[row, concept] == pytest.approx(best, abs=1e-5)
+            assert found[row, concept].item() == pytest.approx(best, abs=1e-5)
 
 
 def test_a_grid_has_the_best_concepts_of_each_scoring():
@@ -73,7 +73,7 @@ def test_a_grid_has_the_best_concepts_of_each_scoring():
     assert list(found) == scorings
     assert len(found) == 36
     for scoring, best in found.items():
-        assert best.tolist() == scorer.scores(*vectors, scoring, STRINGS).argmax(dim=1).tolist()
+        assert best.tolist() == scorer.scores(*vectors, scoring, STRINGS)[1].argmax(dim=1).tolist()
     assert len({tuple(best.tolist()) for best in found.values()}) > 10
 
 
@@ -97,3 +97,9 @@ def test_memory_keeps_each_pair_once_with_its_share_and_the_mean_of_its_contexts
     assert memory.shares.tolist() == [0.75, 0.25]
     np.testing.assert_allclose(memory.context, np.array([[2, 1], [0, np.sqrt(5)]]) / np.sqrt(5), rtol=1e-6)
     assert build_memory(Lookup(), mentions, gold, dictionary).context is None
+
+
+def test_a_dictionary_finds_concepts_by_identifier_and_names_by_concept():
+    dictionary = ConceptDictionary.of(NAMES)
+    assert dictionary.rows_of(["C3", "C9", "C1"]) == [2, 0]
+    assert [dictionary.names_of(concept).tolist() for concept in range(4)] == [[0, 1], [1, 3], [2], [4]]

@@ -134,7 +134,7 @@ def recipe_of(data: Sample, runs: Path, family: str, stage: str):
     ids=lambda param: f"{param[0]}-{len(param[1])}",
 )
 def runs(sample, decoders, tmp_path_factory, request):
-    """The recipes of one family's runs, by stage, that were trained on two ranks and resumed on one."""
+    """Recipes of one family's runs, by ZeRO stage. Each run was trained on two ranks and resumed on one."""
     family, stages = request.param
     out = tmp_path_factory.mktemp(family)
     build = f"shards build --graph {sample.graph} --corpus pubtator:{SOURCE}/corpus.pubtator --validation 0.05"
@@ -164,7 +164,7 @@ def test_losses_are_equal_at_all_stages_and_after_resuming_on_one_rank(runs):
 
 
 def test_the_tokens_of_a_prompt_must_be_told_apart_for_means(runs):
-    """A byte-level tokenizer counts the space at the end to the word after it, and a line break not."""
+    """A byte-level tokenizer joins a space at the end of the prompt with the next word; a line break stays apart."""
     recipe = runs["0"]
 
     def opened(prompt):

@@ -179,3 +179,16 @@ def test_drawn_concepts_are_uniform_over_the_graph(built):
     counts = np.bincount(drawn, minlength=data.graph.num_concepts)
     assert counts.min() > 0
     assert abs(counts.var() / 20 - 1) < 0.25
+
+
+def test_no_concepts_are_drawn_where_none_are_asked_for(built, monkeypatch):
+    from bali_ds.data.sampling import open_source
+    from bali_ds.graph.knowledge_graph import KnowledgeGraph
+    from bali_ds.objectives.alignment_views import sample_other_concepts
+    from bali_ds.randomness import derive
+
+    recipe, data = built
+    source = open_source(data.shards, data.graph, stream_settings(recipe))
+    monkeypatch.delattr(KnowledgeGraph, "named_concepts")  # which reads the whole graph
+    drawn = sample_other_concepts(derive(1, np.arange(5)), 0, source)
+    assert drawn.concept_ids.size == drawn.ego_graphs.num_facts == drawn.node_names.size == 0
