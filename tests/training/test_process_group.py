@@ -63,3 +63,23 @@ def test_the_allocator_is_configured_before_the_device_starts_unless_the_user_di
     with pytest.raises(DeviceStartedError), joined_ranks():
         pass
     assert seen == [expected]
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, "64"), ("1024", "1024")])
+def test_few_matrix_products_are_kept_on_a_cpu_unless_the_user_wants_more(monkeypatch, own, expected):
+    name, seen = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", []
+
+    def join(**_settings):
+        seen.append(os.environ.get(name))
+        raise DeviceStartedError
+
+    monkeypatch.setattr(process_group, "get_accelerator", lambda: SimpleNamespace(
+        device_name=lambda: "cpu", communication_backend_name=lambda: "gloo"
+    ))  # fmt: skip
+    monkeypatch.setattr(process_group.deepspeed, "init_distributed", join)
+    monkeypatch.setattr(os, "environ", {**os.environ})
+    os.environ.pop(name, None)
+    os.environ.update({name: own} if own else {})
+    with pytest.raises(DeviceStartedError), joined_ranks():
+        pass
+    assert seen == [expected]
