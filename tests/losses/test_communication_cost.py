@@ -1,4 +1,4 @@
-"""The cost model of the schedules: its bytes are those that the schedules send, and its choice fits into memory."""
+"""The cost model of the schedules: its bytes are those that they send and hold, and its choice fits into memory."""
 
 from dataclasses import replace
 from itertools import product
@@ -18,6 +18,7 @@ from bali_ds.losses.contrastive.communication_cost import (
 )
 from bali_ds.losses.contrastive.sorted_views import ViewLayout
 from bench.inputs.fake_ranks import CountingRanks
+from bench.peers.memory import PeakBytes
 
 FAST = float("inf")
 INSTANT = HardwareRates(within_node=FAST, between_nodes=FAST, message=0.0, products=FAST, memory=0, call=0.0)
@@ -28,17 +29,21 @@ def sizes_of(ranks, node, joint, views=VIEWS):
     return LossSizes(ranks, node, rows=views, columns=views, width=WIDTH, itemsize=2, joint=joint, passes=2)
 
 
-def counted(ranks, unit, joint):
-    """Return the ranks and those of the unit after both passes of the real schedule, with features in shape alone."""
+def exchange_of(ranks, unit, joint):
+    """Return the exchange of the first rank, whose features exist in shape alone."""
     ids = torch.empty(ranks * VIEWS, dtype=torch.int64, device="meta")
     sides = range(1 if joint else 2)
     layouts = [ViewLayout(side, ids, ids, tuple(range(0, ranks * VIEWS + 1, VIEWS))) for side in sides]
     features = [torch.empty(VIEWS, WIDTH, dtype=torch.bfloat16, device="meta") for _ in sides]
-    everyone, members = CountingRanks(0, ranks), CountingRanks(0, unit)
-    exchange = Exchange(everyone, layouts, features, members)
+    return Exchange(CountingRanks(0, ranks), layouts, features, CountingRanks(0, unit))
+
+
+def counted(ranks, unit, joint):
+    """Return the bytes that both passes of the real schedule send to other units and within the unit."""
+    exchange = exchange_of(ranks, unit, joint)
     exchange.accumulate(lambda _: None, (), torch.float32)
     exchange.accumulate(lambda _: None, (WIDTH,), torch.float32)
-    return everyone.bytes_sent, members.bytes_sent
+    return exchange.ranks.bytes_sent, exchange.unit.bytes_sent
 
 
 @pytest.mark.parametrize("joint", [True, False])
@@ -52,6 +57,21 @@ def test_bytes_are_those_of_the_schedules(ranks, unit, joint):
     ring, _ = counted(ranks, 1, joint)
     alone = sizes_of(ranks, 1, joint)
     assert schedule_cost(alone, replace(INSTANT, between_nodes=1.0), 1).waiting == pytest.approx(ring)
+
+
+@pytest.mark.parametrize("joint", [True, False])
+@pytest.mark.parametrize(("ranks", "unit"), [(2, 1), (8, 1), (16, 1), (2, 2), (8, 8), (16, 4), (6, 3)])
+def test_no_more_is_held_than_predicted(ranks, unit, joint):
+    exchange = exchange_of(ranks, unit, joint)
+    exchange.accumulate(lambda _: None, (), torch.float32)
+    kept = 0 if exchange.own_columns is None else exchange.own_columns.nbytes
+    own = len(exchange.features) * VIEWS * WIDTH * 4
+    with PeakBytes() as memory:
+        exchange.accumulate(lambda _: None, (WIDTH,), torch.float32)
+    held, predicted = memory.peak - own + kept, schedule_cost(sizes_of(ranks, unit, joint), INSTANT, unit).held
+    assert held <= predicted
+    if unit == ranks or (unit == 1 and ranks > 3):
+        assert held == predicted
 
 
 @pytest.mark.parametrize("joint", [True, False])
