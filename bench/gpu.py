@@ -80,10 +80,11 @@ def main() -> int:
                 results["parts"][name] = figures
                 write_json(options.out, results)
 
-        with ThreadPoolExecutor(max(map(len, GROUPS)) if options.device == "cuda" else 1) as pool:
+        with ThreadPoolExecutor(max(map(len, GROUPS))) as pool:
             for group in (*GROUPS, *NAMED):
                 names = [name for name in group if name in options.parts]
-                list(pool.map(run, names) if len(names) > 1 else map(run, names))
+                together = options.device == "cuda" and len(names) > 1
+                list(pool.map(run, names) if together else map(run, names))
     return int(not all(part["passed"] for part in results["parts"].values()))
 
 

@@ -1,11 +1,12 @@
 """Exchanges of numbers and objects: right for any number of ranks, in messages that grow with its logarithm."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from bali_ds.distributed import Ranks, reduction_groups
+from bali_ds.distributed import Ranks, ranks_per_node, reduction_groups
 from bench.inputs.fake_ranks import run_fake_ranks
 
 SIZES = [1, 2, 3, 4, 5, 7, 8, 12, 16, 33, 64]
@@ -68,3 +69,29 @@ def test_rows_of_uneven_ranks_are_selected_from_the_padded_gather(counts, monkey
 
     monkeypatch.setattr("torch.distributed.all_gather_into_tensor", gather)
     assert torch.equal(Ranks(1, len(counts)).all_gather_rows(rows[1], counts), torch.cat(rows))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "size"),
+    [
+        ("a", 1),
+        ("aaaa", 4),
+        ("aabb", 2),
+        ("abcd", 1),
+        ("aabbb", None),  # nodes of two and three ranks
+        ("aaab", None),  # four ranks on two nodes, but not two on each
+        ("abab", None),  # not numbered node by node
+        ("abba", None),
+    ],
+)
+def test_ranks_per_node_are_known_where_nodes_are_alike_and_numbered_one_after_the_other(nodes, size, monkeypatch):
+    assert ranks_per_node(list(nodes)) == size
+    for name in ("new_group", "get_global_rank"):
+        monkeypatch.setattr(f"torch.distributed.{name}", lambda *_, **__: None)
+
+    def node_of(ranks):
+        node = replace(ranks, group="a group").with_node(nodes[ranks.rank], torch.device("cpu")).node
+        return node and (node.rank, node.world_size)
+
+    found = run_fake_ranks(len(nodes), node_of)
+    assert [node for _, node in found] == [size and (rank % size, size) for rank in range(len(nodes))]

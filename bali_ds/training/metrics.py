@@ -20,7 +20,6 @@ from bali_ds.training.metrics_log import MetricsLog
 from bali_ds.training.stability import GradientNorms
 from bali_ds.training.step import StepResult
 from bali_ds.training.timers import CommunicationTimer, StragglerTimer
-from bali_ds.training.trackers import open_trackers
 
 _MOST_VIEWS = 1024
 
@@ -116,17 +115,19 @@ class MetricsLogger:
         batch_plan: BatchPlan,
         performance: PerformanceMetrics,
         stragglers: StragglerTimer,
+        log: MetricsLog | None,
         *,
         first_step: int,
     ) -> None:
-        """Open the log of a run.
+        """Start with no losses and no times.
 
         Args:
-            recipe: the run; lines of its metrics.jsonl after `first_step` are dropped, since these steps are repeated.
+            recipe: the run.
             ranks: the ranks of the run.
             batch_plan: steps and passages of the run.
             performance: what is measured at the steps that are reported.
             stragglers: which hosts are slow.
+            log: where metrics are written; None on other ranks than the first.
             first_step: steps taken before.
         """
         self._ranks, self._performance, self._stragglers = ranks, performance, stragglers
@@ -136,10 +137,7 @@ class MetricsLogger:
         self._losses: list[dict[str, torch.Tensor]] = []
         self._waited = self._last_wait = 0.0
         self._started = self._reported = time.monotonic()
-        self._step = first_step
-        self._log: MetricsLog | None = None
-        if ranks.is_first:
-            self._log = MetricsLog(recipe.directory, first_step, open_trackers(recipe, first_step))
+        self._log = log
 
     @contextmanager
     def data_wait(self) -> Iterator[None]:
@@ -156,7 +154,7 @@ class MetricsLogger:
             batch: this rank's samples.
             learning_rate_factor: of the schedule.
         """
-        self._step = step = result.progress.step
+        step = result.progress.step
         self._losses.append({name: value for name, value in result.outputs.items() if value.numel() == 1})
         self._waited += self._last_wait
         self._performance.count(batch)
@@ -202,11 +200,6 @@ class MetricsLogger:
             f"data wait {values['data_wait']:.1%}  communication {values['communication']:.1%}  "
             f"{_state(values)}ETA {duration(remaining)}"
         )
-
-    def close(self) -> None:
-        """Flush and close the files."""
-        if self._log:
-            self._log.close(complete=self._step == self._steps)
 
 
 def _state(values: dict[str, float]) -> str:

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 
 from bali_ds.errors import InputError, first_line, system_error
@@ -36,12 +37,8 @@ class MetricsLog:
             InputError: it cannot be written.
         """
         self._path, self._trackers = run / "metrics.jsonl", trackers
-        _drop_lines(self._path, first_step)
         self._warned: set[str] = set()
-        try:
-            self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 (`close` closes it)
-        except OSError as error:
-            raise InputError(f"{error.filename or run}: cannot be written: {system_error(error)}") from error
+        self._file = _opened(self._path, first_step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append the values of a step."""
@@ -53,6 +50,20 @@ class MetricsLog:
             try:
                 tracker.log(step, values)
             except Exception as error:  # also one that a thread of the tracker met before
+                self._warn(name, error)
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines after a step, since these steps are repeated; the trackers stay open.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        self._file.close()
+        self._file = _opened(self._path, step)
+        for name, tracker in self._trackers.items():
+            try:
+                tracker.rewind(step)
+            except Exception as error:
                 self._warn(name, error)
 
     def _append(self, line: bytes) -> None:
@@ -81,11 +92,15 @@ class MetricsLog:
                 self._warn(name, error)
 
 
-def _drop_lines(path: Path, first_step: int) -> None:
-    """Write metrics.jsonl again without the lines of steps that will be repeated."""
+def _opened(path: Path, first_step: int) -> FileIO:
+    """Write metrics.jsonl again without the lines of steps that will be repeated, and open it to append more."""
     kept = [line for line in _lines(path) if _step(line, str(path)) <= first_step]
     with published_file(path, "w") as stream:
         stream.writelines(line + "\n" for line in kept)
+    try:
+        return open(path, "ab", buffering=0)
+    except OSError as error:
+        raise InputError(f"{error.filename or path}: cannot be written: {system_error(error)}") from error
 
 
 def _lines(path: Path) -> Iterator[str]:

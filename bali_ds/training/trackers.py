@@ -5,8 +5,9 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pydantic import BaseModel
 
@@ -36,6 +37,10 @@ class Tracker(Protocol):
         """Record the values of a step."""
         ...
 
+    def rewind(self, step: int) -> None:
+        """Drop what was recorded after a step, where the tracker cannot take steps that repeat."""
+        ...
+
     def close(self, *, complete: bool) -> None:
         """Send what is not sent yet, and end the run or, if it is not complete, interrupt it."""
         ...
@@ -48,12 +53,18 @@ class TensorBoardTracker:
         from torch.utils.tensorboard import SummaryWriter
 
         self.run_id: str | None = None
-        self._writer = SummaryWriter(str(recipe.directory / "tensorboard"), purge_step=first_step)
+        self._open = partial(SummaryWriter, str(recipe.directory / "tensorboard"))
+        self._writer = self._open(purge_step=first_step + 1)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record the values of a step."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+
+    def rewind(self, step: int) -> None:
+        """Go on in another file, whose first event tells TensorBoard to drop the steps from there on."""
+        self._writer.close()
+        self._writer = self._open(purge_step=step + 1)
 
     def close(self, *, complete: bool) -> None:  # noqa: ARG002 (event files have no state)
         """Flush and close the file."""
@@ -82,6 +93,9 @@ class WandbTracker:
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record the values of a step."""
         self._run.log({**values, "step": step})
+
+    def rewind(self, step: int) -> None:
+        """Do nothing: steps may repeat."""
 
     def close(self, *, complete: bool) -> None:
         """Send what is not sent yet and end the run."""
@@ -121,18 +135,26 @@ class MlflowTracker:
         metrics = [Metric(name.replace("@", "_at_"), float(value), now, step) for name, value in values.items()]
         self._client.log_batch(self.run_id, metrics=metrics)
 
+    def rewind(self, step: int) -> None:
+        """Do nothing: steps may repeat."""
+
     def close(self, *, complete: bool) -> None:
         """End the run."""
         self._client.set_terminated(self.run_id, status="FINISHED" if complete else "KILLED")
 
 
-_KINDS: dict[str, Callable[[Recipe, str | None, int], Tracker]] = {
-    "tensorboard": TensorBoardTracker,
-    "wandb": WandbTracker,
-    "mlflow": MlflowTracker,
+class _Kind(NamedTuple):
+    """How a tracker is opened, and the extra in setup.py that installs its package."""
+
+    open: Callable[[Recipe, str | None, int], Tracker]
+    extra: str
+
+
+_KINDS = {  # by the name of the package
+    "tensorboard": _Kind(TensorBoardTracker, "train"),
+    "wandb": _Kind(WandbTracker, "wandb"),
+    "mlflow": _Kind(MlflowTracker, "mlflow"),
 }
-_EXTRAS = {"tensorboard": "train", "wandb": "wandb", "mlflow": "mlflow"}
-"""Tracker, which is also the name of its package, and the extra in setup.py."""
 
 
 class _RunIds(BaseModel):
@@ -148,7 +170,7 @@ def check_trackers(recipe: Recipe) -> None:
     """
     for name in recipe.trackers:
         if importlib.util.find_spec(name) is None:
-            raise missing_package(ModuleNotFoundError(name=name), _EXTRAS[name])
+            raise missing_package(ModuleNotFoundError(name=name), _KINDS[name].extra)
 
 
 def open_trackers(recipe: Recipe, first_step: int) -> dict[str, Tracker]:
@@ -170,9 +192,9 @@ def open_trackers(recipe: Recipe, first_step: int) -> dict[str, Tracker]:
         if name != "tensorboard":
             print_progress(f"starting {name}")  # its server may take seconds to answer
         try:
-            tracker = _KINDS[name](recipe, known.get(name), first_step)
+            tracker = _KINDS[name].open(recipe, known.get(name), first_step)
         except ModuleNotFoundError as error:
-            raise missing_package(error, _EXTRAS[name]) from error
+            raise missing_package(error, _KINDS[name].extra) from error
         except Exception as error:  # the libraries raise errors of several kinds
             for other in opened.values():
                 with suppress(Exception):

@@ -20,6 +20,7 @@ from bali_ds.terminal import print_progress
 from bali_ds.training.engine import accelerate, build_engine, deterministic_kernels, learning_rate_factor
 from bali_ds.training.heartbeat import Watchdog
 from bali_ds.training.metrics import MetricsLogger, PerformanceMetrics
+from bali_ds.training.metrics_log import MetricsLog
 from bali_ds.training.partition import partition_of
 from bali_ds.training.preemption import PreemptionHandler
 from bali_ds.training.process_group import raise_on_every_rank
@@ -29,6 +30,7 @@ from bali_ds.training.stability import StabilityChecks
 from bali_ds.training.startup import RunInputs, started_run
 from bali_ds.training.step import StepOutcome, train_step
 from bali_ds.training.timers import CommunicationTimer, StragglerTimer
+from bali_ds.training.trackers import open_trackers
 from bali_ds.training.train_log import TrainLog
 from bali_ds.training.validation import Validator, write_generated
 
@@ -125,15 +127,32 @@ class Trainer:
 
     def train(self) -> int:
         """Take all steps that are left, save the last one and return its number."""
-        while self.progress.step < self.batch_plan.steps:
-            if not self._train_until_rollback():
-                self._roll_back()
-        self._save_last()
+        with self._metrics_log() as log:
+            while self.progress.step < self.batch_plan.steps:
+                if not self._train_until_rollback(log):
+                    self._roll_back(log)
+            self._save_last()
         return self.progress.step
 
-    def _train_until_rollback(self) -> bool:
+    @contextmanager
+    def _metrics_log(self) -> Iterator[MetricsLog | None]:
+        """Open the log and the trackers on rank 0 if there are steps left, and close them after the block."""
+        step = self.progress.step
+        if not self.ranks.is_first or step >= self.batch_plan.steps:
+            yield None
+            return
+        log = MetricsLog(self.recipe.directory, step, open_trackers(self.recipe, step))
+        complete = False
+        try:
+            yield log
+            complete = True
+        finally:
+            log.close(complete=complete)
+
+    def _train_until_rollback(self, log: MetricsLog | None) -> bool:
         """Take steps to the last one; return whether it was reached, or a loss spike made the weights unusable."""
-        with closing(self._loader()) as loader, closing(self._metrics_logger()) as metrics:
+        metrics = self._metrics_logger(log)
+        with closing(self._loader()) as loader:
             while self.progress.step < self.batch_plan.steps:
                 self.watchdog.start_step(self.progress.step + 1)
                 with metrics.data_wait():
@@ -180,16 +199,15 @@ class Trainer:
             quarantine=self.recipe.directory / f"quarantine-{self.ranks.rank}.jsonl",
         )
 
-    def _metrics_logger(self) -> MetricsLogger:
-        return MetricsLogger(
-            self.recipe, self.ranks, self.batch_plan, self.performance, self.stragglers, first_step=self.progress.step
-        )
+    def _metrics_logger(self, log: MetricsLog | None) -> MetricsLogger:
+        parts = self.batch_plan, self.performance, self.stragglers, log
+        return MetricsLogger(self.recipe, self.ranks, *parts, first_step=self.progress.step)
 
     def _dropout_seed(self) -> int:
         """Return a function of step and rank, so that a resumed run repeats its dropout without any saved state."""
         return int(derive(self.recipe.seed, "dropout", self.progress.step, self.ranks.rank)[0] >> 1)
 
-    def _roll_back(self) -> None:
+    def _roll_back(self, log: MetricsLog | None) -> None:
         """Load the newest checkpoint into the engine; its samples follow again, without the skipped batches."""
         progress = self.checkpoints.restore(self.engine)
         if progress is None:
@@ -198,6 +216,8 @@ class Trainer:
                 "run again"
             )
         self.progress = progress
+        if log:
+            log.rewind(progress.step)
 
     def _save_and_stop(self, reason: str) -> NoReturn:
         self.checkpoints.save(self.engine, self.progress)

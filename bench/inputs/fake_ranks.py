@@ -167,10 +167,16 @@ class CountingRanks(Ranks):
         return lambda: incoming
 
     def start_send_receive(self, tensor: Tensor, to: int, into: Tensor, sender: int) -> Callable[[], Tensor]:
-        """Count the message; what is received is there at once."""
+        """Count the message; the sent tensor lives until it is waited for, as in a real transfer."""
         del to, sender
         self._count(1, len(tensor), tensor)
-        return lambda: into
+        sent = [tensor]
+
+        def wait() -> Tensor:
+            sent.clear()
+            return into
+
+        return wait
 
     def _count(self, messages: int, sent: int, rows: Tensor) -> None:
         self.messages += messages

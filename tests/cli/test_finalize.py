@@ -1,5 +1,6 @@
 """Training that ends with its last checkpoint, and the command that exports and evaluates it afterwards."""
 
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 from bali_ds.cli import main
 from bali_ds.config import dump_recipe
 from bali_ds.errors import InputError
+from bali_ds.export.finalize import finalize, is_finalized
 from bali_ds.files import read_json
 from tests.conftest import REPOSITORY, run_ranks
 
@@ -71,12 +73,38 @@ def test_finalize_exports_evaluates_and_reports(trained, capsys):
 def test_what_was_evaluated_before_an_interruption_is_kept(trained, capsys, monkeypatch):
     recipe, _ = trained
     before = read_json(recipe.directory / "evaluation.json")
-    monkeypatch.setattr("bali_ds.export.finalize.describe_embedding", None)
+
+    def describe_embedding(*_):
+        raise InputError("computed again")
+
+    monkeypatch.setattr("bali_ds.export.finalize.describe_embedding", describe_embedding)
     assert main(["finalize", str(recipe.directory)]) == 0
     assert "embedding: evaluated before, from the same checkpoint and settings; kept" in capsys.readouterr().err
     assert read_json(recipe.directory / "evaluation.json") == before
-    with pytest.raises(TypeError):  # another encoder to start from: the comparison is another one
-        main(["finalize", str(recipe.directory), "text_encoder.dropout=0.2"])
+    # another encoder to start from: the comparison is another one
+    assert main(["finalize", str(recipe.directory), "text_encoder.dropout=0.2"]) == 2
+    assert "computed again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "[]", "{}", '{"progress": 3}', '{"identity": null, "files": [1]}', "\x00"]
+)
+def test_a_marker_that_cannot_be_read_is_one_line(trained, tmp_path, capsys, content):
+    shutil.copytree(trained[0].directory, tmp_path / "own")
+    recipe = trained[0].model_copy(update={"runs": tmp_path, "name": "own"})
+    marker = recipe.directory / "checkpoints/step-00000002/COMPLETE.json"
+    marker.unlink()
+    if content is not None:
+        marker.write_text(content)
+    with pytest.raises(InputError, match=r"COMPLETE\.json"):
+        finalize(recipe, 2)
+    assert main(["finalize", str(recipe.directory)]) == 2
+    assert "step-00000002: not used, " in capsys.readouterr().err
+    (recipe.directory / "complete.json").unlink(missing_ok=True)
+    assert not is_finalized(recipe)
+    if content is not None:
+        (recipe.directory / "complete.json").write_text(content)
+        assert not is_finalized(recipe)
 
 
 def test_a_run_that_is_not_trained_to_its_end_is_refused(trained, capsys):

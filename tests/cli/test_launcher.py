@@ -81,6 +81,72 @@ def test_a_hostfile_needs_the_address_of_its_first_host(empty_folder, launched, 
     assert launched[0][:6] == ["--hostfile", "hosts", "--master_addr", "10.0.0.1", "--module", "bali_ds.cli.train"]
 
 
+def test_hosts_choose_their_device_themselves(empty_folder, launched, capsys):
+    (empty_folder / "hosts").write_text("node01 slots=8\n")
+    (empty_folder / "own.yaml").write_text((RECIPES / "medmentions.yaml").read_text())
+    assert main(["train", "own.yaml", "--hostfile", "hosts", "--device", "cpu"]) == 2
+    assert "--device: hosts choose their device themselves; write DS_ACCELERATOR=cpu" in capsys.readouterr().err
+    assert not launched
+
+
+@pytest.fixture
+def on_gpus(empty_folder, monkeypatch):
+    """Train on a machine with four GPUs; returns the exit status."""
+    monkeypatch.setattr(launcher, "_choose_device", lambda device: 0 if device == "cpu" else 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (empty_folder / "own.yaml").write_text((RECIPES / "medmentions.yaml").read_text())
+    return lambda *options: main(["train", "own.yaml", "evaluation.when=separate", *options])
+
+
+@pytest.mark.parametrize(
+    ("options", "visible", "left"),
+    [
+        (["--ranks", "2"], "2,3,0", "2,3"),
+        (["--ranks", "3"], " 3, 1 ,0", "3,1,0"),
+        ([], "0,1,2,3", "0,1,2,3"),
+    ],
+)
+def test_ranks_take_the_first_of_the_visible_gpus(on_gpus, launched, monkeypatch, options, visible, left):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert on_gpus(*options) == 0
+    assert launched[0][:2] == ["--module", "bali_ds.cli.train"]  # the launcher ignores the variable beside --num_gpus
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == left
+
+
+def test_uuids_of_gpus_are_refused(on_gpus, launched, monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8932f937,GPU-1d2c3b4a")
+    assert on_gpus("--ranks", "2") == 2
+    assert "DeepSpeed's launcher needs numbers of GPUs, not UUIDs" in capsys.readouterr().err
+    assert not launched
+
+
+def test_without_the_variable_the_launcher_takes_as_many_gpus_as_ranks(on_gpus, launched, monkeypatch, capsys):
+    assert on_gpus() == on_gpus("--ranks", "2") == 0
+    assert [arguments[:2] for arguments in launched] == [["--num_gpus", "4"], ["--num_gpus", "2"]]
+    assert on_gpus("--ranks", "5") == 2
+    assert "--ranks 5: this machine has 4 GPUs" in capsys.readouterr().err
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8932f937")
+    assert on_gpus("--ranks", "5", "--device", "cpu") == 0  # CPU ranks need no GPUs, whatever they are called
+    assert launched[-1][:2] == ["--num_gpus", "5"]
+
+
+def test_a_gpu_that_is_not_there_is_refused(on_gpus, launched, monkeypatch, capsys):
+    monkeypatch.setattr(launcher, "_choose_device", lambda _: 0)
+    assert on_gpus("--device", "cuda") == 2
+    assert "--device cuda: torch finds no GPU on this machine" in capsys.readouterr().err
+    assert not launched
+
+
+def test_several_tasks_of_srun_are_refused_and_one_is_not(on_gpus, launched, monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert on_gpus() == 2
+    assert "several tasks of srun would start a job each; submit launch/slurm.sbatch" in capsys.readouterr().err
+    assert not launched
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert on_gpus() == 0
+    assert len(launched) == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_an_interruption_though_the_launcher_for_several_hosts_handles_it(monkeypatch, number):
     """DeepSpeed's launcher replaces the handlers where it uses pdsh, and ends with 1 as after a failure."""

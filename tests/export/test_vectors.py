@@ -62,6 +62,14 @@ def test_transformers_misses_the_pooler_alone_and_has_no_use_for_the_head_alone(
     assert not any(report.values())
 
 
+def test_the_state_of_the_last_token_is_the_vector_in_onnx_too(trained, encoder_directory, tmp_path):
+    run = write_run(tmp_path / "run", trained, "0-fp32", encoder_directory, pooling="last")
+    export_run(run, tmp_path / "out", "float32", onnx=True)
+    own = bali_ds.load(tmp_path / "out").encode(TEXTS)
+    assert np.abs(by_onnx(tmp_path / "out") - own).max() < 1e-5
+    assert np.abs(bali_ds.load(tmp_path / "out").encode(TEXTS, pooling="mean") - own).max() > 1e-3
+
+
 PROMPT = "word5 word6 word8 "
 
 

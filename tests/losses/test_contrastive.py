@@ -1,9 +1,13 @@
 """The contrastive losses on one process, every kind against the dense form in float64."""
 
+from typing import get_args
+
 import pytest
 import torch
 
+from bali_ds.config.objectives import ContrastiveConfig
 from bali_ds.losses.contrastive import contrastive_loss
+from bali_ds.losses.contrastive.formulas import FORMULAS
 from tests.losses import dense_contrastive as dense
 from tests.losses.rounding import rounding, scale_condition
 
@@ -205,3 +209,9 @@ def test_invalid_arguments_are_refused(options, message):
     ids = torch.arange(8)
     with pytest.raises(ValueError, match=message):
         contrastive_loss(queries, keys, 1.0, **{"query_concept_ids": ids, "key_concept_ids": ids} | options)
+
+
+@pytest.mark.parametrize("kind", get_args(ContrastiveConfig.model_fields["kind"].annotation))
+def test_the_settings_know_which_kinds_compare_all_views(kind):
+    formula = FORMULAS[kind](torch.tensor(10.0), torch.tensor(-10.0))
+    assert ContrastiveConfig(kind=kind).joint == formula.joint

@@ -15,7 +15,7 @@ from bali_ds.objectives.registry import stream_settings
 from bali_ds.planning.activations import PassMemory
 from bali_ds.planning.memory import MemoryInputs, rank_memory
 from bali_ds.planning.run_data import RunData
-from bali_ds.planning.run_plan import _passes, fewest_gpus, plan, plan_text, shapes_of_model, weight_reads
+from bali_ds.planning.run_plan import _loss_bytes, _passes, fewest_gpus, plan, plan_text, shapes_of_model, weight_reads
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -114,6 +114,43 @@ def test_a_gpu_also_holds_derivatives_by_all_similarities(recipe, monkeypatch):
     without = plan(recipe, ranks=2, on_gpu=True)
     views, itemsize = 2 * 2 * whole.views, {"fp32": 4, "bf16": 2}[recipe.precision]
     assert whole.memory[0].activations - without.memory[0].activations == views**2 * itemsize
+
+
+def test_the_memory_of_the_loss_follows_its_settings(recipe):
+    """Of 16 ranks on two hosts, with features in fp32; a block is what one rank sends of its views."""
+    model, views = shapes_of_model(recipe, 10), 6
+
+    def changed(**settings):
+        contrastive = recipe.objective.contrastive.model_copy(update=settings)
+        return recipe.model_copy(update={"objective": recipe.objective.model_copy(update={"contrastive": contrastive})})
+
+    def held(on_gpu=False, **settings):
+        """What the loss holds of other ranks."""
+        whole, alone = (
+            _loss_bytes(changed(**{**settings, **change}), model, views, 16, on_gpu=on_gpu)
+            for change in ({}, {"negatives": "rank"})
+        )
+        return whole - alone
+
+    block = 2 * views * model.text.width  # text views and graph views
+    # features of two hops; sums of this one, those sent and those that arrive
+    ring = block * (2 * 4 + 3 * 4)
+    # features of all; sums for half of the ranks and from as many
+    assert held(communication="gather") == block * (16 * 4 + 2 * 8 * 4)
+    assert held(communication="gather", negatives="node") == block * (8 * 4 + 2 * 4 * 4)
+    assert held(communication="ring") == ring
+    # queries meet keys: half of the views are sent, and sums come back from all other ranks
+    assert held(communication="gather", kind="clip") == block // 2 * (16 * 4 + 2 * 15 * 4)
+    assert held(on_gpu=True) > 0
+    for on_gpu in (False, True):
+        assert held(negatives="rank", on_gpu=on_gpu) == 0
+        assert _loss_bytes(changed(weight=0.0), model, views, 16, on_gpu=on_gpu) == 0
+
+    whole, alone = (
+        plan(changed(communication="ring", negatives=negatives), ranks=16, on_gpu=False)
+        for negatives in ("all", "rank")
+    )
+    assert (whole.memory[0].activations - alone.memory[0].activations) * views == ring * whole.views
 
 
 def test_the_largest_batch_counts_linearized_neighborhoods(recipe):

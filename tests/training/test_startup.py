@@ -3,10 +3,12 @@
 import json
 import shutil
 import socket
+from dataclasses import replace
 
 import pytest
 
 import bali_ds.training.startup as startup
+from bali_ds.distributed import Ranks
 from bali_ds.errors import InputError
 from bali_ds.planning.run_data import RunData
 from bench.inputs.fake_ranks import run_fake_ranks
@@ -78,3 +80,34 @@ def test_a_key_that_one_rank_does_not_know_is_named(values_of):
     other = {name: value for name, value in own.items() if name != "seed:"}
     assert "seed: nothing differs from rank 0's 29" in refused(own, other)
     assert "seed: 29 differs from rank 0's nothing" in refused(other, own)
+
+
+@pytest.mark.parametrize(
+    ("settings", "needed"),
+    [
+        ({}, False),
+        ({"negatives": "rank"}, False),
+        ({"negatives": "node"}, True),
+        ({"communication": "hierarchical"}, True),
+        ({"communication": "hierarchical", "negatives": "rank"}, False),
+        ({"negatives": "node", "weight": 0.0}, False),
+    ],
+)
+def test_hosts_of_different_sizes_are_refused_where_the_loss_needs_equal_ones(
+    sample, tmp_path, monkeypatch, settings, needed
+):
+    recipe = sample.recipe(tmp_path, objective={"contrastive": settings})
+    ranks = Ranks(1, 3)
+    startup.EXITING.clear()  # other tests leave it set
+    monkeypatch.setattr(startup, "all_ranks", lambda _: replace(ranks, node=Ranks(0, 1)))
+    startup.check_nodes(recipe, ranks)
+    monkeypatch.setattr(startup, "all_ranks", lambda _: ranks)
+    try:
+        if needed:
+            with pytest.raises(InputError, match="use negatives: all or rank, and communication: auto"):
+                startup.check_nodes(recipe, ranks)
+        else:
+            startup.check_nodes(recipe, ranks)
+        assert startup.EXITING.is_set() == needed
+    finally:
+        startup.EXITING.clear()

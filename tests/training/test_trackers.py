@@ -2,16 +2,27 @@
 
 import importlib.machinery
 import json
+import os
 import sys
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
 import pytest
 
+from bali_ds.checkpoint.manager import RunProgress
 from bali_ds.config import Recipe
+from bali_ds.data.sampler import Position
+from bali_ds.distributed import Ranks
 from bali_ds.errors import InputError
 from bali_ds.training.metrics_log import MetricsLog
 from bali_ds.training.trackers import check_trackers, open_trackers
+from bali_ds.training.trainer import Trainer
+
+MLFLOW_LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 
 
 def recipe_with(folder, *trackers):
@@ -83,8 +94,15 @@ def mlflow(monkeypatch):
     stand_in(monkeypatch, "mlflow", MlflowClient=Client)
     param, metric = (lambda *values: values), (lambda key, value, _, step: (key, value, step))
     stand_in(monkeypatch, "mlflow.entities", Param=param, Metric=metric)
-    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    without_variables(monkeypatch, "MLFLOW_EXPERIMENT_NAME", *MLFLOW_LIMITS)
     return Client.runs
+
+
+def without_variables(monkeypatch, *names):
+    """Unset environment variables, and afterwards also those that the test sets."""
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
 
 
 def test_a_resumed_run_continues_the_run_of_wandb(tmp_path, wandb):
@@ -116,6 +134,51 @@ def test_a_resumed_run_continues_the_run_of_mlflow(tmp_path, mlflow):
     assert (run["experiment"], run["name"], run["params"]["batch.passages"]) == ("bali-ds-id", "run", "256")
     assert run["metrics"] == [("validation/text_to_graph_r_at_1", 0.5, 1), ("validation/text_to_graph_r_at_1", 0.5, 3)]
     assert run["status"] == ["KILLED", "RUNNING", "FINISHED"]
+
+
+@pytest.mark.usefixtures("mlflow")
+def test_requests_of_mlflow_have_time_limits_unless_the_user_sets_others(tmp_path, monkeypatch):
+    recipe = recipe_with(tmp_path, "mlflow")
+    open_trackers(recipe, 0)
+    assert {name: os.environ[name] for name in MLFLOW_LIMITS} == MLFLOW_LIMITS
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
+    open_trackers(recipe, 0)
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "120"
+
+
+def test_a_rollback_leaves_the_trackers_open(tmp_path, wandb, monkeypatch):
+    trainer = object.__new__(Trainer)
+    trainer.recipe, trainer.ranks, trainer.engine = recipe_with(tmp_path, "wandb"), Ranks(0, 1), None
+    trainer.batch_plan, trainer.progress = SimpleNamespace(steps=4), RunProgress(0, Position())
+    trainer.checkpoints = SimpleNamespace(restore=lambda _: RunProgress(2, Position()))
+    reached = iter([3, 4])
+
+    def train_until_rollback(log):
+        last = next(reached)
+        for step in range(trainer.progress.step + 1, last + 1):
+            log.write(step, {"loss": float(last)})
+        trainer.progress = RunProgress(last, Position())
+        return last == 4
+
+    monkeypatch.setattr(trainer, "_train_until_rollback", train_until_rollback)
+    monkeypatch.setattr(trainer, "_save_last", lambda: wandb.append(("saved",)))
+    assert trainer.train() == 4
+    lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 3.0), (2, 3.0), (3, 4.0), (4, 4.0)]
+    assert [call[1]["step"] for call in wandb if call[0] == "log"] == [1, 2, 3, 3, 4]
+    assert [call for call in wandb if call[0] in ("saved", "finish")] == [("saved",), ("finish", 0)]
+    assert sum(call[0] == "init" for call in wandb) == 1
+    assert trainer.train() == 4  # nothing is left to train, and no tracker starts
+    assert sum(call[0] == "init" for call in wandb) == 1
+
+
+def test_a_run_whose_last_checkpoint_is_not_saved_is_not_complete_in_its_trackers(tmp_path, wandb):
+    trainer = object.__new__(Trainer)
+    trainer.recipe, trainer.ranks = recipe_with(tmp_path, "wandb"), Ranks(0, 1)
+    trainer.batch_plan, trainer.progress = SimpleNamespace(steps=4), RunProgress(3, Position())
+    with pytest.raises(InputError), trainer._metrics_log():
+        raise InputError("the disk is full")
+    assert wandb[-1] == ("finish", 1)
 
 
 @pytest.mark.parametrize(("name", "extra"), [("wandb", "wandb"), ("mlflow", "mlflow"), ("tensorboard", "train")])
@@ -171,6 +234,14 @@ def test_event_files_of_tensorboard(tmp_path):
     log.close(complete=True)
     found = events.EventAccumulator(str(recipe.directory / "tensorboard")).Reload().Scalars("loss")
     assert [(each.step, each.value) for each in found] == [(3, 0.25)]
+    log = MetricsLog(recipe.directory, 3, open_trackers(recipe, 3))
+    for step in (4, 5):
+        log.write(step, {"loss": 8.0})
+    log.rewind(4)
+    log.write(5, {"loss": 0.125})
+    log.close(complete=True)
+    found = events.EventAccumulator(str(recipe.directory / "tensorboard")).Reload().Scalars("loss")
+    assert [(each.step, each.value) for each in found] == [(3, 0.25), (4, 8.0), (5, 0.125)]
     assert not (recipe.directory / "trackers.json").exists()
 
 
@@ -187,6 +258,65 @@ def test_the_real_wandb_offline(tmp_path, monkeypatch):
     stored = list((recipe.directory / "wandb").glob("offline-run-*"))
     assert len(stored) == 2
     assert all(folder.name.endswith(known) for folder in stored)
+
+
+@contextmanager
+def mlflow_server():
+    """The address of a server of MLflow, and the event that makes it take connections and never answer them."""
+    silent, ended = threading.Event(), threading.Event()
+    run = dict.fromkeys(("run_id", "run_uuid"), "r1") | {"experiment_id": "1", "status": "RUNNING"}
+    answers = {
+        "experiments/get-by-name": {"experiment": {"experiment_id": "1", "name": "bali-ds"}},
+        "runs/create": {"run": {"info": run}},
+    }
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self):
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if silent.is_set():
+                ended.wait()
+                return
+            body = json.dumps(answers.get(self.path.partition("/mlflow/")[2].partition("?")[0], {})).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST = answer  # noqa: N815 (names of the library)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", silent
+        finally:
+            ended.set()
+            server.shutdown()
+
+
+@pytest.mark.timeout(300)
+def test_a_run_goes_on_without_an_mlflow_server_that_does_not_answer(tmp_path, monkeypatch, caplog):
+    pytest.importorskip("mlflow", reason="mlflow is not installed (extra: mlflow)")
+    without_variables(monkeypatch, "MLFLOW_EXPERIMENT_NAME", *MLFLOW_LIMITS)
+    recipe = recipe_with(tmp_path, "mlflow")
+    with mlflow_server() as (address, silent):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        log = MetricsLog(recipe.directory, 0, open_trackers(recipe, 0))
+        log.write(1, {"loss": 0.5})
+        assert not caplog.messages
+        silent.set()
+        begin = time.monotonic()
+        log.write(2, {"loss": 0.5})
+        seconds = time.monotonic() - begin
+        log.close(complete=True)
+    assert 10 < seconds < 120  # two attempts of 10 s, and the pause between them
+    warnings = [each for each in caplog.messages if each.startswith("mlflow: ")]  # its client has warnings of its own
+    assert len(warnings) == 1
+    assert warnings[0].startswith("mlflow: metrics are dropped while it cannot be written: ")
+    assert len((recipe.directory / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 def test_the_real_mlflow_in_a_folder(tmp_path, monkeypatch):

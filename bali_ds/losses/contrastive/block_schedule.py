@@ -2,7 +2,7 @@
 
 The ranks form units of equally many ranks, one after the other: all ranks ("gather"), each rank by itself ("ring"), or
 those of a node ("hierarchical"). A rank processes its rows against the blocks of its own unit at hop 0, and then
-against those of the unit `hop` units before its own.
+against those of the unit `hop` units before its own. A rank by itself starts at hop 1.
 """
 
 from collections.abc import Iterator
@@ -48,6 +48,11 @@ class BlockSchedule:
     def last_hop(self) -> int:
         """The number of the last hop."""
         return self._last_of(self.units)
+
+    @property
+    def hops(self) -> range:
+        """The hops with steps: the first one of a unit of one rank has none."""
+        return range(int(self.unit == 1), self.last_hop + 1)
 
     def steps(self, hop: int) -> Iterator[ScheduleStep]:
         """Yield the steps of a hop, by owner."""

@@ -6,23 +6,23 @@ each rank sends its own part to the rank of its number in the next unit. What th
 columns is added up within the unit and travels behind them, and at last back to the rank that owns them.
 
 - "gather": all ranks are one unit. Nothing travels; every rank holds the blocks of all ranks.
-- "ring": each rank is a unit of its own, and holds three blocks of other ranks at a time.
+- "ring": each rank is a unit of its own, and holds two blocks of other ranks at a time. Nothing is gathered.
 - "hierarchical": each node is a unit, so that a block enters a node once, and not once for each of its ranks.
 
-While columns are processed, the next ones are gathered, those after them are in transfer, and what was accumulated for
-the last ones is on its way. The order is fixed, so results repeat bit for bit.
+While columns are processed, the next ones are gathered, those after them are in transfer (a ring's next ones are), and
+what was accumulated for the last ones is on its way. The order is fixed, so results repeat bit for bit.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bali_ds.distributed import Ranks
-from bali_ds.losses.contrastive.block_schedule import BlockSchedule
+from bali_ds.losses.contrastive.block_schedule import BlockSchedule, ScheduleStep
 from bali_ds.losses.contrastive.sorted_views import BlockPair, ViewBlock, ViewLayout
 
 BlockFunction = Callable[[BlockPair], None]
@@ -54,7 +54,7 @@ class Exchange:
     unit: Ranks
     own_columns: Tensor | None = None
 
-    @property
+    @cached_property
     def schedule(self) -> BlockSchedule:
         """The blocks that this rank processes."""
         return BlockSchedule(self.ranks.rank, self.ranks.world_size, self.unit.world_size, len(self.layouts) == 1)
@@ -100,9 +100,16 @@ class Exchange:
         function(BlockPair(own[0], own[-1], accumulators[0], accumulators[-1], symmetric=len(own) == 1))
         if others:
             returns = _ColumnReturns(self, _Values(new, combine))
-            for hop in range(self.schedule.last_hop + 1):
-                columns = arrivals.next_unit() if arrivals else None
-                returns.start(hop, self._process(function, hop, columns, own[0], accumulators[0], new))
+            for hop in self.schedule.hops:
+                steps = list(self.schedule.steps(hop))
+                # Columns and sums get no name here: those of a hop are freed before the next hop's are made.
+                returns.start(
+                    hop,
+                    steps,
+                    self._process(
+                        function, steps, arrivals.at(hop) if arrivals else None, own[0], accumulators[0], new
+                    ),
+                )
             for returned in returns.wait():
                 accumulators[-1] = combine(accumulators[-1], returned)
         return accumulators
@@ -110,15 +117,15 @@ class Exchange:
     def _process(
         self,
         function: BlockFunction,
-        hop: int,
+        steps: Sequence[ScheduleStep],
         columns: Tensor | None,
         rows: ViewBlock,
         row_accumulator: Tensor,
         new: Callable[[int], Tensor],
     ) -> Tensor:
         """Process the steps of a hop; return what is accumulated for the columns of one step after the other."""
-        layout, first = self.layouts[-1], self.schedule.members(hop)[0]
-        steps = list(self.schedule.steps(hop))
+        layout, unit = self.layouts[-1], self.unit.world_size
+        first = steps[0].owner // unit * unit
         sums = new(sum(layout.counts[step.owner] for step in steps))
         done = 0
         for step in steps:
@@ -136,31 +143,37 @@ class Exchange:
 
 
 class _ColumnArrivals:
-    """The features of the columns of one unit after the other, with those of the next in transfer."""
+    """The features of the columns of one hop after the other, with those of the next in transfer."""
 
     def __init__(self, exchange: Exchange) -> None:
-        self.exchange, self.schedule, self.hop = exchange, exchange.schedule, 0
-        mine = exchange.features[-1]
+        self.exchange, self.schedule = exchange, exchange.schedule
+        self.alone = exchange.unit.world_size == 1
+        mine, gathered = exchange.features[-1], exchange.own_columns
         if self.schedule.last_hop:
             self.part = self._start_transfer(mine, 1)
-        gathered = exchange.own_columns
-        self.gathered = self._start_gathering(mine) if gathered is None else lambda: gathered
+        if not self.alone:
+            self.gathered = self._start_gathering(mine, 0) if gathered is None else lambda: gathered
 
-    def next_unit(self) -> Tensor:
-        """Return the features of a unit's columns, and start the transfers that the next hops wait for."""
-        columns = self.gathered()
-        if self.hop == 0 and self.exchange.unit.world_size > 1:
-            self.exchange.own_columns = columns
-        self.hop += 1
-        if self.hop <= self.schedule.last_hop:
+    def at(self, hop: int) -> Tensor:
+        """Return the features of a hop's columns, and start the transfers that the next hops wait for."""
+        last_hop = self.schedule.last_hop
+        if self.alone:
             part = self.part()
-            self.gathered = self._start_gathering(part)
-            if self.hop < self.schedule.last_hop:
-                self.part = self._start_transfer(part, self.hop + 1)
+            if hop < last_hop:
+                self.part = self._start_transfer(part, hop + 1)
+            return part
+        columns = self.gathered()
+        if hop == 0:
+            self.exchange.own_columns = columns
+        if hop < last_hop:
+            part = self.part()
+            self.gathered = self._start_gathering(part, hop + 1)
+            if hop + 1 < last_hop:
+                self.part = self._start_transfer(part, hop + 2)
         return columns
 
-    def _start_gathering(self, part: Tensor) -> Callable[[], Tensor]:
-        members = self.schedule.members(self.hop)
+    def _start_gathering(self, part: Tensor, hop: int) -> Callable[[], Tensor]:
+        members = self.schedule.members(hop)
         counts = self.exchange.layouts[-1].counts[members.start : members.stop]
         return self.exchange.unit.start_all_gather_rows(part, counts)
 
@@ -182,10 +195,13 @@ class _ColumnReturns:
         self.traveling: Callable[[], Tensor] | None = None
         self.returned: list[Tensor] = []
 
-    def start(self, hop: int, sums: Tensor) -> None:
+    def start(self, hop: int, steps: Sequence[ScheduleStep], sums: Tensor) -> None:
         """Start adding up within the unit what its ranks accumulated at a hop, and send on what was before it."""
-        self._send_on()
-        owners = {step.owner for step in self.schedule.steps(hop)}
+        if self.exchange.unit.world_size == 1:
+            self._send_on(hop, sums)
+            return
+        self._finish_unit()
+        owners = {step.owner for step in steps}
         sent = [self.counts[member] * (member in owners) for member in self.schedule.members(hop)]
         mine = self.counts[self.schedule.column_owner(hop)]
         received = [mine * processed for processed in self.schedule.processed_by(hop)]
@@ -193,23 +209,26 @@ class _ColumnReturns:
 
     def wait(self) -> list[Tensor]:
         """Return the values of this rank's columns that other ranks accumulated."""
-        self._send_on()
+        self._finish_unit()
         return self.returned if self.traveling is None else [*self.returned, self.traveling()]
 
-    def _send_on(self) -> None:
-        """Combine what the unit accumulated with what the units before it did, and send it to the next unit."""
+    def _finish_unit(self) -> None:
+        """Add up what the unit accumulated, and keep it if it is this rank's own, else send it on."""
         if self.in_unit is None:
             return
         hop, arrived = self.in_unit
         rows, number = arrived(), sum(self.schedule.processed_by(hop))
-        if number == 0:  # a unit of one rank has nothing at its own hop
-            return
         total = reduce(self.values.combine, rows.view(number, len(rows) // number, *rows.shape[1:]).unbind())
         if hop == 0:
             self.returned.append(total)
-            return
+        else:
+            self._send_on(hop, total)
+
+    def _send_on(self, hop: int, total: Tensor) -> None:
+        """Combine what the unit accumulated with what the units before it did, and send it to the next unit."""
         if self.traveling is not None:
             total = self.values.combine(self.traveling(), total)
+            self.traveling = None  # frees what arrived
         last = hop == self.schedule.last_hop
         to, sender = (self.schedule.neighbor(-hop), self.schedule.neighbor(hop)) if last else (
             self.schedule.neighbor(1), self.schedule.neighbor(-1)

@@ -210,7 +210,9 @@ def _held(sizes: LossSizes, unit: int) -> int:
     if unit == sizes.ranks:
         returned = unit // 2 if sizes.joint else unit - 1  # on their way to and from others
         return block * (unit * sizes.itemsize + 2 * returned * SUM_BYTES)
-    own_unit = unit if unit > 1 else 0
-    features = own_unit + 2 * unit + (2 if unit > 1 else 1)  # this hop's, the next one's, the parts in transfer
-    accumulators = 3 * unit + 2  # this hop's, the last one's to and from the unit, the block in transfer
+    if unit == 1:
+        features, accumulators = 2, 3  # this hop's and the next one's; this hop's, what was sent and what arrives
+    else:
+        features = unit + 2 * unit + 2  # of the own unit, this hop's, the next one's, the parts in transfer
+        accumulators = 3 * unit + 2  # this hop's, the last one's to and from the unit, the block in transfer
     return block * (features * sizes.itemsize + accumulators * SUM_BYTES)
