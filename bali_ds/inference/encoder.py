@@ -227,7 +227,7 @@ class Encoder:
         of_text: dict[str, list[int]] = {}
         for row, (text, _, _) in enumerate(places):
             of_text.setdefault(text, []).append(row)
-        encoded = self.tokenizer([*of_text, ""], add_special_tokens=False, return_offsets_mapping=True)
+        encoded = self._whole([*of_text, ""], return_offsets_mapping=True)
         rows, spans = [], []
         tokenized = zip(of_text.values(), encoded["input_ids"], encoded["offset_mapping"], strict=False)
         for mentions, ids, offsets in tokenized:
@@ -251,8 +251,11 @@ class Encoder:
         """Return the number of tokens of each text, without [CLS] and [SEP]."""
         if not texts:
             return []
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)
-        return [len(row) for row in encoded["input_ids"]]
+        return [len(row) for row in self._whole(list(texts), return_attention_mask=False)["input_ids"]]
+
+    def _whole(self, texts: list[str], **options: bool) -> Any:
+        """Tokenize texts of any length without special tokens; transformers would warn of those that are too long."""
+        return self.tokenizer(texts, add_special_tokens=False, verbose=False, **options)
 
     def _tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
         encoded = self.tokenizer(

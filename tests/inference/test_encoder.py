@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, tokenization_utils_base
 
 from bali_ds.errors import InputError
 from bali_ds.files import write_json
@@ -128,6 +128,16 @@ def test_a_long_text_is_read_around_the_mention(tiny_encoder):
     assert np.allclose(found, near, atol=1e-5)
     with pytest.raises(InputError, match="has no token"):
         encoder.encode_mentions([("name 1", 4, 5)])
+
+
+def test_nothing_warns_of_long_texts(tiny_encoder, monkeypatch):
+    """transformers warns once for each tokenizer."""
+    said = []
+    monkeypatch.setattr(tokenization_utils_base.logger, "warning", said.append)
+    text = "name " * 300
+    assert load(tiny_encoder).lengths([text]) == [300]
+    load(tiny_encoder).encode_mentions([(text, 5, 9)])
+    assert said == []
 
 
 def test_mentions_of_a_long_text_are_read_together(tiny_encoder, monkeypatch):
