@@ -20,9 +20,11 @@ STRATA = ("all", "exact", "not exact", "seen pair", "new pair", "unseen", "unsee
 WITHOUT_MEMORY, WITH_MEMORY = "any, without memory", "any, with memory"
 _BOTH = "both → names and graph views"
 COMPARISONS = (
-    *((("recipe", WITHOUT_MEMORY), ("untrained", family)) for family in ("alone → names", "in context → names")),
+    *(((name, WITHOUT_MEMORY), ("untrained", family)) for name in ("recipe", "no neighbors") for family in (
+        "alone → names", "in context → names"
+    )),
     *(((name, "in context → names"), ("untrained", "in context → names")) for name in ("recipe", "names and mentions")),
-    (("recipe", WITHOUT_MEMORY), ("recipe", "alone → names")),
+    *(((name, WITHOUT_MEMORY), (name, "alone → names")) for name in ("recipe", "no neighbors")),
     (("recipe", _BOTH), ("recipe", "both → names")),
     *((("recipe", WITHOUT_MEMORY), (other, WITHOUT_MEMORY)) for other in (
         "untrained", "no neighbors", "shuffled facts", "no other concepts", "names", "names and mentions",
