@@ -19,6 +19,8 @@ MISTAKES = [
     ("link --model m mentions", "--dictionary --graph is required"),
     ("link --model m --graph g --dictionary d mentions", "not allowed with argument"),
     ("link --model m --graph g --top many mentions", "'many' is not a whole number"),
+    ("link --model m --graph g --in-context --context-share much mentions", "'much' is not a number"),
+    ("plan sample --gpus 1 --passages many", "'many' is not a whole number"),
     ("export run --out x --dtype float8", "did you mean float"),
     # recipes
     ("train", "no recipe is given"),
