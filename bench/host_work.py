@@ -119,7 +119,8 @@ def measure(bench: Bench, case: Case) -> dict[str, Any]:
     torch.manual_seed(0)
     aligner = build_aligner(recipe, 2 * data.graph.num_relations, data.shards)
     parameters = sum(parameter.requires_grad for parameter in aligner.parameters())
-    update, forward, backward = _plain(aligner, recipe) if case.stage is None else _engine(aligner, recipe, data, case)
+    made = _plain(aligner, recipe) if case.stage is None else _engine(aligner, recipe, data, case)
+    update, forward, backward = made
     counted, seconds = Operations(), []
     with data.loader(recipe, rank=0, world_size=1) as loader:
         for step in range(STEPS):

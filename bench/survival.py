@@ -2,9 +2,9 @@
 
     python bench/survival.py --kills 100 --terms 20 --full-disks 20
 
-Runs take 50 steps and save every fifth; each is killed several times, wherever it is. The stages of ZeRO take
-turns, except for SIGTERM.
-What has happened is in bench/results/survival.json after each run, and `--continue` adds what is missing there.
+Runs take 50 steps and save every fifth; each is killed several times, wherever it is. The stages of ZeRO take turns,
+except for SIGTERM. What has happened is in bench/results/survival.json after each run, and `--continue` adds what is
+missing there.
 
 kill -9 hits ranks, loader workers and the launcher, also in the middle of a save. SIGTERM is sent to the launcher and
 to ranks, also during validation and during a save; each must leave a complete checkpoint, the right exit status and

@@ -107,8 +107,7 @@ def _project(recipe: "Recipe", options: argparse.Namespace) -> None:
     if options.samples_per_second:
         raise InputError("--samples-per-second: not with --gpus, which predicts the throughput")
     projected = project(recipe, options.gpus, passages=options.passages, card=card)
-    cost = {} if price is None else {"price": price}
-    emit(projected.as_dict() | cost, options.json, lambda _: projection_text(projected, recipe, price))
+    emit(projected.as_dict() | {"price": price}, options.json, lambda _: projection_text(projected, recipe, price))
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -67,12 +67,18 @@ def weights_as_options(scoring: "Scoring", options: argparse.Namespace) -> str:
 
     Without a weight of the memory, `--memory` is to be left out.
     """
-    parts = [f"--context-share {scoring.context:g}"] * options.in_context
-    parts += [f"--graph-share {scoring.graph:g}"] * bool(options.with_graph)
+    parts = []
+    if options.in_context:
+        parts.append(f"--context-share {scoring.context:g}")
+    if options.with_graph:
+        parts.append(f"--graph-share {scoring.graph:g}")
     if scoring.memory is not None:
         parts.append(f"--memory-bonus {scoring.memory:g}")
     parts.append(f"--spelling {scoring.spelling:g}")
-    return " ".join(parts) + ", without --memory" * (bool(options.memory) and scoring.memory is None)
+    chosen = " ".join(parts)
+    if options.memory and scoring.memory is None:
+        return f"{chosen}, without --memory"
+    return chosen
 
 
 def open_linker(model: Path, dictionary: "ConceptDictionary", options: argparse.Namespace) -> "ContextLinker":

@@ -81,8 +81,8 @@ def without_buckets(values: Mapping[str, Any], *, ranks: int) -> dict[str, Any]:
     """Return a DeepSpeed configuration for a number of ranks: a single rank sends no gradients.
 
     At stages 1 and 2 DeepSpeed copies every gradient into the buckets that it sends and waits for the device at the end
-    of the backward pass. For one rank both are switched off, whatever the file says; with
-    offloading DeepSpeed makes buckets all the same.
+    of the backward pass. For one rank both are switched off, whatever the file says; with offloading DeepSpeed makes
+    buckets all the same.
     """
     zero = values.get("zero_optimization", {})
     if ranks > 1 or zero.get("stage", 0) not in (1, 2):

@@ -44,7 +44,9 @@ def best_concepts(
         with_memory = any(scoring.memory is not None for scoring in here)
         remembered = scorer.memory_similarity(alone, context, share) if with_memory else None
         for spelling, of_spelling in itertools.groupby(here, lambda scoring: scoring.spelling):
-            with_spelling = similarity if spelled is None or not spelling else similarity + spelling * spelled
+            with_spelling = similarity
+            if spelling and spelled is not None:
+                with_spelling = similarity + spelling * spelled
             own = scorer.largest_of_names(with_spelling)
             for bonus, group in itertools.groupby(of_spelling, lambda scoring: scoring.memory):
                 found = own
@@ -52,7 +54,9 @@ def best_concepts(
                     found = torch.maximum(own, scorer.by_memory(remembered, bonus))
                 gain = None if views is None else graph_gain(found, views)
                 for scoring in group:
-                    scores = found if gain is None or not scoring.graph else found.add(gain, alpha=scoring.graph)
+                    scores = found
+                    if scoring.graph and gain is not None:
+                        scores = found.add(gain, alpha=scoring.graph)
                     yield scoring, _best(scores)
 
 

@@ -3,9 +3,6 @@
 from bali_ds.config import Recipe
 from bali_ds.losses.contrastive.communication_cost import LossSizes
 
-# Passes in which features are read: by the kernels of GPUs, and by tiles on CPUs.
-_PASSES = {True: 3, False: 2}
-
 
 def loss_sizes(recipe: Recipe, text_views: int, width: int, *, ranks: int, node: int, on_gpu: bool) -> LossSizes | None:
     """Return the sizes of a step's contrastive loss, None if the recipe has none.
@@ -27,4 +24,5 @@ def loss_sizes(recipe: Recipe, text_views: int, width: int, *, ranks: int, node:
     compared = {"all": ranks, "node": min(node, ranks), "rank": 1}[settings.negatives]
     in_bf16 = settings.in_bf16(on_gpu=on_gpu, model_in_bf16=recipe.precision == "bf16")
     itemsize = 2 if in_bf16 else 4
-    return LossSizes(compared, min(node, compared), rows, columns, width, itemsize, settings.joint, _PASSES[on_gpu])
+    passes = 3 if on_gpu else 2  # in which the kernels of GPUs, or tiles on CPUs, read the features
+    return LossSizes(compared, min(node, compared), rows, columns, width, itemsize, settings.joint, passes)

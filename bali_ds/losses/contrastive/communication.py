@@ -148,11 +148,13 @@ class _ColumnArrivals:
     def __init__(self, exchange: Exchange) -> None:
         self.exchange, self.schedule = exchange, exchange.schedule
         self.alone = exchange.unit.world_size == 1
-        mine, gathered = exchange.features[-1], exchange.own_columns
+        mine, own_unit = exchange.features[-1], exchange.own_columns
         if self.schedule.last_hop:
             self.part = self._start_transfer(mine, 1)
-        if not self.alone:
-            self.gathered = self._start_gathering(mine, 0) if gathered is None else lambda: gathered
+        if own_unit is not None:  # gathered by an earlier pass
+            self.gathered = lambda: own_unit
+        elif not self.alone:
+            self.gathered = self._start_gathering(mine, 0)
 
     def at(self, hop: int) -> Tensor:
         """Return the features of a hop's columns, and start the transfers that the next hops wait for."""
@@ -210,7 +212,9 @@ class _ColumnReturns:
     def wait(self) -> list[Tensor]:
         """Return the values of this rank's columns that other ranks accumulated."""
         self._finish_unit()
-        return self.returned if self.traveling is None else [*self.returned, self.traveling()]
+        if self.traveling:
+            return [*self.returned, self.traveling()]
+        return self.returned
 
     def _finish_unit(self) -> None:
         """Add up what the unit accumulated, and keep it if it is this rank's own, else send it on."""
