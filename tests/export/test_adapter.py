@@ -23,6 +23,7 @@ TEXTS = ["renal failure", "acute nausea and vomiting"]
 @pytest.fixture(params=["llama", "bert"])
 def recipe(request, sample, tmp_path):
     """A run with LoRA whose updates are not zero."""
+    torch.manual_seed(3)
     base, objective = tmp_path / "base", {}
     if request.param == "bert":
         tokenizer = AutoTokenizer.from_pretrained(sample.encoder)
@@ -36,7 +37,6 @@ def recipe(request, sample, tmp_path):
     encoder["pooling"] = "last" if request.param == "llama" else "mean"
     recipe = sample.recipe(tmp_path / "runs", text_encoder=encoder, **objective)
     aligner = build_aligner(recipe, 10).eval()
-    torch.manual_seed(3)
     for name, parameter in aligner.text.named_parameters():
         if ".lora_" in name:
             parameter.data += 0.3 * torch.randn_like(parameter)
@@ -71,6 +71,7 @@ def test_the_base_with_the_adapter_gives_the_vectors_of_the_merged_export(recipe
         ({"lora": None}, r"the run has no text_encoder\.lora"),
         ({"weights": "random"}, r"text_encoder\.weights of the run changes the encoder itself"),
         ({"layer": 1}, r"text_encoder\.layer of the run"),
+        ({"bidirectional": True}, r"text_encoder\.bidirectional of the run"),
     ],
 )
 def test_what_an_adapter_cannot_hold_is_refused(sample, tmp_path, changes, said):
