@@ -216,7 +216,8 @@ class Recipe(Section):
     epochs: float | None = Field(default=None, gt=0)
     """Epochs of the run."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """Precision of weights and activations in the engine."""
+    """Precision of weights and activations in the engine. Take `fp32` on CPUs without AVX-512 and `fp16` on GPUs before
+    Ampere: they emulate bf16, many times slower."""
     deterministic: bool = False
     """Repeat a run on the same GPUs bit for bit, with slower kernels; runs on CPUs always repeat."""
     deepspeed: Path = Path("zero1")

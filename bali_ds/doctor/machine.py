@@ -110,12 +110,15 @@ def _kernel_locks(directory: Path) -> Iterator[CheckResult]:
 def _gpus() -> CheckResult:
     import torch
 
+    from bali_ds.library_internals import has_bf16_kernels  # imports DeepSpeed
+
     if not torch.cuda.is_available():
         if shutil.which("nvidia-smi"):
             return error("gpu", "nvidia-smi exists, torch finds no GPU", "install a torch built for the driver's CUDA")
-        return warning("gpu", "not found", "training will use CPU ranks and gloo")
+        bf16 = "" if has_bf16_kernels("cpu") else ", and bf16 is emulated: set precision=fp32"
+        return warning("gpu", "not found", f"training will use CPU ranks and gloo{bf16}")
     names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
-    bf16 = "" if torch.cuda.is_bf16_supported() else ", no bf16: set precision=fp16"
+    bf16 = "" if has_bf16_kernels("cuda") else ", no bf16: set precision=fp16"
     return ok("gpu", f"{torch.cuda.device_count()} x {' and '.join(sorted(names))}, CUDA {torch.version.cuda}{bf16}")
 
 

@@ -21,6 +21,7 @@ from bali_ds.planning.run_data import RunData
 from bali_ds.terminal import print_progress
 from bali_ds.training.engine import deepspeed_settings
 from bali_ds.training.heartbeat import Heartbeat
+from bali_ds.training.precision import check_precision
 from bali_ds.training.process_group import EXITING, joined_ranks, raise_on_every_rank
 from bali_ds.training.trackers import check_trackers
 
@@ -47,6 +48,7 @@ def started_run(recipe: Recipe) -> Iterator[RunInputs]:
     with joined_ranks() as ranks:
         # The first collective call of every rank, also of one that calls `raise_after_joining` instead.
         with raise_on_every_rank(ranks):
+            check_precision(recipe.precision, ranks.device, warn=ranks.is_first)
             if ranks.is_first:
                 print_progress("opening graph and shards")
             data = RunData.open(recipe)
