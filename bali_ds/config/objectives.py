@@ -44,6 +44,10 @@ class ContrastiveConfig(ObjectiveSection):
     other_concepts: int = Field(default=0, ge=0, le=64)
     """Concepts drawn from the whole graph for each concept of a passage. A name and the graph view of each are views
     in the joint loss; half of these graph views have their own name masked."""
+    siblings: int = Field(default=0, ge=0, le=64)
+    """Further concepts drawn for each concept of a passage as those of `other_concepts` are, with the same relation to
+    the same neighbor: hard negatives. Siblings that share a name are not drawn; a concept without siblings gets one of
+    the whole graph."""
     negatives: Literal["all", "node", "rank"] = "all"
     """Views of all ranks; of the ranks of each host, or of each rank alone, so that the loss depends on their number.
     `node` needs equally many ranks on every host."""
@@ -69,8 +73,10 @@ class ContrastiveConfig(ObjectiveSection):
 
     @model_validator(mode="after")
     def _views_are_compared_with_each_other(self) -> Self:
-        if (self.further_views or self.other_concepts) and not self.joint:
-            raise ValueError(f"further_views and other_concepts need kind ntxent or multi_similarity, not {self.kind}")
+        if self.reads_names and not self.joint:
+            raise ValueError(
+                "further_views, other_concepts and siblings need kind ntxent or multi_similarity, not " + self.kind
+            )
         return self
 
     def in_bf16(self, *, on_gpu: bool, model_in_bf16: bool) -> bool:
@@ -91,9 +97,14 @@ class ContrastiveConfig(ObjectiveSection):
         return bool(self.weight) and (self.negatives == "node" or hierarchical)
 
     @property
+    def drawn_concepts(self) -> int:
+        """Concepts drawn for each concept of a passage."""
+        return self.other_concepts + self.siblings
+
+    @property
     def reads_names(self) -> bool:
         """Whether names or mentions by themselves are views."""
-        return bool(self.further_views or self.other_concepts)
+        return bool(self.further_views or self.drawn_concepts)
 
 
 class MaskedLanguageModelConfig(ObjectiveSection):
@@ -201,11 +212,13 @@ class ObjectiveConfig(Section):
         alignment = self.contrastive
         if alignment.weight and alignment.reads_names and not name_gradients:
             raise ValueError(
-                "objective.contrastive: further_views and other_concepts train name vectors; "
+                "objective.contrastive: further_views, other_concepts and siblings train name vectors; "
                 "set graph_encoder.names to gradient"
             )
-        if alignment.weight and alignment.other_concepts and linearized:
-            raise ValueError("objective.contrastive.other_concepts: needs another graph_encoder.kind than linearized")
+        if alignment.weight and alignment.drawn_concepts and linearized:
+            raise ValueError(
+                "objective.contrastive: other_concepts and siblings need another graph_encoder.kind than linearized"
+            )
 
     @model_validator(mode="after")
     def _something_to_minimize(self) -> Self:

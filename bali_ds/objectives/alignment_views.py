@@ -1,4 +1,4 @@
-"""Further views of the contrastive objective: mentions and names by themselves, and concepts of the whole graph."""
+"""Further views of the contrastive objective: mentions and names by themselves, and concepts drawn from the graph."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,6 +9,7 @@ from bali_ds.data.batch import Array, ArrayTree
 from bali_ds.data.batch_part import BatchPart, BatchSlice, NamesToEncode, SampledInputs, SampleSource
 from bali_ds.data.ego_graphs import EgoGraphs, sample_ego_graphs, sample_names
 from bali_ds.data.sequences import Flags, Ints, TokenSequences, starts
+from bali_ds.data.siblings import sample_siblings
 from bali_ds.objectives.synonym_alignment import NO_PAIRS, SampledPairs, sample_named_mentions
 from bali_ds.randomness import Keys, below, derive, uniform
 
@@ -70,12 +71,13 @@ class SampledAlignmentViews(NamedTuple):
 
 @dataclass(frozen=True)
 class AlignmentViewsPart(BatchPart):
-    """Samples further views of each concept of a passage, and concepts of the whole graph.
+    """Samples further views of each concept of a passage, concepts of the whole graph, and siblings.
 
     Attributes:
         mentions: add the words of one of the concept's mentions in the passage.
         concept_names: add one of the concept's names.
         others: concepts for each view of a passage. Each concept of the graph is equally likely.
+        siblings: further concepts for each view, which share a neighbor with its own.
     """
 
     name = "contrastive"
@@ -85,11 +87,14 @@ class AlignmentViewsPart(BatchPart):
     mentions: bool = False
     concept_names: bool = False
     others: int = 0
+    siblings: int = 0
 
     def sample(self, inputs: SampledInputs) -> SampledAlignmentViews:
         """Return the further views of all views."""
         pairs = sample_named_mentions(inputs) if self.mentions or self.concept_names else NO_PAIRS
-        others = sample_other_concepts(inputs.view_keys, self.others, inputs.source)
+        others = sample_other_concepts(
+            inputs.view_keys, inputs.views.concept_ids, inputs.source, others=self.others, siblings=self.siblings
+        )
         return SampledAlignmentViews(pairs, others, inputs.source.vocabulary.mask_id)
 
     def names(self, sampled: SampledAlignmentViews, views: slice) -> NamesToEncode:
@@ -133,25 +138,30 @@ class AlignmentViewsPart(BatchPart):
     def _slices(self, sampled: SampledAlignmentViews, views: slice) -> tuple[slice, slice, slice]:
         """Return which pairs, other concepts and nodes belong to a range of views."""
         pairs = np.searchsorted(sampled.pairs.views, (views.start, views.stop))
-        first, last = views.start * self.others, views.stop * self.others
+        count = self.others + self.siblings
+        first, last = views.start * count, views.stop * count
         nodes = np.searchsorted(sampled.others.ego_graphs.views, (first, last))
         return slice(*pairs.tolist()), slice(first, last), slice(*nodes.tolist())
 
 
-def sample_other_concepts(view_keys: Keys, count: int, source: SampleSource) -> OtherConcepts:
-    """Draw concepts of the graph that have names, each with a name, a neighborhood and its names, by the keys alone.
+def sample_other_concepts(
+    view_keys: Keys, view_concepts: Ints, source: SampleSource, *, others: int, siblings: int
+) -> OtherConcepts:
+    """Draw concepts that have names, each with a name, a neighborhood and its names, by the keys alone.
 
     Args:
         view_keys: uint64 [V], the key of each view of a passage.
-        count: concepts for each view.
+        view_concepts: int64 [V], its concept.
         source: the graph, and the settings of its neighborhoods.
+        others: concepts of the graph for each view.
+        siblings: siblings of its concept for each view, or concepts of the graph where it has none.
     """
-    if not count:
+    if not others + siblings:
         return _NO_OTHERS
     graph, table = source.graph, source.shards.names
-    keys = derive(view_keys[:, None], "other concept", np.arange(count)).ravel()
-    named = graph.named_concepts
-    concept_ids = named[below(derive(keys, "concept"), np.full(keys.size, named.size))]
+    keys = derive(view_keys[:, None], "other concept", np.arange(others + siblings))
+    concept_ids = _draw(keys, view_concepts, source, others).ravel()
+    keys = keys.ravel()
     neighbors, relations = source.neighbors(concept_ids, source.fan_out, derive(keys, "facts"))
     stored = neighbors >= 0
     degrees = stored.sum(axis=1)
@@ -168,3 +178,14 @@ def sample_other_concepts(view_keys: Keys, count: int, source: SampleSource) -> 
     counts = graph.name_offsets[concept_ids + 1].astype(np.int64) - begins
     name_ids = begins + below(derive(keys, "name"), counts)
     return OtherConcepts(concept_ids, name_ids, ego_graphs, node_names, masks)
+
+
+def _draw(keys: Keys, view_concepts: Ints, source: SampleSource, others: int) -> Ints:
+    """Return concepts of the graph in the first columns, siblings in the rest, int64 of the shape of the keys."""
+    named = source.graph.named_concepts
+    drawn = named[below(derive(keys, "concept"), np.full(keys.shape, named.size))]
+    siblings = keys.shape[1] - others
+    if siblings:
+        found = sample_siblings(np.repeat(view_concepts, siblings), keys[:, others:].ravel(), source)
+        drawn[:, others:] = np.where(found >= 0, found, drawn[:, others:].ravel()).reshape(-1, siblings)
+    return drawn

@@ -34,7 +34,7 @@ class ContrastiveAlignment(Objective):
         if not settings.reads_names:
             return None
         wanted = settings.further_views
-        return AlignmentViewsPart("mention" in wanted, "name" in wanted, settings.other_concepts)
+        return AlignmentViewsPart("mention" in wanted, "name" in wanted, settings.other_concepts, settings.siblings)
 
     def keep(self, encoded: EncodedBatch) -> Vectors | None:
         """Return the further views of a training batch, float32 [A + O, d], and their concepts."""
@@ -42,7 +42,7 @@ class ContrastiveAlignment(Objective):
         if own is None:
             return None
         views = encoded.names[own.rows]
-        if self.settings.other_concepts:
+        if self.settings.drawn_concepts:
             import torch
 
             assert encoded.encode_nodes is not None

@@ -18,7 +18,7 @@ def loss_sizes(recipe: Recipe, text_views: int, width: int, *, ranks: int, node:
     settings = recipe.objective.contrastive
     if not settings.weight:
         return None
-    graph_views = text_views * (1 + len(settings.further_views) + 2 * settings.other_concepts)
+    graph_views = text_views * (1 + len(settings.further_views) + 2 * settings.drawn_concepts)
     together = text_views + graph_views
     rows, columns = (together, together) if settings.joint else (text_views, graph_views)
     compared = {"all": ranks, "node": min(node, ranks), "rank": 1}[settings.negatives]

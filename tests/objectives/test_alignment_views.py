@@ -8,9 +8,14 @@ from bali_ds.config import Recipe
 from bali_ds.config.objectives import ObjectiveConfig
 from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.data.loader import Loader
+from bali_ds.data.sampling import open_source
+from bali_ds.data.siblings import sample_siblings, share_names
 from bali_ds.model.build_model import build_aligner
+from bali_ds.objectives.alignment_views import sample_other_concepts
 from bali_ds.objectives.registry import stream_settings
 from bali_ds.planning.run_data import RunData
+from bali_ds.randomness import derive
+from bali_ds.shards.shard_set import Names
 from tests.packs import rows_of
 
 CLS, SEP, MASK = 2, 3, 4
@@ -149,7 +154,7 @@ def test_the_joint_loss_compares_all_views_and_trains_every_module(built):
         ),
         (
             {"objective": {"contrastive": VIEWS}, "graph_encoder": {"kind": "linearized"}},
-            "other_concepts: needs another",
+            "other_concepts and siblings need another",
         ),
     ],
 )
@@ -169,26 +174,87 @@ def test_losses_have_the_constants_of_their_sources():
 
 
 def test_drawn_concepts_are_uniform_over_the_graph(built):
-    from bali_ds.data.sampling import open_source
-    from bali_ds.objectives.alignment_views import sample_other_concepts
-    from bali_ds.randomness import derive
 
     recipe, data = built
     source = open_source(data.shards, data.graph, stream_settings(recipe))
-    drawn = sample_other_concepts(derive(1, np.arange(20 * data.graph.num_concepts)), 1, source).concept_ids
+    keys = derive(1, np.arange(20 * data.graph.num_concepts))
+    drawn = sample_other_concepts(keys, np.zeros(keys.size, np.int64), source, others=1, siblings=0).concept_ids
     counts = np.bincount(drawn, minlength=data.graph.num_concepts)
     assert counts.min() > 0
     assert abs(counts.var() / 20 - 1) < 0.25
 
 
 def test_no_concepts_are_drawn_where_none_are_asked_for(built, monkeypatch):
-    from bali_ds.data.sampling import open_source
     from bali_ds.graph.knowledge_graph import KnowledgeGraph
-    from bali_ds.objectives.alignment_views import sample_other_concepts
-    from bali_ds.randomness import derive
 
     recipe, data = built
     source = open_source(data.shards, data.graph, stream_settings(recipe))
     monkeypatch.delattr(KnowledgeGraph, "named_concepts")  # which reads the whole graph
-    drawn = sample_other_concepts(derive(1, np.arange(5)), 0, source)
+    keys = derive(1, np.arange(5))
+    drawn = sample_other_concepts(keys, np.zeros(5, np.int64), source, others=0, siblings=0)
     assert drawn.concept_ids.size == drawn.ego_graphs.num_facts == drawn.node_names.size == 0
+
+
+def names_and_facts(data, concept):
+    """The token sequences of a concept's names, and its facts as (relation, neighbor) as read from it."""
+    graph, (table, offsets) = data.graph, data.shards.names
+    names = range(*graph.name_offsets[concept : concept + 2].tolist())
+    facts = slice(*graph.edge_offsets[concept : concept + 2].tolist())
+    pairs = zip(graph.edge_relations[facts].tolist(), graph.edge_targets[facts].tolist(), strict=True)
+    return {tuple(table[offsets[name] : offsets[name + 1]].tolist()) for name in names}, set(pairs)
+
+
+def test_siblings_share_a_fact_and_no_name_and_are_drawn_where_there_are_some(built):
+    recipe, data = built
+    source = open_source(data.shards, data.graph, stream_settings(recipe))
+    known = [names_and_facts(data, concept) for concept in range(data.graph.num_concepts)]
+    concept_ids = np.tile(np.arange(data.graph.num_concepts), 50)
+    keys = derive(3, np.arange(concept_ids.size))
+    drawn = sample_siblings(concept_ids, keys, source)
+    for concept, sibling in zip(concept_ids.tolist(), drawn.tolist(), strict=True):
+        if sibling >= 0:
+            (names, facts), (other_names, other_facts) = known[concept], known[sibling]
+            assert sibling != concept
+            assert facts & other_facts
+            assert other_names
+            assert not names & other_names
+    lonely = np.array([
+        not any(facts & other_facts and other_names and not names & other_names
+                for other, (other_names, other_facts) in enumerate(known) if other != concept)
+        for concept, (names, facts) in enumerate(known)
+    ])  # fmt: skip
+    assert (drawn[lonely[concept_ids]] < 0).all()
+    assert (drawn[~lonely[concept_ids]] >= 0).mean() > 0.5
+    # each alone as all together: nothing depends on the rest of a batch
+    one_by_one = [sample_siblings(concept_ids[row : row + 1], keys[row : row + 1], source)[0] for row in range(100)]
+    assert one_by_one == drawn[:100].tolist()
+
+
+def test_siblings_follow_the_concepts_of_the_whole_graph(built):
+    recipe, data = built
+    source = open_source(data.shards, data.graph, stream_settings(recipe))
+    concept_ids = np.arange(data.graph.num_concepts)
+    keys = derive(5, concept_ids)
+    without = sample_other_concepts(keys, concept_ids, source, others=2, siblings=0).concept_ids.reshape(-1, 2)
+    both = sample_other_concepts(keys, concept_ids, source, others=1, siblings=2).concept_ids.reshape(-1, 3)
+    assert (both[:, 0] == without[:, 0]).all()
+    shared = np.mean([
+        bool(names_and_facts(data, concept)[1] & names_and_facts(data, sibling)[1])
+        for concept, siblings in zip(concept_ids.tolist(), both[:, 1:].tolist(), strict=True) for sibling in siblings
+    ])  # fmt: skip
+    assert shared > 0.5
+    objective = ObjectiveConfig.model_validate(
+        {"contrastive": {"other_concepts": 1, "siblings": 2}, "masked_language_model": {"weight": 0}}
+    )
+    batch = steps((recipe.model_copy(update={"objective": objective}), data), 1)[0].micro_batches[0]
+    assert len(batch.parts["contrastive"].targets) == 3 * batch.num_views
+
+
+def test_names_are_shared_if_all_tokens_are_equal_in_order():
+    # concepts: 5 6 | 6 5 and 5 6 | 5 | no name | 7, and 5
+    table = Names(np.array([5, 6, 6, 5, 5, 6, 5, 7, 5], np.int64), np.array([0, 2, 4, 6, 7, 8, 9], np.int64))
+    offsets = np.array([0, 1, 3, 4, 4, 6])
+    pairs = [(0, 1, True), (0, 2, False), (1, 2, False), (2, 4, True), (0, 3, False), (3, 3, False), (0, 4, False)]
+    first, second, expected = map(list, zip(*pairs, strict=True))
+    for one, other in ((first, second), (second, first)):
+        assert share_names(np.array(one), np.array(other), offsets, table).tolist() == expected
