@@ -49,16 +49,6 @@ def disable_shared_memory_collectives() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def has_bf16_kernels(kind: str) -> bool:
-    """Return whether a "cpu" or "cuda" device multiplies bf16 matrices by instructions of its own.
-
-    Without AVX-512 a CPU multiplies them element by element, fifty times slower than float32.
-    """
-    if kind == "cpu":
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return torch.cuda.is_bf16_supported(including_emulation=False)
-
-
 def parameter_size(parameter: torch.nn.Parameter) -> int:
     """Return the number of elements of a parameter, also where ZeRO-3 keeps an empty tensor in its place."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))

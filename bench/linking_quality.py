@@ -46,7 +46,7 @@ from bench.linking_scores import Material, averaged, hits, model_of, parts_of  #
 from bench.linking_table import table  # noqa: E402
 from bench.linking_variants import VARIANTS, Setting  # noqa: E402
 
-STEPS = 500
+STEPS = 240
 SAMPLE = ROOT / "shards/sample"
 # The small encoder of the sample has no weights of its own.
 SAMPLE_CHANGES = ("optimizer.text_learning_rate=1.0e-3", "optimizer.graph_learning_rate=1.0e-3", "batch.passages=16")
@@ -142,7 +142,9 @@ def _trained(setting: Setting, name: str, seed: int, start: Aligner) -> tuple[Al
         else:
             mentions = _material(setting.folder).training if variant.mentions else None
             trained = train_pairs(recipe, setting.device, mentions)
-        figures = {"tokens": trained.tokens, "train_seconds": time.monotonic() - begin, **_machine(setting.device)}
+        seconds = time.monotonic() - begin
+        figures = {"tokens": trained.tokens, "train_seconds": seconds, "precision": recipe.precision}
+        figures |= _machine(setting.device)
         file.parent.mkdir(exist_ok=True)
         partial = file.with_suffix(".partial")
         save_model(trained.aligner.half(), str(partial), {"figures": json.dumps(identity | figures)})
@@ -151,7 +153,7 @@ def _trained(setting: Setting, name: str, seed: int, start: Aligner) -> tuple[Al
     load_model(aligner, file)
     with safe_open(file, "pt") as stored:
         figures = json.loads(stored.metadata()["figures"])
-    return aligner, {key: figures[key] for key in ("tokens", "train_seconds", "device", "torch")}
+    return aligner, {key: figures[key] for key in ("tokens", "train_seconds", "precision", "device", "torch")}
 
 
 @cache

@@ -20,17 +20,18 @@ STRATA = ("all", "exact", "not exact", "seen pair", "new pair", "unseen", "unsee
 WITHOUT_MEMORY, WITH_MEMORY = "any, without memory", "any, with memory"
 _BOTH = "both → names and graph views"
 COMPARISONS = (
-    *(((name, WITHOUT_MEMORY), ("untrained", family)) for name in ("recipe", "no neighbors") for family in (
-        "alone → names", "in context → names"
-    )),
+    *((("recipe", WITHOUT_MEMORY), ("untrained", family)) for family in ("alone → names", "in context → names")),
     *(((name, "in context → names"), ("untrained", "in context → names")) for name in ("recipe", "names and mentions")),
-    *(((name, WITHOUT_MEMORY), (name, "alone → names")) for name in ("recipe", "no neighbors")),
+    (("recipe", WITHOUT_MEMORY), ("recipe", "alone → names")),
     (("recipe", _BOTH), ("recipe", "both → names")),
     *((("recipe", WITHOUT_MEMORY), (other, WITHOUT_MEMORY)) for other in (
-        "untrained", "no neighbors", "shuffled facts", "no other concepts", "names", "names and mentions",
-        "text and graph views alone", "medmentions.yaml", "recipe, averaged",
+        "untrained", "three neighbors", "names", "names and mentions", "separate losses", "a sibling",
+        "no other concepts", "text and graph views alone", "recipe, averaged",
     )),
-    *((("recipe", WITH_MEMORY), (other, WITH_MEMORY)) for other in ("untrained", "no neighbors", "names and mentions")),
+    (("three neighbors", WITHOUT_MEMORY), ("shuffled facts", WITHOUT_MEMORY)),
+    *((("recipe", WITH_MEMORY), (other, WITH_MEMORY)) for other in (
+        "untrained", "three neighbors", "names and mentions", "separate losses", "a sibling",
+    )),
 )  # fmt: skip
 """Pairs of variant and family of scorings whose difference the table shows."""
 

@@ -6,14 +6,15 @@ from typing import Any
 
 from bali_ds.config import Recipe, load_recipe
 
-RECIPE = Path(__file__).parents[1] / "launch/recipes/medmentions_views.yaml"
+RECIPE = Path(__file__).parents[1] / "launch/recipes/medmentions.yaml"
 ALONE = ("objective.contrastive.further_views=[]", "objective.contrastive.other_concepts=0")
-BEFORE = (
-    "objective.masked_language_model.weight=0.1", "objective.synonym_alignment.weight=1",
+SEPARATE = (
+    *ALONE, "objective.masked_language_model.weight=0.1", "objective.synonym_alignment.weight=1",
     "objective.synonym_alignment.pairs=mentions",
 )  # fmt: skip
 QUARTER = ("optimizer.text_learning_rate=5.0e-5",)
-SHUFFLED = ("data.graph={folder}/shuffled_graph", "data.shards={folder}/shuffled_shards")
+NEIGHBORS = ("data.fan_out=3",)
+SHUFFLED = (*NEIGHBORS, "data.graph={folder}/shuffled_graph", "data.shards={folder}/shuffled_shards")
 
 
 @dataclass(frozen=True)
@@ -39,17 +40,18 @@ class Variant:
 VARIANTS = {
     "untrained": Variant("untrained", seeds=1),
     "recipe": Variant("recipe"),
-    "no other concepts": Variant("recipe", ("objective.contrastive.other_concepts=0",)),
-    "no neighbors": Variant("recipe", ("data.fan_out=0",)),
+    "three neighbors": Variant("recipe", NEIGHBORS),
     "shuffled facts": Variant("recipe", SHUFFLED),
-    "names": Variant("pairs"),
     "names and mentions": Variant("pairs", mentions=True),
+    "names": Variant("pairs"),
+    "separate losses": Variant("recipe", SEPARATE),
+    "a sibling": Variant("recipe", ("objective.contrastive.other_concepts=1", "objective.contrastive.siblings=1")),
+    "no other concepts": Variant("recipe", ("objective.contrastive.other_concepts=0",)),
     "half the rate": Variant("recipe", ("optimizer.text_learning_rate=1.0e-4",)),
     "text and graph views alone": Variant("recipe", ALONE, seeds=1),
     "names, quarter of the rate": Variant("pairs", QUARTER, seeds=1),
     "names and mentions, quarter of the rate": Variant("pairs", QUARTER, mentions=True, seeds=1),
     "four other concepts": Variant("recipe", ("objective.contrastive.other_concepts=4",), seeds=1),
-    "medmentions.yaml": Variant("recipe", (*ALONE, *BEFORE), seeds=1),
     "recipe, averaged": Variant("recipe", of="recipe"),
 }
 """The most important first: a run that is cut off has these."""
@@ -83,8 +85,8 @@ class Setting:
         return load_recipe(RECIPE, overrides)
 
     def identity(self, name: str, seed: int) -> dict[str, Any]:
-        """Return what a row of results is made with."""
+        """Return what a row of results is made with; its precision, which follows from the machine, is beside it."""
         if VARIANTS[name].kind == "untrained":
             return {"variant": name, "seed": seed, "steps": 0, "changes": []}
-        changes = [*self.changes, *VARIANTS[name].changes]
+        changes = [each for each in (*self.changes, *VARIANTS[name].changes) if not each.startswith("precision=")]
         return {"variant": name, "seed": seed, "steps": self.steps, "changes": changes}

@@ -16,7 +16,7 @@ from inputs.medmentions import DATA, FAST, ROOT, build, linking, minilm, train
 
 from bali_ds.files import read_json, write_json
 
-JOINT, RECIPE = (ROOT / "launch/recipes" / path for path in ("ablations/joint.yaml", "medmentions.yaml"))
+JOINT = ROOT / "launch/recipes/ablations/joint.yaml"
 VARIANTS: dict[str, tuple[float, list[str]]] = {  # epochs, changes to JOINT
     "joint": (1.5, FAST),
     "alignment": (1.5, [*FAST, "objective.masked_language_model.weight=0"]),
@@ -25,9 +25,12 @@ VARIANTS: dict[str, tuple[float, list[str]]] = {  # epochs, changes to JOINT
         [*FAST, "objective.contrastive.weight=0", "objective.masked_language_model.weight=1"],
     ),
     "joint_synonyms": (1.5, [*FAST, "objective.synonym_alignment.weight=1"]),
+    "named_mentions": (
+        1.5,
+        [*FAST, "objective.synonym_alignment.weight=1", "objective.synonym_alignment.pairs=mentions"],
+    ),
     "joint_long": (3, FAST),
     "low_rates": (2, ["objective.masked_language_model.weight=1"]),
-    "recipe": (1.5, FAST),  # changes to RECIPE
 }
 
 
@@ -59,7 +62,7 @@ def _train(variant: str, options: argparse.Namespace) -> None:
         "checkpoints.every=100",
         *changes,
     ]
-    train(RECIPE if variant == "recipe" else JOINT, overrides)
+    train(JOINT, overrides)
 
 
 def _figures(run: Path) -> dict[str, object]:

@@ -66,6 +66,18 @@ def package_versions() -> dict[str, str]:
     return found
 
 
+def has_bf16_kernels(kind: str) -> bool:
+    """Return whether a "cpu" or "cuda" device multiplies bf16 matrices by instructions of its own.
+
+    Without AVX-512 a CPU multiplies them element by element, fifty times slower than float32.
+    """
+    import torch
+
+    if kind == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def _packages() -> Iterator[CheckResult]:
     for package, version in package_versions().items():
         if not version:
@@ -109,8 +121,6 @@ def _kernel_locks(directory: Path) -> Iterator[CheckResult]:
 
 def _gpus() -> CheckResult:
     import torch
-
-    from bali_ds.library_internals import has_bf16_kernels  # imports DeepSpeed
 
     if not torch.cuda.is_available():
         if shutil.which("nvidia-smi"):

@@ -71,32 +71,16 @@ def export_run(
     recipe = recorded_recipe(run)
     lora = lora_of(recipe.text_encoder) if adapter else None
     checkpoint = _find_checkpoint(run / "checkpoints", step)
-    tensors = merge_lora(read_checkpoint(checkpoint), None if adapter else recipe.text_encoder.lora)
-    if start is not None:
-        encoder_weights = load_text_encoder(
-            start, seed=recipe.seed, layer=recipe.text_encoder.layer, bidirectional=recipe.text_encoder.bidirectional
-        ).encoder.state_dict()
-        tensors = average_with(tensors, encoder_weights, "text.encoder.")
+    tensors = _tensors(checkpoint, recipe, start, merged=not adapter)
     architecture = ExportArchitecture.of(run / "encoder")
     encoder = adapter_weights(tensors) if adapter else architecture.rename(tensors)
-    graph, pooling = _part("graph.", tensors), _part("pooling.", tensors)
-    if not graph and recipe.graph_encoder.kind != "linearized":
-        raise InputError(f"{checkpoint}: has no graph encoder; was it written by bali-ds train?")
     description = _description(recipe, checkpoint, tensors, dtype) | {
         "averaged_with": start and _public_name(start),
         "adapter": adapter,
     }
     with published_directory(out, EXPORT, overwrite=overwrite) as working:
-        verified = 0
-        files = {
-            STEM if adapter else "model": encoder,
-            Path(GRAPH_ENCODER_FILE).stem: graph,
-            Path(POOLING_FILE).stem: pooling,
-        }
-        for stem, part in files.items():
-            if part:
-                written = write_weights(working, stem, part, stored_dtype, shard_bytes)
-                verified += verify_weights(written, part, stored_dtype)
+        parts = {STEM if adapter else "model": encoder, **_other_parts(tensors)}
+        verified = _write_parts(working, parts, stored_dtype, shard_bytes)
         if lora:
             write_adapter_config(working, lora, _public_name(recipe.text_encoder.path), encoder)
             architecture.save_tokenizer(working)
@@ -118,6 +102,38 @@ def export_run(
         "files": [path.relative_to(out).as_posix() for path in published],
         "out": str(out),
     }
+
+
+def _tensors(checkpoint: Path, recipe: Recipe, start: str | None, *, merged: bool) -> dict[str, LazyTensor]:
+    """Return the tensors of a checkpoint, with LoRA weights merged if so wanted, averaged with those of `start`."""
+    tensors = merge_lora(read_checkpoint(checkpoint), recipe.text_encoder.lora if merged else None)
+    if not _part("graph.", tensors) and recipe.graph_encoder.kind != "linearized":
+        raise InputError(f"{checkpoint}: has no graph encoder; was it written by bali-ds train?")
+    if start is None:
+        return tensors
+    text = recipe.text_encoder
+    encoder = load_text_encoder(start, seed=recipe.seed, layer=text.layer, bidirectional=text.bidirectional).encoder
+    return average_with(tensors, encoder.state_dict(), "text.encoder.")
+
+
+def _other_parts(tensors: Mapping[str, LazyTensor]) -> dict[str, dict[str, LazyTensor]]:
+    """Return the tensors beside those of the encoder, by the stem of their file."""
+    return {
+        Path(GRAPH_ENCODER_FILE).stem: _part("graph.", tensors),
+        Path(POOLING_FILE).stem: _part("pooling.", tensors),
+    }
+
+
+def _write_parts(
+    directory: Path, parts: Mapping[str, Mapping[str, LazyTensor]], dtype: torch.dtype, shard_bytes: int
+) -> int:
+    """Write the parts that have tensors, compare each tensor with what was written, and return how many they are."""
+    verified = 0
+    for stem, part in parts.items():
+        if part:
+            written = write_weights(directory, stem, part, dtype, shard_bytes)
+            verified += verify_weights(written, part, dtype)
+    return verified
 
 
 def _public_name(model: str) -> str:

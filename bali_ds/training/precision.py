@@ -5,8 +5,8 @@ import logging
 import torch
 from deepspeed.accelerator import get_accelerator
 
+from bali_ds.doctor.machine import has_bf16_kernels
 from bali_ds.errors import InputError
-from bali_ds.library_internals import has_bf16_kernels
 
 logger = logging.getLogger(__name__)
 

@@ -9,14 +9,14 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 import bali_ds.training.precision as precision
+from bali_ds.doctor.machine import has_bf16_kernels
 from bali_ds.errors import InputError
-from bali_ds.library_internals import has_bf16_kernels
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def warnings_of(caplog, kernels, monkeypatch, *arguments, **options):
-    monkeypatch.setattr(precision, "has_bf16_kernels", lambda kind: kernels)
+    monkeypatch.setattr(precision, "has_bf16_kernels", lambda _: kernels)
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         precision.check_precision(*arguments, **options)
@@ -25,7 +25,7 @@ def warnings_of(caplog, kernels, monkeypatch, *arguments, **options):
 
 @pytest.mark.parametrize(("name", "other"), [("fp16", "bf16"), ("bf16", "fp16")])
 def test_a_precision_that_deepspeed_does_not_train_in_is_refused(monkeypatch, name, other):
-    monkeypatch.setattr(type(get_accelerator()), f"is_{name}_supported", lambda self: None)
+    monkeypatch.setattr(type(get_accelerator()), f"is_{name}_supported", lambda _: None)
     with pytest.raises(InputError, match=f"^precision: {name} is not supported on this CPU; .* fp32 or {other}$"):
         precision.check_precision(name, CPU)
 
