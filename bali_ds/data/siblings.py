@@ -17,7 +17,7 @@ def sample_siblings(concept_ids: Ints, keys: Keys, source: SampleSource) -> Ints
     """Draw a sibling of each concept that has names of its own, int64 [n]; -1 where none is found.
 
     A random fact of the concept names the neighbor and the relation. The sibling comes from the first of sixteen random
-    facts of that neighbor that fits. One that shares a name with the concept is no negative of it and does not count.
+    facts of that neighbor that fits; it counts only if it shares no name with the concept, of which it is a negative.
 
     Args:
         concept_ids: int64 [n].
