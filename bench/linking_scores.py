@@ -119,12 +119,15 @@ def hits(model: Model, material: Material, graph: KnowledgeGraph) -> dict[str, A
     """
     encoder, dictionary = model.encoder, material.dictionary
     device = encoder.device
+    names = encoder.encode(dictionary.names, normalize=False)
     table = None
     if model.graph_encoder is not None:
-        table = graph_view_table(encoder, model.graph_encoder, graph, model.fan_out)[graph.lookup(dictionary.cuis)]
+        row = {name: number for number, name in enumerate(dictionary.names)}
+        preferred = names[[row[graph.preferred_name(concept)] for concept in range(graph.num_concepts)]]
+        table = graph_view_table(preferred, model.graph_encoder, graph, model.fan_out)[graph.lookup(dictionary.cuis)]
+    names /= np.maximum(np.linalg.norm(names, axis=1, keepdims=True), 1e-12)
     training = material.training
     memory = build_memory(encoder, training.mentions, training.gold, dictionary, training.places)
-    names = encoder.encode(dictionary.names)
     torch.set_float32_matmul_precision("highest")  # equal names must have equal scores
     scorer = ConceptScorer(
         dictionary, names, graph_views=table, memory=memory, spelling=material.spelling, device=device

@@ -31,30 +31,24 @@ GRAPH_VIEWS = Output(
 
 
 def graph_view_table(
-    encoder: Encoder, graph_encoder: torch.nn.Module, graph: KnowledgeGraph, fan_out: int, *, progress: bool = False
+    names: NDArray[np.float32], graph_encoder: GraphEncoder, graph: KnowledgeGraph, fan_out: int
 ) -> NDArray[np.float32]:
-    """Return the unit vector of each concept's neighborhood, float32 [C, d]; nodes have their preferred names.
+    """Return the unit vector of each concept's neighborhood, float32 [C, d].
 
     Args:
-        encoder: of the names.
-        graph_encoder: of the same model, on the same device.
+        names: float32 [C, d], the vectors of the preferred names, not normalized.
+        graph_encoder: of the same model.
         graph: the graph.
         fan_out: neighbors of a concept, as in training.
-        progress: show a progress bar.
-
-    Raises:
-        InputError: the model has no graph encoder.
     """
-    if not isinstance(graph_encoder, GraphEncoder):
-        raise InputError("graph views need a model with a graph encoder; this one reads neighborhoods as text")
-    preferred = [graph.preferred_name(concept) for concept in range(graph.num_concepts)]
-    names = torch.from_numpy(encoder.encode(preferred, normalize=False, progress=progress))
-    names = names.to(encoder.device)
-    table = np.zeros((graph.num_concepts, encoder.width), np.float32)
+    on_device = torch.from_numpy(names).to(next(graph_encoder.parameters()).device)
+    table = np.zeros(names.shape, np.float32)
     with torch.inference_mode():
         for begin in range(0, graph.num_concepts, _CONCEPTS_AT_ONCE):
             concept_ids = np.arange(begin, min(begin + _CONCEPTS_AT_ONCE, graph.num_concepts))
-            views = sum(_views(graph_encoder, graph, names, concept_ids, fan_out, sample) for sample in range(_SAMPLES))
+            views = sum(
+                _views(graph_encoder, graph, on_device, concept_ids, fan_out, sample) for sample in range(_SAMPLES)
+            )
             table[concept_ids] = torch.nn.functional.normalize(views, dim=1).cpu().numpy()  # type: ignore[arg-type]
     return table
 
@@ -82,10 +76,14 @@ def open_graph_views(
         InputError: the directory is not an exported model with a graph encoder, or the index holds other vectors.
     """
     graph_encoder, recipe = load_graph_encoder(find_model(path), encoder.width, graph)
+    if not isinstance(graph_encoder, GraphEncoder):
+        raise InputError("graph views need a model with a graph encoder; this one reads neighborhoods as text")
     graph_encoder = graph_encoder.to(available_device(device))
     identity = _identity(encoder, graph_encoder, graph, recipe.data.fan_out)
     if index is None or not (index / GRAPH_VIEWS.marker).exists():
-        table = graph_view_table(encoder, graph_encoder, graph, recipe.data.fan_out, progress=progress)
+        preferred = [graph.preferred_name(concept) for concept in range(graph.num_concepts)]
+        names = encoder.encode(preferred, normalize=False, progress=progress)
+        table = graph_view_table(names, graph_encoder, graph, recipe.data.fan_out)
         if index is None:
             return table
         with published_directory(index, GRAPH_VIEWS) as working:
