@@ -67,15 +67,16 @@ def package_versions() -> dict[str, str]:
 
 
 def has_bf16_kernels(kind: str) -> bool:
-    """Return whether a "cpu" or "cuda" device multiplies bf16 matrices by instructions of its own.
+    """Return whether a kind of device multiplies bf16 matrices by instructions of its own.
 
-    Without AVX-512 a CPU multiplies them element by element, fifty times slower than float32.
+    Without AVX-512 a CPU multiplies them element by element, fifty times slower than float32. Devices that are neither
+    "cpu" nor "cuda" are taken to have such instructions.
     """
     import torch
 
     if kind == "cpu":
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return torch.cuda.is_bf16_supported(including_emulation=False)
+    return kind != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _packages() -> Iterator[CheckResult]:
