@@ -101,6 +101,12 @@ class Grid:
         """Return the mean accuracy of the seeds of a variant under a scoring, in 0..1."""
         return float(np.mean([hits[scoring][self.strata[stratum]] for hits in self._hits[variant]]))
 
+    def spread(self, variant: str, scoring: str) -> float:
+        """Return the largest difference between two seeds in the accuracy of any stratum, in 0..1."""
+        hits = [each[scoring] for each in self._hits[variant]]
+        by_stratum = [[float(each[kept].mean()) for each in hits] for kept in self.strata.values() if kept.any()]
+        return max(max(values) - min(values) for values in by_stratum)
+
     def interval(
         self, stratum: str, first: tuple[str, str], second: tuple[str, str] | None = None, seed: int = 0
     ) -> dict[str, float]:
@@ -178,7 +184,10 @@ def _measure(grid: Grid, variant: str, scoring: str) -> float:
 
 
 def table(rows: Sequence[dict[str, Any]], material: Material) -> str:
-    """Return the figures of all variants, in per cent, with the weights that were chosen, and differences."""
+    """Return the figures of all variants, in per cent, with the weights that were chosen, and differences.
+
+    `spread` is the largest difference between two seeds in any stratum.
+    """
     choice = Grid(rows, material, "choice")
     families = named_scorings()
     scorings = {(variant, family): chosen(choice, variant, wanted)
@@ -194,7 +203,7 @@ def table(rows: Sequence[dict[str, Any]], material: Material) -> str:
 def _part_table(scorings: Scorings, held_out: Grid) -> list[str]:
     sizes = "  ".join(f"{name} {int(held_out.strata[name].sum()):,}" for name in STRATA)
     lines = [f"{held_out.part}, mentions: {sizes}; {held_out.documents.max() + 1} documents"]
-    lines.append(f"{'variant':<44}{'seeds':>6}" + "".join(f"{name:>20}" for name in STRATA))
+    lines.append(f"{'variant':<44}{'seeds':>6}{'spread':>8}" + "".join(f"{name:>20}" for name in STRATA))
     for family in dict.fromkeys(family for _, family in scorings):
         lines.append(family)
         for variant in held_out.variants:
@@ -203,7 +212,8 @@ def _part_table(scorings: Scorings, held_out: Grid) -> list[str]:
                 continue
             cells = [held_out.interval(stratum, (variant, scoring)) for stratum in STRATA]
             text = "".join(f"{_interval(cell):>20}" for cell in cells)
-            lines.append(f"  {variant:<42}{held_out.seeds(variant):>6}{text}  {scoring}")
+            between = f"{100 * held_out.spread(variant, scoring):.1f}" if held_out.seeds(variant) > 1 else ""
+            lines.append(f"  {variant:<42}{held_out.seeds(variant):>6}{between:>8}{text}  {scoring}")
     return [*lines, "differences, of the same mentions", *_differences(scorings, held_out), ""]
 
 

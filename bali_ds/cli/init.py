@@ -7,6 +7,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+from bali_ds.doctor.machine import has_bf16_kernels
 from bali_ds.errors import InputError
 
 _GRAPH_SOURCES = ("--rrf", "--obo", "--mesh", "--edges")
@@ -111,7 +112,7 @@ def _init(options: argparse.Namespace) -> None:
         passages=256 if gpus else 32,
         # an epoch of much text is enough, of little text it is a few minutes
         epochs=1 if sum(path.stat().st_size for path in documents) > _MUCH_TEXT else 3,
-        precision="bf16" if gpus else "fp32",
+        precision=_precision(on_gpus=gpus > 0),
     )
     parse_recipe(parse_yaml(text, str(file)), str(file))  # a name that a run cannot have is an error now
     with published_file(file, "w") as stream:
@@ -158,6 +159,13 @@ def _ask(what: str, option: str) -> str:
     if not answer:
         raise InputError(f"{option}: is missing: {what}")
     return answer
+
+
+def _precision(*, on_gpus: bool) -> str:
+    """Return a precision that the ranks here compute in without emulating it."""
+    if not on_gpus:
+        return "fp32"
+    return "bf16" if has_bf16_kernels("cuda") else "fp16"
 
 
 def _gpus() -> int:

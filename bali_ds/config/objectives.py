@@ -43,7 +43,7 @@ class ContrastiveConfig(ObjectiveSection):
     of one of its mentions, and one of its names."""
     other_concepts: int = Field(default=0, ge=0, le=64)
     """Concepts drawn from the whole graph for each concept of a passage. A name and the graph view of each are views
-    in the joint loss; half of these graph views have their own name masked."""
+    in the joint loss; half of the graph views with two or more sampled neighbors have their own name masked."""
     siblings: int = Field(default=0, ge=0, le=64)
     """Further concepts drawn for each concept of a passage as those of `other_concepts` are, with the same relation to
     the same neighbor: hard negatives. Siblings that share a name are not drawn; a concept without siblings gets one of
@@ -75,7 +75,7 @@ class ContrastiveConfig(ObjectiveSection):
     def _views_are_compared_with_each_other(self) -> Self:
         if self.reads_names and not self.joint:
             raise ValueError(
-                "further_views, other_concepts and siblings need kind ntxent or multi_similarity, not " + self.kind
+                f"further_views, other_concepts and siblings need kind ntxent or multi_similarity, not {self.kind}"
             )
         return self
 

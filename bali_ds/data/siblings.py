@@ -1,4 +1,4 @@
-"""Siblings: concepts with the same relation to the same neighbor, the hardest to tell apart by their names."""
+"""Siblings: concepts with the same relation to the same neighbor, hard negatives of each other."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,8 @@ def sample_siblings(concept_ids: Ints, keys: Keys, source: SampleSource) -> Ints
     inverse = (relations + graph.num_relations) % max(2 * graph.num_relations, 1)
     of_neighbor = np.maximum(neighbors, 0).astype(np.int64)
     candidates, kinds = source.neighbors(of_neighbor, _LOOKED_AT, derive(keys, "sibling"))
-    named = np.diff(graph.name_offsets)[np.maximum(candidates, 0)] > 0
+    places = np.maximum(candidates, 0)
+    named = graph.name_offsets[places + 1] > graph.name_offsets[places]
     fitting = named & (kinds == inverse[:, None]) & (candidates >= 0) & (candidates != concept_ids[:, None])
     fitting &= neighbors[:, None] >= 0
     first = candidates[np.arange(concept_ids.size), fitting.argmax(axis=1)].astype(np.int64)

@@ -105,7 +105,11 @@ def export_run(
 
 
 def _tensors(checkpoint: Path, recipe: Recipe, start: str | None, *, merged: bool) -> dict[str, LazyTensor]:
-    """Return the tensors of a checkpoint, with LoRA weights merged if so wanted, averaged with those of `start`."""
+    """Return the tensors of a checkpoint, with LoRA weights merged or not, averaged with those of `start` if given.
+
+    Raises:
+        InputError: the checkpoint is damaged, or has no graph encoder although the recipe has one.
+    """
     tensors = merge_lora(read_checkpoint(checkpoint), recipe.text_encoder.lora if merged else None)
     if not _part("graph.", tensors) and recipe.graph_encoder.kind != "linearized":
         raise InputError(f"{checkpoint}: has no graph encoder; was it written by bali-ds train?")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import BertConfig, LlamaConfig
 
-from bali_ds.cli import main
+from bali_ds.cli import init, main
 from bali_ds.config import load_recipe
 from tests.conftest import REPOSITORY
 
@@ -52,6 +52,16 @@ def test_a_mistake_without_a_terminal_is_one_line(told, message, capsys):
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("gpus", "kernels", "expected"), [(0, True, "fp32"), (0, False, "fp32"), (2, True, "bf16"), (2, False, "fp16")]
+)
+def test_its_precision_is_one_that_the_device_does_not_emulate(gpus, kernels, expected, monkeypatch):
+    monkeypatch.setattr(init, "_gpus", lambda: gpus)
+    monkeypatch.setattr(init, "has_bf16_kernels", lambda _: kernels)
+    assert main(["init", "mine.yaml", *TOLD, "--encoder", str(SAMPLE / "encoder")]) == 0
+    assert load_recipe("mine.yaml").precision == expected
 
 
 def test_a_terminal_is_asked(monkeypatch):

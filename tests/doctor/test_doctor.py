@@ -142,6 +142,15 @@ def test_table_counts_what_it_shows():
     assert "-> do this" in text
 
 
+def test_says_what_to_set_where_bf16_is_emulated(monkeypatch):
+    monkeypatch.setattr(machine, "has_bf16_kernels", lambda _: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    assert machine._gpus().remedy.endswith("bf16 is emulated: set precision=fp32")
+    monkeypatch.setattr(machine, "has_bf16_kernels", lambda _: True)
+    assert "bf16" not in machine._gpus().remedy
+
+
 @pytest.mark.parametrize(("built", "value"), [(True, "native kernels"), (False, "torch on CPUs")])
 def test_says_who_makes_the_tiles_of_the_loss(built, value, tmp_path, monkeypatch):
     monkeypatch.setattr("bali_ds.losses.contrastive.native_tiles.available", lambda: built)

@@ -10,6 +10,7 @@ from bali_ds.corpus.tokenizer import Tokenizer
 from bali_ds.data.loader import Loader
 from bali_ds.data.sampling import open_source
 from bali_ds.data.siblings import sample_siblings, share_names
+from bali_ds.graph.knowledge_graph import KnowledgeGraph
 from bali_ds.model.build_model import build_aligner
 from bali_ds.objectives.alignment_views import sample_other_concepts
 from bali_ds.objectives.registry import stream_settings
@@ -174,7 +175,6 @@ def test_losses_have_the_constants_of_their_sources():
 
 
 def test_drawn_concepts_are_uniform_over_the_graph(built):
-
     recipe, data = built
     source = open_source(data.shards, data.graph, stream_settings(recipe))
     keys = derive(1, np.arange(20 * data.graph.num_concepts))
@@ -185,8 +185,6 @@ def test_drawn_concepts_are_uniform_over_the_graph(built):
 
 
 def test_no_concepts_are_drawn_where_none_are_asked_for(built, monkeypatch):
-    from bali_ds.graph.knowledge_graph import KnowledgeGraph
-
     recipe, data = built
     source = open_source(data.shards, data.graph, stream_settings(recipe))
     monkeypatch.delattr(KnowledgeGraph, "named_concepts")  # which reads the whole graph
@@ -223,6 +221,7 @@ def test_siblings_share_a_fact_and_no_name_and_are_drawn_where_there_are_some(bu
                 for other, (other_names, other_facts) in enumerate(known) if other != concept)
         for concept, (names, facts) in enumerate(known)
     ])  # fmt: skip
+    assert 0 < lonely.sum() < lonely.size
     assert (drawn[lonely[concept_ids]] < 0).all()
     assert (drawn[~lonely[concept_ids]] >= 0).mean() > 0.5
     # each alone as all together: nothing depends on the rest of a batch
