@@ -72,7 +72,9 @@ def test_a_terminal_is_asked(monkeypatch):
     assert load_recipe("mine.yaml").text_encoder.path == "org/encoder"
 
 
-def test_a_decoder_is_not_asked_for_a_masked_language_model():
+def test_only_new_weights_of_an_encoder_are_asked_for_a_masked_language_model():
+    assert main(["init", "trained.yaml", *TOLD, "--encoder", "org/encoder"]) == 0
+    assert load_recipe("trained.yaml").objective.masked_language_model.weight == 0
     encoders = {"encoder": BertConfig(), "decoder": LlamaConfig()}
     for name, config in encoders.items():
         config.save_pretrained(name)
