@@ -5,13 +5,14 @@
     python bench/linking_quality.py --sample --steps 2           # the sample data set: keeps this script running
     python bench/linking_quality.py --table                      # the table of the rows that are there
 
-MedMentions' training abstracts are split by document: models train on 17 of 20 parts; weights of scores are chosen on
-one part; two parts are held out. All concepts of the graph are candidates. Each row of the JSON is one training or one
-model without training, and holds which mentions are right under each scoring; rows that are there are not computed
-again, and `--table` shows those that the other options ask for. `--jobs` trainings run at a time, each in a process of
-its own. With `--seconds`, no training starts after that time. On a GPU the launches of the host bound the steps of so
-small an encoder; prefer few jobs, large batches and fewer steps, such as `--jobs 4 --steps 62 --change
-batch.passages=256`. See bench/linking_variants.py for the variants, docs/results.md for the figures.
+MedMentions' training abstracts are split by document: models train on 17 of 20 parts, three are held out. Weights of
+scores are chosen on other documents than those that they are measured on, see bench/linking_table.py. All concepts of
+the graph are candidates. Each row of the JSON is one training or one model without training, and holds which mentions
+are right under each scoring; rows that are there are not computed again, and `--table` shows those that the other
+options ask for. `--jobs` trainings run at a time, each in a process of its own. With `--seconds`, no training starts
+after that time. On a GPU the launches of the host bound the steps of so small an encoder; prefer few jobs, large
+batches and fewer steps, such as `--jobs 4 --steps 62 --change batch.passages=256`. See bench/linking_variants.py for
+the variants, docs/results.md for the figures.
 """
 
 import argparse

@@ -25,6 +25,7 @@ from bali_ds.model.aligner import Aligner
 from bali_ds.model.pretrained import load_tokenizer
 from bench.inputs.linking_split import OTHER_CORPORA, Mentions, read_mentions
 
+HELD_OUT = "held_out"
 CONTEXT = (0.0, 0.3, 0.5, 0.7, 1.0)
 GRAPH = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0)
 MEMORY = (None, 0.0, 0.1, 0.2)
@@ -62,7 +63,7 @@ class Material:
 
 def parts_of(folder: Path) -> dict[str, Path]:
     """Return the files of the parts that models are scored on; the sample data set has no other corpora."""
-    files = {part: folder / f"{part}.json.gz" for part in ("held_out", "choice", *OTHER_CORPORA)}
+    files = {part: folder / f"{part}.json.gz" for part in (HELD_OUT, *OTHER_CORPORA)}
     return {part: file for part, file in files.items() if file.exists()}
 
 

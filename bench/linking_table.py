@@ -1,7 +1,12 @@
-"""The table of the linking benchmark: weights chosen on one part, figures and intervals on all others."""
+"""The table of the linking benchmark: weights chosen on other documents than those that they are measured on.
+
+The held-out documents are in ten folds, and each fold is scored with the weights that were best on the other nine; the
+other corpora with those that were best on all of the ten.
+"""
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,11 +15,10 @@ from numpy.typing import NDArray
 from bali_ds.evaluation.bootstrap import LEVEL, RESAMPLES, document_sums, document_weights
 from bali_ds.inference.concept_scorer import Scoring
 from bench.inputs.linking_split import Mentions
-from bench.linking_scores import CONTEXT, GRAPH, MEMORY, SPELLING, Material, key, unpacked
+from bench.linking_scores import CONTEXT, GRAPH, HELD_OUT, MEMORY, SPELLING, Material, key, unpacked
 
 Flags = NDArray[np.bool_]
-Scorings = dict[tuple[str, str], str | None]
-"""The scoring that was chosen for a variant in a family of scorings; None if the variant has none."""
+FOLDS = 10
 STRATA = ("all", "exact", "not exact", "seen pair", "new pair", "unseen", "unseen, not exact", "ambiguous")
 
 WITHOUT_MEMORY, WITH_MEMORY = "any, without memory", "any, with memory"
@@ -34,6 +38,30 @@ COMPARISONS = (
     )),
 )  # fmt: skip
 """Pairs of variant and family of scorings whose difference the table shows."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The scorings of a family that have the best measure.
+
+    The measure is the sum of the accuracies on the strata that the benchmark is about: new pairs, unseen concepts and
+    ambiguous strings.
+
+    Attributes:
+        overall: on all held-out documents.
+        of_folds: on the documents outside each fold.
+    """
+
+    overall: str
+    of_folds: list[str]
+
+    def __str__(self) -> str:
+        folds = self.of_folds.count(self.overall)
+        return self.overall + (f" (in {folds} of {FOLDS} folds)" if folds < FOLDS else "")
+
+
+Choices = dict[tuple[str, str], Choice | None]
+"""What was chosen for a variant in a family of scorings; None if the variant has none."""
 
 
 def strata(mentions: Mentions, material: Material) -> dict[str, Flags]:
@@ -78,6 +106,7 @@ class Grid:
         mentions, self.part = material.parts[part], part
         self.strata = strata(mentions, material)
         self.documents = np.unique([text for text, _, _ in mentions.places], return_inverse=True)[1]
+        self.folds = self.documents % FOLDS
         self._hits: dict[str, list[dict[str, Flags]]] = {}
         for row in sorted(rows, key=lambda row: int(row["seed"])):
             scorings = row["hits"]["scorings"]
@@ -89,34 +118,39 @@ class Grid:
         """The variants with rows."""
         return list(self._hits)
 
-    def scorings(self, variant: str) -> list[str]:
-        """Return the scorings of a variant."""
-        return list(self._hits[variant][0])
+    def chosen(self, variant: str, wanted: Callable[[str], bool]) -> Choice | None:
+        """Return the best scorings of a family; None if the variant has none."""
+        seeds = self._hits[variant]
+        scorings = [scoring for scoring in seeds[0] if wanted(scoring)]
+        if not scorings:
+            return None
+        right = np.array([[hits[scoring] for scoring in scorings] for hits in seeds]).mean(axis=0)
+        outside = np.stack([self.folds != fold for fold in range(FOLDS)] + [np.ones(len(self.folds), bool)])
+        measures = np.zeros((len(outside), len(scorings)))
+        for stratum in ("new pair", "unseen", "ambiguous"):
+            kept = outside & self.strata[stratum]
+            measures += kept @ right.T / np.maximum(kept.sum(axis=1), 1)[:, None]
+        *of_folds, overall = (scorings[best] for best in measures.argmax(axis=1))
+        return Choice(overall, of_folds)
 
-    def seeds(self, variant: str) -> int:
-        """Return how many seeds a variant has."""
-        return len(self._hits[variant])
+    def right(self, variant: str, choice: Choice) -> Flags:
+        """Return which mentions the seeds of a variant have right, bool [seeds, n]."""
+        scorings = choice.of_folds if self.part == HELD_OUT else [choice.overall] * FOLDS
+        return np.stack([np.choose(self.folds, [hits[each] for each in scorings]) for hits in self._hits[variant]])
 
-    def accuracy(self, variant: str, scoring: str, stratum: str) -> float:
-        """Return the mean accuracy of the seeds of a variant under a scoring, in 0..1."""
-        return float(np.mean([hits[scoring][self.strata[stratum]] for hits in self._hits[variant]]))
-
-    def spread(self, variant: str, scoring: str) -> float:
+    def spread(self, right: Flags) -> float:
         """Return the largest difference between two seeds in the accuracy of any stratum, in 0..1."""
-        hits = [each[scoring] for each in self._hits[variant]]
-        by_stratum = [[float(each[kept].mean()) for each in hits] for kept in self.strata.values() if kept.any()]
-        return max(max(values) - min(values) for values in by_stratum)
+        accuracies = np.stack([right[:, kept].mean(axis=1) for kept in self.strata.values() if kept.any()])
+        return float((accuracies.max(axis=1) - accuracies.min(axis=1)).max())
 
-    def interval(
-        self, stratum: str, first: tuple[str, str], second: tuple[str, str] | None = None, seed: int = 0
-    ) -> dict[str, float]:
+    def interval(self, stratum: str, first: Flags, second: Flags | None = None, seed: int = 0) -> dict[str, float]:
         """Return the mean over seeds of an accuracy, or of a difference of two, with an interval over documents.
 
         The documents are resampled, and with them, where there are several, the seeds of each variant.
 
         Args:
             stratum: the mentions.
-            first: variant and scoring.
+            first: bool [seeds, n], see `right`.
             second: what is subtracted.
             seed: of the resampling.
         """
@@ -125,14 +159,13 @@ class Grid:
             return dict.fromkeys(("value", "low", "high"), np.nan)
         documents, random = self.documents[kept], np.random.default_rng(seed)
         value, spread, weights = 0.0, np.zeros(RESAMPLES), None
-        for sign, pair in ((1, first), (-1, second)):
-            if pair is None:
+        for sign, right in ((1, first), (-1, second)):
+            if right is None:
                 continue
-            variant, scoring = pair
-            hits = [each[scoring][kept] for each in self._hits[variant]]
-            sums, sizes = document_sums(np.stack(hits, axis=1).astype(float), documents)
+            sums, sizes = document_sums(right[:, kept].T.astype(float), documents)
             weights = document_weights(len(sizes), random) if weights is None else weights
-            drawn = random.multinomial(len(hits), np.full(len(hits), 1 / len(hits)), RESAMPLES) / len(hits)
+            seeds = len(right)
+            drawn = random.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES) / seeds
             value += sign * float(sums.mean(axis=1).sum() / sizes.sum())
             spread += sign * (drawn * (weights @ sums)).sum(axis=1) / np.maximum(weights @ sizes, 1)
         low, high = np.quantile(spread, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -169,63 +202,47 @@ def named_scorings() -> dict[str, Callable[[str], bool]]:
     return {name: keys.__contains__ for name, keys in families.items()}
 
 
-def chosen(grid: Grid, variant: str, wanted: Callable[[str], bool]) -> str | None:
-    """Return the scoring of a family with the best accuracy on the choice part; None if the variant has none.
-
-    The measure is the mean over the strata that the benchmark is about: new pairs, unseen concepts, ambiguous strings.
-    """
-    found = [scoring for scoring in grid.scorings(variant) if wanted(scoring)]
-    return max(found, key=lambda scoring: _measure(grid, variant, scoring), default=None)
-
-
-def _measure(grid: Grid, variant: str, scoring: str) -> float:
-    strata = [name for name in ("new pair", "unseen", "ambiguous") if grid.strata[name].any()]
-    return sum(grid.accuracy(variant, scoring, stratum) for stratum in strata)
-
-
 def table(rows: Sequence[dict[str, Any]], material: Material) -> str:
     """Return the figures of all variants, in per cent, with the weights that were chosen, and differences.
 
     `spread` is the largest difference between two seeds in any stratum.
     """
-    choice = Grid(rows, material, "choice")
-    families = named_scorings()
-    scorings = {(variant, family): chosen(choice, variant, wanted)
-                for family, wanted in families.items() for variant in choice.variants}  # fmt: skip
+    held_out = Grid(rows, material, HELD_OUT)
+    choices = {(variant, family): held_out.chosen(variant, wanted)
+               for family, wanted in named_scorings().items() for variant in held_out.variants}  # fmt: skip
     return "\n".join(
         line
         for part in material.parts
-        if part != "choice" and all(part in row["hits"] for row in rows)
-        for line in _part_table(scorings, Grid(rows, material, part))
+        if all(part in row["hits"] for row in rows)
+        for line in _part_table(choices, Grid(rows, material, part))
     )
 
 
-def _part_table(scorings: Scorings, held_out: Grid) -> list[str]:
-    sizes = "  ".join(f"{name} {int(held_out.strata[name].sum()):,}" for name in STRATA)
-    lines = [f"{held_out.part}, mentions: {sizes}; {held_out.documents.max() + 1} documents"]
+def _part_table(choices: Choices, grid: Grid) -> list[str]:
+    sizes = "  ".join(f"{name} {int(grid.strata[name].sum()):,}" for name in STRATA)
+    lines = [f"{grid.part}, mentions: {sizes}; {grid.documents.max() + 1} documents"]
     lines.append(f"{'variant':<44}{'seeds':>6}{'spread':>8}" + "".join(f"{name:>20}" for name in STRATA))
-    for family in dict.fromkeys(family for _, family in scorings):
+    for family in dict.fromkeys(family for _, family in choices):
         lines.append(family)
-        for variant in held_out.variants:
-            scoring = scorings[variant, family]
-            if scoring is None:
+        for variant in grid.variants:
+            choice = choices[variant, family]
+            if choice is None:
                 continue
-            cells = [held_out.interval(stratum, (variant, scoring)) for stratum in STRATA]
-            text = "".join(f"{_interval(cell):>20}" for cell in cells)
-            between = f"{100 * held_out.spread(variant, scoring):.1f}" if held_out.seeds(variant) > 1 else ""
-            lines.append(f"  {variant:<42}{held_out.seeds(variant):>6}{between:>8}{text}  {scoring}")
-    return [*lines, "differences, of the same mentions", *_differences(scorings, held_out), ""]
+            right = grid.right(variant, choice)
+            text = "".join(f"{_interval(grid.interval(stratum, right)):>20}" for stratum in STRATA)
+            between = f"{100 * grid.spread(right):.1f}" if len(right) > 1 else ""
+            lines.append(f"  {variant:<42}{len(right):>6}{between:>8}{text}  {choice}")
+    return [*lines, "differences, of the same mentions", *_differences(choices, grid), ""]
 
 
-def _differences(scorings: Scorings, held_out: Grid) -> list[str]:
+def _differences(choices: Choices, grid: Grid) -> list[str]:
     lines = []
     for first, second in COMPARISONS:
-        found = scorings.get(first), scorings.get(second)
+        found = choices.get(first), choices.get(second)
         if found[0] is None or found[1] is None:
             continue
-        pairs = (first[0], found[0]), (second[0], found[1])
-        cells = [held_out.interval(stratum, *pairs) for stratum in STRATA]
-        text = "".join(f"{_interval(cell):>20}" for cell in cells)
+        right = grid.right(first[0], found[0]), grid.right(second[0], found[1])
+        text = "".join(f"{_interval(grid.interval(stratum, *right)):>20}" for stratum in STRATA)
         lines += [f"  {', '.join(first)}", f"    - {', '.join(second):<44}{text}"]
     return lines
 

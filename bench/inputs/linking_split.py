@@ -1,7 +1,7 @@
-"""MedMentions split by document for the linking benchmark: training, a part to choose on and a held-out part.
+"""MedMentions split by document for the linking benchmark: a training part and a held-out part.
 
 `prepare` builds everything that the benchmark reads, in one folder that can be taken to another machine: the encoder in
-half precision, graph and shards of the training documents, the same with shuffled facts, and the three parts.
+half precision, graph and shards of the training documents, the same with shuffled facts, and the two parts.
 """
 
 import gzip
@@ -27,7 +27,7 @@ from bali_ds.inference.exported_directory import TOKENIZER_FILES
 from bali_ds.model.pretrained import fresh_model, load_configuration
 from bench.inputs.medmentions import bali_ds
 
-PARTS = {"held_out": range(2), "choice": range(2, 3), "training": range(3, 20)}
+PARTS = {"held_out": range(3), "training": range(3, 20)}
 """Twentieths of the documents by a hash of their id."""
 CORPUS = "corpora/medmentions_st21pv_train.pubtator.txt.gz"
 OTHER_CORPORA = {
