@@ -4,8 +4,7 @@ The held-out documents are in ten folds, and each fold is scored with the weight
 other corpora with those that were best on all of the ten.
 """
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from bali_ds.evaluation.bootstrap import LEVEL, RESAMPLES, document_sums, document_weights
 from bali_ds.inference.concept_scorer import Scoring
+from bali_ds.inference.scoring_grid import scoring_grid
 from bench.inputs.linking_split import Mentions
 from bench.linking_scores import CONTEXT, GRAPH, HELD_OUT, MEMORY, SPELLING, Material, key, unpacked
 
@@ -52,12 +52,8 @@ class Choice:
         of_folds: on the documents outside each fold.
     """
 
-    overall: str
-    of_folds: list[str]
-
-    def __str__(self) -> str:
-        folds = self.of_folds.count(self.overall)
-        return self.overall + (f" (in {folds} of {FOLDS} folds)" if folds < FOLDS else "")
+    overall: Scoring
+    of_folds: list[Scoring]
 
 
 Choices = dict[tuple[str, str], Choice | None]
@@ -118,13 +114,13 @@ class Grid:
         """The variants with rows."""
         return list(self._hits)
 
-    def chosen(self, variant: str, wanted: Callable[[str], bool]) -> Choice | None:
-        """Return the best scorings of a family; None if the variant has none."""
+    def chosen(self, variant: str, family: Sequence[Scoring]) -> Choice | None:
+        """Return the best scorings of a family, of equal ones the first; None if the variant has none."""
         seeds = self._hits[variant]
-        scorings = [scoring for scoring in seeds[0] if wanted(scoring)]
+        scorings = [scoring for scoring in family if key(scoring) in seeds[0]]
         if not scorings:
             return None
-        right = np.array([[hits[scoring] for scoring in scorings] for hits in seeds]).mean(axis=0)
+        right = np.array([[hits[key(scoring)] for scoring in scorings] for hits in seeds]).mean(axis=0)
         outside = np.stack([self.folds != fold for fold in range(FOLDS)] + [np.ones(len(self.folds), bool)])
         measures = np.zeros((len(outside), len(scorings)))
         for stratum in ("new pair", "unseen", "ambiguous"):
@@ -136,7 +132,7 @@ class Grid:
     def right(self, variant: str, choice: Choice) -> Flags:
         """Return which mentions the seeds of a variant have right, bool [seeds, n]."""
         scorings = choice.of_folds if self.part == HELD_OUT else [choice.overall] * FOLDS
-        return np.stack([np.choose(self.folds, [hits[each] for each in scorings]) for hits in self._hits[variant]])
+        return np.stack([np.choose(self.folds, [hits[key(each)] for each in scorings]) for hits in self._hits[variant]])
 
     def spread(self, right: Flags) -> float:
         """Return the largest difference between two seeds in the accuracy of any stratum, in 0..1."""
@@ -172,44 +168,50 @@ class Grid:
         return {"value": value, "low": float(low), "high": float(high)}
 
 
-def named_scorings() -> dict[str, Callable[[str], bool]]:
-    """Return the families of scorings of the table; the best of each on the choice part is shown."""
-
-    def family(
-        context: Sequence[float],
-        graph: Sequence[float] = (0.0,),
-        memory: Sequence[float | None] = (None,),
-        spelling: Sequence[float] = (0.0,),
-    ) -> set[str]:
-        return {key(Scoring(*weights)) for weights in itertools.product(context, graph, memory, spelling)}
-
+def named_scorings() -> dict[str, list[Scoring]]:
+    """Return the families of scorings of the table; the best of each is shown."""
     mixed = CONTEXT[1:-1]
-    families = {
-        "spelling alone": family((0.0,), spelling=(np.inf,)),
-        "alone → names": family((0.0,)),
-        "in context → names": family((1.0,)),
-        "both → names": family(mixed),
-        "alone → names and spelling": family((0.0,), spelling=SPELLING),
-        "both → names and spelling": family(mixed, spelling=SPELLING),
-        "in context → graph views": family((1.0,), (1.0,)),
-        "both → names and graph views": family(mixed, GRAPH[1:-1]),
-        "alone → names, with memory": family((0.0,), memory=MEMORY[1:]),
-        "both → names, with memory": family(mixed, memory=MEMORY[1:]),
-        "both → names and graph views, with memory": family(mixed, GRAPH[1:-1], MEMORY[1:]),
-        WITHOUT_MEMORY: family(CONTEXT, GRAPH) | family(CONTEXT, GRAPH[:4], spelling=SPELLING),
-        WITH_MEMORY: family(CONTEXT, GRAPH, MEMORY[1:]),
+    without = [*scoring_grid(CONTEXT, GRAPH), *scoring_grid(CONTEXT, GRAPH[:4], spelling=SPELLING)]
+    return {
+        "spelling alone": [Scoring(spelling=np.inf)],
+        "alone → names": scoring_grid(),
+        "in context → names": scoring_grid((1.0,)),
+        "both → names": scoring_grid(mixed),
+        "alone → names and spelling": scoring_grid(spelling=SPELLING),
+        "both → names and spelling": scoring_grid(mixed, spelling=SPELLING),
+        "in context → graph views": scoring_grid((1.0,), (1.0,)),
+        "both → names and graph views": scoring_grid(mixed, GRAPH[1:-1]),
+        "alone → names, with memory": scoring_grid(memory=MEMORY[1:]),
+        "both → names, with memory": scoring_grid(mixed, memory=MEMORY[1:]),
+        "both → names and graph views, with memory": scoring_grid(mixed, GRAPH[1:-1], MEMORY[1:]),
+        WITHOUT_MEMORY: without,
+        WITH_MEMORY: scoring_grid(CONTEXT, GRAPH, MEMORY[1:]),
     }
-    return {name: keys.__contains__ for name, keys in families.items()}
+
+
+def described(scoring: Scoring) -> str:
+    """Return a scoring in words, queries before candidates."""
+    if scoring.spelling == np.inf:
+        return "character n-grams"
+    queries = {0.0: "alone", 1.0: "in context"}
+    candidates = {0.0: "names", 1.0: "graph views"}
+    context, graph = scoring.context, scoring.graph
+    query = queries.get(context, f"{1 - context:g} alone, {context:g} in context")
+    candidate = candidates.get(graph, f"{1 - graph:g} names, {graph:g} graph views")
+    spelling = f" + {scoring.spelling:g} n-grams" if scoring.spelling else ""
+    memory = "" if scoring.memory is None else f", memory with bonus {scoring.memory:g}"
+    return f"{query} → {candidate}{spelling}{memory}"
 
 
 def table(rows: Sequence[dict[str, Any]], material: Material) -> str:
-    """Return the figures of all variants, in per cent, with the weights that were chosen, and differences.
+    """Return Markdown: the figures of all variants, in per cent, with the weights that were chosen, and differences.
 
-    `spread` is the largest difference between two seeds in any stratum.
+    `folds` is in how many folds the scoring of the row was chosen, `spread` the largest difference between two seeds in
+    any stratum.
     """
     held_out = Grid(rows, material, HELD_OUT)
-    choices = {(variant, family): held_out.chosen(variant, wanted)
-               for family, wanted in named_scorings().items() for variant in held_out.variants}  # fmt: skip
+    choices = {(variant, family): held_out.chosen(variant, scorings)
+               for family, scorings in named_scorings().items() for variant in held_out.variants}  # fmt: skip
     return "\n".join(
         line
         for part in material.parts
@@ -219,32 +221,40 @@ def table(rows: Sequence[dict[str, Any]], material: Material) -> str:
 
 
 def _part_table(choices: Choices, grid: Grid) -> list[str]:
-    sizes = "  ".join(f"{name} {int(grid.strata[name].sum()):,}" for name in STRATA)
-    lines = [f"{grid.part}, mentions: {sizes}; {grid.documents.max() + 1} documents"]
-    lines.append(f"{'variant':<44}{'seeds':>6}{'spread':>8}" + "".join(f"{name:>20}" for name in STRATA))
+    sizes = ", ".join(f"{name} {int(grid.strata[name].sum()):,}" for name in STRATA)
+    lines = [f"{grid.part}: {grid.documents.max() + 1} documents; mentions: {sizes}"]
     for family in dict.fromkeys(family for _, family in choices):
-        lines.append(family)
+        lines += ["", family, "", *_header("training", "seeds", "spread", "query → candidates", "folds")]
         for variant in grid.variants:
             choice = choices[variant, family]
             if choice is None:
                 continue
             right = grid.right(variant, choice)
-            text = "".join(f"{_interval(grid.interval(stratum, right)):>20}" for stratum in STRATA)
             between = f"{100 * grid.spread(right):.1f}" if len(right) > 1 else ""
-            lines.append(f"  {variant:<42}{len(right):>6}{between:>8}{text}  {choice}")
-    return [*lines, "differences, of the same mentions", *_differences(choices, grid), ""]
+            folds = choice.of_folds.count(choice.overall)
+            cells = (variant, str(len(right)), between, described(choice.overall), str(folds))
+            lines.append(_line(*cells, *(_interval(grid.interval(stratum, right)) for stratum in STRATA)))
+    return [*lines, "", "differences, of the same mentions", "", *_differences(choices, grid), ""]
 
 
 def _differences(choices: Choices, grid: Grid) -> list[str]:
-    lines = []
+    lines = _header("training", "minus")
     for first, second in COMPARISONS:
         found = choices.get(first), choices.get(second)
         if found[0] is None or found[1] is None:
             continue
         right = grid.right(first[0], found[0]), grid.right(second[0], found[1])
-        text = "".join(f"{_interval(grid.interval(stratum, *right)):>20}" for stratum in STRATA)
-        lines += [f"  {', '.join(first)}", f"    - {', '.join(second):<44}{text}"]
+        intervals = (_interval(grid.interval(stratum, *right)) for stratum in STRATA)
+        lines.append(_line(": ".join(first), ": ".join(second), *intervals))
     return lines
+
+
+def _header(*columns: str) -> list[str]:
+    return [_line(*columns, *STRATA), _line(*(["---"] * (len(columns) + len(STRATA))))]
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _interval(cell: dict[str, float]) -> str:
