@@ -112,7 +112,7 @@ def run(setting: Setting, name: str, seed: int, deadline: float) -> dict[str, An
     start = build_aligner(recipe, 2 * graph.num_relations).to(setting.device)
     aligner, figures = _trained(setting, variant.of or name, seed, start)
     if variant.of:
-        aligner = averaged(aligner, start)
+        aligner = averaged(aligner, start, variant.start)
     if setting.device == "cuda":
         torch.cuda.empty_cache()  # other trainings share the memory
     begin, with_graph = time.monotonic(), variant.kind == "recipe"

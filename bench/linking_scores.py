@@ -100,13 +100,13 @@ def model_of(aligner: Aligner, tokenizer: str, *, with_graph: bool, fan_out: int
     return Model(encoder, aligner.graph if with_graph else None, fan_out)
 
 
-def averaged(aligner: Aligner, start: Aligner) -> Aligner:
-    """Return a copy whose text encoder has the mean of the weights of two."""
+def averaged(aligner: Aligner, start: Aligner, share: float) -> Aligner:
+    """Return a copy of `aligner` whose text encoder has a share of the weights of `start`."""
     result = copy.deepcopy(aligner)
     pairs = zip(result.text.encoder.parameters(), start.text.encoder.parameters(), strict=True)
     with torch.no_grad():
         for parameter, other in pairs:
-            parameter.lerp_(other.to(parameter.device), 0.5)
+            parameter.lerp_(other.to(parameter.device), share)
     return result
 
 
@@ -135,22 +135,23 @@ def hits(model: Model, material: Material, graph: KnowledgeGraph) -> dict[str, A
     )
     shares = GRAPH if table is not None else (0.0,)
     scorings = scoring_grid(CONTEXT, shares, MEMORY) + scoring_grid(CONTEXT, shares[:4], spelling=SPELLING)
-    found: dict[str, Any] = {}
+    number = {key(scoring): number for number, scoring in enumerate((Scoring(spelling=np.inf), *scorings))}
+    found: dict[str, Any] = {"scorings": list(number)}
     for part, queries in material.parts.items():
         row = {string: number for number, string in enumerate(dict.fromkeys(queries.mentions))}
         alone = encoder.encode(list(row), query=True)[[row[string] for string in queries.mentions]]
         context = encoder.encode_mentions(queries.places)
         gold = _padded(list(map(dictionary.rows_of, queries.gold)))
-        right: dict[str, list[Hits]] = {}
+        # One array: small tensors that stay between the freed scores keep the C library from returning gigabytes.
+        right = np.zeros((len(number), len(queries.mentions)), bool)
         for begin in range(0, len(queries.mentions), _AT_ONCE):
             rows = slice(begin, begin + _AT_ONCE)
             wanted = torch.from_numpy(gold[rows]).to(device)
             strings = list(queries.mentions[rows])
             vectors = [torch.from_numpy(each[rows]).to(device) for each in (alone, context)]
             for name, best in _best(scorer, *vectors, strings, scorings):
-                right.setdefault(name, []).append((best[:, None] == wanted).any(dim=1))
-        found["scorings"] = list(right)
-        found[part] = packed(torch.stack([torch.cat(blocks) for blocks in right.values()]).cpu().numpy())
+                right[number[name], rows] = (best[:, None] == wanted).any(dim=1).cpu().numpy()
+        found[part] = packed(right)
     return found
 
 

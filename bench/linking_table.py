@@ -23,18 +23,20 @@ STRATA = ("all", "exact", "not exact", "seen pair", "new pair", "unseen", "unsee
 
 WITHOUT_MEMORY, WITH_MEMORY = "any, without memory", "any, with memory"
 _BOTH = "both → names and graph views"
+_HALF = "recipe, half the steps"
 COMPARISONS = (
-    *((("recipe", WITHOUT_MEMORY), ("untrained", family)) for family in ("alone → names", "in context → names")),
+    *(((name, WITHOUT_MEMORY), ("untrained", family)) for name in ("recipe", "recipe, averaged")
+      for family in ("alone → names", "in context → names")),
     *(((name, "in context → names"), ("untrained", "in context → names")) for name in ("recipe", "names and mentions")),
     (("recipe", WITHOUT_MEMORY), ("recipe", "alone → names")),
     (("recipe", _BOTH), ("recipe", "both → names")),
-    *((("recipe", WITHOUT_MEMORY), (other, WITHOUT_MEMORY)) for other in (
-        "untrained", "three neighbors", "names", "names and mentions", "separate losses", "a sibling",
-        "no other concepts", "text and graph views alone", "recipe, averaged",
-    )),
-    (("three neighbors", WITHOUT_MEMORY), ("shuffled facts", WITHOUT_MEMORY)),
-    *((("recipe", WITH_MEMORY), (other, WITH_MEMORY)) for other in (
-        "untrained", "three neighbors", "names and mentions", "separate losses", "a sibling",
+    *(((first, family), (second, family)) for family in (WITHOUT_MEMORY, WITH_MEMORY) for first, second in (
+        *(("recipe", other) for other in ("untrained", "names", "names and mentions", "recipe, averaged", _HALF)),
+        *((_HALF, other) for other in (
+            "three neighbors", "separate losses", "a sibling", "no other concepts", "four other concepts",
+            "half the rate", "text and graph views alone",
+        )),
+        ("three neighbors", "shuffled facts"),
     )),
 )  # fmt: skip
 """Pairs of variant and family of scorings whose difference the table shows."""

@@ -27,19 +27,26 @@ class Variant:
         changes: to the recipe, of which "pairs" takes the learning rate.
         mentions: whether "pairs" also pairs mention strings with names; else only names of one concept.
         seeds: how many seeds it is trained with at most.
+        steps: how many times the steps of the benchmark it takes.
         of: the variant whose trained weights are averaged with those at the start; None for trained weights.
+        start: the share of the weights at the start in the average.
     """
 
     kind: str
     changes: tuple[str, ...] = ()
     mentions: bool = False
     seeds: int = 3
+    steps: int = 1
     of: str | None = None
+    start: float = 0.5
 
 
 VARIANTS = {
     "untrained": Variant("untrained", seeds=1),
-    "recipe": Variant("recipe"),
+    "recipe": Variant("recipe", steps=2),
+    "recipe, averaged": Variant("recipe", steps=2, of="recipe"),
+    "recipe, a quarter averaged": Variant("recipe", steps=2, of="recipe", start=0.25),
+    "recipe, half the steps": Variant("recipe"),
     "three neighbors": Variant("recipe", NEIGHBORS),
     "shuffled facts": Variant("recipe", SHUFFLED),
     "names and mentions": Variant("pairs", mentions=True),
@@ -52,9 +59,11 @@ VARIANTS = {
     "names, quarter of the rate": Variant("pairs", QUARTER, seeds=1),
     "names and mentions, quarter of the rate": Variant("pairs", QUARTER, mentions=True, seeds=1),
     "four other concepts": Variant("recipe", ("objective.contrastive.other_concepts=4",), seeds=1),
-    "recipe, averaged": Variant("recipe", of="recipe"),
 }
-"""The most important first: a run that is cut off has these."""
+"""The most important first: a run that is cut off has these.
+
+As long as the recipe takes twice the steps, it reads about as many tokens as the pairs of strings, and as with three
+neighbors. What changes one of its parts takes as many steps as the recipe with half of them."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ class Setting:
     Attributes:
         folder: see `bench.inputs.linking_split`.
         device: "cuda" or "cpu".
-        steps: optimizer steps.
+        steps: optimizer steps, of which some variants take more.
         changes: to the recipe of every variant, before its own.
     """
 
@@ -78,7 +87,7 @@ class Setting:
         folder = self.folder
         overrides = [
             f"data.graph={folder}/graph", f"data.shards={folder}/shards", f"text_encoder.path={folder}/encoder",
-            "text_encoder.compile=false", f"steps={self.steps}", "epochs=null", f"seed={29 + seed}",
+            "text_encoder.compile=false", f"steps={variant.steps * self.steps}", "epochs=null", f"seed={29 + seed}",
             *self.changes,
             *(change.format(folder=folder) for change in variant.changes),
         ]  # fmt: skip
@@ -86,7 +95,8 @@ class Setting:
 
     def identity(self, name: str, seed: int) -> dict[str, Any]:
         """Return what a row of results is made with; its precision, which follows from the machine, is beside it."""
-        if VARIANTS[name].kind == "untrained":
+        variant = VARIANTS[name]
+        if variant.kind == "untrained":
             return {"variant": name, "seed": seed, "steps": 0, "changes": []}
-        changes = [each for each in (*self.changes, *VARIANTS[name].changes) if not each.startswith("precision=")]
-        return {"variant": name, "seed": seed, "steps": self.steps, "changes": changes}
+        changes = [each for each in (*self.changes, *variant.changes) if not each.startswith("precision=")]
+        return {"variant": name, "seed": seed, "steps": variant.steps * self.steps, "changes": changes}
