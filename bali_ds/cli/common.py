@@ -95,3 +95,11 @@ def interval(measure: dict[str, float], sign: str = "") -> str:
     """Return a table cell of 24 characters: a fraction and its interval in percent."""
     value, low, high = (100 * measure[key] for key in ("value", "low", "high"))
     return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]".rjust(24)
+
+
+def share(text: str) -> float:
+    """Read an option's value in 0..1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError("must be at least 0 and at most 1")
+    return value

@@ -6,7 +6,7 @@ from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from bali_ds.cli.common import add_json, add_overwrite, emit
+from bali_ds.cli.common import add_json, add_overwrite, emit, share
 from bali_ds.errors import InputError
 
 
@@ -42,6 +42,10 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--average-with", metavar="START",
         help="average the weights of the text encoder with those of this encoder, which training started from",
     )  # fmt: skip
+    export.add_argument(
+        "--start-share", type=share, default=0.5, metavar="S",
+        help="share of START in the average (default: %(default)s)",
+    )  # fmt: skip
     export.add_argument("--onnx", action="store_true", help="also write onnx/model.onnx, verified against torch")
     export.add_argument(
         "--push", metavar="REPO", help="upload the directory to this repository of the Hugging Face Hub"
@@ -67,6 +71,7 @@ def _run_export(options: argparse.Namespace) -> None:
                 step=options.step,
                 onnx=options.onnx,
                 start=options.average_with,
+                start_share=options.start_share,
                 adapter=options.adapter,
                 overwrite=options.overwrite,
             )

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bali_ds.cli.common import share
 from bali_ds.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,14 +24,14 @@ def add_scoring(parser: argparse.ArgumentParser) -> None:
         "--in-context", action="store_true", help="also read each mention within its text (for mentions of a corpus)"
     )
     group.add_argument(
-        "--context-share", type=_share, default=CONTEXT_SHARE, metavar="S",
+        "--context-share", type=share, default=CONTEXT_SHARE, metavar="S",
         help="share of the mention read in its text; 1 is that alone (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
         "--with-graph", type=Path, metavar="GRAPH", help="compare with graph views, too; GRAPH is that of the training"
     )
     group.add_argument(
-        "--graph-share", type=_share, default=GRAPH_SHARE, metavar="S",
+        "--graph-share", type=share, default=GRAPH_SHARE, metavar="S",
         help="share of the graph view in a concept's score (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
@@ -110,10 +111,3 @@ def open_linker(model: Path, dictionary: "ConceptDictionary", options: argparse.
         device=options.device,
         progress=True,
     )
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError("must be at least 0 and at most 1")
-    return value

@@ -81,19 +81,24 @@ def model_card(description: dict[str, Any], figures: dict[str, Any]) -> str:
     recipe = description["recipe"]
     fingerprints = description["fingerprints"].items()
     counts = description.get("data") or {}
+    weights = {name: section["weight"] for name, section in recipe["objective"].items() if section["weight"]}
     facts = [
         f"- trained from: `{recipe['text_encoder']['path']}`",
         f"- trained for: {description['step']:,} steps of {recipe['batch']['passages']} passages",
+        f"- objectives and their weights: {', '.join(f'{name} {weight:g}' for name, weight in weights.items())}",
         *(f"- {name} of training and validation: {count:,}" for name, count in counts.items()),
         f"- stored as: {description['dtype']}",
-        *([f"- weights averaged with those of: `{start}`"] if (start := description.get("averaged_with")) else []),
+        *(
+            [f"- weights averaged with those of: `{start['path']}`, whose share is {start['share']:g}"]
+            if (start := description.get("averaged_with"))
+            else []
+        ),
         *(f"- fingerprint of the {name}: `{value}`" for name, value in fingerprints if value),
     ]
     parts = [
         f"---\n{_front_matter(description, figures).to_yaml()}\n---\n",
         f"# {recipe['name']}\n",
-        "A biomedical language model aligned with a knowledge graph by bali-ds: joint masked language modeling and\n"
-        "contrastive alignment of mentions in text with the neighborhoods of their concepts, after BALI\n"
+        "A biomedical language model aligned with a knowledge graph by bali-ds, after BALI\n"
         "(Sakhovskiy and Tutubalina, SIGIR 2025, doi 10.1145/3726302.3729901).\n",
         "\n".join(facts) + "\n",
         USE.format(**(LAST if description.get("pooling") == "last" else MEAN)),

@@ -181,28 +181,31 @@ def merge_lora(tensors: Mapping[str, LazyTensor], lora: LoraConfig | None) -> di
 
 @dataclass(frozen=True)
 class _Mean:
-    """The mean of two tensors in float32, computed where it is read."""
+    """The weighted mean of two tensors in float32, computed where it is read."""
 
     weight: LazyTensor
     other: torch.Tensor
+    share: float
     dtype: torch.dtype = torch.float32
 
     def read(self, start: int, length: int) -> Iterator[torch.Tensor]:
-        yield (self.weight.stretch(start, length).float() + self.other.reshape(-1)[start : start + length].float()) / 2
+        other = self.other.reshape(-1)[start : start + length].float()
+        yield self.weight.stretch(start, length).float().lerp(other, self.share)
 
 
 def average_with(
-    tensors: Mapping[str, LazyTensor], start: Mapping[str, torch.Tensor], prefix: str
+    tensors: Mapping[str, LazyTensor], start: Mapping[str, torch.Tensor], share: float, prefix: str
 ) -> dict[str, LazyTensor]:
-    """Return tensors of which those below a prefix are the mean with those of another model of the same shapes.
+    """Return tensors of which those below a prefix are a weighted mean with those of another model of the same shapes.
 
-    The mean of a fine-tuned model and the one that it started from often keeps more of what the latter knew at hardly
+    A mean of a fine-tuned model and the one that it started from often keeps more of what the latter knew at hardly
     any cost (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022). The means are computed where they
     are read.
 
     Args:
         tensors: tensors of a checkpoint by name.
         start: the other model's, by name without the prefix.
+        share: of the other model, in 0..1.
         prefix: of the names of tensors to average.
 
     Raises:
@@ -215,5 +218,5 @@ def average_with(
         if name.startswith(prefix) and tensor.dtype.is_floating_point:
             if own not in start or tuple(start[own].shape) != tensor.shape:
                 raise InputError(f"--average-with: has no tensor {own} of shape {list(tensor.shape)}; name the start")
-            means[id(tensor)] = LazyTensor(name, tensor.shape, _Mean(tensor, start[own]))
+            means[id(tensor)] = LazyTensor(name, tensor.shape, _Mean(tensor, start[own], share))
     return {name: means.get(id(tensor), tensor) for name, tensor in tensors.items()}

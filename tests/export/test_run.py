@@ -75,6 +75,7 @@ def test_the_directory_describes_itself(run_of, tmp_path):
     assert described["num_relations"] == 3
     card = (tmp_path / "out" / "README.md").read_text()
     assert "50.0 (40.0 to 60.0)" in card
+    assert "weights: contrastive 1, masked_language_model 1\n" in card
     assert "UMLS" in card
     metadata = yaml.safe_load(card.split("---")[1])
     assert metadata["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.5

@@ -159,16 +159,18 @@ def test_the_command_line_links_a_corpus_in_context_and_evaluates_it(run, export
     assert "write FORMAT:PATH" in capsys.readouterr().err
 
 
-def test_an_export_is_averaged_with_the_start(run, exported, sample, tmp_path):
+@pytest.mark.parametrize("share", [0.5, 0.25])
+def test_an_export_is_averaged_with_the_start(run, exported, sample, tmp_path, share):
     recipe, _ = run
     torch.manual_seed(1)
     AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(sample.encoder)).save_pretrained(tmp_path / "start")
-    export_run(recipe.directory, tmp_path / "mean", "float32", start=str(tmp_path / "start"))
+    main(["export", str(recipe.directory), "--out", str(tmp_path / "mean"), "--dtype", "float32",
+          "--average-with", str(tmp_path / "start"), "--start-share", str(share)])  # fmt: skip
     start = load_text_encoder(str(tmp_path / "start"), seed=0).encoder.state_dict()
     trained, mean = (load_file(path / "model.safetensors") for path in (exported, tmp_path / "mean"))
     for name, tensor in mean.items():
         own = name.removeprefix("bert.")
-        expected = (trained[name] + start[own]) / 2 if name.startswith("bert.") else trained[name]
-        torch.testing.assert_close(tensor, expected, atol=1e-6, rtol=1e-6)
-    assert "averaged with those of" in (tmp_path / "mean/README.md").read_text()
+        averaged = (1 - share) * trained[name] + share * start[own] if name.startswith("bert.") else trained[name]
+        torch.testing.assert_close(tensor, averaged, atol=1e-6, rtol=1e-6)
+    assert f"start`, whose share is {share}" in (tmp_path / "mean/README.md").read_text()
     assert load(tmp_path / "mean").passage_tokens == 128
