@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from bench.linking_scores import unpacked
+from bench.linking_scores import HELD_OUT, Material, key, unpacked
+from bench.linking_table import FOLDS, Grid, named_scorings
 from tests.conftest import REPOSITORY, TIMEOUT_FACTOR
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -35,6 +36,31 @@ def test_rows_are_complete_and_kept(tmp_path):
     assert 0.25 < exact.mean() < remembered.mean()
     table = run("--variants", "untrained", "recipe", "--table")
     assert "alone → names" in table
-    assert "    - untrained, alone → names" in table
-    assert "names and mentions " not in table
+    assert "| recipe: any, without memory | untrained: alone → names |" in table
+    assert "| names and mentions |" not in table
     assert json.loads(out.read_text())["rows"] == rows
+    _folds_are_scored_with_what_was_best_on_the_others(rows, tmp_path / "sample")
+
+
+def _folds_are_scored_with_what_was_best_on_the_others(rows, folder):
+    grid = Grid(rows, Material.open(folder), HELD_OUT)
+    documents, strata = grid.documents.tolist(), grid.strata
+    hits = rows[1]["hits"]
+    right = dict(zip(hits["scorings"], unpacked(hits[HELD_OUT], len(hits["scorings"]), len(documents)), strict=True))
+    family = named_scorings()["both → names and graph views"]
+    choice = grid.chosen("recipe", family)
+    scored = grid.right("recipe", choice)[0]
+    for fold in range(FOLDS):
+        outside = [row for row, document in enumerate(documents) if document % FOLDS != fold]
+
+        def measure(scoring, outside=outside):
+            total = 0.0
+            for stratum in ("new pair", "unseen", "ambiguous"):
+                kept = [row for row in outside if strata[stratum][row]]
+                total += sum(right[key(scoring)][row] for row in kept) / max(1, len(kept))
+            return total
+
+        best = choice.of_folds[fold]
+        assert measure(best) >= max(map(measure, family)) - 1e-9
+        inside = sorted(set(range(len(documents))) - set(outside))
+        assert scored[inside].tolist() == right[key(best)][inside].tolist()
