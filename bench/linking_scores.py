@@ -30,7 +30,6 @@ CONTEXT = (0.0, 0.3, 0.5, 0.7, 1.0)
 GRAPH = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0)
 MEMORY = (None, 0.0, 0.1, 0.2)
 SPELLING = (0.1, 0.3)
-_AT_ONCE = 256
 
 Hits = NDArray[np.bool_]
 
@@ -144,8 +143,8 @@ def hits(model: Model, material: Material, graph: KnowledgeGraph) -> dict[str, A
         gold = _padded(list(map(dictionary.rows_of, queries.gold)))
         # One array: small tensors that stay between the freed scores keep the C library from returning gigabytes.
         right = np.zeros((len(number), len(queries.mentions)), bool)
-        for begin in range(0, len(queries.mentions), _AT_ONCE):
-            rows = slice(begin, begin + _AT_ONCE)
+        for begin in range(0, len(queries.mentions), scorer.queries_at_once):
+            rows = slice(begin, begin + scorer.queries_at_once)
             wanted = torch.from_numpy(gold[rows]).to(device)
             strings = list(queries.mentions[rows])
             vectors = [torch.from_numpy(each[rows]).to(device) for each in (alone, context)]

@@ -20,9 +20,6 @@ from bali_ds.inference.spelling import SpellingIndex
 LinkedMentions = tuple[Sequence[str], Sequence[tuple[str, ...]], Sequence[tuple[str, int, int]]]
 """Strings, their concept identifiers, and (text, start, end) of each; the last may be empty."""
 
-_MOST_AT_ONCE = 256
-_SCORE_BYTES = 256 * 2**20
-
 
 class ContextLinker:
     """Linker that ranks the concepts of a dictionary under a `Scoring`.
@@ -122,8 +119,7 @@ class ContextLinker:
         rows = {string: row for row, string in enumerate(dict.fromkeys(mentions))}
         alone = self.encoder.encode(list(rows), query=True)[[rows[string] for string in mentions]]
         context = self.encoder.encode_mentions(places) if self.scoring.context else None
-        at_once = max(1, min(_MOST_AT_ONCE, _SCORE_BYTES // (4 * len(self.dictionary.concepts))))
-        device = self.scorer.device
+        at_once, device = self.scorer.queries_at_once, self.scorer.device
         for begin in range(0, len(mentions), at_once):
             block = slice(begin, begin + at_once)
             read = None if context is None else torch.from_numpy(context[block]).to(device)
