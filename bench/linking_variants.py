@@ -38,14 +38,13 @@ class Variant:
     seeds: int = 3
     steps: int = 1
     of: str | None = None
-    start: float = 0.5
+    start: float = 0.25
 
 
 VARIANTS = {
     "untrained": Variant("untrained", seeds=1),
     "recipe": Variant("recipe", steps=2),
     "recipe, averaged": Variant("recipe", steps=2, of="recipe"),
-    "recipe, a quarter averaged": Variant("recipe", steps=2, of="recipe", start=0.25),
     "recipe, half the steps": Variant("recipe"),
     "three neighbors": Variant("recipe", NEIGHBORS),
     "shuffled facts": Variant("recipe", SHUFFLED),

@@ -43,7 +43,7 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help="average the weights of the text encoder with those of this encoder, which training started from",
     )  # fmt: skip
     export.add_argument(
-        "--start-share", type=share, default=0.5, metavar="S",
+        "--start-share", type=share, default=0.25, metavar="S",
         help="share of START in the average (default: %(default)s)",
     )  # fmt: skip
     export.add_argument("--onnx", action="store_true", help="also write onnx/model.onnx, verified against torch")
@@ -70,8 +70,7 @@ def _run_export(options: argparse.Namespace) -> None:
                 options.dtype,
                 step=options.step,
                 onnx=options.onnx,
-                start=options.average_with,
-                start_share=options.start_share,
+                start=options.average_with and (options.average_with, options.start_share),
                 adapter=options.adapter,
                 overwrite=options.overwrite,
             )

@@ -36,8 +36,7 @@ def export_run(
     step: int | None = None,
     shard_bytes: int = SHARD_BYTES,
     onnx: bool = False,
-    start: str | None = None,
-    start_share: float = 0.5,
+    start: tuple[str, float] | None = None,
     adapter: bool = False,
     overwrite: bool | None = None,
 ) -> dict[str, Any]:
@@ -55,8 +54,7 @@ def export_run(
         shard_bytes: size above which weights are split into several files.
         onnx: whether to write an ONNX graph of the encoder as well.
         start: an encoder, by directory or hub name, to average the weights of the text encoder with: the one that
-            training started from. None exports the weights as trained.
-        start_share: the share of `start` in the average, in 0..1.
+            training started from; and its share in the average, in 0..1. None exports the weights as trained.
         adapter: whether to write the LoRA weights as an adapter of peft, in place of an encoder with them merged.
         overwrite: whether to replace any other directory; None if the caller has no such option.
 
@@ -73,11 +71,11 @@ def export_run(
     recipe = recorded_recipe(run)
     lora = lora_of(recipe.text_encoder) if adapter else None
     checkpoint = _find_checkpoint(run / "checkpoints", step)
-    tensors = _tensors(checkpoint, recipe, start, start_share, merged=not adapter)
+    tensors = _tensors(checkpoint, recipe, start, merged=not adapter)
     architecture = ExportArchitecture.of(run / "encoder")
     encoder = adapter_weights(tensors) if adapter else architecture.rename(tensors)
     description = _description(recipe, checkpoint, tensors, dtype) | {
-        "averaged_with": start and {"path": _public_name(start), "share": start_share},
+        "averaged_with": start and {"path": _public_name(start[0]), "share": start[1]},
         "adapter": adapter,
     }
     with published_directory(out, EXPORT, overwrite=overwrite) as working:
@@ -107,7 +105,7 @@ def export_run(
 
 
 def _tensors(
-    checkpoint: Path, recipe: Recipe, start: str | None, start_share: float, *, merged: bool
+    checkpoint: Path, recipe: Recipe, start: tuple[str, float] | None, *, merged: bool
 ) -> dict[str, LazyTensor]:
     """Return the tensors of a checkpoint, with LoRA weights merged or not, averaged with those of `start` if given.
 
@@ -119,9 +117,9 @@ def _tensors(
         raise InputError(f"{checkpoint}: has no graph encoder; was it written by bali-ds train?")
     if start is None:
         return tensors
-    text = recipe.text_encoder
-    encoder = load_text_encoder(start, seed=recipe.seed, layer=text.layer, bidirectional=text.bidirectional).encoder
-    return average_with(tensors, encoder.state_dict(), start_share, "text.encoder.")
+    (path, share), text = start, recipe.text_encoder
+    encoder = load_text_encoder(path, seed=recipe.seed, layer=text.layer, bidirectional=text.bidirectional).encoder
+    return average_with(tensors, encoder.state_dict(), share, "text.encoder.")
 
 
 def _other_parts(tensors: Mapping[str, LazyTensor]) -> dict[str, dict[str, LazyTensor]]:
