@@ -12,7 +12,7 @@ from bali_ds.terminal import printable
 
 _VALUE = re.compile(r"argument (.+?): invalid (\w+) value: '(.*)'", re.DOTALL)
 _KINDS = {
-    "float": "a number", "_share": "a number",
+    "float": "a number", "share": "a number",
     "int": "a whole number", "positive": "a whole number", "seed": "a whole number", "_count": "a whole number",
 }  # fmt: skip
 """Function that parses a value, by its name, and what the value is called in a message."""
