@@ -28,7 +28,7 @@ COMPARISONS = (
     *(((name, WITHOUT_MEMORY), ("untrained", family)) for name in ("recipe", "recipe, averaged")
       for family in ("alone → names", "in context → names")),
     *(((name, "in context → names"), ("untrained", "in context → names")) for name in ("recipe", "names and mentions")),
-    (("recipe", WITHOUT_MEMORY), ("recipe", "alone → names")),
+    *(((name, WITHOUT_MEMORY), (name, "alone → names")) for name in ("recipe", "recipe, averaged")),
     (("recipe", _BOTH), ("recipe", "both → names")),
     *(((first, family), (second, family)) for family in (WITHOUT_MEMORY, WITH_MEMORY) for first, second in (
         *(("recipe", other) for other in ("untrained", "names", "names and mentions", "recipe, averaged", _HALF)),
