@@ -1,8 +1,10 @@
 """Options and output that several groups of commands share."""
 
 import argparse
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from bali_ds.errors import InputError
@@ -103,3 +105,21 @@ def share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError("must be at least 0 and at most 1")
     return value
+
+
+def count_gpus() -> int:
+    """Return the number of GPUs; without any, the CPU is DeepSpeed's accelerator unless DS_ACCELERATOR names one."""
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not gpus:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    return gpus
+
+
+@contextmanager
+def deepspeed_apart_from_results() -> Iterator[None]:
+    """Send to stderr what DeepSpeed prints to stdout when it is imported; it does not search for an accelerator."""
+    count_gpus()
+    with redirect_stdout(sys.stderr):
+        yield

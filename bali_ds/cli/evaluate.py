@@ -2,11 +2,10 @@
 
 import argparse
 import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from bali_ds.cli.common import add_device, add_json, emit, interval, note, seed
+from bali_ds.cli.common import add_device, add_json, deepspeed_apart_from_results, emit, interval, note, seed
 from bali_ds.cli.scoring import add_scoring, open_linker, scoring_of, weights_as_options
 from bali_ds.errors import InputError
 
@@ -219,8 +218,7 @@ def _run_questions(options: argparse.Namespace) -> None:
         max_tokens=options.max_tokens,
         seed=options.seed,
     )
-    # the Trainer imports DeepSpeed, which prints to stdout
-    with redirect_stdout(sys.stderr):
+    with deepspeed_apart_from_results():  # the Trainer imports DeepSpeed
         result = evaluate_questions(options.model, splits, tuning)
     accuracy = result["accuracy"]
     emit(

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from bali_ds.cli.common import add_recipe, add_resume, positive, recipe_of
+from bali_ds.cli.common import add_recipe, add_resume, count_gpus, positive, recipe_of
 from bali_ds.errors import STOPPED, InputError
 from bali_ds.shipped_files import RECIPES, SAMPLE, find_recipe
 from bali_ds.terminal import print_progress, verbosity
@@ -106,12 +106,7 @@ def _choose_device(device: str) -> int:
     if device == "cpu" or os.environ.get("DS_ACCELERATOR") == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
         return 0
-    import torch
-
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if not gpus:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    return gpus
+    return count_gpus()
 
 
 def _on_this_machine(options: argparse.Namespace) -> list[str] | None:

@@ -1,12 +1,11 @@
 """Commands for run directories: `export`, `finalize`, `report` and `replay`."""
 
 import argparse
-import sys
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from bali_ds.cli.common import add_json, add_overwrite, emit, share
+from bali_ds.cli.common import add_json, add_overwrite, deepspeed_apart_from_results, emit, share
 from bali_ds.errors import InputError
 
 
@@ -57,8 +56,7 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def _run_export(options: argparse.Namespace) -> None:
     if options.adapter and options.onnx:
         raise InputError("--onnx: not with --adapter, which holds no encoder")
-    # DeepSpeed prints to stdout when it is imported
-    with redirect_stdout(sys.stderr):
+    with deepspeed_apart_from_results():
         from bali_ds.export.export_run import export_run, push
         from bali_ds.training.run_lock import RunLock
 
@@ -103,7 +101,7 @@ def _add_finalize(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _run_finalize(options: argparse.Namespace) -> None:
-    with redirect_stdout(sys.stderr):
+    with deepspeed_apart_from_results():
         from bali_ds.config import load_recipe
         from bali_ds.config.reading import RECORD
         from bali_ds.export.finalize import finalize, results_table, trained_step
@@ -164,8 +162,7 @@ def _add_replay(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _run_replay(options: argparse.Namespace) -> None:
-    # DeepSpeed prints to stdout when it is imported
-    with redirect_stdout(sys.stderr):
+    with deepspeed_apart_from_results():
         from bali_ds.training.replay import replay
 
         report = replay(options.path, options.step, options.overrides)

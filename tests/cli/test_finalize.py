@@ -1,5 +1,6 @@
 """Training that ends with its last checkpoint, and the command that exports and evaluates it afterwards."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,15 @@ def test_training_ends_without_an_export_and_says_how_to_go_on(trained):
     assert f"bali-ds finalize {recipe.directory}" in said
     assert not (recipe.directory / "export").exists()
     assert not (recipe.directory / "complete.json").exists()
+
+
+def test_deepspeed_does_not_tell_of_its_search_for_an_accelerator(trained, tmp_path):
+    recipe, _ = trained
+    command = [sys.executable, "-m", "bali_ds", "export", recipe.directory, "--out", tmp_path / "out"]
+    environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
+    assert "tensors match the checkpoint" in done.stdout
+    assert "accelerator" not in done.stdout + done.stderr
 
 
 @pytest.mark.slow
