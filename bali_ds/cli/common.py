@@ -107,8 +107,19 @@ def share(text: str) -> float:
     return value
 
 
-def count_gpus() -> int:
-    """Return the number of GPUs; without any, the CPU is DeepSpeed's accelerator unless DS_ACCELERATOR names one."""
+def only_with(options: argparse.Namespace, other: str, *names: str) -> None:
+    """Refuse options that are given without another one, which gives them a meaning; None is not given."""
+    if not getattr(options, other):
+        for name in names:
+            if getattr(options, name) is not None:
+                raise InputError(f"--{name.replace('_', '-')}: only with --{other.replace('_', '-')}")
+
+
+def choose_device(device: str = "auto") -> int:
+    """Choose DeepSpeed's accelerator unless DS_ACCELERATOR names it, and return the number of GPUs, 0 for a CPU run."""
+    if device == "cpu" or os.environ.get("DS_ACCELERATOR") == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        return 0
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -118,8 +129,11 @@ def count_gpus() -> int:
 
 
 @contextmanager
-def deepspeed_apart_from_results() -> Iterator[None]:
-    """Send to stderr what DeepSpeed prints to stdout when it is imported; it does not search for an accelerator."""
-    count_gpus()
+def results_alone_on_stdout() -> Iterator[None]:
+    """Send to stderr what DeepSpeed prints to stdout when it is imported within, and choose its accelerator.
+
+    DeepSpeed warns on every machine without a GPU if it has to choose.
+    """
+    choose_device()
     with redirect_stdout(sys.stderr):
         yield

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bali_ds.cli.common import add_device, add_json, deepspeed_apart_from_results, emit, interval, note, seed
+from bali_ds.cli.common import add_device, add_json, emit, interval, note, results_alone_on_stdout, seed
 from bali_ds.cli.scoring import add_scoring, open_linker, scoring_of, weights_as_options
 from bali_ds.errors import InputError
 
@@ -72,12 +72,12 @@ def _run_linking(options: argparse.Namespace) -> None:
     from bali_ds.inference.concept_scorer import Scoring
     from bali_ds.inference.encoder import load
 
+    by_names_alone = scoring_of(options) == Scoring() and not options.choose_on
     note("reading dictionary and mentions")
     dictionary = read_dictionary(options.dictionary)
     queries = read_queries(options.queries)
     others = read_queries(options.choose_on) if options.choose_on else None
     coverage = gold_coverage(dictionary, queries)
-    by_names_alone = scoring_of(options) == Scoring() and not others
     for name, each in (("--queries", queries), ("--choose-on", others)):
         if options.in_context and each and not each.places:
             raise InputError(
@@ -218,7 +218,7 @@ def _run_questions(options: argparse.Namespace) -> None:
         max_tokens=options.max_tokens,
         seed=options.seed,
     )
-    with deepspeed_apart_from_results():  # the Trainer imports DeepSpeed
+    with results_alone_on_stdout():  # the Trainer imports DeepSpeed
         result = evaluate_questions(options.model, splits, tuning)
     accuracy = result["accuracy"]
     emit(

@@ -133,11 +133,12 @@ def _link(options: argparse.Namespace) -> None:
 
     if options.top < 1:
         raise InputError(f"--top {options.top}: must be at least 1")
+    by_names_alone = scoring_of(options) == Scoring()
     if options.graph:
         dictionary = graph_dictionary(KnowledgeGraph.open(options.graph))
     else:
         dictionary = read_dictionary(options.dictionary)
-    if scoring_of(options) == Scoring():
+    if by_names_alone:
         encoder = load(options.model, device=options.device)
         linker = Linker.build(encoder, dictionary, index=options.index, approximate=options.approximate, progress=True)
         for mentions in _batches_of_lines(options.file):

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from bali_ds.cli.common import add_recipe, add_resume, count_gpus, positive, recipe_of
+from bali_ds.cli.common import add_recipe, add_resume, choose_device, positive, recipe_of
 from bali_ds.errors import STOPPED, InputError
 from bali_ds.shipped_files import RECIPES, SAMPLE, find_recipe
 from bali_ds.terminal import print_progress, verbosity
@@ -101,17 +101,9 @@ def _verbosity_option() -> list[str]:
     return [] if verbosity() == "normal" else [f"--{verbosity()}"]
 
 
-def _choose_device(device: str) -> int:
-    """Choose DeepSpeed's accelerator unless DS_ACCELERATOR names it, and return the number of GPUs, 0 for a CPU run."""
-    if device == "cpu" or os.environ.get("DS_ACCELERATOR") == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-        return 0
-    return count_gpus()
-
-
 def _on_this_machine(options: argparse.Namespace) -> list[str] | None:
     """Return the launcher's arguments for ranks on this machine; None for one rank, which needs no launcher."""
-    gpus = _choose_device(options.device)
+    gpus = choose_device(options.device)
     ranks = options.ranks or gpus or 1
     if options.device == "cuda" and not gpus:
         raise InputError("--device cuda: torch finds no GPU on this machine; run bali-ds doctor, or pass --device cpu")

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bali_ds.cli.common import add_json, add_recipe, emit, note, positive, recipe_of
+from bali_ds.cli.common import add_json, add_recipe, emit, note, only_with, positive, recipe_of
 from bali_ds.errors import InputError
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ def _plan(options: argparse.Namespace) -> None:
     if options.gpus:
         _project(recipe, options)
         return
-    if unused := [name for name in ("passages", "card", "price") if getattr(options, name) is not None]:
-        raise InputError(f"--{unused[0]}: only with --gpus")
+    only_with(options, "gpus", "passages", "card", "price")
     note("reading graph and shards, then measuring the largest batch")
     check_evaluation_files(recipe)
     ranks = sum(host.slots for host in read_hostfile(options.hostfile)) if options.hostfile else options.ranks

@@ -5,8 +5,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from bali_ds.cli.common import add_json, add_overwrite, deepspeed_apart_from_results, emit, share
+from bali_ds.cli.common import add_json, add_overwrite, emit, only_with, results_alone_on_stdout, share
 from bali_ds.errors import InputError
+
+START_SHARE = 0.25  # docs/results.md compares it with none
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -42,8 +44,8 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help="average the weights of the text encoder with those of this encoder, which training started from",
     )  # fmt: skip
     export.add_argument(
-        "--start-share", type=share, default=0.25, metavar="S",
-        help="share of START in the average (default: %(default)s)",
+        "--start-share", type=share, metavar="S",
+        help=f"share of START in the average (default: {START_SHARE})",
     )  # fmt: skip
     export.add_argument("--onnx", action="store_true", help="also write onnx/model.onnx, verified against torch")
     export.add_argument(
@@ -56,7 +58,9 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def _run_export(options: argparse.Namespace) -> None:
     if options.adapter and options.onnx:
         raise InputError("--onnx: not with --adapter, which holds no encoder")
-    with deepspeed_apart_from_results():
+    only_with(options, "average_with", "start_share")
+    share_of_start = START_SHARE if options.start_share is None else options.start_share
+    with results_alone_on_stdout():
         from bali_ds.export.export_run import export_run, push
         from bali_ds.training.run_lock import RunLock
 
@@ -68,7 +72,7 @@ def _run_export(options: argparse.Namespace) -> None:
                 options.dtype,
                 step=options.step,
                 onnx=options.onnx,
-                start=options.average_with and (options.average_with, options.start_share),
+                start=options.average_with and (options.average_with, share_of_start),
                 adapter=options.adapter,
                 overwrite=options.overwrite,
             )
@@ -101,7 +105,7 @@ def _add_finalize(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _run_finalize(options: argparse.Namespace) -> None:
-    with deepspeed_apart_from_results():
+    with results_alone_on_stdout():
         from bali_ds.config import load_recipe
         from bali_ds.config.reading import RECORD
         from bali_ds.export.finalize import finalize, results_table, trained_step
@@ -162,7 +166,7 @@ def _add_replay(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _run_replay(options: argparse.Namespace) -> None:
-    with deepspeed_apart_from_results():
+    with results_alone_on_stdout():
         from bali_ds.training.replay import replay
 
         report = replay(options.path, options.step, options.overrides)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bali_ds.cli.common import share
+from bali_ds.cli.common import only_with, share
 from bali_ds.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,23 +23,23 @@ def add_scoring(parser: argparse.ArgumentParser) -> None:
         "--in-context", action="store_true", help="also read each mention within its text (for mentions of a corpus)"
     )
     group.add_argument(
-        "--context-share", type=share, default=CONTEXT_SHARE, metavar="S",
-        help="share of the mention read in its text; 1 is that alone (default: %(default)s)",
+        "--context-share", type=share, metavar="S",
+        help=f"share of the mention read in its text; 1 is that alone (default: {CONTEXT_SHARE})",
     )  # fmt: skip
     group.add_argument(
         "--with-graph", type=Path, metavar="GRAPH", help="compare with graph views, too; GRAPH is that of the training"
     )
     group.add_argument(
-        "--graph-share", type=share, default=GRAPH_SHARE, metavar="S",
-        help="share of the graph view in a concept's score (default: %(default)s)",
+        "--graph-share", type=share, metavar="S",
+        help=f"share of the graph view in a concept's score (default: {GRAPH_SHARE})",
     )  # fmt: skip
     group.add_argument(
         "--memory", metavar="CORPUS",
         help="compare with the linked mentions of a corpus, too, as FORMAT:PATH: these are labels",
     )  # fmt: skip
     group.add_argument(
-        "--memory-bonus", type=float, default=MEMORY_BONUS, metavar="B",
-        help="bonus of a mention of the corpus, as a cosine (default: %(default)s)",
+        "--memory-bonus", type=float, metavar="B",
+        help=f"bonus of a mention of the corpus, as a cosine (default: {MEMORY_BONUS:g})",
     )  # fmt: skip
     group.add_argument(
         "--spelling", type=float, default=0.0, metavar="W",
@@ -51,13 +51,24 @@ def add_scoring(parser: argparse.ArgumentParser) -> None:
 
 
 def scoring_of(options: argparse.Namespace) -> "Scoring":
-    """Return the weights that the options ask for."""
+    """Return the weights that the options ask for.
+
+    Raises:
+        InputError: a weight is given of something that mentions are not compared with.
+    """
     from bali_ds.inference.concept_scorer import Scoring
 
+    only_with(options, "in_context", "context_share")
+    only_with(options, "with_graph", "graph_share", "graph_index")
+    only_with(options, "memory", "memory_bonus")
+
+    def weight(given: float | None, default: float) -> float:
+        return default if given is None else given
+
     return Scoring(
-        context=options.context_share if options.in_context else 0.0,
-        graph=options.graph_share if options.with_graph else 0.0,
-        memory=options.memory_bonus if options.memory else None,
+        context=weight(options.context_share, CONTEXT_SHARE) if options.in_context else 0.0,
+        graph=weight(options.graph_share, GRAPH_SHARE) if options.with_graph else 0.0,
+        memory=weight(options.memory_bonus, MEMORY_BONUS) if options.memory else None,
         spelling=options.spelling,
     )
 

@@ -14,7 +14,7 @@ from bali_ds.inference.spelling import SpellingIndex
 Vectors = NDArray[np.float32]
 
 _SCORE_BYTES = 256 * 2**20
-# The scores of 64 queries by 40,000 concepts stay in a CPU's last-level cache, which saves a third of the time.
+# The scores of 64 queries by 40,000 concepts stay in a CPU's last-level cache.
 _MOST_QUERIES_ON_CPU, _MOST_QUERIES = 64, 256
 
 

@@ -92,7 +92,7 @@ def test_hosts_choose_their_device_themselves(empty_folder, launched, capsys):
 @pytest.fixture
 def on_gpus(empty_folder, monkeypatch):
     """Train on a machine with four GPUs; returns the exit status."""
-    monkeypatch.setattr(launcher, "_choose_device", lambda device: 0 if device == "cpu" else 4)
+    monkeypatch.setattr(launcher, "choose_device", lambda device: 0 if device == "cpu" else 4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (empty_folder / "own.yaml").write_text((RECIPES / "medmentions.yaml").read_text())
     return lambda *options: main(["train", "own.yaml", "evaluation.when=separate", *options])
@@ -131,7 +131,7 @@ def test_without_the_variable_the_launcher_takes_as_many_gpus_as_ranks(on_gpus, 
 
 
 def test_a_gpu_that_is_not_there_is_refused(on_gpus, launched, monkeypatch, capsys):
-    monkeypatch.setattr(launcher, "_choose_device", lambda _: 0)
+    monkeypatch.setattr(launcher, "choose_device", lambda _: 0)
     assert on_gpus("--device", "cuda") == 2
     assert "--device cuda: torch finds no GPU on this machine" in capsys.readouterr().err
     assert not launched

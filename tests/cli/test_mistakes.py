@@ -20,6 +20,12 @@ MISTAKES = [
     ("link --model m --graph g --dictionary d mentions", "not allowed with argument"),
     ("link --model m --graph g --top many mentions", "'many' is not a whole number"),
     ("link --model m --graph g --in-context --context-share much mentions", "'much' is not a number"),
+    ("link --model m --graph g --context-share 0.3 mentions", "--context-share: only with --in-context"),
+    ("link --model m --graph g --in-context --graph-share 0.3 mentions", "--graph-share: only with --with-graph"),
+    ("link --model m --graph g --in-context --graph-index d mentions", "--graph-index: only with --with-graph"),
+    ("link --model m --graph g --in-context --memory-bonus 0 mentions", "--memory-bonus: only with --memory"),
+    ("export run --out x --start-share 0.5", "--start-share: only with --average-with"),
+    ("plan sample --price 2", "--price: only with --gpus"),
     ("plan sample --gpus 1 --passages many", "'many' is not a whole number"),
     ("export run --out x --dtype float8", "did you mean float"),
     # recipes
