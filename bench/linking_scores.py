@@ -23,9 +23,8 @@ from bali_ds.inference.scoring_grid import best_concepts, scoring_grid
 from bali_ds.inference.spelling import SpellingIndex
 from bali_ds.model.aligner import Aligner
 from bali_ds.model.pretrained import load_tokenizer
-from bench.inputs.linking_split import OTHER_CORPORA, Mentions, read_mentions
+from bench.inputs.linking_split import HELD_OUT, OTHER_CORPORA, Mentions, read_mentions
 
-HELD_OUT = "held_out"
 CONTEXT = (0.0, 0.3, 0.5, 0.7, 1.0)
 GRAPH = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0)
 MEMORY = (None, 0.0, 0.1, 0.2)

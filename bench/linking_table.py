@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from bali_ds.evaluation.bootstrap import LEVEL, RESAMPLES, document_sums, document_weights
 from bali_ds.inference.concept_scorer import Scoring
 from bali_ds.inference.scoring_grid import scoring_grid
-from bench.inputs.linking_split import Mentions
-from bench.linking_scores import CONTEXT, GRAPH, HELD_OUT, MEMORY, SPELLING, Material, key, unpacked
+from bench.inputs.linking_split import HELD_OUT, Mentions
+from bench.linking_scores import CONTEXT, GRAPH, MEMORY, SPELLING, Material, key, unpacked
 
 Flags = NDArray[np.bool_]
 FOLDS = 10
@@ -33,8 +33,8 @@ COMPARISONS = (
     *(((first, family), (second, family)) for family in (WITHOUT_MEMORY, WITH_MEMORY) for first, second in (
         *(("recipe", other) for other in ("untrained", "names", "names and mentions", "recipe, averaged", _HALF)),
         *((_HALF, other) for other in (
-            "three neighbors", "separate losses", "a sibling", "no other concepts", "four other concepts",
-            "half the rate", "text and graph views alone",
+            "half the steps, half the start", "three neighbors", "separate losses", "a sibling", "no other concepts",
+            "four other concepts", "half the rate", "text and graph views alone",
         )),
         ("three neighbors", "shuffled facts"),
     )),
@@ -211,15 +211,12 @@ def table(rows: Sequence[dict[str, Any]], material: Material) -> str:
     `folds` is in how many folds the scoring of the row was chosen, `spread` the largest difference between two seeds in
     any stratum.
     """
-    held_out = Grid(rows, material, HELD_OUT)
+    parts = [part for part in material.parts if all(part in row["hits"] for row in rows)]
+    grids = {part: Grid(rows, material, part) for part in parts}
+    held_out = grids[HELD_OUT]
     choices = {(variant, family): held_out.chosen(variant, scorings)
                for family, scorings in named_scorings().items() for variant in held_out.variants}  # fmt: skip
-    return "\n".join(
-        line
-        for part in material.parts
-        if all(part in row["hits"] for row in rows)
-        for line in _part_table(choices, Grid(rows, material, part))
-    )
+    return "\n".join(line for grid in grids.values() for line in _part_table(choices, grid))
 
 
 def _part_table(choices: Choices, grid: Grid) -> list[str]:

@@ -58,11 +58,12 @@ VARIANTS = {
     "names, quarter of the rate": Variant("pairs", QUARTER, seeds=1),
     "names and mentions, quarter of the rate": Variant("pairs", QUARTER, mentions=True, seeds=1),
     "four other concepts": Variant("recipe", ("objective.contrastive.other_concepts=4",), seeds=1),
+    "half the steps, half the start": Variant("recipe", seeds=1, of="recipe, half the steps", start=0.5),
 }
 """The most important first: a run that is cut off has these.
 
-As long as the recipe takes twice the steps, it reads about as many tokens as the pairs of strings, and as with three
-neighbors. What changes one of its parts takes as many steps as the recipe with half of them."""
+In twice the steps the recipe reads about as many tokens as the pairs of strings do, and as it reads with three
+neighbors. A variant that changes one of its parts takes as many steps as "recipe, half the steps"."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from bali_ds.inference.exported_directory import TOKENIZER_FILES
 from bali_ds.model.pretrained import fresh_model, load_configuration
 from bench.inputs.medmentions import bali_ds
 
-PARTS = {"held_out": range(3), "training": range(3, 20)}
+HELD_OUT = "held_out"
+PARTS = {HELD_OUT: range(3), "training": range(3, 20)}
 """Twentieths of the documents by a hash of their id."""
 CORPUS = "corpora/medmentions_st21pv_train.pubtator.txt.gz"
 OTHER_CORPORA = {

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from bench.linking_scores import HELD_OUT, Material, key, unpacked
+from bench.inputs.linking_split import HELD_OUT
+from bench.linking_scores import Material, key, unpacked
 from bench.linking_table import FOLDS, Grid, named_scorings
 from tests.conftest import REPOSITORY, TIMEOUT_FACTOR
 
