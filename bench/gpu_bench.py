@@ -19,7 +19,7 @@ import torch
 from bali_ds.config import Recipe, dump_recipe
 from bali_ds.data.loader import Loader
 from bali_ds.model.aligner import Aligner
-from bali_ds.model.build_model import build_aligner, compile_layers, transformer_layers
+from bali_ds.model.build_model import build_aligner, transformer_layers
 from bali_ds.model.fused_layer import fuse_layers
 from bali_ds.model.text_encoder import TextEncoder
 from bali_ds.planning.flops import peak_of
@@ -32,10 +32,10 @@ BERT_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads
 BERT_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
 KERNEL_REPEATS = 5
+FASTEST = {"fused_layers": True}  # as recipes have it
 Figures = dict[str, Any]
 LAYER_CODE: dict[str, Callable[[TextEncoder], Any]] = {
     "eager": lambda _text: None,
-    "compiled": compile_layers,
     "fused": lambda text: fuse_layers(transformer_layers(text.encoder)),
 }
 """The kinds of code that the layers of an encoder may have."""
@@ -59,7 +59,7 @@ def profiled(work: Callable[[], Any], *, repeats: int = 1, longest: int = 0) -> 
         torch.cuda.synchronize()
     kernels = [each for each in profile.key_averages() if not each.key.startswith("cuda")]
     kernels.sort(key=lambda each: -each.device_time_total)
-    rows = {each.key[:80]: [each.count / repeats, each.device_time_total / 1e3 / repeats] for each in kernels[:longest]}
+    rows = {each.key: [each.count / repeats, each.device_time_total / 1e3 / repeats] for each in kernels[:longest]}
     return {
         "kernel_seconds": sum(each.device_time_total for each in kernels) / 1e6 / repeats,
         "kernels": sum(each.count for each in kernels) / repeats,
@@ -105,7 +105,7 @@ class Bench:
             "name": name,
             "runs": self.folder / "runs",
             "data": self.files(workers=0),
-            "text_encoder": {"path": str(self.encoder(shape)), "weights": "random", "compile": False}
+            "text_encoder": {"path": str(self.encoder(shape)), "weights": "random", "fused_layers": False}
             | changes.pop("text_encoder", {}),
             "optimizer": {"text_learning_rate": 1e-4, "graph_learning_rate": 1e-4},
             "batch": {"passages": 16},

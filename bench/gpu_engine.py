@@ -21,7 +21,7 @@ from bali_ds.planning.run_data import RunData
 from bali_ds.planning.run_plan import plan
 from bali_ds.training.engine import accelerate, build_engine, deepspeed_settings
 from bali_ds.training.step import train_step
-from bench.gpu_bench import BERT_BASE, BERT_LARGE, ROOT, TINY, Bench, Figures
+from bench.gpu_bench import BERT_BASE, BERT_LARGE, FASTEST, ROOT, TINY, Bench, Figures
 from tests.ports import free_port
 
 STEPS, SMALL_STEPS = 8, 3
@@ -33,7 +33,7 @@ def engine(bench: Bench) -> Figures:
     cases: dict[str, tuple[dict[str, int], int, dict[str, Any]]] = {
         "base, ZeRO 1": (base, 1, {}),
         "large, ZeRO 3": (large, 3, {}),
-        "large, ZeRO 3, checkpointing": (large, 3, {"text_encoder": {"compile": None, "gradient_checkpointing": True}}),
+        "large, ZeRO 3, checkpointing": (large, 3, {"text_encoder": FASTEST | {"gradient_checkpointing": True}}),
         "large, ZeRO 2": (large, 2, {}),
         "large, ZeRO 2, micro-batches": (large, 2, {"batch": {"passages": 256, "micro_batches": 2}}),
     }
@@ -42,7 +42,7 @@ def engine(bench: Bench) -> Figures:
     rows = {}
     with _one_rank():
         for name, (shape, stage, changes) in cases.items():
-            settings = {"batch": {"passages": 256}, "text_encoder": {"compile": None}, "data": bench.files(workers=2)}
+            settings = {"batch": {"passages": 256}, "text_encoder": FASTEST, "data": bench.files(workers=2)}
             settings |= changes
             if bench.small:
                 settings["batch"] = settings["batch"] | {"passages": 16}

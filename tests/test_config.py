@@ -156,6 +156,9 @@ OLD_SPELLINGS = [
     ("objective.contrastive.wire=bf16", "objective.contrastive.communication_dtype", "bf16"),
     ("graph_encoder.kind=linearised", "graph_encoder.kind", "linearized"),
     ("graph_encoder={names: learnt}", "graph_encoder.names", "learned"),
+    ("text_encoder={path: e, compile: null}", "text_encoder.fused_layers", True),
+    ("text_encoder={path: e, compile: false}", "text_encoder.fused_layers", False),
+    ("text_encoder={path: e, fused_layers: null}", "text_encoder.fused_layers", True),
 ]
 
 

@@ -1,5 +1,6 @@
 """Deprecated spellings of recipe keys and values, which are still accepted."""
 
+import json
 from typing import Any
 
 KEYS = {
@@ -7,11 +8,13 @@ KEYS = {
     "guards": "fault_tolerance",
     "batch.chunks": "batch.micro_batches",
     "objective.contrastive.wire": "objective.contrastive.communication_dtype",
+    "text_encoder.compile": "text_encoder.fused_layers",
 }
 """Deprecated key, with the current names of its sections, and its current name."""
 VALUES = {
     ("graph_encoder.kind", "linearised"): "linearized",
     ("graph_encoder.names", "learnt"): "learned",
+    ("text_encoder.fused_layers", None): True,
 }
 """Key and deprecated value, and the current value."""
 
@@ -36,9 +39,11 @@ def replace_old_spellings(values: dict[str, Any], prefix: str = "") -> tuple[dic
         if isinstance(value, dict):
             value, inner = replace_old_spellings(value, f"{new}.")
             notices += inner
-        elif isinstance(value, str) and (new, value) in VALUES:
-            notices.append(f"{new}: {value} is deprecated; write {VALUES[new, value]}")
-            value = VALUES[new, value]
+        elif isinstance(value, str | None) and (new, value) in VALUES:
+            current = VALUES[new, value]
+            if new == path:
+                notices.append(f"{new}: {json.dumps(value)} is deprecated; write {json.dumps(current)}")
+            value = current
         name = new.removeprefix(prefix)
         if name in replaced:
             raise ValueError(f"{new}: is given twice, once as {key}; keep {new}")

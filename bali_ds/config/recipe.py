@@ -84,9 +84,9 @@ class TextEncoderConfig(Section):
     """Do not train the token embeddings."""
     frozen_layers: int = Field(default=0, ge=0)
     """Number of first layers whose weights are frozen."""
-    compile: bool | None = None
-    """Compile the layers with torch.compile, which takes some seconds at the start. None takes the fastest code on GPUs
-    below ZeRO stage 3: fused layers for BERT, RoBERTa and their kin in half precision, compiled layers for others."""
+    fused_layers: bool = True
+    """On GPUs in half precision, below ZeRO stage 3, compute each layer of BERT, RoBERTa and their kin as one
+    operation."""
     gradient_checkpointing: bool = False
     """Recompute the activations of each layer in the backward pass instead of storing them."""
     lora: LoraConfig | None = None

@@ -67,15 +67,9 @@ def _add_lora(encoder: PreTrainedModel, lora: LoraConfig) -> None:
         parameter.requires_grad_(".lora_" in name)
 
 
-def compile_layers(text: TextEncoder) -> None:
-    """Compile the transformer layers, each in place, for any number of tokens."""
-    for layer in transformer_layers(text.encoder):
-        layer.compile(dynamic=True)
-
-
 def try_to_fuse_layers(recipe: Recipe, text: TextEncoder) -> bool:
-    """Fuse the transformer layers if the recipe leaves their code open and they can be; return whether they are."""
-    if recipe.text_encoder.compile is not None or recipe.precision == "fp32" or text.first_position is None:
+    """Fuse the transformer layers if the recipe asks for it and they can be; return whether they are."""
+    if not recipe.text_encoder.fused_layers or recipe.precision == "fp32" or text.first_position is None:
         return False
     return fuse_layers(transformer_layers(text.encoder))
 

@@ -1,9 +1,9 @@
 """BERT's transformer layer as one operation, for packed sequences in half precision on a GPU.
 
-Where matrix products are fast, a layer is bound by memory and by launches. torch.compile reads each gradient once more
-for the bias, adds the gradients of residual connections apart, and starts more than a hundred kernels. Here a layer
-takes 11 kernels forward and 21 backward: queries, keys and values are one product, residual gradients are added by the
-products, and everything between two products is one pass (`bali_ds.model.fused_kernels`).
+Where matrix products are fast, a layer is bound by memory and by launches: those of transformers start more than a
+hundred kernels, read each gradient once more for the bias, and add the gradients of residual connections apart. Here a
+layer takes 11 kernels forward and 21 backward: queries, keys and values are one product, residual gradients are added
+by the products, and everything between two products is one pass (`bali_ds.model.fused_kernels`).
 """
 
 from collections.abc import Callable

@@ -22,19 +22,17 @@ from bali_ds.model.length_buckets import LengthBucket, buckets_of_packs
 
 NAME = "packed"
 _BUCKETS = 16  # calls of a CPU's attention: enough that hardly anything is padded
-_LENGTH_STEP = 64  # the longest length is rounded up, so that compiled code sees few of them
 
 
 def attention_arguments(packs: Sequence[PackedSequences], *, on_gpu: bool) -> dict[str, Any]:
     """Return what a model's forward pass hands through to `packed_attention` for packs that follow each other."""
     if not on_gpu:
         return {"buckets": buckets_of_packs(packs, _BUCKETS)}
-    longest = max(int(pack.lengths[-1]) for pack in packs)
     begins = accumulate((len(pack.input_ids) for pack in packs), initial=0)
     offsets = [packs[0].offsets[:1], *(pack.offsets[1:] + begin for pack, begin in zip(packs, begins, strict=False))]
     return {
         "cu_seq_lens_q": torch.cat(offsets).to(torch.int32),
-        "max_length_q": -(-longest // _LENGTH_STEP) * _LENGTH_STEP,
+        "max_length_q": max(int(pack.lengths[-1]) for pack in packs),
         "tiles": tiles_of_packs(packs),
     }
 
@@ -93,7 +91,6 @@ def packed_attention(
     return values.unsqueeze(0), None
 
 
-@torch.compiler.disable  # compiled code would be made anew for each batch's buckets
 def _in_buckets(
     query: Tensor, key: Tensor, value: Tensor, buckets: list[LengthBucket],
     scaling: float | None, dropout: float, window: int | None,

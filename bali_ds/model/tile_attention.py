@@ -125,46 +125,6 @@ def tile_values(
     return out, normalizers
 
 
-@torch.library.custom_op("bali_ds::tile_attention", mutates_args=())
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    starts: Tensor,
-    tiles: Tensor,
-    seed: Tensor,
-    size: int,
-    scaling: float,
-    dropout: float,
-    window: int,
-) -> tuple[Tensor, Tensor]:
-    return tile_values(query, key, value, starts, tiles, seed, size, scaling, dropout, window)
-
-
-@torch.library.custom_op("bali_ds::tile_attention_backward", mutates_args=())
-def _attention_backward(
-    gradient: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    starts: Tensor,
-    tiles: Tensor,
-    seed: Tensor,
-    out: Tensor,
-    normalizers: Tensor,
-    size: int,
-    scaling: float,
-    dropout: float,
-    window: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    gradients = tuple(torch.empty(query.shape, dtype=query.dtype, device=query.device) for _ in range(3))
-    write_gradients(
-        gradient, query, key, value, starts, tiles, seed, out, normalizers, size, scaling, dropout, window,
-        into=gradients,
-    )  # fmt: skip
-    return gradients[0], gradients[1], gradients[2]
-
-
 def write_gradients(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, starts: Tensor, tiles: Tensor, seed: Tensor,
     out: Tensor, normalizers: Tensor, size: int, scaling: float, dropout: float, window: int,
@@ -200,27 +160,24 @@ def _strides(*tensors: Tensor) -> tuple[int, ...]:
     return (*(each.stride(0) for each in tensors), *(each.stride(1) for each in tensors))
 
 
-@_attention.register_fake
-def _(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    normalizers = query.new_empty(query.shape[1], query.shape[0], dtype=torch.float32)
-    return query.new_empty(query.shape), normalizers
+class _Attention(torch.autograd.Function):
+    """Attention whose gradients by query, key and value come from one pass over each tile."""
 
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, starts: Tensor, tiles: Tensor, seed: Tensor, *options: Any
+    ) -> Tensor:
+        out, normalizers = tile_values(query, key, value, starts, tiles, seed, *options)
+        ctx.save_for_backward(query, key, value, starts, tiles, seed, out, normalizers)
+        ctx.options = options
+        return out
 
-@_attention_backward.register_fake
-def _(_gradient: Tensor, query: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return query.new_empty(query.shape), query.new_empty(query.shape), query.new_empty(query.shape)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:6], *output)
-    ctx.options = inputs[6:]
-
-
-def _gradients(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return (*_attention_backward(gradient, *ctx.saved_tensors, *ctx.options), *[None] * 7)
-
-
-_attention.register_autograd(_gradients, setup_context=_save)
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query = ctx.saved_tensors[0]
+        gradients = tuple(torch.empty(query.shape, dtype=query.dtype, device=query.device) for _ in range(3))
+        write_gradients(gradient, *ctx.saved_tensors, *ctx.options, into=gradients)
+        return *gradients, *[None] * 7
 
 
 def tile_attention(
@@ -249,5 +206,5 @@ def tile_attention(
         dropout: of attention weights.
         window: a token sees those at a distance below this.
     """
-    values: Tensor = _attention(query, key, value, starts, tiles, seed, size, scaling, dropout, window)[0]
+    values: Tensor = _Attention.apply(query, key, value, starts, tiles, seed, size, scaling, dropout, window)
     return values

@@ -14,7 +14,7 @@ from bali_ds.config import OptimizerConfig, Recipe
 from bali_ds.doctor.deepspeed_config import check_recipe, load_deepspeed_config, without_buckets
 from bali_ds.library_internals import gradients_checked, parameter_shape
 from bali_ds.model.aligner import Aligner
-from bali_ds.model.build_model import compile_layers, try_to_fuse_layers
+from bali_ds.model.build_model import try_to_fuse_layers
 from bali_ds.model.text_encoder import TextEncoder
 from bali_ds.planning.batch_plan import BatchPlan
 
@@ -115,15 +115,13 @@ def deterministic_kernels(*, wanted: bool) -> Iterator[None]:
 
 
 def accelerate(text: TextEncoder, recipe: Recipe, settings: dict[str, Any], device: torch.device) -> None:
-    """Give the text encoder's layers the code that a recipe asks for, or the fastest that they have on a GPU.
+    """Fuse the text encoder's layers where a recipe, the device and the architecture allow it.
 
     Call this before `build_engine`.
     """
-    wanted = recipe.text_encoder.compile
-    # stage 3 gathers weights in hooks of modules, which fused layers would skip and compiled code would be cut at
-    fast = device.type == "cuda" and settings.get("zero_optimization", {}).get("stage", 0) < 3
-    if wanted or (wanted is None and fast and not try_to_fuse_layers(recipe, text)):
-        compile_layers(text)
+    # stage 3 gathers weights in hooks of modules, which fused layers would skip
+    if device.type == "cuda" and settings.get("zero_optimization", {}).get("stage", 0) < 3:
+        try_to_fuse_layers(recipe, text)
 
 
 def set_learning_rates(engine: Any, factor: float) -> None:

@@ -183,14 +183,3 @@ def test_attention_layers_call_it_with_the_defaults_of_transformers():
         dropped.append(attend_in_tiles(*rows, tiles, None, 0.2, None))
     assert torch.equal(dropped[0], dropped[1])
     assert not torch.equal(dropped[0], dropped[2])
-
-
-def test_the_operator_is_registered_as_torch_wants_it():
-    """Fake tensors, schema and autograd, as torch.compile relies on them."""
-    lengths = [3, 5, 30]
-    tiles, seed = tiles_of(lengths), torch.tensor([5], device=DEVICE)
-    query, key, value = operands(sum(lengths), 32, torch.float32).detach().unbind(1)
-    given = [each.requires_grad_() for each in (query, key, value)]
-    torch.library.opcheck(
-        torch.ops.bali_ds.tile_attention.default, (*given, tiles.starts, tiles.offsets, seed, 64, 0.2, 0.1, FULL)
-    )

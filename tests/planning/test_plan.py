@@ -235,6 +235,6 @@ def test_a_fused_layer_keeps_what_its_backward_pass_reads(recipe):
 
 
 def test_layers_that_are_recomputed_keep_their_inputs_alone(recipe):
-    kept, _ = activations(recipe, compile=False)
-    recomputed, _ = activations(recipe, compile=False, gradient_checkpointing=True)
+    kept, _ = activations(recipe, fused_layers=False)
+    recomputed, _ = activations(recipe, fused_layers=False, gradient_checkpointing=True)
     assert recomputed < 0.75 * kept
