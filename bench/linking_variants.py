@@ -57,7 +57,7 @@ VARIANTS = {
     "text and graph views alone": Variant("recipe", ALONE, seeds=1),
     "names, quarter of the rate": Variant("pairs", QUARTER, seeds=1),
     "names and mentions, quarter of the rate": Variant("pairs", QUARTER, mentions=True, seeds=1),
-    "four other concepts": Variant("recipe", ("objective.contrastive.other_concepts=4",)),
+    "four other concepts": Variant("recipe", ("objective.contrastive.other_concepts=4",), seeds=2),
     "half the steps, half the start": Variant("recipe", seeds=1, of="recipe, half the steps", start=0.5),
 }
 """The most important first: a run that is cut off has these.
