@@ -99,7 +99,7 @@ def encoder(bench: Bench) -> Figures:
         gradients = _gradients(aligner, packs)
         plain = gradients if plain is None else plain
         figures["errors"][code] = error = float((gradients - plain).norm() / plain.norm())
-        # every layer rounds to eight bits in both, in another order; a gradient that is left out is far more
+        # every layer rounds to eight bits in both, in another order; a missing gradient is off by far more
         assert error < 2**-4, f"gradients of {code} layers are off by {error:.1e}"
         figures["tokens"] = tokens = sum(len(pack.input_ids) for pack in packs)
         pairs = sum(int((pack.lengths**2).sum()) for pack in packs)

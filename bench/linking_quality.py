@@ -81,6 +81,8 @@ def main() -> int:
     tasks = [task for task in wanted if setting.identity(*task) not in there]
     failed = 0
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # batches have shapes of their own
+        os.environ.setdefault(name, "64")
     context = multiprocessing.get_context("spawn")
     deadline = time.time() + options.seconds
     with ProcessPoolExecutor(options.jobs, context) as pool:

@@ -65,9 +65,10 @@ def test_the_allocator_is_configured_before_the_device_starts_unless_the_user_di
     assert seen == [expected]
 
 
+@pytest.mark.parametrize("name", ["ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"])
 @pytest.mark.parametrize(("own", "expected"), [(None, "64"), ("1024", "1024")])
-def test_few_matrix_products_are_kept_on_a_cpu_unless_the_user_wants_more(monkeypatch, own, expected):
-    name, seen = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", []
+def test_few_matrix_products_are_kept_on_a_cpu_unless_the_user_wants_more(monkeypatch, own, expected, name):
+    seen = []
 
     def join(**_settings):
         seen.append(os.environ.get(name))
