@@ -69,9 +69,9 @@ def _add_lora(encoder: PreTrainedModel, lora: LoraConfig) -> None:
 
 def try_to_fuse_layers(recipe: Recipe, text: TextEncoder) -> bool:
     """Fuse the transformer layers if the recipe asks for it and they can be; return whether they are."""
-    if not recipe.text_encoder.fused_layers or recipe.precision == "fp32" or text.first_position is None:
-        return False
-    return fuse_layers(transformer_layers(text.encoder))
+    wanted = recipe.text_encoder.fused_layers and recipe.precision != "fp32"
+    reads_packed_sequences = text.first_position is not None
+    return wanted and reads_packed_sequences and fuse_layers(transformer_layers(text.encoder))
 
 
 def build_aligner(

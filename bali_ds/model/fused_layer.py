@@ -1,7 +1,7 @@
 """BERT's transformer layer as one operation, for packed sequences in half precision on a GPU.
 
-Where matrix products are fast, a layer is bound by memory and by launches: those of transformers start more than a
-hundred kernels, read each gradient once more for the bias, and add the gradients of residual connections apart. Here a
+Where matrix products are fast, a layer is bound by memory and by launches: those of transformers start twice as many
+kernels, read each gradient once more for the bias, and add the gradients of residual connections separately. Here a
 layer takes 11 kernels forward and 21 backward: queries, keys and values are one product, residual gradients are added
 by the products, and everything between two products is one pass (`bali_ds.model.fused_kernels`).
 """
